@@ -1,0 +1,40 @@
+"""PyTorch Lightning modules for classification with metric losses. Names load on first use."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from metricloss_pl.losses import CenterLoss, CosineLoss, StandaloneCenterLoss
+    from metricloss_pl.regimes import (
+        CenterSoftmaxClassifier,
+        Classifier,
+        CosineClassifier,
+        SoftmaxClassifier,
+        StandaloneCenterClassifier,
+    )
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CenterLoss",
+    "CenterSoftmaxClassifier",
+    "Classifier",
+    "CosineClassifier",
+    "CosineLoss",
+    "SoftmaxClassifier",
+    "StandaloneCenterClassifier",
+    "StandaloneCenterLoss",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = "losses" if name.endswith("Loss") else "regimes"
+    return getattr(importlib.import_module(f"{__name__}.{home}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

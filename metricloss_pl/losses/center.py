@@ -1,0 +1,130 @@
+"""Center loss with centers that move by a closed-form rule under an optimizer of their own."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from metricloss_pl.losses import functional as F
+from metricloss_pl.losses._full_precision import FullPrecisionModule
+
+__all__ = ["CenterInit", "CenterLoss", "CenterRule", "initial_centers"]
+
+CenterRule = Literal["wen", "gradient"]
+CenterInit = Literal["normal", "zeros"]
+
+_MANY_PENDING = 1024
+
+
+def initial_centers(num_classes: int, embedding_dim: int, init: CenterInit) -> Tensor:
+    """Centers (C, D), float32: standard normal or zeros.
+
+    Raises:
+        ValueError: No class, no dimension, or an unknown way.
+    """
+    if num_classes < 1 or embedding_dim < 1:
+        raise ValueError(f"centers of shape ({num_classes}, {embedding_dim}): both must be at least 1")
+    if init == "normal":
+        return torch.randn(num_classes, embedding_dim, dtype=torch.float32)
+    if init == "zeros":
+        return torch.zeros(num_classes, embedding_dim, dtype=torch.float32)
+    raise ValueError(f"center_init is {init!r}; it must be 'normal' or 'zeros'")
+
+
+class CenterLoss(FullPrecisionModule):
+    """Center loss (Wen et al., ECCV 2016): the mean of 1/2 ||x - c_y||^2, its centers moved by a closed-form rule.
+
+    Centers are a parameter that autograd leaves alone: the loss weight, gradient clipping and loss scaling do not reach
+    them. In training, ``forward`` remembers its (detached) embeddings and labels, and :meth:`assign_center_grad` turns
+    everything remembered into a sparse gradient of the centers, ready for any optimizer that takes one::
+
+        criterion = CenterLoss(num_classes, embedding_dim)
+        center_optimizer = torch.optim.SGD(criterion.parameters(), lr=0.5)   # lr is alpha
+        ...
+        (cross_entropy + 0.01 * criterion(embeddings, labels)).backward()
+        optimizer.step()
+        criterion.assign_center_grad()
+        center_optimizer.step()
+
+    The cost of a step does not depend on the number of classes.
+
+    Args:
+        num_classes: C.
+        embedding_dim: D.
+        center_rule: ``wen``: Eq. 4, delta_j = sum (c_j - x_i) / (1 + n_j). ``gradient``: pytorch-center-loss's
+            sum 2 (c_j - x_i) / B; the value is then without the 1/2, as there, so that published weights keep their
+            meaning.
+        center_init: ``normal`` (standard normal) or ``zeros``.
+        reduction: Over the batch: ``mean``, ``sum`` or ``none``.
+
+    Raises:
+        ValueError: An unknown option, or no class or dimension.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_dim: int,
+        center_rule: CenterRule = "wen",
+        center_init: CenterInit = "normal",
+        reduction: F.Reduction = "mean",
+    ) -> None:
+        super().__init__()
+        if center_rule not in ("wen", "gradient"):
+            raise ValueError(f"center_rule is {center_rule!r}; it must be 'wen' or 'gradient'")
+        self.center_rule: CenterRule = center_rule
+        self.reduction: F.Reduction = reduction
+        self.centers = nn.Parameter(initial_centers(num_classes, embedding_dim, center_init), requires_grad=False)
+        self._pending: list[tuple[Tensor, Tensor]] = []
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """Embeddings (B, D) and labels (B,) to a scalar, or (B,) for ``reduction="none"``."""
+        loss = F.center_loss(embeddings, labels, self.centers, self.reduction)
+        if self.training and torch.is_grad_enabled():
+            self._remember(embeddings.detach(), labels.detach())
+        return loss if self.center_rule == "wen" else 2 * loss
+
+    def _remember(self, embeddings: Tensor, labels: Tensor) -> None:
+        self._pending.append((embeddings, labels))
+        if len(self._pending) == _MANY_PENDING:
+            warnings.warn(
+                f"CenterLoss holds the embeddings of {_MANY_PENDING} batches: call assign_center_grad() after each "
+                "optimizer step, or the centers never move and memory grows",
+                stacklevel=3,
+            )
+
+    def forget(self) -> None:
+        """Drop the remembered embeddings, as after an optimizer step that a loss scaler skipped."""
+        self._pending.clear()
+
+    def assign_center_grad(self, gather: Callable[[Tensor], Tensor] | None = None) -> None:
+        """Set ``centers.grad`` from all that ``forward`` has seen since the last call, and forget it.
+
+        Args:
+            gather: Joins the rows of all processes, (N, ...) to (N * processes, ...); None in a single process.
+
+        Raises:
+            RuntimeError: ``forward`` has seen nothing in training mode since the last call.
+        """
+        if not self._pending:
+            raise RuntimeError("assign_center_grad() found no embeddings: call the loss in training mode before it")
+        embeddings = torch.cat([seen for seen, _ in self._pending])
+        labels = torch.cat([seen for _, seen in self._pending])
+        self.forget()
+        if gather is not None:
+            embeddings, labels = gather(embeddings), gather(labels)
+        rule = F.center_delta if self.center_rule == "wen" else F.center_gradient
+        classes, gradient = rule(embeddings, labels, self.centers)
+        # torch.sparse_coo_tensor takes dtype and layout as given; `unique` has sorted the classes.
+        self.centers.grad = torch.sparse_coo_tensor(
+            classes[None],
+            gradient.to(self.centers.dtype),
+            self.centers.shape,
+            dtype=self.centers.dtype,
+            is_coalesced=True,
+            check_invariants=False,
+        )

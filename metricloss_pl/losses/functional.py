@@ -1,0 +1,443 @@
+"""The losses as pure functions of tensors.
+
+Each takes half or single precision and computes in float32 (float64 stays float64) with autocast off, knows nothing of
+processes or optimizers, and checks shapes and options but no values, so that it compiles into one graph.
+
+Shapes: ``embeddings (B, D)``, ``labels (B,)`` int64 in [0, C), ``centers (C, D)``, ``class_embeddings (C, D)``,
+``logits (B, C)``.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Literal, ParamSpec, TypeVar
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor
+
+__all__ = [
+    "InterTerm",
+    "IntraTerm",
+    "PairReduction",
+    "Reduction",
+    "center_delta",
+    "center_gradient",
+    "center_inter",
+    "center_loss",
+    "class_means",
+    "cosine_cross_entropy",
+    "cosine_loss",
+    "cosine_similarities",
+    "cross_entropy",
+    "exponential_intra",
+    "normalize",
+    "squared_distances",
+    "squared_error",
+    "standalone_center_loss",
+]
+
+Reduction = Literal["mean", "sum", "none"]
+Smoothing = Literal["all", "others"]
+PairTerm = Literal["log1p", "log", "margin", "negative"]
+PairReduction = Literal["sum", "mean"]
+IntraTerm = Literal["squared", "exp"]
+InterTerm = Literal["log1p", "log", "margin", "negative", "centers", "softmax"]
+
+# Shorter embeddings have no direction: they count as zero and receive no gradient, where dividing by a tiny norm would
+# send one of 1/eps through the network.
+_MIN_NORM = 1e-12
+# The smallest squared distance a logarithm sees; coincident points are finite and repel no further.
+_MIN_SQUARED_DISTANCE = 1e-12
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _full_precision(function: Callable[P, R]) -> Callable[P, R]:
+    """Run a loss in float32 or better: half tensors are lifted and autocast is off inside."""
+
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        device = args[0].device.type if isinstance(args[0], Tensor) else "cpu"
+        with torch.autocast(device_type=device, enabled=False):
+            return function(
+                *[_lift(value) for value in args],  # type: ignore[arg-type]
+                **{name: _lift(value) for name, value in kwargs.items()},  # type: ignore[arg-type]
+            )
+
+    return wrapper
+
+
+def _lift(value: object) -> object:
+    if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16):
+        return value.float()
+    return value
+
+
+def _reduce(values: Tensor, reduction: Reduction) -> Tensor:
+    if reduction == "mean":
+        return values.mean()
+    if reduction == "sum":
+        return values.sum()
+    if reduction == "none":
+        return values
+    raise ValueError(f"reduction is {reduction!r}; it must be 'mean', 'sum' or 'none'")
+
+
+def _check_width(embeddings: Tensor, rows: Tensor, name: str) -> None:
+    if embeddings.ndim != 2 or embeddings.shape[1] != rows.shape[1]:
+        raise ValueError(
+            f"embeddings have shape {tuple(embeddings.shape)} and {name} {tuple(rows.shape)}: "
+            "they must be (B, D) and (C, D) of one width D"
+        )
+
+
+# ------------------------------------------------------------------------------------------------------------- cosine
+
+
+@_full_precision
+def normalize(embeddings: Tensor) -> Tensor:
+    """Scale each row to norm 1: psi(x) = x / ||x||; a zero row stays zero and passes no gradient.
+
+    Args:
+        embeddings: (B, D).
+
+    Returns:
+        (B, D), rows of norm 1 or 0.
+    """
+    norm = torch.linalg.vector_norm(embeddings, dim=1, keepdim=True)
+    return torch.where(norm > _MIN_NORM, embeddings / norm.clamp_min(_MIN_NORM), torch.zeros_like(embeddings))
+
+
+@_full_precision
+def cosine_similarities(embeddings: Tensor, class_embeddings: Tensor | None = None) -> Tensor:
+    """Cosine of each embedding to each class embedding, in [-1, 1].
+
+    Args:
+        embeddings: (B, D).
+        class_embeddings: (C, D), rows of norm 1; None means one-hot, then D is C.
+
+    Returns:
+        (B, C).
+
+    Raises:
+        ValueError: The widths differ.
+    """
+    directions = normalize(embeddings)
+    if class_embeddings is None:
+        return directions
+    _check_width(embeddings, class_embeddings, "class_embeddings")
+    return directions @ class_embeddings.to(directions.dtype).T
+
+
+@_full_precision
+def cosine_loss(
+    embeddings: Tensor, labels: Tensor, class_embeddings: Tensor | None = None, reduction: Reduction = "mean"
+) -> Tensor:
+    """Cosine loss 1 - <phi(y), psi(x)> of Barz & Denzler (WACV 2020), in [0, 2], blind to the norm of x.
+
+    Args:
+        embeddings: x, (B, D).
+        labels: y, (B,).
+        class_embeddings: phi, (C, D), rows of norm 1; None means one-hot, then D is C.
+        reduction: Over the batch.
+
+    Returns:
+        A scalar, or (B,) for ``reduction="none"``.
+
+    Raises:
+        ValueError: The widths differ, or an unknown reduction.
+    """
+    directions = normalize(embeddings)
+    if class_embeddings is None:
+        cosine = directions.gather(1, labels[:, None]).squeeze(1)
+    else:
+        _check_width(embeddings, class_embeddings, "class_embeddings")
+        cosine = (directions * class_embeddings[labels]).sum(1)
+    return _reduce(1 - cosine, reduction)
+
+
+@_full_precision
+def cosine_cross_entropy(
+    embeddings: Tensor, labels: Tensor, class_embeddings: Tensor | None = None, reduction: Reduction = "mean"
+) -> Tensor:
+    """Cross-entropy on the cosines themselves, without a head or temperature (the VIPriors 2020 form of cosine + CE).
+
+    With one-hot class embeddings the logits are the bare normalised vector psi(x). Cosines lie in [-1, 1], so the value
+    stays above log(1 + (C - 1) exp(-C / (C - 1))) however well the network classifies, if D is C.
+
+    Args:
+        embeddings: (B, D).
+        labels: (B,).
+        class_embeddings: (C, D), rows of norm 1; None means one-hot, then D is C.
+        reduction: Over the batch.
+
+    Returns:
+        A scalar, or (B,) for ``reduction="none"``.
+    """
+    return nnf.cross_entropy(cosine_similarities(embeddings, class_embeddings), labels, reduction=reduction)
+
+
+# ------------------------------------------------------------------------------------------------------------ softmax
+
+
+@_full_precision
+def cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    label_smoothing: float = 0.0,
+    smoothing: Smoothing = "all",
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Softmax cross-entropy with label smoothing in either convention.
+
+    ``smoothing="all"`` spreads epsilon over all C classes (torch, Szegedy et al. 2016); ``"others"`` gives the true class
+    1 - epsilon and each other class epsilon / (C - 1) (Barz & Denzler 2020).
+
+    Args:
+        logits: (B, C).
+        labels: (B,).
+        label_smoothing: epsilon in [0, 1].
+        smoothing: The convention.
+        reduction: Over the batch.
+
+    Returns:
+        A scalar, or (B,) for ``reduction="none"``.
+    """
+    if smoothing == "others":
+        num_classes = logits.shape[1]
+        label_smoothing = min(1.0, label_smoothing * num_classes / max(1, num_classes - 1))
+    return nnf.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction=reduction)
+
+
+@_full_precision
+def squared_error(
+    embeddings: Tensor, labels: Tensor, class_embeddings: Tensor | None = None, reduction: Reduction = "mean"
+) -> Tensor:
+    """Squared error ||x - phi(y)||^2 to the class embedding, summed over dimensions (Barz & Denzler 2020).
+
+    Args:
+        embeddings: x, (B, D).
+        labels: y, (B,).
+        class_embeddings: phi, (C, D); None means one-hot, then D is C.
+        reduction: Over the batch.
+
+    Returns:
+        A scalar, or (B,) for ``reduction="none"``.
+
+    Raises:
+        ValueError: The widths differ, or an unknown reduction.
+    """
+    if class_embeddings is None:
+        targets = nnf.one_hot(labels, embeddings.shape[1]).to(embeddings.dtype)
+    else:
+        _check_width(embeddings, class_embeddings, "class_embeddings")
+        targets = class_embeddings[labels]
+    return _reduce((embeddings - targets).square().sum(1), reduction)
+
+
+# ------------------------------------------------------------------------------------------------------------- center
+
+
+@_full_precision
+def center_loss(embeddings: Tensor, labels: Tensor, centers: Tensor, reduction: Reduction = "mean") -> Tensor:
+    """Half the squared distance to the own center, 1/2 ||x - c_y||^2 (Wen et al., ECCV 2016, Eq. 2, over B).
+
+    Args:
+        embeddings: x, (B, D).
+        labels: y, (B,).
+        centers: c, (C, D).
+        reduction: Over the batch.
+
+    Returns:
+        A scalar, or (B,) for ``reduction="none"``.
+
+    Raises:
+        ValueError: The widths differ, or an unknown reduction.
+    """
+    _check_width(embeddings, centers, "centers")
+    return _reduce(0.5 * (embeddings - centers[labels]).square().sum(1), reduction)
+
+
+@_full_precision
+def center_delta(embeddings: Tensor, labels: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
+    """Center update of Wen et al. (ECCV 2016), Eq. 4: delta_j = sum_{i: y_i = j} (c_j - x_i) / (1 + n_j).
+
+    The step is c_j <- c_j - alpha * delta_j: independent of the loss weight, and none for classes absent from the batch.
+
+    Args:
+        embeddings: x, (B, D).
+        labels: y, (B,).
+        centers: c, (C, D).
+
+    Returns:
+        The K classes present, (K,) ascending, and their delta, (K, D).
+    """
+    classes, sums, counts = _class_sums(embeddings, labels, centers)
+    return classes, sums / (1 + counts)[:, None]
+
+
+@_full_precision
+def center_gradient(embeddings: Tensor, labels: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient of the mean squared distance to the own center: sum_{i: y_i = j} 2 (c_j - x_i) / B.
+
+    The center step of pytorch-center-loss, whose published loss has no 1/2.
+
+    Args:
+        embeddings: x, (B, D).
+        labels: y, (B,).
+        centers: c, (C, D).
+
+    Returns:
+        The K classes present, (K,) ascending, and their gradient, (K, D).
+    """
+    classes, sums, _ = _class_sums(embeddings, labels, centers)
+    return classes, sums * (2 / len(labels))
+
+
+def _class_sums(embeddings: Tensor, labels: Tensor, centers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Classes present (K,), sum of c_j - x_i over their members (K, D), and member counts (K,)."""
+    _check_width(embeddings, centers, "centers")
+    classes, member_of, counts = labels.unique(return_inverse=True, return_counts=True)
+    offsets = centers[labels] - embeddings
+    sums = torch.zeros(len(classes), centers.shape[1], dtype=offsets.dtype, device=offsets.device)
+    return classes, sums.index_add_(0, member_of, offsets), counts
+
+
+@_full_precision
+def class_means(embeddings: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Mean embedding of each class, zero for an absent class.
+
+    Args:
+        embeddings: (B, D).
+        labels: (B,).
+        num_classes: C.
+
+    Returns:
+        Means (C, D) and counts (C,) int64.
+    """
+    sums = torch.zeros(num_classes, embeddings.shape[1], dtype=embeddings.dtype, device=embeddings.device)
+    counts = torch.bincount(labels, minlength=num_classes)
+    return sums.index_add_(0, labels, embeddings) / counts.clamp_min(1)[:, None], counts
+
+
+# --------------------------------------------------------------------------------------------------------- standalone
+
+
+@_full_precision
+def squared_distances(x: Tensor, y: Tensor) -> Tensor:
+    """Squared Euclidean distance of each row of x to each row of y, from differences, so never negative.
+
+    Args:
+        x: (N, D).
+        y: (M, D).
+
+    Returns:
+        (N, M).
+
+    Raises:
+        ValueError: The widths differ.
+    """
+    _check_width(x, y, "the other points")
+    # ||x||^2 + ||y||^2 - 2xy would lose all digits where a distance is small beside the norms.
+    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square()
+
+
+@_full_precision
+def standalone_center_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    centers: Tensor,
+    *,
+    inter: PairTerm = "log1p",
+    margin: float = 1.0,
+    pairs: PairReduction = "sum",
+    reduction: Reduction = "mean",
+) -> tuple[Tensor, Tensor]:
+    """Standalone center loss: pull embeddings to their center, push embeddings of different classes apart.
+
+    intra_i = ||x_i - c_{y_i}||^2 and inter_i = sum_{j: y_j != y_i} g(||x_i - x_j||^2); the loss to minimise is
+    w_intra * intra - w_inter * inter. With d2 the squared distance, g is
+
+    - ``log1p``: log(1 + d2), as the source's code; a near pair weighs most, at most 1;
+    - ``log``: log d2, as its README; a pair weighs 1 / d2;
+    - ``margin``: min(d2, margin); only pairs nearer than the margin push;
+    - ``negative``: d2; unbounded, every pair pushes alike.
+
+    Args:
+        embeddings: x, (B, D).
+        labels: y, (B,).
+        centers: c, (C, D).
+        inter: g.
+        margin: A squared distance, for ``inter="margin"``.
+        pairs: ``sum`` over the ordered different-class pairs, divided by B as in the source, so that the term grows with
+            the batch; or the ``mean`` over these pairs.
+        reduction: Over the batch.
+
+    Returns:
+        intra and inter, each a scalar, or (B,) for ``reduction="none"``.
+
+    Raises:
+        ValueError: The widths differ, or an unknown option.
+    """
+    _check_width(embeddings, centers, "centers")
+    intra = (embeddings - centers[labels]).square().sum(1)
+    different = labels[:, None] != labels[None, :]
+    distances = squared_distances(embeddings, embeddings)
+    if inter == "log1p":
+        repulsion = torch.log1p(distances)
+    elif inter == "log":
+        repulsion = torch.log(distances.clamp_min(_MIN_SQUARED_DISTANCE))
+    elif inter == "margin":
+        repulsion = distances.clamp_max(margin)
+    elif inter == "negative":
+        repulsion = distances
+    else:
+        raise ValueError(f"inter is {inter!r}; it must be 'log1p', 'log', 'margin' or 'negative'")
+    push = torch.where(different, repulsion, torch.zeros_like(repulsion)).sum(1)
+    if pairs == "mean":
+        push = push * (len(labels) / different.sum().clamp_min(1))
+    elif pairs != "sum":
+        raise ValueError(f"pairs is {pairs!r}; it must be 'sum' or 'mean'")
+    return _reduce(intra, reduction), _reduce(push, reduction)
+
+
+@_full_precision
+def exponential_intra(
+    embeddings: Tensor, labels: Tensor, centers: Tensor, scale: float = 1.0, reduction: Reduction = "mean"
+) -> Tensor:
+    """exp(scale * ||x - c_y||^2), an alternative pull of the standalone center loss that its author tried.
+
+    The exponent stops at 80, where float32 ends: farther embeddings have a finite loss and no gradient.
+
+    Args:
+        embeddings: x, (B, D).
+        labels: y, (B,).
+        centers: c, (C, D).
+        scale: alpha.
+        reduction: Over the batch.
+
+    Returns:
+        A scalar, or (B,) for ``reduction="none"``.
+    """
+    _check_width(embeddings, centers, "centers")
+    distances = (embeddings - centers[labels]).square().sum(1)
+    return _reduce(torch.exp((scale * distances).clamp_max(80.0)), reduction)
+
+
+@_full_precision
+def center_inter(centers: Tensor) -> Tensor:
+    """Log distances between centers, (1 / C) sum_{i != j} log ||c_i - c_j||^2: the push that goes with the exp pull.
+
+    Args:
+        centers: (C, D).
+
+    Returns:
+        A scalar; the loss to minimise subtracts it. 0 for a single class.
+    """
+    distances = squared_distances(centers, centers)
+    others = ~torch.eye(len(centers), dtype=torch.bool, device=centers.device)
+    logs = torch.log(distances.clamp_min(_MIN_SQUARED_DISTANCE))
+    return torch.where(others, logs, torch.zeros_like(logs)).sum() / len(centers)

@@ -1,0 +1,15 @@
+"""The training regimes, one LightningModule each."""
+
+from metricloss_pl.regimes.base import Classifier
+from metricloss_pl.regimes.center import CenterSoftmaxClassifier
+from metricloss_pl.regimes.cosine import CosineClassifier
+from metricloss_pl.regimes.softmax import SoftmaxClassifier
+from metricloss_pl.regimes.standalone import StandaloneCenterClassifier
+
+__all__ = [
+    "CenterSoftmaxClassifier",
+    "Classifier",
+    "CosineClassifier",
+    "SoftmaxClassifier",
+    "StandaloneCenterClassifier",
+]

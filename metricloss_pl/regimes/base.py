@@ -1,0 +1,282 @@
+"""What every training regime shares: images to embeddings, the steps, metrics, and the injected optimizer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from metricloss_pl.data import ImageDataModule
+from metricloss_pl.errors import UserError
+from metricloss_pl.metrics import Temperature
+
+__all__ = ["Classifier", "sgd"]
+
+
+def sgd(parameters: Any) -> torch.optim.Optimizer:
+    """The default optimizer: SGD at learning rate 0.05 with momentum 0.9."""
+    return torch.optim.SGD(parameters, lr=0.05, momentum=0.9)
+
+
+class Classifier(LightningModule, ABC):
+    """Base of the regimes: images (B, C, H, W) -> features (B, F) -> embeddings (B, D) -> class scores (B, C).
+
+    A regime adds what it owns (a head, centers, class embeddings) and says two things: :meth:`losses` of a batch of
+    embeddings and :meth:`class_scores` of embeddings, whose largest is the prediction.
+
+    Images are integers of their type's whole range, or floats in [0, 1]; the module itself normalises them by the
+    training images' mean and deviation, which it takes from an :class:`~metricloss_pl.data.ImageDataModule` and keeps in
+    its checkpoint.
+
+    Args:
+        num_classes: C; linked from the data on the command line.
+        backbone: Network from images to features, with an attribute ``num_features``.
+        class_names: Names in the labels' order; linked from the data on the command line. A checkpoint of other names
+            is refused. None: "0", "1", ...
+        embedding_dim: D of a linear layer on the features; None: the features as they are.
+        optimizer: From parameters to an optimizer.
+        lr_scheduler: From an optimizer to a learning-rate schedule.
+        lr_scheduler_interval: Whether the schedule steps each ``epoch`` or each ``step``.
+        class_weights: ``balanced``: an image's loss is weighted by N / (C * N_class) of the training part. None: all alike.
+
+    Raises:
+        UserError: A class count that the names contradict, or a backbone without ``num_features``.
+    """
+
+    mean: Tensor
+    std: Tensor
+    temperature: Tensor
+    class_weights: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: nn.Module,
+        class_names: Sequence[str] | None = None,
+        embedding_dim: int | None = None,
+        optimizer: OptimizerCallable = sgd,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
+        class_weights: Literal["balanced"] | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        names = [str(label) for label in range(num_classes)] if class_names is None else list(class_names)
+        if len(names) != num_classes or num_classes < 2:
+            raise UserError(f"{num_classes} classes and {len(names)} class names: they must be equal, and at least 2")
+        if not isinstance(num_features := getattr(backbone, "num_features", None), int):
+            raise UserError(f"backbone {type(backbone).__name__} has no num_features: give it the width of its output")
+        self.num_classes = num_classes
+        self.class_names = names
+        self.backbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.embedding = nn.Identity() if embedding_dim is None else nn.Linear(num_features, embedding_dim)
+        self.embedding_dim = num_features if embedding_dim is None else embedding_dim
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.lr_scheduler_interval = lr_scheduler_interval
+        self.balance_classes = class_weights == "balanced"
+        self.image_format: dict[str, int | None] | None = None
+        self.register_buffer("mean", torch.zeros(1))
+        self.register_buffer("std", torch.ones(1))
+        self.register_buffer("temperature", torch.ones(()))
+        self.register_buffer("class_weights", torch.ones(num_classes))
+
+        accuracies = {
+            "accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
+            "balanced_accuracy": MulticlassAccuracy(num_classes, average="macro", validate_args=False),
+        }
+        if num_classes > 5:
+            accuracies["top5_accuracy"] = MulticlassAccuracy(num_classes, 5, average="micro", validate_args=False)
+        metrics = MetricCollection(accuracies)
+        self.val_metrics = metrics.clone(prefix="val/")
+        self.test_metrics = metrics.clone(prefix="test/")
+        self.calibration = Temperature()
+        self._check_optimizer()
+
+    # ------------------------------------------------------------------------------------------- what a regime says
+
+    @abstractmethod
+    def losses(self, embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Loss of a batch: ``loss`` is what training minimises, the rest its unweighted parts, to be logged.
+
+        Args:
+            embeddings: (B, D).
+            labels: (B,) int64 in [0, C).
+
+        Returns:
+            Scalars by name.
+        """
+
+    @abstractmethod
+    def class_scores(self, embeddings: Tensor) -> Tensor:
+        """Scores (B, C) of embeddings (B, D); the largest is the prediction."""
+
+    @property
+    def class_prototypes(self) -> Tensor | None:
+        """Points (C, D) that stand for the classes in the embedding space, to be drawn; None where there are none."""
+        return None
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Parameter groups of the optimizer; a regime may give some of its parameters settings of their own."""
+        return [{"params": [parameter for parameter in self.parameters() if parameter.requires_grad]}]
+
+    def average(self, values: Tensor, labels: Tensor) -> Tensor:
+        """Mean over the batch of per-image losses (B,), weighted by class where the regime was told to.
+
+        The weights have mean 1 over the training images, so the divisor stays B and processes average exactly.
+        """
+        return (values * self.class_weights[labels]).mean() if self.balance_classes else values.mean()
+
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        """Rows (N, ...) of all processes as (N * processes, ...), gradients flowing back; N is the same on each."""
+        if not dist.is_initialized() or dist.get_world_size() == 1:
+            return rows
+        gathered = self.all_gather(rows, sync_grads=rows.requires_grad)
+        assert isinstance(gathered, Tensor)
+        return gathered.flatten(0, 1)
+
+    # ------------------------------------------------------------------------------------------------------ the flow
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W), integers or floats in [0, 1], to embeddings (B, D)."""
+        scale = 1.0 if images.is_floating_point() else float(torch.iinfo(images.dtype).max)
+        shape = (-1, 1, 1)
+        images = (images.to(self.mean.dtype) / scale - self.mean.view(shape)) / self.std.view(shape)
+        embeddings: Tensor = self.embedding(self.backbone(images.contiguous(memory_format=torch.channels_last)))
+        return embeddings
+
+    def probabilities(self, class_scores: Tensor) -> Tensor:
+        """softmax(class_scores / T), (B, C); T is fitted on the validation part and 1 where there is none."""
+        return torch.softmax(class_scores.float() / self.temperature.float(), dim=1)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch
+        losses = self.losses(self(images), labels)
+        if batch_idx == 0 or (batch_idx + 1) % self.trainer.log_every_n_steps == 0:
+            self._check_finite(losses)
+        self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()}, batch_size=len(labels))
+        return losses["loss"]
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        return self._evaluate(batch, "val", self.val_metrics)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        return self._evaluate(batch, "test", self.test_metrics)
+
+    def _evaluate(self, batch: tuple[Tensor, Tensor], part: str, metrics: MetricCollection) -> dict[str, Tensor]:
+        images, labels = batch
+        embeddings = self(images)
+        losses, scores = self.losses(embeddings, labels), self.class_scores(embeddings)
+        metrics.update(scores, labels)
+        if part == "val":
+            self.calibration.update(scores, labels)
+        values = {f"{part}/{name}": value for name, value in losses.items()}
+        self.log_dict(values, batch_size=len(labels), on_step=False, on_epoch=True, sync_dist=True)
+        self.log_dict(metrics, on_step=False, on_epoch=True)
+        return {"loss": losses["loss"], "predictions": scores.argmax(1), "labels": labels}
+
+    def on_validation_epoch_end(self) -> None:
+        fitted = self.calibration.compute()
+        self.calibration.reset()
+        if not self.trainer.sanity_checking:
+            self.temperature.copy_(fitted)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        """Probabilities and embeddings of a batch: images, or (images, labels[, index])."""
+        images, _, index = (*batch, None)[:3] if isinstance(batch, (tuple, list)) else (batch, None, None)
+        embeddings = self(images)
+        predictions = {"probabilities": self.probabilities(self.class_scores(embeddings)), "embeddings": embeddings}
+        return predictions if index is None else {"index": index, **predictions}
+
+    # ------------------------------------------------------------------------------------------------- optimization
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = self.optimizer(self.parameter_groups())
+        if self.lr_scheduler is None:
+            return optimizer
+        scheduler: Any = self.lr_scheduler(optimizer)
+        by_step = self.lr_scheduler_interval == "step"
+        if getattr(scheduler, "length", 0) is None:
+            scheduler.length = int(self.trainer.estimated_stepping_batches) if by_step else self.trainer.max_epochs
+        plan: dict[str, Any] = {"scheduler": scheduler, "interval": self.lr_scheduler_interval}
+        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            plan["monitor"] = getattr(scheduler, "monitor", "val/loss")
+        return {"optimizer": optimizer, "lr_scheduler": plan}  # type: ignore[return-value,typeddict-item]
+
+    def _check_optimizer(self) -> None:
+        """Build optimizer and schedule once, so that a wrong setting shows at construction."""
+        optimizer = self.optimizer([nn.Parameter(torch.zeros(1))])
+        if self.lr_scheduler is not None:
+            self.lr_scheduler(optimizer)
+
+    def _check_finite(self, losses: dict[str, Tensor]) -> None:
+        for name, value in losses.items():
+            if not torch.isfinite(value):
+                rates = ", ".join(f"{group['lr']:g}" for group in self.trainer.optimizers[0].param_groups)
+                raise UserError(
+                    f"train/{name} is {value.item()} at step {self.trainer.global_step} of epoch "
+                    f"{self.current_epoch} (learning rate {rates}): lower the learning rate or the loss weight, or set "
+                    "trainer.gradient_clip_val; the last checkpoint stays as it was"
+                )
+
+    # --------------------------------------------------------------------------------------- data and checkpoints
+
+    def setup(self, stage: str) -> None:
+        data = getattr(self.trainer, "datamodule", None)
+        if stage != "fit":
+            return
+        if isinstance(data, ImageDataModule):
+            mean, std = data.normalization
+            self.mean = torch.tensor(mean, dtype=self.mean.dtype, device=self.device)
+            self.std = torch.tensor(std, dtype=self.std.dtype, device=self.device)
+            self.image_format = data.image_format
+        if self.balance_classes:
+            if not isinstance(data, ImageDataModule):
+                raise UserError("class_weights is 'balanced', which needs an ImageDataModule that counts the classes")
+            counts = data.class_counts.to(self.device)
+            self.class_weights.copy_(counts.sum() / (self.num_classes * counts))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        for name, tensor in checkpoint["state_dict"].items():
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise UserError(
+                    f"{name} is not finite at step {checkpoint['global_step']}, so no checkpoint is written: lower the "
+                    "learning rate, or set trainer.gradient_clip_val; the last checkpoint stays as it was"
+                )
+        # What can be read back without running code from the file; a module or a lambda is given anew in Python.
+        hparams = checkpoint.get("hyper_parameters", {})
+        checkpoint["hyper_parameters"] = {name: value for name, value in hparams.items() if _is_plain(value)}
+        checkpoint["class_names"] = self.class_names
+        checkpoint["images"] = self.image_format
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if (names := checkpoint.get("class_names", self.class_names)) != self.class_names:
+            raise UserError(f"the checkpoint {_difference(names, self.class_names)}")
+        self.image_format = checkpoint.get("images")
+        state = checkpoint["state_dict"]
+        self.mean, self.std = torch.empty_like(state["mean"]), torch.empty_like(state["std"])
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(_is_plain(item) for item in value.values())
+    if isinstance(value, (list, tuple)):
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _difference(trained: list[str], given: list[str]) -> str:
+    """Where two lists of class names part, in words."""
+    if len(trained) != len(given):
+        return f"was trained on {len(trained)} classes and the data have {len(given)}: they must be the same"
+    label = next(i for i, (a, b) in enumerate(zip(trained, given, strict=True)) if a != b)
+    return f"calls class {label} {trained[label]!r} and the data call it {given[label]!r}: they must be the same"

@@ -1,0 +1,134 @@
+"""Cosine loss to fixed class embeddings, alone or with cross-entropy (Barz & Denzler, WACV 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from metricloss_pl.class_embeddings import one_hot, simplex
+from metricloss_pl.errors import UserError
+from metricloss_pl.losses import CosineLoss
+from metricloss_pl.losses import functional as F
+from metricloss_pl.regimes.base import Classifier, sgd
+
+__all__ = ["CosineClassifier"]
+
+
+class CosineClassifier(Classifier):
+    """Embeddings turned towards fixed class embeddings: 1 - <phi(y), psi(x)> + ce_weight * cross-entropy.
+
+    The cross-entropy is that of a learned head ReLU -> BatchNorm -> Linear on the normalised embedding, from which the
+    prediction then comes, as in the authors' code; or, with ``head="none"``, of the bare cosines. Without cross-entropy
+    (``ce_weight=0``) no head is built. The nearest class embedding is the prediction where there is no head.
+
+    Args:
+        num_classes: C; linked from the data on the command line.
+        backbone: Network from images to features, with an attribute ``num_features``.
+        class_names: Names in the labels' order; linked from the data on the command line.
+        class_embeddings: phi: ``one-hot``, ``simplex`` (C directions of largest equal angles), or in Python any
+            (C, D) tensor of rows of norm 1.
+        embedding_dim: ``auto``: a linear layer as wide as the class embeddings. An integer or None (the features as they
+            are) must agree with them.
+        ce_weight: lambda, the weight of the cross-entropy.
+        head: ``paper``: the learned head; ``none``: cross-entropy of the bare cosines.
+        head_weight_decay: Weight decay of the head's Linear weight alone, added to the optimizer as a group of its own;
+            None: as all other parameters.
+        optimizer: From parameters to an optimizer.
+        lr_scheduler: From an optimizer to a learning-rate schedule.
+        lr_scheduler_interval: Whether the schedule steps each ``epoch`` or each ``step``.
+        class_weights: ``balanced``: an image's loss is weighted by N / (C * N_class) of the training part. None: all alike.
+
+    Raises:
+        UserError: A negative weight, or an embedding_dim that is not the class embeddings' width.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: nn.Module,
+        class_names: Sequence[str] | None = None,
+        class_embeddings: Literal["one-hot", "simplex"] | Tensor = "one-hot",
+        embedding_dim: Literal["auto"] | int | None = "auto",
+        ce_weight: float = 0.1,
+        head: Literal["paper", "none"] = "paper",
+        head_weight_decay: float | None = None,
+        optimizer: OptimizerCallable = sgd,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
+        class_weights: Literal["balanced"] | None = None,
+    ) -> None:
+        targets = _class_embeddings(class_embeddings, num_classes)
+        super().__init__(
+            num_classes,
+            backbone,
+            class_names,
+            targets.shape[1] if embedding_dim == "auto" else embedding_dim,
+            optimizer,
+            lr_scheduler,
+            lr_scheduler_interval,
+            class_weights,
+        )
+        if ce_weight < 0:
+            raise UserError(f"ce_weight is {ce_weight}; it must be at least 0")
+        if self.embedding_dim != targets.shape[1]:
+            given = "the backbone's features" if embedding_dim is None else "embedding_dim"
+            raise UserError(
+                f"{given} are {self.embedding_dim} wide and the class embeddings {targets.shape[1]}: "
+                "set model.embedding_dim to auto"
+            )
+        # The identity as a dense matrix would cost C x C: one-hot targets are an index.
+        self.criterion = CosineLoss(None if class_embeddings == "one-hot" else targets, reduction="none")
+        self.ce_weight = ce_weight
+        self.head_weight_decay = head_weight_decay
+        self.head: nn.Sequential | None = None
+        if ce_weight > 0 and head == "paper":
+            width = self.embedding_dim
+            self.head = nn.Sequential(nn.ReLU(), nn.BatchNorm1d(width), nn.Linear(width, num_classes))
+
+    def losses(self, embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Cosine loss and cross-entropy of a batch: embeddings (B, D), labels (B,)."""
+        cosine = self.average(self.criterion(embeddings, labels), labels)
+        if self.ce_weight == 0:
+            return {"loss": cosine}
+        logits = self.class_scores(embeddings)
+        cross_entropy = self.average(F.cross_entropy(logits, labels, reduction="none"), labels)
+        loss = cosine + self.ce_weight * cross_entropy
+        return {"loss": loss, "cosine_loss": cosine, "cross_entropy": cross_entropy}
+
+    def class_scores(self, embeddings: Tensor) -> Tensor:
+        """Head logits, or cosines to the class embeddings: (B, C) of embeddings (B, D)."""
+        if self.head is None:
+            return self.criterion.similarities(embeddings)
+        logits: Tensor = self.head(F.normalize(embeddings).to(self.head[2].weight.dtype))
+        return logits
+
+    @property
+    def class_prototypes(self) -> Tensor:
+        """The class embeddings (C, D)."""
+        targets = self.criterion.class_embeddings
+        return one_hot(self.num_classes).to(self.device) if targets is None else targets
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """All parameters, with the head's Linear weight apart where it has a weight decay of its own."""
+        if self.head is None or self.head_weight_decay is None:
+            return super().parameter_groups()
+        weight = self.head[2].weight
+        others = [p for p in self.parameters() if p.requires_grad and p is not weight]
+        return [{"params": others}, {"params": [weight], "weight_decay": self.head_weight_decay}]
+
+
+def _class_embeddings(given: str | Tensor, num_classes: int) -> Tensor:
+    if isinstance(given, Tensor):
+        if given.ndim != 2 or len(given) != num_classes:
+            raise UserError(f"class_embeddings have shape {tuple(given.shape)}; they must be ({num_classes}, D)")
+        if not (given.float().norm(dim=1) - 1).abs().max() < 1e-4:
+            raise UserError("class_embeddings have rows whose norm is not 1: divide each by its norm")
+        return given.float()
+    if given == "one-hot":
+        return one_hot(num_classes)
+    if given == "simplex":
+        return simplex(num_classes)
+    raise UserError(f"class_embeddings is {given!r}; it must be 'one-hot', 'simplex' or a (C, D) tensor")

@@ -1,0 +1,83 @@
+"""Softmax cross-entropy: the baseline that every metric loss is measured against."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from metricloss_pl.errors import UserError
+from metricloss_pl.losses import functional as F
+from metricloss_pl.regimes.base import Classifier, sgd
+
+__all__ = ["SoftmaxClassifier"]
+
+
+class SoftmaxClassifier(Classifier):
+    """A linear head on the embedding, trained by cross-entropy or by squared error to the one-hot.
+
+    Args:
+        num_classes: C; linked from the data on the command line.
+        backbone: Network from images to features, with an attribute ``num_features``.
+        class_names: Names in the labels' order; linked from the data on the command line.
+        embedding_dim: D of a linear layer on the features; None: the features as they are.
+        loss: ``cross_entropy``, or ``squared_error`` of the logits to the one-hot, summed over classes.
+        label_smoothing: epsilon in [0, 1), for cross-entropy.
+        smoothing: ``all``: epsilon spread over all C classes (torch); ``others``: over the C - 1 wrong ones (Barz & Denzler).
+        optimizer: From parameters to an optimizer.
+        lr_scheduler: From an optimizer to a learning-rate schedule.
+        lr_scheduler_interval: Whether the schedule steps each ``epoch`` or each ``step``.
+        class_weights: ``balanced``: an image's loss is weighted by N / (C * N_class) of the training part. None: all alike.
+
+    Raises:
+        UserError: label_smoothing outside [0, 1), or with squared error.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: nn.Module,
+        class_names: Sequence[str] | None = None,
+        embedding_dim: int | None = None,
+        loss: Literal["cross_entropy", "squared_error"] = "cross_entropy",
+        label_smoothing: float = 0.0,
+        smoothing: Literal["all", "others"] = "all",
+        optimizer: OptimizerCallable = sgd,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
+        class_weights: Literal["balanced"] | None = None,
+    ) -> None:
+        super().__init__(
+            num_classes,
+            backbone,
+            class_names,
+            embedding_dim,
+            optimizer,
+            lr_scheduler,
+            lr_scheduler_interval,
+            class_weights,
+        )
+        if not 0 <= label_smoothing < 1:
+            raise UserError(f"label_smoothing is {label_smoothing}; it must be in [0, 1)")
+        if loss == "squared_error" and label_smoothing:
+            raise UserError(f"label_smoothing is {label_smoothing}, which loss 'squared_error' has no use for; set it to 0")
+        self.loss = loss
+        self.label_smoothing = label_smoothing
+        self.smoothing: Literal["all", "others"] = smoothing
+        self.head = nn.Linear(self.embedding_dim, num_classes)
+
+    def losses(self, embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Cross-entropy or squared error of a batch: embeddings (B, D), labels (B,)."""
+        logits = self.head(embeddings)
+        if self.loss == "squared_error":
+            values = F.squared_error(logits, labels, reduction="none")
+        else:
+            values = F.cross_entropy(logits, labels, self.label_smoothing, self.smoothing, "none")
+        return {"loss": self.average(values, labels)}
+
+    def class_scores(self, embeddings: Tensor) -> Tensor:
+        """Logits (B, C) of embeddings (B, D)."""
+        logits: Tensor = self.head(embeddings)
+        return logits
