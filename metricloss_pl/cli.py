@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -20,9 +21,6 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 # Imported so that YAML may name these classes without their module.
-import metricloss_pl.backbones
-import metricloss_pl.callbacks
-import metricloss_pl.schedules
 from metricloss_pl.callbacks import PredictionWriter
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.errors import UserError
@@ -50,7 +48,7 @@ class RunConfigCallback(SaveConfigCallback):
 
 
 class MetricLossCLI(LightningCLI):
-    """LightningCLI for a :class:`~metricloss_pl.regimes.Classifier` and an :class:`~metricloss_pl.data.ImageDataModule`.
+    """LightningCLI for a :class:`~metricloss_pl.regimes.Classifier` on :class:`~metricloss_pl.data.ImageDataModule`.
 
     The class count, the class names and the number of image channels come from the data; a run lives in
     ``<runs_dir>/<stem of the config>/version_<N>``.
@@ -99,7 +97,7 @@ class MetricLossCLI(LightningCLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        self.config = parser.parse_args(args)
+        self.config = parser.parse_args(args)  # type: ignore[arg-type]
         config = self.config[self.config.subcommand]
         config.weights_only = True
         if "return_predictions" in config:
@@ -125,7 +123,7 @@ class MetricLossCLI(LightningCLI):
         folder = self._run_folder()
         logs = self.subcommand != "predict" and given.logger in (None, True)
         if logs:
-            kwargs["logger"] = TensorBoardLogger(folder.parent.parent, folder.parent.name, folder.name)
+            kwargs["logger"] = TensorBoardLogger(folder.parent.parent, folder.parent.name, _version(folder))
         elif given.logger is None:
             kwargs["logger"] = False
         callbacks = given.callbacks or []
@@ -161,7 +159,7 @@ class MetricLossCLI(LightningCLI):
 
     def after_fit(self) -> None:
         seconds = time.monotonic() - self._started
-        if self.trainer.fast_dev_run:
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         checkpoint = self.trainer.checkpoint_callback
         best = getattr(checkpoint, "best_model_path", "") or getattr(checkpoint, "last_model_path", "")
@@ -203,11 +201,17 @@ def _check_checkpoint(path: str, class_path: str, subcommand: str) -> None:
         raise UserError(f"--ckpt_path {path}: there is no such checkpoint file; {how}")
     checkpoint = _read_checkpoint(path)
     trained = checkpoint["hyper_parameters"].get("_class_path", class_path)
-    if trained != class_path:
+    if trained != class_path and _loaded_class(trained) is not _loaded_class(class_path):
         raise UserError(
             f"--ckpt_path {path} is a checkpoint of {trained.rpartition('.')[2]} and the config asks for "
             f"{class_path.rpartition('.')[2]}: give the config that it was trained with"
         )
+
+
+def _loaded_class(class_path: str) -> object:
+    """The class of this path if its module is imported; what a file names is never imported for its sake."""
+    module, _, name = class_path.rpartition(".")
+    return getattr(sys.modules.get(module), name, class_path)
 
 
 def _read_checkpoint(path: str) -> dict[str, Any]:
@@ -215,7 +219,7 @@ def _read_checkpoint(path: str) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a torn file can raise nearly anything
         raise UserError(
-            f"--ckpt_path {path} can't be read ({type(error).__name__}): it is truncated or no checkpoint of plain tensors"
+            f"--ckpt_path {path} can't be read ({type(error).__name__}): it is truncated, or no checkpoint"
         ) from error
     if not isinstance(checkpoint, dict) or not {"state_dict", "hyper_parameters"} <= checkpoint.keys():
         raise UserError(f"--ckpt_path {path} holds no regime of metricloss_pl: give a file that `fit` has written")
@@ -294,7 +298,16 @@ def _innermost(error: BaseException) -> str:
 
 
 def _one_line(message: str) -> str:
-    return " ".join(message.split())
+    """The message on one line, without what jsonargparse says of the alternative None of an optional argument."""
+    line = " ".join(message.split())
+    line = re.sub(r"Does not validate against any of the Union subtypes Subtypes: \[.*?\] Errors: - ", "", line)
+    return re.sub(r" - Expected a <class 'NoneType'> Given value type: .*$", "", line)
+
+
+def _version(folder: Path) -> int | str:
+    """A run folder's version as TensorBoardLogger spells it: 3 for version_3."""
+    number = folder.name.removeprefix("version_")
+    return int(number) if number.isdigit() else folder.name
 
 
 def _short(path: str | Path) -> str:

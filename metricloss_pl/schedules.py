@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -56,6 +57,6 @@ class CosineDecay(LRScheduler):
         decay = (progress - self.warmup) / (1 - self.warmup)
         return self.final + (1 - self.final) * (1 + math.cos(math.pi * decay)) / 2
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         """Learning rate of each group."""
         return [peak * self.factor(self.last_epoch) for peak in self.base_lrs]

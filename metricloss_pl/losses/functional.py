@@ -108,7 +108,8 @@ def normalize(embeddings: Tensor) -> Tensor:
         (B, D), rows of norm 1 or 0.
     """
     norm = torch.linalg.vector_norm(embeddings, dim=1, keepdim=True)
-    return torch.where(norm > _MIN_NORM, embeddings / norm.clamp_min(_MIN_NORM), torch.zeros_like(embeddings))
+    # So compared, nan stays nan.
+    return torch.where(norm <= _MIN_NORM, torch.zeros_like(embeddings), embeddings / norm.clamp_min(_MIN_NORM))
 
 
 @_full_precision
@@ -193,8 +194,8 @@ def cross_entropy(
 ) -> Tensor:
     """Softmax cross-entropy with label smoothing in either convention.
 
-    ``smoothing="all"`` spreads epsilon over all C classes (torch, Szegedy et al. 2016); ``"others"`` gives the true class
-    1 - epsilon and each other class epsilon / (C - 1) (Barz & Denzler 2020).
+    ``smoothing="all"`` spreads epsilon over all C classes (torch, Szegedy et al. 2016); ``"others"`` gives the true
+    class 1 - epsilon and each other class epsilon / (C - 1) (Barz & Denzler 2020).
 
     Args:
         logits: (B, C).
@@ -265,7 +266,7 @@ def center_loss(embeddings: Tensor, labels: Tensor, centers: Tensor, reduction: 
 def center_delta(embeddings: Tensor, labels: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
     """Center update of Wen et al. (ECCV 2016), Eq. 4: delta_j = sum_{i: y_i = j} (c_j - x_i) / (1 + n_j).
 
-    The step is c_j <- c_j - alpha * delta_j: independent of the loss weight, and none for classes absent from the batch.
+    The step is c_j <- c_j - alpha * delta_j: independent of the loss weight, none for classes absent from the batch.
 
     Args:
         embeddings: x, (B, D).
@@ -372,8 +373,8 @@ def standalone_center_loss(
         centers: c, (C, D).
         inter: g.
         margin: A squared distance, for ``inter="margin"``.
-        pairs: ``sum`` over the ordered different-class pairs, divided by B as in the source, so that the term grows with
-            the batch; or the ``mean`` over these pairs.
+        pairs: ``sum`` over the ordered different-class pairs, divided by B as in the source, so that the term grows
+            with the batch; or the ``mean`` over these pairs.
         reduction: Over the batch.
 
     Returns:

@@ -15,10 +15,11 @@ __all__ = ["StandaloneCenterLoss"]
 class StandaloneCenterLoss(FullPrecisionModule):
     """Standalone center loss: intra_weight * intra - inter_weight * inter (mo-vic/standalone-center-loss, 2019).
 
-    The centers are an ordinary parameter. Give them to the network's optimizer as a group of their own, without momentum
-    and weight decay, which would go on moving classes that the batch lacks::
+    The centers are an ordinary parameter. Give them to the network's optimizer as a group of their own, without
+    momentum and weight decay, which would go on moving classes that the batch lacks::
 
-        SGD([{"params": network.parameters()}, {"params": criterion.parameters(), "momentum": 0, "weight_decay": 0}], ...)
+        centers = {"params": criterion.parameters(), "momentum": 0, "weight_decay": 0}
+        SGD([{"params": network.parameters()}, centers], lr=0.01, momentum=0.9)
 
     Args:
         num_classes: C.
@@ -27,9 +28,10 @@ class StandaloneCenterLoss(FullPrecisionModule):
         inter_weight: Weight of the push between classes; inter is what grows as classes part, and is subtracted.
         intra: ``squared``: ||x - c_y||^2; ``exp``: exp(intra_scale * ||x - c_y||^2).
         intra_scale: For ``intra="exp"``.
-        inter: ``log1p`` (the source's code), ``log`` (its README), ``margin`` and ``negative``: between the embeddings of a
-            batch, see :func:`~metricloss_pl.losses.functional.standalone_center_loss`. ``centers``: log distances between
-            the centers. ``softmax``: mean log-probability that a linear layer over the centers gives each its own class.
+        inter: Between the embeddings of a batch, ``log1p`` (the source's code), ``log`` (its README), ``margin`` or
+            ``negative``: see :func:`~metricloss_pl.losses.functional.standalone_center_loss`. ``centers``: log
+            distances between the centers. ``softmax``: mean log-probability of its own class that a linear layer over
+            the centers gives to each.
         margin: Squared distance from which a pair no longer pushes, for ``inter="margin"``.
         pairs: ``sum`` over different-class pairs divided by B, as in the source; or their ``mean``.
         center_init: ``normal`` (standard normal) or ``zeros`` (only where inter does not act on the centers).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from metricloss_pl.data import ImageDataModule
@@ -34,8 +35,8 @@ class Classifier(LightningModule, ABC):
     embeddings and :meth:`class_scores` of embeddings, whose largest is the prediction.
 
     Images are integers of their type's whole range, or floats in [0, 1]; the module itself normalises them by the
-    training images' mean and deviation, which it takes from an :class:`~metricloss_pl.data.ImageDataModule` and keeps in
-    its checkpoint.
+    training images' mean and deviation, which it takes from an :class:`~metricloss_pl.data.ImageDataModule` and keeps
+    in its checkpoint.
 
     Args:
         num_classes: C; linked from the data on the command line.
@@ -46,7 +47,7 @@ class Classifier(LightningModule, ABC):
         optimizer: From parameters to an optimizer.
         lr_scheduler: From an optimizer to a learning-rate schedule.
         lr_scheduler_interval: Whether the schedule steps each ``epoch`` or each ``step``.
-        class_weights: ``balanced``: an image's loss is weighted by N / (C * N_class) of the training part. None: all alike.
+        class_weights: ``balanced``: an image's loss weighs N / (C * N_class), counts of the training part. None: 1.
 
     Raises:
         UserError: A class count that the names contradict, or a backbone without ``num_features``.
@@ -69,7 +70,9 @@ class Classifier(LightningModule, ABC):
         class_weights: Literal["balanced"] | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
+        with warnings.catch_warnings():  # a module among them is left out of the checkpoint, below
+            warnings.filterwarnings("ignore", message="Attribute '.*' is an instance of `nn.Module`")
+            self.save_hyperparameters()
         names = [str(label) for label in range(num_classes)] if class_names is None else list(class_names)
         if len(names) != num_classes or num_classes < 2:
             raise UserError(f"{num_classes} classes and {len(names)} class names: they must be equal, and at least 2")
@@ -77,7 +80,7 @@ class Classifier(LightningModule, ABC):
             raise UserError(f"backbone {type(backbone).__name__} has no num_features: give it the width of its output")
         self.num_classes = num_classes
         self.class_names = names
-        self.backbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.backbone = backbone.to(memory_format=torch.channels_last)
         self.embedding = nn.Identity() if embedding_dim is None else nn.Linear(num_features, embedding_dim)
         self.embedding_dim = num_features if embedding_dim is None else embedding_dim
         self.optimizer = optimizer
@@ -90,7 +93,7 @@ class Classifier(LightningModule, ABC):
         self.register_buffer("temperature", torch.ones(()))
         self.register_buffer("class_weights", torch.ones(num_classes))
 
-        accuracies = {
+        accuracies: dict[str, Metric | MetricCollection] = {
             "accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
             "balanced_accuracy": MulticlassAccuracy(num_classes, average="macro", validate_args=False),
         }
@@ -161,7 +164,7 @@ class Classifier(LightningModule, ABC):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
         losses = self.losses(self(images), labels)
-        if batch_idx == 0 or (batch_idx + 1) % self.trainer.log_every_n_steps == 0:
+        if batch_idx == 0 or (batch_idx + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._check_finite(losses)
         self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()}, batch_size=len(labels))
         return losses["loss"]
@@ -210,7 +213,7 @@ class Classifier(LightningModule, ABC):
         plan: dict[str, Any] = {"scheduler": scheduler, "interval": self.lr_scheduler_interval}
         if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
             plan["monitor"] = getattr(scheduler, "monitor", "val/loss")
-        return {"optimizer": optimizer, "lr_scheduler": plan}  # type: ignore[return-value,typeddict-item]
+        return {"optimizer": optimizer, "lr_scheduler": plan}  # type: ignore[return-value]
 
     def _check_optimizer(self) -> None:
         """Build optimizer and schedule once, so that a wrong setting shows at construction."""

@@ -41,14 +41,14 @@ class CenterSoftmaxClassifier(Classifier):
         center_weight: lambda, at least 0; the centers move alike for every value.
         center_rule: ``wen``: Eq. 4, delta_j = sum (c_j - x_i) / (1 + n_j). ``gradient``: pytorch-center-loss's
             sum 2 (c_j - x_i) / B, with its loss value, which has no 1/2.
-        center_init: ``normal``, ``zeros``, or ``class-means`` of the un-augmented training images before the first step.
+        center_init: ``normal``, ``zeros``, or ``class-means`` of the un-augmented training images at the start.
         center_optimizer: From parameters to an optimizer that takes sparse gradients: SGD without momentum and weight
             decay (its lr is alpha), Adagrad or SparseAdam.
         label_smoothing: epsilon in [0, 1), spread over all C classes.
         optimizer: From parameters to an optimizer, for all but the centers.
         lr_scheduler: From an optimizer to a learning-rate schedule.
         lr_scheduler_interval: Whether the schedule steps each ``epoch`` or each ``step``.
-        class_weights: ``balanced``: an image's loss is weighted by N / (C * N_class) of the training part. None: all alike.
+        class_weights: ``balanced``: an image's loss weighs N / (C * N_class), counts of the training part. None: 1.
 
     Raises:
         UserError: A negative weight, or a center optimizer that would fail or move absent classes.

@@ -17,6 +17,21 @@ from metricloss_pl.regimes.base import Classifier, sgd
 __all__ = ["CosineClassifier"]
 
 
+class CosineHead(nn.Module):
+    """The learned head of cosine + cross-entropy: Linear(BatchNorm(ReLU(x / ||x||))), (B, D) to logits (B, C)."""
+
+    def __init__(self, embedding_dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(embedding_dim)
+        self.linear = nn.Linear(embedding_dim, num_classes)
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """Embeddings (B, D) to logits (B, C)."""
+        directions = F.normalize(embeddings).to(self.linear.weight.dtype)
+        logits: Tensor = self.linear(self.norm(directions.relu()))
+        return logits
+
+
 class CosineClassifier(Classifier):
     """Embeddings turned towards fixed class embeddings: 1 - <phi(y), psi(x)> + ce_weight * cross-entropy.
 
@@ -30,8 +45,8 @@ class CosineClassifier(Classifier):
         class_names: Names in the labels' order; linked from the data on the command line.
         class_embeddings: phi: ``one-hot``, ``simplex`` (C directions of largest equal angles), or in Python any
             (C, D) tensor of rows of norm 1.
-        embedding_dim: ``auto``: a linear layer as wide as the class embeddings. An integer or None (the features as they
-            are) must agree with them.
+        embedding_dim: ``auto``: a linear layer as wide as the class embeddings. An integer or None (the features as
+            they are) must agree with them.
         ce_weight: lambda, the weight of the cross-entropy.
         head: ``paper``: the learned head; ``none``: cross-entropy of the bare cosines.
         head_weight_decay: Weight decay of the head's Linear weight alone, added to the optimizer as a group of its own;
@@ -39,7 +54,7 @@ class CosineClassifier(Classifier):
         optimizer: From parameters to an optimizer.
         lr_scheduler: From an optimizer to a learning-rate schedule.
         lr_scheduler_interval: Whether the schedule steps each ``epoch`` or each ``step``.
-        class_weights: ``balanced``: an image's loss is weighted by N / (C * N_class) of the training part. None: all alike.
+        class_weights: ``balanced``: an image's loss weighs N / (C * N_class), counts of the training part. None: 1.
 
     Raises:
         UserError: A negative weight, or an embedding_dim that is not the class embeddings' width.
@@ -83,10 +98,7 @@ class CosineClassifier(Classifier):
         self.criterion = CosineLoss(None if class_embeddings == "one-hot" else targets, reduction="none")
         self.ce_weight = ce_weight
         self.head_weight_decay = head_weight_decay
-        self.head: nn.Sequential | None = None
-        if ce_weight > 0 and head == "paper":
-            width = self.embedding_dim
-            self.head = nn.Sequential(nn.ReLU(), nn.BatchNorm1d(width), nn.Linear(width, num_classes))
+        self.head = CosineHead(self.embedding_dim, num_classes) if ce_weight > 0 and head == "paper" else None
 
     def losses(self, embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Cosine loss and cross-entropy of a batch: embeddings (B, D), labels (B,)."""
@@ -102,7 +114,7 @@ class CosineClassifier(Classifier):
         """Head logits, or cosines to the class embeddings: (B, C) of embeddings (B, D)."""
         if self.head is None:
             return self.criterion.similarities(embeddings)
-        logits: Tensor = self.head(F.normalize(embeddings).to(self.head[2].weight.dtype))
+        logits: Tensor = self.head(embeddings)
         return logits
 
     @property
@@ -115,7 +127,7 @@ class CosineClassifier(Classifier):
         """All parameters, with the head's Linear weight apart where it has a weight decay of its own."""
         if self.head is None or self.head_weight_decay is None:
             return super().parameter_groups()
-        weight = self.head[2].weight
+        weight = self.head.linear.weight
         others = [p for p in self.parameters() if p.requires_grad and p is not weight]
         return [{"params": others}, {"params": [weight], "weight_decay": self.head_weight_decay}]
 

@@ -25,11 +25,11 @@ class SoftmaxClassifier(Classifier):
         embedding_dim: D of a linear layer on the features; None: the features as they are.
         loss: ``cross_entropy``, or ``squared_error`` of the logits to the one-hot, summed over classes.
         label_smoothing: epsilon in [0, 1), for cross-entropy.
-        smoothing: ``all``: epsilon spread over all C classes (torch); ``others``: over the C - 1 wrong ones (Barz & Denzler).
+        smoothing: ``all``: epsilon spread over all C classes (torch); ``others``: over the C - 1 wrong ones (Barz).
         optimizer: From parameters to an optimizer.
         lr_scheduler: From an optimizer to a learning-rate schedule.
         lr_scheduler_interval: Whether the schedule steps each ``epoch`` or each ``step``.
-        class_weights: ``balanced``: an image's loss is weighted by N / (C * N_class) of the training part. None: all alike.
+        class_weights: ``balanced``: an image's loss weighs N / (C * N_class), counts of the training part. None: 1.
 
     Raises:
         UserError: label_smoothing outside [0, 1), or with squared error.
@@ -62,7 +62,7 @@ class SoftmaxClassifier(Classifier):
         if not 0 <= label_smoothing < 1:
             raise UserError(f"label_smoothing is {label_smoothing}; it must be in [0, 1)")
         if loss == "squared_error" and label_smoothing:
-            raise UserError(f"label_smoothing is {label_smoothing}, which loss 'squared_error' has no use for; set it to 0")
+            raise UserError(f"label_smoothing is {label_smoothing}, of no use to loss 'squared_error'; set it to 0")
         self.loss = loss
         self.label_smoothing = label_smoothing
         self.smoothing: Literal["all", "others"] = smoothing

@@ -40,7 +40,7 @@ class StandaloneCenterClassifier(Classifier):
         optimizer: From parameters to an optimizer.
         lr_scheduler: From an optimizer to a learning-rate schedule; it scales center_lr too.
         lr_scheduler_interval: Whether the schedule steps each ``epoch`` or each ``step``.
-        class_weights: ``balanced``: an image's loss is weighted by N / (C * N_class) of the training part. None: all alike.
+        class_weights: ``balanced``: an image's loss weighs N / (C * N_class), counts of the training part. None: 1.
 
     Raises:
         UserError: A weight, margin or learning rate outside its range, or options that contradict each other.

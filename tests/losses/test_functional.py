@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from torch.autograd import gradcheck
+
 from metricloss_pl.class_embeddings import one_hot, simplex
 from metricloss_pl.losses import functional as F
-from torch.autograd import gradcheck
 
 B, C, D = 7, 4, 3
 
@@ -198,17 +199,13 @@ def test_standalone_center_loss_equals_loop(batch, inter, pairs):
     embeddings, labels, centers = batch
     x, y, c = embeddings.tolist(), labels.tolist(), centers.tolist()
     intra = [slow_squared_distance(a, c[k]) for a, k in zip(x, y, strict=True)]
-    push = [
-        sum(TERMS[inter](slow_squared_distance(x[i], x[j])) for j in range(B) if y[i] != y[j]) for i in range(B)
-    ]
+    push = [sum(TERMS[inter](slow_squared_distance(x[i], x[j])) for j in range(B) if y[i] != y[j]) for i in range(B)]
     different = sum(y[i] != y[j] for i in range(B) for j in range(B))
     expected = sum(push) / (B if pairs == "sum" else different)
     values = F.standalone_center_loss(embeddings, labels, centers, inter=inter, margin=2.0, pairs=pairs)
     assert values[0].item() == pytest.approx(sum(intra) / B)
     assert values[1].item() == pytest.approx(expected)
-    each = F.standalone_center_loss(
-        embeddings, labels, centers, inter=inter, margin=2.0, pairs=pairs, reduction="none"
-    )
+    each = F.standalone_center_loss(embeddings, labels, centers, inter=inter, margin=2.0, pairs=pairs, reduction="none")
     assert each[0].tolist() == pytest.approx(intra)
     assert each[1].mean().item() == pytest.approx(expected)
 
@@ -248,7 +245,7 @@ def test_exponential_intra_and_center_inter_equal_loops(batch):
     assert torch.isfinite(F.center_inter(torch.zeros(C, D)))
 
 
-# ------------------------------------------------------------------------------------------- gradients, precision, graph
+# ------------------------------------------------------------------------------------------- gradients and precision
 
 
 def all_losses(labels, phi):

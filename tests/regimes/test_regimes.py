@@ -1,0 +1,364 @@
+"""What holds for every regime: it trains under every Trainer flag, logs, saves, loads, resumes and refuses."""
+
+import copy
+
+import pytest
+import torch
+from lightning.pytorch.plugins import MixedPrecision
+
+from metricloss_pl.class_embeddings import simplex
+from metricloss_pl.errors import UserError
+from metricloss_pl.regimes import (
+    CenterSoftmaxClassifier,
+    Classifier,
+    CosineClassifier,
+    SoftmaxClassifier,
+    StandaloneCenterClassifier,
+)
+from metricloss_pl.schedules import CosineDecay
+from tests.regimes.blobs import C, D, Flat, loader, trainer
+
+REGIMES = {
+    "softmax": lambda **o: SoftmaxClassifier(C, Flat(), **o),
+    "smooth": lambda **o: SoftmaxClassifier(C, Flat(), label_smoothing=0.1, smoothing="others", **o),
+    "squared": lambda **o: SoftmaxClassifier(C, Flat(), loss="squared_error", **o),
+    "cosine": lambda **o: CosineClassifier(C, Flat(), **o),
+    "cosine_no_head": lambda **o: CosineClassifier(C, Flat(), head="none", class_embeddings="simplex", **o),
+    "cosine_alone": lambda **o: CosineClassifier(C, Flat(), ce_weight=0, **o),
+    "center": lambda **o: CenterSoftmaxClassifier(C, Flat(), **o),
+    "center_gradient": lambda **o: CenterSoftmaxClassifier(C, Flat(), center_rule="gradient", center_weight=0.1, **o),
+    "standalone": lambda **o: StandaloneCenterClassifier(C, Flat(), **o),
+    "standalone_centers": lambda **o: StandaloneCenterClassifier(
+        C, Flat(), intra="exp", intra_scale=0.01, inter="centers", **o
+    ),
+    "standalone_softmax": lambda **o: StandaloneCenterClassifier(C, Flat(), inter="softmax", inter_weight=1.0, **o),
+    "standalone_mean": lambda **o: StandaloneCenterClassifier(C, Flat(), pairs="mean", inter_weight=1.0, **o),
+}
+
+
+@pytest.fixture(params=REGIMES)
+def build(request):
+    torch.manual_seed(0)
+    return REGIMES[request.param]
+
+
+def state(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def test_every_regime_learns_and_logs(build, tmp_path):
+    model = build(lr_scheduler=CosineDecay)
+    run = trainer(tmp_path, max_epochs=40)
+    run.fit(model, loader(), loader(24, seed=1))
+    logged, steps = dict(run.callback_metrics), run.global_step
+    metrics = run.validate(model, loader(24, seed=1), verbose=False)[0]
+    assert metrics["val/accuracy"] > 0.9
+    assert metrics["val/balanced_accuracy"] == pytest.approx(metrics["val/accuracy"])  # 8 images each
+    assert "val/top5_accuracy" not in metrics  # only three classes
+    parts = {name.removeprefix("val/") for name in metrics} - {"accuracy", "balanced_accuracy"}
+    assert {f"train/{part}" for part in parts} <= logged.keys()
+    assert "train/loss" in logged
+    assert steps == 40 * 4
+
+
+def test_every_regime_takes_clipping_accumulation_and_max_steps(build, tmp_path):
+    model = build(lr_scheduler=CosineDecay, lr_scheduler_interval="step")
+    run = trainer(tmp_path, max_epochs=-1, max_steps=5, accumulate_grad_batches=2, gradient_clip_val=0.1)
+    run.fit(model, loader())
+    assert run.global_step == 5
+    assert run.lr_scheduler_configs[0].scheduler.length == 5
+    assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(0, abs=1e-6)  # the cosine has come down
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_every_regime_takes_every_precision(build, precision, tmp_path):
+    model = build()
+    trainer(tmp_path, precision=precision).fit(model, loader(), loader(24))
+    for name, tensor in model.state_dict().items():
+        assert torch.isfinite(tensor).all(), name
+        if "criterion" in name:
+            assert tensor.dtype == (torch.float64 if precision == "64-true" else torch.float32), name
+
+
+def test_every_parameter_gets_a_gradient(build, tmp_path):
+    """Else DistributedDataParallel would stop: a head that the loss weight silences must not exist."""
+    model = build()
+    model.trainer = trainer(tmp_path)
+    images, labels = next(iter(loader()))
+    model.losses(model(images), labels)["loss"].backward()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_resumed_fit_equals_one_uninterrupted_fit(build, tmp_path):
+    start = build(optimizer=lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9))
+    whole, first, second = (copy.deepcopy(start) for _ in range(3))
+    trainer(tmp_path, max_epochs=4).fit(whole, loader())
+    run = trainer(tmp_path, max_epochs=2)
+    run.fit(first, loader())
+    run.save_checkpoint(tmp_path / "two.ckpt")
+    trainer(tmp_path, max_epochs=4).fit(second, loader(), ckpt_path=tmp_path / "two.ckpt", weights_only=True)
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, second.state_dict()[name]), name
+    assert any(not torch.equal(tensor, first.state_dict()[name]) for name, tensor in whole.state_dict().items())
+
+
+def test_checkpoint_reads_weights_only_and_loads_back(build, tmp_path):
+    model = build(class_names=["a", "b", "c"])
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(model, loader(), loader(24))
+    run.save_checkpoint(tmp_path / "model.ckpt")
+    checkpoint = torch.load(tmp_path / "model.ckpt", weights_only=True)
+    assert checkpoint["class_names"] == ["a", "b", "c"]
+    assert "optimizer" not in checkpoint["hyper_parameters"]
+    loaded = type(model).load_from_checkpoint(tmp_path / "model.ckpt", backbone=Flat()).eval()
+    images, _ = next(iter(loader()))
+    torch.testing.assert_close(loaded(images), model.eval()(images))
+    assert torch.equal(loaded.temperature, model.temperature)
+    other = build(class_names=["a", "x", "c"])
+    with pytest.raises(UserError, match="calls class 1 'b' and the data call it 'x'"):
+        trainer(tmp_path).test(other, loader(), ckpt_path=tmp_path / "model.ckpt", weights_only=True)
+    other = SoftmaxClassifier(2, Flat())
+    with pytest.raises(UserError, match="trained on 3 classes and the data have 2"):
+        other.on_load_checkpoint(checkpoint)
+
+
+def test_predictions(build, tmp_path):
+    model = build()
+    run = trainer(tmp_path, max_epochs=10)
+    run.fit(model, loader(), loader(24))
+    batches = run.predict(model, loader(24, seed=2))
+    probabilities = torch.cat([batch["probabilities"] for batch in batches])
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(24))
+    assert (probabilities.argmax(1) == torch.arange(24) % C).float().mean() > 0.85
+    assert torch.cat([batch["embeddings"] for batch in batches]).shape == (24, model.embedding_dim)
+    assert model.temperature.item() != 1.0  # fitted on the validation images
+
+
+def test_a_loss_that_stops_being_finite_ends_the_run(build, tmp_path):
+    model = build()
+    bad = loader()
+    bad.dataset.tensors[0][5] = float("nan")
+    with pytest.raises(UserError, match=r"train/loss is nan at step 0 of epoch 0 \(learning rate 0\.05") as caught:
+        trainer(tmp_path).fit(model, bad)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_checkpoint_of_weights_that_are_not_finite(build, tmp_path):
+    model = build()
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(model, loader())
+    with torch.no_grad():
+        model.backbone.net[1].bias[0] = float("inf")
+    with pytest.raises(UserError, match=r"backbone\.net\.1\.bias is not finite"):
+        run.save_checkpoint(tmp_path / "bad.ckpt")
+    assert not (tmp_path / "bad.ckpt").exists()
+
+
+def test_images_of_any_type_are_normalised_alike():
+    model = SoftmaxClassifier(C, Flat())
+    model.mean, model.std = torch.tensor([0.2]), torch.tensor([0.5])
+    images = torch.randint(0, 256, (5, 1, 4, 4), dtype=torch.uint8)
+    expected = model.backbone((images.float() / 255 - 0.2) / 0.5)
+    torch.testing.assert_close(model(images), expected)
+    torch.testing.assert_close(model(images.float() / 255), expected)
+
+
+def test_probabilities_are_softmax_of_scores_over_temperature():
+    model = SoftmaxClassifier(C, Flat())
+    model.temperature.fill_(2.0)
+    scores = torch.randn(4, C)
+    torch.testing.assert_close(model.probabilities(scores), torch.softmax(scores / 2, 1))
+
+
+# ------------------------------------------------------------------------------------------------- what a regime owns
+
+
+def test_squared_error_and_smoothing_reach_the_loss():
+    embeddings, labels = torch.randn(6, D), torch.arange(6) % C
+    model = REGIMES["squared"]()
+    logits = model.head(embeddings)
+    expected = (logits - torch.eye(C)[labels]).square().sum(1).mean()
+    torch.testing.assert_close(model.losses(embeddings, labels)["loss"], expected)
+    model = REGIMES["smooth"]()
+    target = torch.full((6, C), 0.05)
+    target[range(6), labels] = 0.9
+    expected = -(target * model.head(embeddings).log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(model.losses(embeddings, labels)["loss"], expected)
+
+
+def test_cosine_head_reads_the_normalised_embedding():
+    model = CosineClassifier(C, Flat(), ce_weight=0.3).eval()
+    embeddings, labels = torch.randn(6, C), torch.arange(6) % C
+    unit = embeddings / embeddings.norm(dim=1, keepdim=True)
+    logits = model.head.linear(model.head.norm(unit.relu()))
+    torch.testing.assert_close(model.class_scores(embeddings), logits)
+    losses = model.losses(embeddings, labels)
+    cosine = 1 - unit[range(6), labels].mean()
+    cross_entropy = torch.nn.functional.cross_entropy(logits, labels)
+    torch.testing.assert_close(losses["loss"], cosine + 0.3 * cross_entropy)
+    torch.testing.assert_close(model.class_scores(10 * embeddings), logits)
+
+
+def test_cosine_without_cross_entropy_has_no_head_and_predicts_the_nearest_class_embedding():
+    assert CosineClassifier(C, Flat(), ce_weight=0).head is None
+    targets = simplex(C)
+    model = CosineClassifier(C, Flat(), class_embeddings=targets, head="none")
+    assert model.head is None
+    assert model.embedding_dim == C - 1
+    assert model.class_scores(7 * targets).argmax(1).tolist() == list(range(C))
+    torch.testing.assert_close(model.class_prototypes, targets)
+
+
+def test_cosine_head_has_a_weight_decay_of_its_own():
+    model = CosineClassifier(C, Flat(), head_weight_decay=1e-3, optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
+    network, head = model.configure_optimizers().param_groups
+    assert network["weight_decay"] == 0
+    assert head["weight_decay"] == 1e-3
+    assert head["params"][0] is model.head.linear.weight
+    assert sum(len(g["params"]) for g in (network, head)) == len(list(model.parameters()))
+
+
+def test_centers_have_a_group_of_their_own():
+    optimizer = lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-3)  # noqa: E731
+    model = StandaloneCenterClassifier(C, Flat(), center_lr=0.3, optimizer=optimizer)
+    network, centers = model.configure_optimizers().param_groups
+    assert (centers["lr"], centers["momentum"], centers["weight_decay"]) == (0.3, 0, 0)
+    assert (network["lr"], network["momentum"], network["weight_decay"]) == (0.05, 0.9, 1e-3)
+    assert centers["params"][0] is model.criterion.centers
+
+
+@pytest.mark.parametrize("name", ["center", "standalone"])
+def test_centers_move_and_are_in_the_checkpoint(name, tmp_path):
+    model = REGIMES[name]()
+    before = model.criterion.centers.detach().clone()
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(model, loader())
+    run.save_checkpoint(tmp_path / "model.ckpt")
+    saved = torch.load(tmp_path / "model.ckpt", weights_only=True)["state_dict"]["criterion.centers"]
+    assert (saved - before).norm(dim=1).min() > 0.05
+    assert torch.equal(saved, model.class_prototypes)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.01, 10.0])
+def test_centers_follow_equation_4_whatever_the_weight(weight, tmp_path):
+    """One step by hand: c <- c - alpha * sum (c - x) / (1 + n), x from before the network's step."""
+    torch.manual_seed(0)
+    model = CenterSoftmaxClassifier(C, Flat(), center_weight=weight)
+    batch = loader(batch_size=12)
+    images, labels = next(iter(batch))
+    with torch.no_grad():
+        embeddings, centers = model(images), model.criterion.centers.clone()
+    for j in range(C):
+        own = embeddings[labels == j]
+        centers[j] -= 0.5 * (centers[j] - own).sum(0) / (1 + len(own))
+    trainer(tmp_path, max_epochs=-1, max_steps=1).fit(model, batch)
+    torch.testing.assert_close(model.criterion.centers.detach(), centers)
+
+
+def test_accumulated_micro_batches_move_centers_as_one_batch(tmp_path):
+    ends = []
+    for batch_size, accumulate in ((12, 1), (3, 4)):
+        torch.manual_seed(0)
+        model = CenterSoftmaxClassifier(C, Flat())
+        run = trainer(tmp_path, max_epochs=3, accumulate_grad_batches=accumulate, gradient_clip_val=0.5)
+        run.fit(model, loader(batch_size=batch_size))
+        assert run.global_step == 12
+        ends.append(state(model))
+    for name in ends[0]:
+        torch.testing.assert_close(ends[0][name], ends[1][name], rtol=1e-5, atol=1e-6)
+
+
+def test_center_optimizer_state_survives_a_resume(tmp_path):
+    build = lambda: CenterSoftmaxClassifier(  # noqa: E731
+        C, Flat(), center_optimizer=lambda p: torch.optim.Adagrad(p, lr=0.5)
+    )
+    torch.manual_seed(0)
+    start = build()
+    whole, first, second = copy.deepcopy(start), copy.deepcopy(start), build()
+    trainer(tmp_path, max_epochs=4).fit(whole, loader())
+    run = trainer(tmp_path, max_epochs=2)
+    run.fit(first, loader())
+    run.save_checkpoint(tmp_path / "two.ckpt")
+    trainer(tmp_path, max_epochs=4).fit(second, loader(), ckpt_path=tmp_path / "two.ckpt", weights_only=True)
+    assert torch.equal(whole.criterion.centers, second.criterion.centers)
+    saved, resumed = whole._center_stepper.state_dict(), second._center_stepper.state_dict()
+    assert torch.equal(saved["state"][0]["sum"], resumed["state"][0]["sum"])
+
+
+def test_a_skipped_step_moves_no_center_and_drops_its_embeddings(tmp_path):
+    class Overflow(CenterSoftmaxClassifier):
+        def losses(self, embeddings, labels):
+            losses = super().losses(embeddings, labels)
+            if self.trainer.global_step == 0 and not self.seen:
+                self.seen = True
+                losses["loss"] = losses["loss"] + (embeddings * 1e30).sum() * 1e30  # finite loss would scale to inf
+            return losses
+
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            self.history.append(self.criterion.centers.detach().clone())
+            assert self.criterion._pending == []
+
+        def _check_finite(self, losses):
+            pass
+
+    torch.manual_seed(0)
+    model = Overflow(C, Flat())
+    model.seen, model.history = False, []
+    before = model.criterion.centers.detach().clone()
+    plugin = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))
+    trainer(tmp_path, max_epochs=1, plugins=[plugin]).fit(model, loader())
+    assert torch.equal(model.history[0], before)
+    assert (model.history[1] - before).norm(dim=1).min() > 0.05
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: SoftmaxClassifier(1, Flat()), "1 classes and 1 class names"),
+        (lambda: SoftmaxClassifier(3, Flat(), class_names=["a", "b"]), "3 classes and 2 class names"),
+        (lambda: SoftmaxClassifier(3, torch.nn.Flatten()), "backbone Flatten has no num_features"),
+        (lambda: SoftmaxClassifier(3, Flat(), label_smoothing=1.5), "label_smoothing is 1.5"),
+        (lambda: SoftmaxClassifier(3, Flat(), loss="squared_error", label_smoothing=0.1), "of no use to"),
+        (lambda: CosineClassifier(3, Flat(), ce_weight=-1), "ce_weight is -1"),
+        (lambda: CosineClassifier(3, Flat(), embedding_dim=None, ce_weight=0), "features are 4 wide and .* 3"),
+        (lambda: CosineClassifier(3, Flat(), embedding_dim=2, head="none"), "embedding_dim are 2 wide and .* 3"),
+        (lambda: CosineClassifier(3, Flat(), class_embeddings=torch.ones(3, 3)), "whose norm is not 1"),
+        (lambda: CosineClassifier(3, Flat(), class_embeddings=torch.eye(4)), r"must be \(3, D\)"),
+        (lambda: CenterSoftmaxClassifier(3, Flat(), center_weight=-1), "center_weight is -1"),
+        (lambda: CenterSoftmaxClassifier(3, Flat(), center_optimizer=torch.optim.Adam), "takes no sparse gradients"),
+        (
+            lambda: CenterSoftmaxClassifier(3, Flat(), center_optimizer=lambda p: torch.optim.SGD(p, 0.5, 0.9)),
+            "has momentum 0.9",
+        ),
+        (
+            lambda: CenterSoftmaxClassifier(
+                3, Flat(), center_optimizer=lambda p: torch.optim.SGD(p, 0.5, weight_decay=0.1)
+            ),
+            "has weight_decay 0.1",
+        ),
+        (lambda: StandaloneCenterClassifier(3, Flat(), center_lr=-1), "center_lr is -1"),
+        (lambda: StandaloneCenterClassifier(3, Flat(), inter_weight=-0.1), "inter_weight is -0.1"),
+    ],
+)
+def test_errors(build, message):
+    with pytest.raises(UserError, match=message) as caught:
+        build()
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_optimizer_settings_show_at_construction():
+    with pytest.raises(ValueError, match="Invalid learning rate"):
+        SoftmaxClassifier(3, Flat(), optimizer=lambda p: torch.optim.SGD(p, lr=-1))
+    with pytest.raises(ValueError, match="warmup is 2"):
+        SoftmaxClassifier(3, Flat(), lr_scheduler=lambda o: CosineDecay(o, warmup=2))
+
+
+def test_options_that_need_the_data_say_so(tmp_path):
+    for options in ({"class_weights": "balanced"}, {"center_init": "class-means"}):
+        with pytest.raises(UserError, match="needs an ImageDataModule"):
+            trainer(tmp_path).fit(CenterSoftmaxClassifier(C, Flat(), **options), loader())
+
+
+def test_the_base_can_not_be_built():
+    with pytest.raises(TypeError, match="abstract"):
+        Classifier(3, Flat())
