@@ -20,7 +20,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-# Imported so that YAML may name these classes without their module.
+from metricloss_pl import backbones, schedules  # noqa: F401  imported so that YAML may name their classes alone
 from metricloss_pl.callbacks import PredictionWriter
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.errors import UserError
