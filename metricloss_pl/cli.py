@@ -107,6 +107,14 @@ class MetricLossCLI(LightningCLI):
 
     # ------------------------------------------------------------------------------------------------------ the run
 
+    def before_instantiate_classes(self) -> None:
+        # Lightning notes linked values in a dump of the config, and fails where a class has no argument but the linked
+        # one: its dump then has no init_args.
+        self._dump_config()
+        backbone = self.config_dump["model"].get("init_args", {}).get("backbone")
+        if isinstance(backbone, dict):
+            backbone.setdefault("init_args", {})
+
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()

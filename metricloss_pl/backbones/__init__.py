@@ -1,0 +1,8 @@
+"""Networks from images to features, each a class with `num_features` and `in_channels`."""
+
+from metricloss_pl.backbones.lenet import LeNetPlusPlus
+from metricloss_pl.backbones.preact_resnet import PreActResNet
+from metricloss_pl.backbones.tiny import TinyConvNet
+from metricloss_pl.backbones.torchvision import TorchvisionBackbone
+
+__all__ = ["LeNetPlusPlus", "PreActResNet", "TinyConvNet", "TorchvisionBackbone"]

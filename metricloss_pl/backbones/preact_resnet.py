@@ -1,0 +1,60 @@
+"""The small pre-activation ResNet of the standalone center loss."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class PreActResNet(nn.Module):
+    """Five pre-activation blocks of widths 32, 32, 64, 64, 128 on a 3x3 convolution to 16 maps; 128 features.
+
+    Blocks are those of He et al. 2016 ("Identity mappings in deep residual networks"); the second and the fourth halve
+    the sides. The first convolution has no padding. Convolutions start Kaiming-normal, biases at zero. The last maps
+    are averaged, so any size from 3 px will do.
+
+    Args:
+        in_channels: channels of the images.
+    """
+
+    def __init__(self, in_channels: int = 3) -> None:
+        super().__init__()
+        widths, strides = (32, 32, 64, 64, 128), (1, 2, 1, 2, 1)
+        self.num_features = widths[-1]
+        self.stem = nn.Conv2d(in_channels, 16, 3)
+        self.blocks = nn.Sequential(
+            *(
+                _PreActBlock(before, width, stride)
+                for before, width, stride in zip((16, *widths), widths, strides, strict=False)
+            )
+        )
+        self.last = nn.Sequential(nn.BatchNorm2d(self.num_features), nn.ReLU())
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, in_channels, H, W) to features (B, 128)."""
+        maps: Tensor = self.last(self.blocks(self.stem(images)))
+        return maps.mean((2, 3))
+
+
+class _PreActBlock(nn.Module):
+    """BN-ReLU-conv-BN-ReLU-conv, and a 1x1 convolution of the activated input as skip: each block changes the shape."""
+
+    def __init__(self, in_channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.activate = nn.Sequential(nn.BatchNorm2d(in_channels), nn.ReLU())
+        self.residual = nn.Sequential(
+            nn.Conv2d(in_channels, width, 3, stride, padding=1),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+        )
+        self.skip = nn.Conv2d(in_channels, width, 1, stride)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        activated = self.activate(maps)
+        result: Tensor = self.skip(activated) + self.residual(activated)
+        return result

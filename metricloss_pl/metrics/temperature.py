@@ -1,0 +1,66 @@
+"""The temperature that turns class scores into calibrated probabilities."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from metricloss_pl.errors import UserError
+from metricloss_pl.metrics.double import DoubleMetric
+
+
+class Temperature(DoubleMetric):
+    """The T > 0 with the least negative log-likelihood of softmax(class_scores / T) (Guo et al. 2017).
+
+    The states are the sums of -log softmax(class_scores / T)[label] at each T of a geometric grid, in float64, so
+    memory does not depend on the number of images, and any split over batches and processes gives the same result. As
+    a function of 1 / T this sum is convex, so the grid brackets the one minimum; a parabola in log T through the
+    grid's best point and its two neighbours refines it, to within about 2 % of T with 10 points a decade. A best point
+    at an end of the grid is returned as it is; of equally good points the one nearest to 1 counts. Without images T
+    is 1.
+
+    Args:
+        lowest: first T of the grid.
+        highest: last T of the grid, above `lowest`.
+        per_decade: points of the grid a factor of ten.
+    """
+
+    losses: Tensor
+
+    def __init__(self, lowest: float = 1e-3, highest: float = 1e3, per_decade: int = 10) -> None:
+        super().__init__()
+        if not 0 < lowest < highest < math.inf:
+            raise UserError(f"lowest and highest: {lowest} and {highest} given, must be positive and rising")
+        if per_decade < 1:
+            raise UserError(f"per_decade: {per_decade} given, must be at least 1")
+        steps = max(2, round(math.log10(highest / lowest) * per_decade))
+        grid = torch.logspace(math.log10(lowest), math.log10(highest), steps + 1, dtype=torch.float64)
+        self.temperatures: list[float] = grid.tolist()
+        self.add_state("losses", torch.zeros_like(grid), dist_reduce_fx="sum")
+
+    def update(self, class_scores: Tensor, labels: Tensor) -> None:
+        """Take in class scores (B, C) of any range and labels (B,) int64 in [0, C)."""
+        scores = class_scores.detach().to(self.losses.device, torch.float64)
+        labels = labels.to(self.losses.device)
+        scores = scores - scores.amax(1, keepdim=True)  # large scores over a small T stay in range
+        for index, temperature in enumerate(self.temperatures):
+            self.losses[index] += F.cross_entropy(scores / temperature, labels, reduction="sum")
+
+    def compute(self) -> Tensor:
+        """T, a float32 scalar."""
+        losses = self.losses
+        if not losses.any():
+            return torch.ones_like(losses[0], dtype=torch.float32)
+        logs = torch.tensor(self.temperatures, dtype=torch.float64, device=losses.device).log()
+        good = losses <= losses.min() * (1 + 1e-12)
+        best = int(logs.abs().masked_fill(~good, torch.inf).argmin())
+        log_temperature = logs[best]
+        if 0 < best < len(losses) - 1:
+            before, here, after = losses[best - 1], losses[best], losses[best + 1]
+            bend = before + after - 2 * here
+            shift = torch.where(bend > 1e-12 * here, (before - after) / (2 * bend), 0.0).clamp(-1, 1)
+            log_temperature = log_temperature + shift * (logs[best + 1] - logs[best])
+        return log_temperature.exp().float()

@@ -1,0 +1,293 @@
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision import models
+
+from metricloss_pl.backbones import TorchvisionBackbone
+from metricloss_pl.errors import UserError
+
+ALL = models.list_models(module=models)
+REGNETS = [name for name in ALL if name.startswith("regnet")]  # torchvision cannot build these without memory
+
+# Small networks of all families, and a side that is fast.
+SMALL = {
+    "alexnet": 63,
+    "convnext_tiny": 32,
+    "densenet121": 32,
+    "efficientnet_b0": 32,
+    "googlenet": 32,
+    "inception_v3": 75,
+    "mnasnet0_5": 32,
+    "mobilenet_v2": 32,
+    "mobilenet_v3_small": 32,
+    "regnet_x_400mf": 32,
+    "resnet18": 32,
+    "resnext50_32x4d": 32,
+    "shufflenet_v2_x0_5": 32,
+    "squeezenet1_1": 32,
+    "swin_t": 32,
+    "vgg11": 32,
+}
+
+
+def _with_classifier(name: str) -> nn.Module:
+    settings = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    network: nn.Module = models.get_model(name, num_classes=7, **settings)
+    return network
+
+
+def _save(network: nn.Module, folder: Path) -> str:
+    path = folder / "weights.pth"
+    torch.save(network.state_dict(), path)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name not in REGNETS])
+def test_every_network_has_its_features_found(name: str) -> None:
+    with torch.device("meta"):
+        backbone = TorchvisionBackbone(name, in_channels=1).eval()
+        convolution = next(module for module in backbone.modules() if isinstance(module, nn.Conv2d))
+        assert convolution.in_channels == 1
+        assert backbone.num_features >= 400
+        if name in SMALL or name.startswith(("vit", "maxvit")):
+            side = SMALL.get(name, 224)
+            assert backbone(torch.empty(2, 1, side, side)).shape == (2, backbone.num_features)
+
+
+def test_every_family_is_looked_at() -> None:
+    assert not {name[:3] for name in ALL} - {name[:3] for name in SMALL} - {"max", "vit", "wid"}
+
+
+@pytest.mark.parametrize(("name", "side"), [item for item in SMALL.items() if item[0] != "vgg11"])  # vgg is large
+def test_features_are_what_the_classifier_reads(name: str, side: int, tmp_path: Path) -> None:
+    """The last layer of the whole network, put on the features, gives the whole network's answer."""
+    torch.manual_seed(0)
+    whole = _with_classifier(name).eval()
+    linear = [module for module in whole.modules() if isinstance(module, nn.Linear) and module.out_features == 7]
+    backbone = TorchvisionBackbone(name, weights=_save(whole, tmp_path)).eval()
+    images = torch.rand(2, 3, side, side)
+    with torch.no_grad():
+        features = backbone(images)
+        assert features.shape == (2, backbone.num_features)
+        if linear:  # all but squeezenet, whose classifier is a convolution before the average
+            torch.testing.assert_close(linear[-1](features), whole(images))
+        else:
+            torch.testing.assert_close(features, whole.features(images).mean((2, 3)))
+        assert features.std(0).sum() > 0
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_no_auxiliary_heads_in_training(name: str) -> None:
+    backbone = TorchvisionBackbone(name).train()
+    features = backbone(torch.rand(2, 3, 80, 80))
+    assert isinstance(features, Tensor)
+    features.sum().backward()
+    assert all(weight.grad is not None for weight in backbone.parameters())
+
+
+@pytest.mark.parametrize("name", ["resnet18", "convnext_tiny", "squeezenet1_1"])
+def test_kernels_are_summed_over_colour(name: str, tmp_path: Path) -> None:
+    weights = _save(_with_classifier(name), tmp_path)
+    colour = TorchvisionBackbone(name, weights=weights).eval()
+    grey = torch.rand(2, 1, 32, 32)
+    expected = colour(grey.expand(-1, 3, -1, -1))
+    for in_channels in (1, 2, 4):
+        backbone = TorchvisionBackbone(name, in_channels, weights).eval()
+        torch.testing.assert_close(backbone(grey.expand(-1, in_channels, -1, -1)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_untrained_kernels_of_other_channels_differ() -> None:
+    torch.manual_seed(0)
+    three = TorchvisionBackbone("resnet18").network.conv1.weight
+    for in_channels in (1, 4):
+        kernel = TorchvisionBackbone("resnet18", in_channels).network.conv1.weight
+        assert kernel.shape == (64, in_channels, 7, 7)
+        assert kernel.std().item() == pytest.approx(three.std().item() * (3 / in_channels) ** 0.5, rel=0.1)
+    assert not torch.equal(kernel[:, 0], kernel[:, 1])
+    assert not TorchvisionBackbone("convnext_tiny", 1).network.features[0][0].bias.any()  # as torchvision starts it
+
+
+@pytest.mark.parametrize(
+    ("name", "halved"),
+    {
+        "resnet18": 2,
+        "wide_resnet50_2": 2,
+        "densenet121": 2,
+        "shufflenet_v2_x0_5": 2,
+        "regnet_x_400mf": 1,
+        "mobilenet_v2": 1,
+        "mobilenet_v3_small": 1,
+        "mnasnet0_5": 1,
+        "efficientnet_b0": 1,
+    }.items(),
+)
+def test_small_stem_keeps_the_side(name: str, halved: int) -> None:
+    """The last maps of the small stem on 32 px are as large as the usual ones on 64 or 128 px."""
+    sides = []
+    for small_stem, side in ((True, 32), (False, 32 * 2**halved)):
+        backbone = TorchvisionBackbone(name, 1, small_stem=small_stem).eval()
+        convolutions = [module for module in backbone.modules() if isinstance(module, nn.Conv2d)]
+        outputs: list[Tensor] = []
+        convolutions[-1].register_forward_hook(lambda _module, _inputs, output, outputs=outputs: outputs.append(output))
+        backbone(torch.rand(1, 1, side, side))
+        sides.append(outputs[0].shape[-1])
+        if small_stem:
+            assert convolutions[0].kernel_size == (3, 3)
+            assert convolutions[0].stride == (1, 1)
+    assert sides[0] == sides[1]
+
+
+@pytest.mark.parametrize("name", ["vit_b_16", "swin_t", "vgg11", "convnext_tiny", "alexnet", "maxvit_t"])
+def test_small_stem_without_meaning(name: str) -> None:
+    with pytest.raises(UserError, match=f"small_stem: has no meaning for {name}"):
+        TorchvisionBackbone(name, small_stem=True)
+
+
+def test_small_stem_takes_other_weights_and_leaves_its_own(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole = _with_classifier("resnet18")
+    with caplog.at_level(logging.INFO):
+        backbone = TorchvisionBackbone("resnet18", weights=_save(whole, tmp_path), small_stem=True)
+    tensors = len(backbone.network.state_dict())
+    assert f"resnet18: {tensors - 1} of {tensors} tensors loaded" in caplog.text
+    torch.testing.assert_close(backbone.network.layer1[0].conv1.weight, whole.layer1[0].conv1.weight)
+    again = TorchvisionBackbone("resnet18", 1, _save(backbone, tmp_path), small_stem=True)
+    expected = backbone.network.conv1.weight.sum(1, keepdim=True)
+    torch.testing.assert_close(again.network.conv1.weight, expected)
+
+
+def test_weights_out_of_a_checkpoint(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trained = TorchvisionBackbone("mnasnet0_5")
+    state = {f"backbone.{key}": value for key, value in trained.state_dict().items()}
+    path = tmp_path / "last.ckpt"
+    torch.save({"state_dict": {**state, "centers": torch.zeros(3, 2)}, "epoch": 1}, path)
+    with caplog.at_level(logging.INFO):
+        backbone = TorchvisionBackbone("mnasnet0_5", weights=str(path))
+    tensors = len(state)
+    assert f"mnasnet0_5: {tensors} of {tensors} tensors loaded from {path}" in caplog.text
+    for key, value in trained.state_dict().items():
+        torch.testing.assert_close(backbone.state_dict()[key], value, rtol=0, atol=0)
+
+
+def test_old_densenet_names_and_missing_batch_counts(tmp_path: Path) -> None:
+    whole = _with_classifier("densenet121")
+    state = {
+        key.replace("norm1.", "norm.1.").replace("conv2.", "conv.2."): value
+        for key, value in whole.state_dict().items()
+        if not key.endswith("num_batches_tracked")
+    }
+    torch.save(state, tmp_path / "old.pth")
+    backbone = TorchvisionBackbone("densenet121", weights=str(tmp_path / "old.pth"))
+    kernel = "features.denseblock2.denselayer3.conv2.weight"
+    torch.testing.assert_close(backbone.network.get_parameter(kernel), whole.get_parameter(kernel))
+
+
+def test_named_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torchvision would download is put in its place."""
+    whole = models.resnet18()
+    monkeypatch.setattr(models.ResNet18_Weights, "get_state_dict", lambda *_args, **_settings: whole.state_dict())
+    for weights in ("IMAGENET1K_V1", "DEFAULT"):
+        backbone = TorchvisionBackbone("resnet18", 1, weights)
+        torch.testing.assert_close(backbone.network.conv1.weight, whole.conv1.weight.sum(1, keepdim=True))
+        torch.testing.assert_close(backbone.network.layer4[1].bn2.weight, whole.layer4[1].bn2.weight)
+
+
+@pytest.mark.parametrize(("in_channels", "rescales"), [(3, True), (1, False)])
+def test_named_weights_of_networks_with_auxiliary_heads(
+    in_channels: int, rescales: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = models.inception_v3(init_weights=False)
+    monkeypatch.setattr(models.Inception_V3_Weights, "get_state_dict", lambda *_args, **_settings: whole.state_dict())
+    backbone = TorchvisionBackbone("inception_v3", in_channels, "DEFAULT")
+    assert backbone.network.transform_input is rescales
+    assert backbone(torch.rand(2, in_channels, 75, 75)).shape == (2, 2048)
+    torch.testing.assert_close(backbone.network.Mixed_7c.branch1x1.conv.weight, whole.Mixed_7c.branch1x1.conv.weight)
+
+
+def test_download_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_args: object, **_settings: object) -> None:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(models.ResNet18_Weights, "get_state_dict", fail)
+    with pytest.raises(UserError, match="download of DEFAULT for resnet18 failed: no route"):
+        TorchvisionBackbone("resnet18", weights="DEFAULT")
+
+
+def test_weights_that_do_not_fit(tmp_path: Path) -> None:
+    state = models.resnet18().state_dict()
+    for key in [key for key in state if key.startswith("layer4.1.")]:
+        del state[key]
+    state["layer1.0.conv1.weight"] = torch.zeros(64, 64, 1, 1)
+    state["extra"] = torch.zeros(1)
+    torch.save(state, tmp_path / "bad.pth")
+    with pytest.raises(UserError) as caught:
+        TorchvisionBackbone("resnet18", weights=str(tmp_path / "bad.pth"))
+    told = str(caught.value)
+    assert "10 missing (layer4.1.conv1.weight, layer4.1.bn1.weight, layer4.1.bn1.bias, ...)" in told
+    assert "1 unexpected (extra)" in told
+    assert "1 mis-shaped (layer1.0.conv1.weight)" in told
+    assert "bad.pth does not fit resnet18" in told
+    assert "\n" not in told
+
+
+def test_files_that_are_no_state_dict(tmp_path: Path) -> None:
+    path = tmp_path / "file.pth"
+    path.write_bytes(b"not weights")
+    with pytest.raises(UserError, match=r"file\.pth is no file of tensors"):
+        TorchvisionBackbone("resnet18", weights=str(path))
+    torch.save(models.resnet18(), path)  # a pickled module, which may run code
+    with pytest.raises(UserError, match=r"file\.pth is no file of tensors"):
+        TorchvisionBackbone("resnet18", weights=str(path))
+    torch.save([torch.zeros(1)], path)
+    with pytest.raises(UserError, match=r"file\.pth holds no state dict"):
+        TorchvisionBackbone("resnet18", weights=str(path))
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(UserError, match=r"no classification network 'ResNet51'; close names: .*resnet50"):
+        TorchvisionBackbone("ResNet51")
+    with pytest.raises(UserError, match=r"'fcn_resnet50'"):  # a network, but for segmentation
+        TorchvisionBackbone("fcn_resnet50")
+    with pytest.raises(UserError, match=r"'imagenet1k_v9' is neither a file nor weights of resnet50.*IMAGENET1K_V1"):
+        TorchvisionBackbone("resnet50", weights="imagenet1k_v9")
+    with pytest.raises(UserError, match="in_channels: 0"):
+        TorchvisionBackbone("resnet18", in_channels=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "small_stem", "smallest"),
+    [
+        ("alexnet", False, 63),
+        ("convnext_tiny", False, 32),
+        ("densenet121", False, 29),
+        ("densenet121", True, 8),
+        ("googlenet", False, 15),
+        ("inception_v3", False, 75),
+        ("resnet18", False, 1),
+        ("squeezenet1_0", False, 21),
+        ("squeezenet1_1", False, 17),
+        ("swin_t", False, 4),
+        ("vgg11", False, 32),
+    ],
+)
+def test_smallest_side(name: str, small_stem: bool, smallest: int) -> None:
+    """One pixel less is refused, and rightly: the network itself fails there."""
+    with torch.device("meta"):
+        backbone = TorchvisionBackbone(name, small_stem=small_stem).eval()
+        assert backbone(torch.empty(2, 3, smallest, smallest)).shape == (2, backbone.num_features)
+        if smallest > 1:
+            images = torch.empty(2, 3, smallest + 1, smallest - 1)
+            with pytest.raises(UserError, match=f"{name} takes at least {smallest} x {smallest} px"):
+                backbone(images)
+            with pytest.raises((RuntimeError, ValueError)):
+                backbone.network(images)
+
+
+@pytest.mark.parametrize("name", ["vit_b_16", "maxvit_t"])
+def test_fixed_side(name: str) -> None:
+    with torch.device("meta"):
+        backbone = TorchvisionBackbone(name).eval()
+        with pytest.raises(UserError, match=f"images of 224 x 192 px: {name} takes exactly 224 x 224 px"):
+            backbone(torch.empty(2, 3, 224, 192))
