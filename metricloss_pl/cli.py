@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -298,10 +299,18 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         seen = seen.__cause__ or seen.__context__
 
 
+def _is_our_refusal(error: BaseException) -> bool:
+    """Whether a line of this package raised it as a ValueError: how the losses, which import torch alone, say no."""
+    if not isinstance(error, ValueError) or error.__traceback__ is None:
+        return False
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__")).startswith("metricloss_pl.")
+
+
 def _innermost(error: BaseException) -> str:
     """The message that first said what is wrong: ours if there is one, else the deepest."""
     chain = list(_causes(error))
-    ours = [cause for cause in chain if isinstance(cause, UserError)]
+    ours = [cause for cause in chain if isinstance(cause, UserError) or _is_our_refusal(cause)]
     return str((ours or chain)[-1])
 
 
@@ -343,7 +352,7 @@ def main(args: Sequence[str] | None = None) -> None:
     except (argparse.ArgumentError, UserError, MisconfigurationException) as error:
         line = _one_line(str(error))
     except Exception as error:
-        if not any(isinstance(cause, UserError) for cause in _causes(error)):
+        if not any(isinstance(cause, UserError) or _is_our_refusal(cause) for cause in _causes(error)):
             raise
         line = _one_line(_innermost(error))
     else:

@@ -1,0 +1,369 @@
+"""Augmentations of whole batches, where each image's draws depend on the seed, the epoch and the image alone.
+
+An image therefore gets the same augmentation in an epoch whatever its batch, worker process, rank or resume. The random
+numbers come from splitmix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators"), used as a
+hash of a counter: a bijective mix of 64-bit integers that needs no state and works on a whole array at once.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+from metricloss_pl.errors import UserError
+
+Keys = npt.NDArray[np.uint64]
+Fill = Literal["reflect", "zero"]
+AreaFill = Literal["noise", "mean", "zero"]
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mix(values: Keys) -> Keys:
+    """The output function of splitmix64: a bijection of 64-bit integers."""
+    mixed = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def _counters(keys: Keys, count: int) -> Keys:
+    """The next `count` outputs of splitmix64 from each key as its state: (B,) -> (B, count)."""
+    steps = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
+    return _mix(keys[:, None] + steps)
+
+
+def image_keys(seed: int, draws: Sequence[int] | np.ndarray, indices: Sequence[int] | np.ndarray) -> Keys:
+    """Returns one 64-bit key an image, different for each (seed, draw, index).
+
+    Args:
+        seed: The run's seed, at least 0.
+        draws: (B,) which draw of the image this is, at least 0: the epoch, for an image that comes once an epoch.
+        indices: (B,) the images' positions in the training part, at least 0.
+    """
+    key = _mix(np.array([seed], dtype=np.uint64) + _GOLDEN)
+    key = _mix((key ^ np.asarray(draws, dtype=np.uint64)) + _GOLDEN)
+    return _mix((key ^ np.asarray(indices, dtype=np.uint64)) + _GOLDEN)
+
+
+def stream(keys: Keys, number: int) -> Keys:
+    """Returns the keys of an independent stream, so that two augmentations of one image do not share their draws."""
+    return _mix(keys ^ _mix(np.array([number + 1], dtype=np.uint64) * _GOLDEN))
+
+
+def uniform(keys: Keys, count: int) -> Tensor:
+    """Returns (B, count) float64 numbers, uniform in [0, 1), that depend on each image's key alone."""
+    return torch.from_numpy((_counters(keys, count) >> np.uint64(11)).astype(np.float64) * 2.0**-53)
+
+
+def _random_bytes(keys: Keys, count: int) -> Tensor:
+    """(B, count) uint8 numbers, uniform in 0..255, that depend on each image's key alone."""
+    words = _counters(keys, -(-count // 8)).astype("<u8", copy=False)
+    return torch.from_numpy(words.view(np.uint8)[:, :count])
+
+
+def _reflect(positions: Tensor, size: int) -> Tensor:
+    """Positions inside and outside of 0..size-1, mirrored at the first and last pixel (as often as needed)."""
+    period = max(2 * (size - 1), 1)
+    folded = positions.remainder(period)
+    return torch.where(folded < size, folded, period - folded) if size > 1 else torch.zeros_like(positions)
+
+
+def crop(images: Tensor, tops: Tensor, lefts: Tensor, height: int, width: int, fill: Fill = "reflect") -> Tensor:
+    """Cuts a window of (height, width) px out of each image, each at its own place.
+
+    Args:
+        images: (B, C, H, W).
+        tops: (B,) int64, the window's first row; may lie outside the image.
+        lefts: (B,) int64, the window's first column; may lie outside the image.
+        height: Of the window.
+        width: Of the window.
+        fill: Outside the image: mirrored at the border pixel, or zero.
+
+    Returns:
+        (B, C, height, width), of the images' dtype.
+    """
+    batch, channels, full_height, full_width = images.shape
+    rows = tops[:, None] + torch.arange(height)
+    columns = lefts[:, None] + torch.arange(width)
+    source = _reflect(rows, full_height)[:, :, None] * full_width + _reflect(columns, full_width)[:, None, :]
+    source = source.reshape(batch, 1, height * width).expand(-1, channels, -1)
+    window = images.flatten(2).gather(2, source).view(batch, channels, height, width)
+    if fill == "zero":
+        inside_rows, inside_columns = (rows >= 0) & (rows < full_height), (columns >= 0) & (columns < full_width)
+        window = window * (inside_rows[:, :, None] & inside_columns[:, None, :])[:, None]
+    return window
+
+
+class Augmentation(ABC):
+    """A random change of training images; YAML gives a class's name, or `class_path` and `init_args`.
+
+    Called with images (B, C, H, W), uint8 or float32 in [0, 1], and the images' keys (B,), it returns images of the
+    same dtype, shape and range. All of its randomness comes from the keys.
+    """
+
+    @abstractmethod
+    def __call__(self, images: Tensor, keys: Keys) -> Tensor:
+        """Returns the changed images (B, C, H, W)."""
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in vars(self).items() if not name.startswith("_"))
+        return f"{type(self).__name__}({arguments})"
+
+
+def _check_probability(owner: Augmentation, probability: float) -> float:
+    if not 0 <= probability <= 1:
+        raise UserError(f"{type(owner).__name__}: probability is {probability}: a number from 0 to 1 is needed")
+    return float(probability)
+
+
+def _check_range(owner: Augmentation, name: str, values: tuple[float, float], upper: float) -> tuple[float, float]:
+    low, high = values
+    if not 0 < low <= high <= upper:
+        limit = f"at most {upper:g}" if math.isfinite(upper) else "finite"
+        raise UserError(f"{type(owner).__name__}: {name} is {list(values)}: 0 < low <= high, {limit}, is needed")
+    return float(low), float(high)
+
+
+class HorizontalFlip(Augmentation):
+    """Mirrors left and right.
+
+    Args:
+        probability: Of an image to be mirrored, in [0, 1].
+    """
+
+    def __init__(self, probability: float = 0.5) -> None:
+        self.probability = _check_probability(self, probability)
+
+    def __call__(self, images: Tensor, keys: Keys) -> Tensor:
+        """Returns the changed images (B, C, H, W)."""
+        return _flip(images, uniform(keys, 1)[:, 0] < self.probability, -1)
+
+
+class VerticalFlip(Augmentation):
+    """Mirrors top and bottom.
+
+    Args:
+        probability: Of an image to be mirrored, in [0, 1].
+    """
+
+    def __init__(self, probability: float = 0.5) -> None:
+        self.probability = _check_probability(self, probability)
+
+    def __call__(self, images: Tensor, keys: Keys) -> Tensor:
+        """Returns the changed images (B, C, H, W)."""
+        return _flip(images, uniform(keys, 1)[:, 0] < self.probability, -2)
+
+
+def _flip(images: Tensor, drawn: Tensor, dimension: int) -> Tensor:
+    flipped = images.clone()
+    flipped[drawn] = images[drawn].flip(dimension)
+    return flipped
+
+
+class ShiftCrop(Augmentation):
+    """Pads each side by some pixels and cuts a window of the old size at a random place: a shift by whole pixels.
+
+    Args:
+        pixels: The largest shift in px, in each direction; at least 0.
+        fill: What the padding shows: the image mirrored at its border pixel, or zero.
+    """
+
+    def __init__(self, pixels: int = 4, fill: Fill = "reflect") -> None:
+        if pixels < 0:
+            raise UserError(f"ShiftCrop: pixels is {pixels}: at least 0 is needed")
+        if fill not in ("reflect", "zero"):
+            raise UserError(f"ShiftCrop: fill is {fill!r}: reflect or zero is needed")
+        self.pixels = pixels
+        self.fill: Fill = fill
+
+    def __call__(self, images: Tensor, keys: Keys) -> Tensor:
+        """Returns the changed images (B, C, H, W)."""
+        shift = (uniform(keys, 2) * (2 * self.pixels + 1)).floor().to(torch.int64) - self.pixels
+        return crop(images, shift[:, 0], shift[:, 1], images.shape[2], images.shape[3], self.fill)
+
+
+class Rotation(Augmentation):
+    """Rotates about the centre by an angle drawn uniformly, with bilinear interpolation.
+
+    Args:
+        degrees: The largest angle, in either direction; at least 0.
+        fill: What the corners show: the image mirrored at its border, or zero.
+    """
+
+    def __init__(self, degrees: float = 5.0, fill: Fill = "zero") -> None:
+        if not 0 <= degrees <= 180:
+            raise UserError(f"Rotation: degrees is {degrees}: a number from 0 to 180 is needed")
+        if fill not in ("reflect", "zero"):
+            raise UserError(f"Rotation: fill is {fill!r}: reflect or zero is needed")
+        self.degrees = float(degrees)
+        self.fill: Fill = fill
+
+    def __call__(self, images: Tensor, keys: Keys) -> Tensor:
+        """Returns the changed images (B, C, H, W)."""
+        height, width = images.shape[2:]
+        angle = torch.deg2rad((2 * uniform(keys, 1)[:, 0] - 1) * self.degrees).float()
+        cosine, sine, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+        # The grid counts each axis from -1 to 1, so an angle in px needs the ratio of the sides.
+        matrix = torch.stack([cosine, -sine * height / width, zero, sine * width / height, cosine, zero], dim=1).view(
+            -1, 2, 3
+        )
+        grid = nnf.affine_grid(matrix, list(images.shape), align_corners=False)
+        mode = "zeros" if self.fill == "zero" else "reflection"
+        rotated = nnf.grid_sample(images.float(), grid, mode="bilinear", padding_mode=mode, align_corners=False)
+        return rotated.round_().to(torch.uint8) if images.dtype == torch.uint8 else rotated.clamp_(0, 1)
+
+
+class RandomErasing(Augmentation):
+    """Fills a random rectangle (Zhong et al. 2020, "Random Erasing Data Augmentation").
+
+    The aspect ratio is drawn log-uniformly, so that lying and standing rectangles are equally likely. A rectangle that
+    does not fit into the image is drawn again, ten times at most; the image stays whole if none fits.
+
+    Args:
+        probability: Of an image to be erased, in [0, 1].
+        area: Smallest and largest share of the image's area.
+        aspect: Smallest and largest ratio of height to width.
+        fill: With uniform noise, the image's own mean of each channel, or zero.
+    """
+
+    _ATTEMPTS = 10
+
+    def __init__(
+        self,
+        probability: float = 0.5,
+        area: tuple[float, float] = (0.02, 0.3),
+        aspect: tuple[float, float] = (0.3, 3.33),
+        fill: AreaFill = "noise",
+    ) -> None:
+        self.probability = _check_probability(self, probability)
+        self.area = _check_range(self, "area", area, 1.0)
+        self.aspect = _check_range(self, "aspect", aspect, math.inf)
+        self.fill: AreaFill = _check_area_fill(self, fill)
+
+    def __call__(self, images: Tensor, keys: Keys) -> Tensor:
+        """Returns the changed images (B, C, H, W)."""
+        tops, lefts, heights, widths = self.rectangles(images.shape[2], images.shape[3], keys)
+        return _fill_rectangles(images, tops, lefts, tops + heights, lefts + widths, self.fill, stream(keys, 0))
+
+    def rectangles(self, height: int, width: int, keys: Keys) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Draws top, left, height and width in px, each (B,) int64; height and width 0 where nothing is erased."""
+        draws = uniform(keys, 3 + 2 * self._ATTEMPTS)
+        area = self.area[0] + (self.area[1] - self.area[0]) * draws[:, 3 : 3 + self._ATTEMPTS]
+        low, high = math.log(self.aspect[0]), math.log(self.aspect[1])
+        aspect = (low + (high - low) * draws[:, 3 + self._ATTEMPTS :]).exp()
+        heights = (area * height * width * aspect).sqrt().round().to(torch.int64)
+        widths = (area * height * width / aspect).sqrt().round().to(torch.int64)
+        fits = (heights >= 1) & (widths >= 1) & (heights <= height) & (widths <= width)
+        first = fits.to(torch.int8).argmax(1, keepdim=True)
+        erased = (draws[:, 0] < self.probability) & fits.any(1)
+        chosen_height = heights.gather(1, first)[:, 0] * erased
+        chosen_width = widths.gather(1, first)[:, 0] * erased
+        tops = (draws[:, 1] * (height - chosen_height + 1)).floor().to(torch.int64)
+        lefts = (draws[:, 2] * (width - chosen_width + 1)).floor().to(torch.int64)
+        return tops, lefts, chosen_height, chosen_width
+
+
+class Cutout(Augmentation):
+    """Fills a square about a random pixel, cut off at the border (DeVries and Taylor 2017).
+
+    Args:
+        pixels: Side of the square in px; at least 1.
+        fill: With uniform noise, the image's own mean of each channel, or zero.
+    """
+
+    def __init__(self, pixels: int = 16, fill: AreaFill = "mean") -> None:
+        if pixels < 1:
+            raise UserError(f"Cutout: pixels is {pixels}: at least 1 is needed")
+        self.pixels = pixels
+        self.fill: AreaFill = _check_area_fill(self, fill)
+
+    def __call__(self, images: Tensor, keys: Keys) -> Tensor:
+        """Returns the changed images (B, C, H, W)."""
+        centre = (uniform(keys, 2) * torch.tensor(images.shape[2:])).floor().to(torch.int64)
+        start = centre - self.pixels // 2
+        end = start + self.pixels
+        return _fill_rectangles(images, start[:, 0], start[:, 1], end[:, 0], end[:, 1], self.fill, stream(keys, 0))
+
+
+def _check_area_fill(owner: Augmentation, fill: AreaFill) -> AreaFill:
+    if fill not in ("noise", "mean", "zero"):
+        raise UserError(f"{type(owner).__name__}: fill is {fill!r}: noise, mean or zero is needed")
+    return fill
+
+
+def _fill_rectangles(
+    images: Tensor, tops: Tensor, lefts: Tensor, bottoms: Tensor, rights: Tensor, fill: AreaFill, keys: Keys
+) -> Tensor:
+    channels, height, width = images.shape[1:]
+    rows, columns = torch.arange(height), torch.arange(width)
+    inside_rows = (rows >= tops[:, None]) & (rows < bottoms[:, None])
+    inside_columns = (columns >= lefts[:, None]) & (columns < rights[:, None])
+    inside = (inside_rows[:, :, None] & inside_columns[:, None, :])[:, None]
+    if fill == "zero":
+        return images.masked_fill(inside, 0)
+    if fill == "mean":
+        mean = images.float().mean((2, 3), keepdim=True)
+        return torch.where(inside, mean.round().to(torch.uint8) if images.dtype == torch.uint8 else mean, images)
+    filled = images.clone()
+    for image in inside.flatten(1).any(1).nonzero()[:, 0].tolist():  # noise is costly: only as much as is shown
+        noise = _random_bytes(keys[image : image + 1], channels * int(inside[image].sum()))[0]
+        filled[image, inside[image].expand(channels, -1, -1)] = (
+            noise if images.dtype == torch.uint8 else noise.float() / 255
+        )
+    return filled
+
+
+class _PerImage(Augmentation):
+    """An augmentation of torchvision, applied image by image under a random state that the image's key seeds."""
+
+    _transform: nn.Module
+
+    def __call__(self, images: Tensor, keys: Keys) -> Tensor:
+        """Returns the changed images (B, C, H, W)."""
+        generator = torch.default_generator
+        state = generator.get_state()
+        try:
+            changed = []
+            for image, key in zip(images, keys.tolist(), strict=True):
+                generator.manual_seed(key)
+                changed.append(self._transform(image))
+        finally:
+            generator.set_state(state)
+        return torch.stack(changed)
+
+
+class RandAugment(_PerImage):
+    """torchvision's RandAugment (Cubuk et al. 2020): some random operations of one strength, image by image.
+
+    Args:
+        num_ops: Operations an image; at least 0.
+        magnitude: Their strength, from 0 to 30.
+    """
+
+    def __init__(self, num_ops: int = 2, magnitude: int = 9) -> None:
+        if num_ops < 0:
+            raise UserError(f"RandAugment: num_ops is {num_ops}: at least 0 is needed")
+        if not 0 <= magnitude <= 30:
+            raise UserError(f"RandAugment: magnitude is {magnitude}: a whole number from 0 to 30 is needed")
+        self.num_ops = num_ops
+        self.magnitude = magnitude
+        self._transform = v2.RandAugment(num_ops=num_ops, magnitude=magnitude, interpolation=_BILINEAR)
+
+
+class TrivialAugment(_PerImage):
+    """torchvision's TrivialAugmentWide (Mueller and Hutter 2021): one random operation of random strength an image."""
+
+    def __init__(self) -> None:
+        self._transform = v2.TrivialAugmentWide(interpolation=_BILINEAR)
+
+
+_BILINEAR = v2.InterpolationMode.BILINEAR

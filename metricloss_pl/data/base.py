@@ -1,0 +1,472 @@
+"""The data module that all data sets share: parts, splits, loaders. A data set adds `read` and `class_names`."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import warnings
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from metricloss_pl.data.augment import Augmentation
+from metricloss_pl.data.sampler import EvaluationSampler, TrainSampler, process_group
+from metricloss_pl.data.samples import (
+    ImageDataset,
+    ImageStore,
+    Samples,
+    as_it_is,
+    check_samples,
+    concatenate,
+    image_files,
+)
+from metricloss_pl.data.splits import choose_per_class, split_off
+from metricloss_pl.errors import UserError
+
+Part = Literal["train", "val", "test"]
+_MEASURED_FILES = 2000  # images from which mean and deviation of files on disk are measured
+
+
+class Duplicate(NamedTuple):
+    """An image of a later part that stands, byte for byte, in an earlier part too."""
+
+    part: str
+    name: str
+    earlier_part: str
+    earlier_name: str
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class ImageDataModule(LightningDataModule, ABC):
+    """Labelled images in a training, a validation and a test part.
+
+    A data set is a subclass, itself decorated with `@dataclass(kw_only=True, eq=False, repr=False)`, that answers
+    `class_names` and `read`; it may override defaults and add fields. One that has its own `__post_init__` calls
+    `super().__post_init__()`.
+
+    Batches are images (B, C, S, S), uint8 or (16-bit and floating-point sources) float32 in [0, 1], not normalised,
+    and labels (B,) int64; batches of `predict` add each image's index (B,), and the label is -1 where it is unknown.
+
+    Args:
+        batch_size: Images a step and process.
+        val_fraction: Share of the training part that becomes the validation part where the data set has none of its
+            own, in [0, 1). 0: train on everything, an official validation part included, and validate on nothing.
+        samples_per_class: Images a class that are used, training and validation together, drawn by `seed`. None: all.
+        seed: Of splits, subsets, order and augmentations; at least 0.
+        augment: Augmentations of the training images, applied in this order.
+        balanced_sampling: Draw each class equally often in training; images of small classes then come repeatedly.
+        in_channels: 3 for colour, 1 for grey; images of the other kind are converted.
+        resize: Shorter side in px to which images are resized before the crop. None: `image_size`.
+        image_size: Side in px of the square crop that the network sees: at random in training where the image is
+            larger, else the centre; smaller images are padded by reflection. None: images as they are, of one size.
+        mean: Mean of each channel in [0, 1] units. None: measured on the training part.
+        std: Standard deviation of each channel in [0, 1] units. None: measured on the training part.
+        num_workers: Processes that prepare batches. 0: none but the main one, which is the fastest for small images.
+        cache_gb: Image files of a part are decoded once and kept in memory if they fit into so many GB.
+        predict_dir: Folder of unlabelled images for `predict`. None: `predict` runs over the test part.
+
+    Raises:
+        UserError: An argument is out of its range.
+    """
+
+    batch_size: int = 64
+    val_fraction: float = 0.1
+    samples_per_class: int | None = None
+    seed: int = 0
+    augment: list[Augmentation] = field(default_factory=list)
+    balanced_sampling: bool = False
+    in_channels: Literal[1, 3] = 3
+    resize: int | None = None
+    image_size: int | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    num_workers: int = 0
+    cache_gb: float = 2.0
+    predict_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        # Evaluation does not pad, so with more processes than images some have none.
+        self.allow_zero_length_dataloader_with_multiple_devices = True
+        self._parts: dict[str, Samples] = {}
+        self._stores: dict[str, ImageStore] = {}
+        self._normalization: tuple[list[float], list[float]] | None = None
+        self._check_arguments()
+
+    # What a data set adds.
+
+    @property
+    @abstractmethod
+    def class_names(self) -> list[str]:
+        """The names of the classes, in the order of their labels; answered right after construction."""
+
+    @abstractmethod
+    def read(self, part: Part) -> Samples | None:
+        """Reads one official part of the data set, or returns None where it has no such part.
+
+        Downloads belong into `prepare_data`. What is returned is checked by the caller.
+        """
+
+    # Facts.
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes; answered right after construction."""
+        return len(self.class_names)
+
+    @property
+    def image_format(self) -> dict[str, int | None]:
+        """How images are prepared, for predicting on others alike; answered right after construction."""
+        resize = self.image_size if self.resize is None else self.resize
+        return {"in_channels": int(self.in_channels), "resize": resize, "image_size": self.image_size}
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether there is a validation part; answered right after construction."""
+        return self.val_fraction > 0
+
+    @property
+    def normalization(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of each channel of the training part in [0, 1] units, after `setup("fit")`."""
+        if self._normalization is None:
+            mean, std = self.mean, self.std
+            if mean is None or std is None:
+                measured_mean, measured_std = self._measure()
+                mean, std = mean or measured_mean, std or measured_std
+            self._normalization = (mean, std)
+        return self._normalization
+
+    @property
+    def class_counts(self) -> Tensor:
+        """Images of each class in the training part (C,) int64, after `setup("fit")`."""
+        return torch.bincount(self.samples("train").labels, minlength=self.num_classes)
+
+    @property
+    def predict_files(self) -> list[str]:
+        """One name an image, in the order of the predict set, after `setup("predict")`."""
+        return list(self.samples("predict").names)
+
+    def samples(self, part: str) -> Samples:
+        """Returns the images in use of the part "train", "val", "test" or "predict", once it is set up."""
+        if part not in self._parts:
+            stage = {"train": "fit", "val": "fit"}.get(part, part)
+            raise UserError(f"{type(self).__name__} has no {part} part: {self._why_missing(part, stage)}")
+        return self._parts[part]
+
+    def duplicates(self) -> list[Duplicate]:
+        """Finds images that stand in more than one of the training, validation and test parts, by their content.
+
+        Parts that are not set up yet are read for it. Files are compared byte for byte, and only with files of the same
+        size. An image of a later part is listed once, with the first like it.
+        """
+        self._set_up_fit()
+        parts = dict(self._parts)
+        if "test" not in parts:
+            test = self._read("test")
+            if test is not None:
+                parts["test"] = test
+        return _find_duplicates({part: parts[part] for part in ("train", "val", "test") if part in parts})
+
+    # Lightning's hooks.
+
+    def setup(self, stage: str | None = None) -> None:
+        """Reads what the stage ("fit", "validate", "test", "predict"; None: all) needs, and nothing else."""
+        if stage in ("fit", "validate", None):
+            self._set_up_fit()
+        if stage in ("test", None) or (stage == "predict" and self.predict_dir is None):
+            self._set_up_test(required=stage is not None)
+        if stage in ("predict", None):
+            self._set_up_predict()
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """The augmented training part in a new order each epoch; the last incomplete global batch is dropped."""
+        samples = self.samples("train")
+        num_replicas, rank = self._processes()
+        sampler = TrainSampler(
+            samples.labels,
+            self.batch_size,
+            seed=self.seed,
+            balanced=self.balanced_sampling,
+            num_replicas=num_replicas,
+            rank=rank,
+        )
+        loader = self._loader(self._dataset("train", training=True), sampler)
+        if self.trainer is not None:
+            sampler.resume(*self._progress(len(loader)))
+        return loader
+
+    def train_eval_dataloader(self) -> DataLoader[Any]:
+        """The training part in order, not augmented, each image once (each process has its share)."""
+        return self._evaluation_loader("train")
+
+    def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
+        """The validation part in order, each image once; an empty list, which Lightning skips, where there is none."""
+        if self.has_validation:
+            return self._evaluation_loader("val")
+        warnings.filterwarnings("ignore", message=".*Total length of `list` across ranks is zero.*")  # it is meant
+        return []
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """The test part in order, each image once."""
+        return self._evaluation_loader("test")
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """The images of `predict_dir`, else the test part, in order; batches are (images, labels, index)."""
+        return self._evaluation_loader("predict", with_index=True)
+
+    # How.
+
+    def _check_arguments(self) -> None:
+        where = f"of {type(self).__name__}"
+        at_least: dict[str, tuple[float | None, float]] = {
+            "batch_size": (self.batch_size, 1),
+            "samples_per_class": (self.samples_per_class, 1),
+            "seed": (self.seed, 0),
+            "resize": (self.resize, 1),
+            "image_size": (self.image_size, 1),
+            "num_workers": (self.num_workers, 0),
+            "cache_gb": (self.cache_gb, 0),
+        }
+        for name, (value, least) in at_least.items():
+            if value is not None and not value >= least:
+                raise UserError(f"{name} {where} is {value}: at least {least} is needed")
+        if not 0 <= self.val_fraction < 1:
+            raise UserError(f"val_fraction {where} is {self.val_fraction}: a number from 0 to below 1 is needed")
+        if self.in_channels not in (1, 3):
+            raise UserError(f"in_channels {where} is {self.in_channels}: 1 (grey) or 3 (colour) is needed")
+        for name, values in {"mean": self.mean, "std": self.std}.items():
+            if values is None:
+                continue
+            positive = name == "mean" or all(value > 0 for value in values)
+            if len(values) != self.in_channels or not all(math.isfinite(value) for value in values) or not positive:
+                kind = "positive numbers" if name == "std" else "numbers"
+                raise UserError(f"{name} {where} is {values}: {self.in_channels} {kind}, in [0, 1] units, are needed")
+
+    def _why_missing(self, part: str, stage: str) -> str:
+        if part == "val" and not self.has_validation:
+            return "val_fraction is 0"
+        return f'call setup("{stage}") first'
+
+    def _read(self, part: Part) -> Samples | None:
+        samples = self.read(part)
+        if samples is not None:
+            check_samples(samples, self.num_classes, part)
+        return samples
+
+    def _add(self, part: str, samples: Samples) -> None:
+        resize = self.image_format["resize"]
+        store = ImageStore(samples, in_channels=self.in_channels, resize=resize, cache_gb=self.cache_gb)
+        self._parts[part] = samples
+        self._stores[part] = store
+
+    def _set_up_fit(self) -> None:
+        if "train" in self._parts:
+            return
+        train, val = self._split()
+        counts = torch.bincount(train.labels, minlength=self.num_classes)
+        empty = [name for name, count in zip(self.class_names, counts.tolist(), strict=True) if count == 0]
+        if empty:
+            more = f" and {len(empty) - 1} more classes" if len(empty) > 1 else ""
+            raise UserError(
+                f"class {empty[0]!r}{more} of {type(self).__name__} has no image in the training part: "
+                "give it images or leave it out of the classes"
+            )
+        # Prepared before anything is kept, so that a failure leaves no half set-up module.
+        if val is not None:
+            self._add("val", val)
+        self._add("train", train)
+        self._warn_of_duplicates("train", "val")
+
+    def _split(self) -> tuple[Samples, Samples | None]:
+        """The training and validation images in use."""
+        train, val = self._read("train"), self._read("val")
+        if train is None:
+            raise UserError(f"{type(self).__name__} has no training part")
+        if val is not None and not self.has_validation:
+            train, val = concatenate(train, val), None
+        wanted = self.samples_per_class
+        if val is not None:
+            if wanted is not None:
+                in_val = math.floor(wanted * self.val_fraction + 0.5)
+                if not 0 < in_val < wanted:
+                    raise self._no_validation()
+                train, val = self._choose(train, wanted - in_val), self._choose(val, in_val)
+            return train, val
+        if wanted is not None:
+            train = self._choose(train, wanted)
+        if not self.has_validation:
+            return train, None
+        kept, cut = split_off(train.labels, self.val_fraction, self.seed, groups=train.groups, equal=wanted is not None)
+        if len(cut) == 0:
+            raise self._no_validation()
+        return train.subset(kept), train.subset(cut)
+
+    def _choose(self, samples: Samples, count: int) -> Samples:
+        return samples.subset(choose_per_class(samples.labels, count, self.seed, self.class_names))
+
+    def _no_validation(self) -> UserError:
+        of = "" if self.samples_per_class is None else f" of samples_per_class {self.samples_per_class}"
+        return UserError(
+            f"val_fraction {self.val_fraction}{of} leaves no image for training or none for validation in "
+            f"{type(self).__name__}: another val_fraction is needed, or 0 to train on everything"
+        )
+
+    def _set_up_test(self, required: bool) -> None:
+        if "test" in self._parts:
+            return
+        test = self._read("test")
+        if test is None:
+            if required:
+                raise UserError(f"{type(self).__name__} has no test part")
+            return
+        self._add("test", test)
+        self._warn_of_duplicates("train", "val", "test")
+
+    def _set_up_predict(self) -> None:
+        if self.predict_dir is None:
+            if "test" in self._parts:
+                self._parts["predict"], self._stores["predict"] = self._parts["test"], self._stores["test"]
+            return
+        if "predict" in self._parts:
+            return
+        files = image_files(self.predict_dir)
+        names = [path.relative_to(self.predict_dir).as_posix() for path in files]
+        labels = torch.full((len(files),), -1, dtype=torch.int64)
+        self._add("predict", Samples(images=files, labels=labels, names=names))
+
+    def _measure(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of each channel of the training images, as resized, in [0, 1] units."""
+        self.samples("train")
+        store = self._stores["train"]
+        indices = np.arange(len(store))
+        if not isinstance(store.images, Tensor) and len(store) > _MEASURED_FILES:
+            generator = np.random.Generator(np.random.PCG64(self.seed))
+            indices = np.sort(generator.choice(len(store), _MEASURED_FILES, replace=False))
+        total = torch.zeros(self.in_channels, dtype=torch.float64)
+        squares, pixels = total.clone(), 0
+        for chunk in np.array_split(indices, max(1, len(indices) // 256)):
+            images = store.fetch(chunk.tolist())
+            for image in [images] if isinstance(images, Tensor) else [image[None] for image in images]:
+                values = image.double().transpose(0, 1).flatten(1)
+                values = values / 255 if image.dtype == torch.uint8 else values
+                total += values.sum(1)
+                squares += values.square().sum(1)
+                pixels += values.shape[1]
+        mean = total / pixels
+        std = (squares / pixels - mean.square()).clamp(min=0).sqrt()
+        std[std < 1e-6] = 1.0  # a channel of one value only
+        return mean.tolist(), std.tolist()
+
+    def _warn_of_duplicates(self, *parts: str) -> None:
+        present = {part: self._parts[part] for part in parts if part in self._parts}
+        if len(present) < 2 or getattr(rank_zero_only, "rank", 0) != 0:
+            return
+        found = _find_duplicates(present)
+        if parts[-1] == "test":  # those between training and validation have been told
+            found = [duplicate for duplicate in found if duplicate.part == "test"]
+        if not found:
+            return
+        pairs = ", ".join(f"{a.name} ({a.part}) = {a.earlier_name} ({a.earlier_part})" for a in found[:3])
+        rank_zero_warn(
+            f"{type(self).__name__}: {len(found)} images stand in more than one part, so its figures flatter: {pairs}"
+            + (", ..." if len(found) > 3 else "")
+        )
+
+    def _processes(self) -> tuple[int, int]:
+        """Number of processes and own rank."""
+        if self.trainer is not None:
+            return self.trainer.world_size, self.trainer.global_rank
+        return process_group()
+
+    def _progress(self, num_batches: int) -> tuple[int, int]:
+        """The epoch to come, and how many of its batches ran before the run was resumed."""
+        assert self.trainer is not None
+        loop = self.trainer.fit_loop
+        progress: Any = loop.epoch_progress.current
+        epoch = int(progress.processed)  # not trainer.current_epoch: that lags in a checkpoint of an epoch's end
+        if not (loop.restarting and progress.ready > progress.processed):
+            return epoch, 0
+        # Lightning counts on from here, but would fetch from the epoch's beginning.
+        ran = loop.epoch_loop.batch_progress.current.ready
+        limit = self.trainer.limit_train_batches
+        in_epoch = min(num_batches, limit) if isinstance(limit, int) else int(num_batches * limit)
+        if ran >= in_epoch:  # the epoch is over but not yet counted: with workers the next one begins to load at once
+            return epoch + 1, 0
+        # It holds of other loaders.
+        warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
+        return epoch, ran
+
+    def _dataset(self, part: str, *, training: bool = False, with_index: bool = False) -> ImageDataset:
+        samples = self.samples(part)
+        return ImageDataset(
+            self._stores[part],
+            samples.labels,
+            samples.names,
+            image_size=self.image_size,
+            training=training,
+            augment=self.augment,
+            seed=self.seed,
+            with_index=with_index,
+        )
+
+    def _evaluation_loader(self, part: str, *, with_index: bool = False) -> DataLoader[Any]:
+        dataset = self._dataset(part, with_index=with_index)
+        num_replicas, rank = self._processes()
+        return self._loader(dataset, EvaluationSampler(len(dataset), num_replicas=num_replicas, rank=rank))
+
+    def _loader(self, dataset: ImageDataset, sampler: TrainSampler | EvaluationSampler) -> DataLoader[Any]:
+        device = None if self.trainer is None else self.trainer.strategy.root_device.type
+        return DataLoader(
+            dataset=dataset,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            collate_fn=as_it_is,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available() if device is None else device == "cuda",
+        )
+
+
+def _find_duplicates(parts: dict[str, Samples]) -> list[Duplicate]:
+    seen: dict[Hashable, tuple[str, str]] = {}
+    found = []
+    for part, part_samples in parts.items():
+        own: dict[Hashable, tuple[str, str]] = {}
+        for content, name in zip(_contents(part_samples, parts.values()), part_samples.names, strict=True):
+            if content in seen:
+                found.append(Duplicate(part, name, *seen[content]))
+            elif content is not None:
+                own.setdefault(content, (part, name))
+        seen |= own  # only now: within one part an image may come twice
+    return found
+
+
+def _contents(samples: Samples, parts: Iterable[Samples]) -> list[Hashable]:
+    """Something an image that is equal for equal images; None where no other part can hold the image."""
+    if isinstance(samples.images, Tensor):
+        head = (samples.images.dtype, samples.images.shape[1:])
+        return [(head, _digest(image.numpy().tobytes())) for image in samples.images]
+    where = defaultdict(set)
+    for other in parts:
+        if isinstance(other.images, list):
+            for path in other.images:
+                where[path.stat().st_size].add(id(other))
+    return [_file_digest(path) if len(where[path.stat().st_size]) > 1 else None for path in samples.images]
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()
+
+
+def _file_digest(path: Path) -> bytes:
+    return _digest(path.read_bytes())

@@ -1,0 +1,134 @@
+"""Images in folders that are named after their classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from metricloss_pl.data.base import ImageDataModule, Part
+from metricloss_pl.data.held_out import check_test_fraction, hold_out_test
+from metricloss_pl.data.samples import Samples, image_files
+from metricloss_pl.errors import UserError
+
+PART_FOLDERS: dict[str, Part] = {
+    "train": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class ImageFolderDataModule(ImageDataModule):
+    """A folder of images: `root/<class>/*`, or `root/train/<class>/*` and likewise `root/test` and perhaps `root/val`.
+
+    The classes are the folders' names, sorted. Images may lie deeper inside a class's folder; hidden files and files
+    that are no images are passed over.
+
+    Args:
+        root: The folder. `val` may also be called `valid` or `validation`.
+        test_fraction: Share of the images that becomes the test part where `root` has none, in (0, 1); the same for
+            every `seed`.
+    """
+
+    root: str
+    test_fraction: float = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_test_fraction(self.test_fraction, self)
+        self._root = Path(self.root).expanduser()
+        self._folders = find_parts(self._root)
+        self._class_names = common_classes(self._folders)
+
+    @property
+    def class_names(self) -> list[str]:
+        """The names of the class folders, sorted; their order is the labels'."""
+        return list(self._class_names)
+
+    def read(self, part: Part) -> Samples | None:
+        """Lists the files of one part; a test part that is not there is cut from the training part.
+
+        Raises:
+            UserError: A class folder holds no image.
+        """
+        if part == "val" or "test" in self._folders:
+            return self._list(part) if part in self._folders else None
+        return hold_out_test(self._list("train"), part, self.test_fraction)
+
+    def _list(self, part: Part) -> Samples:
+        files: list[Path] = []
+        labels: list[int] = []
+        for label, name in enumerate(self._class_names):
+            of_class = class_images(self._folders[part] / name)
+            files += of_class
+            labels += [label] * len(of_class)
+        names = [file.relative_to(self._root).as_posix() for file in files]
+        return Samples(images=files, labels=torch.tensor(labels), names=names)
+
+
+def find_parts(root: Path) -> dict[Part, Path]:
+    """Finds the folder of each part; a folder of classes is a training part alone.
+
+    A class may be called `train` or `test`: folders are parts where `train` and `test` are both there, or where
+    `train` is and no folder has another name than a part.
+
+    Raises:
+        UserError: `root` is missing or has no sub-folders, or two of them are the validation part.
+    """
+    names = _subfolders(root)
+    if not names:
+        raise UserError(f"{root} holds no folders: one folder a class is needed")
+    parts_only = "train" in names and all(name in PART_FOLDERS for name in names)
+    if not parts_only and not {"train", "test"} <= set(names):
+        return {"train": root}
+    parts: dict[Part, Path] = {}
+    for name in names:
+        part = PART_FOLDERS.get(name)
+        if part in parts:
+            raise UserError(f"{root} holds both {parts[part].name} and {name}: one validation part is needed")
+        if part is not None:
+            parts[part] = root / name
+    return parts
+
+
+def common_classes(parts: dict[Part, Path]) -> list[str]:
+    """Returns the sorted names of the class folders, which have to be the same in each part.
+
+    Raises:
+        UserError: A part has no class folders, or a class stands in one part but not in another.
+    """
+    classes = {part: _subfolders(folder) for part, folder in parts.items()}
+    for part, folder in parts.items():
+        if not classes[part]:
+            raise UserError(f"{folder} holds no folders: one folder a class is needed")
+    for part, folder in parts.items():
+        for name in sorted(set(classes["train"]) ^ set(classes[part])):
+            has, lacks = (parts["train"], folder) if name in classes["train"] else (folder, parts["train"])
+            raise UserError(f"class {name!r} is in {has} but not in {lacks}: all parts need the same classes")
+    return classes["train"]
+
+
+def class_images(folder: Path) -> list[Path]:
+    """Lists the images of one class, sorted, also those deeper inside, but not in hidden folders.
+
+    Raises:
+        UserError: There are none.
+    """
+    files = [
+        file
+        for file in image_files(folder)
+        if not any(name.startswith(".") for name in file.relative_to(folder).parts)  # such as .ipynb_checkpoints
+    ]
+    if not files:
+        raise UserError(f"no image in {folder} but in hidden folders: a class needs at least one")
+    return files
+
+
+def _subfolders(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        raise UserError(f"no folder {folder}: a folder with one sub-folder a class is needed")
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))

@@ -1,0 +1,163 @@
+"""Images and labels listed in a CSV file."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from metricloss_pl.data.base import ImageDataModule, Part
+from metricloss_pl.data.held_out import check_test_fraction, hold_out_test
+from metricloss_pl.data.samples import Samples
+from metricloss_pl.errors import UserError
+
+PART_NAMES: dict[str, Part] = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class ImageListDataModule(ImageDataModule):
+    """A CSV file that lists images: columns `file` and `label`, and if wanted `split` and `group`; others are ignored.
+
+    A label is a class's name or a number; the classes are sorted, by value where all are whole numbers. `split` is
+    train, val or test. Images with the same `group` (a patient, a place) never stand on two sides of a split; an image
+    without one is a group of its own.
+
+    Args:
+        csv: The CSV file, comma-separated, UTF-8.
+        root: Folder that the `file` entries start from. None: the folder of the CSV file.
+        test_fraction: Share of the images that becomes the test part where none is marked as such, in (0, 1); the same
+            for every `seed`.
+    """
+
+    csv: str
+    root: str | None = None
+    test_fraction: float = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_test_fraction(self.test_fraction, self)
+        file = Path(self.csv).expanduser()
+        self._rows = read_rows(file, file.parent if self.root is None else Path(self.root).expanduser())
+        check_parts(file, self._rows)
+        self._class_names = sorted_classes(row.label for row in self._rows)
+        numbers = {name: number for number, name in enumerate(dict.fromkeys(row.group for row in self._rows))}
+        self._group_numbers = numbers if len(numbers) < len(self._rows) else None  # None: no two belong together
+
+    @property
+    def class_names(self) -> list[str]:
+        """The labels as text, sorted; their order is the labels' numbers."""
+        return list(self._class_names)
+
+    def read(self, part: Part) -> Samples | None:
+        """Returns the files of one part; where the list marks none for test, they are cut from those for training."""
+        present = {row.part for row in self._rows}
+        if part == "val" or "test" in present:
+            return self._list(part) if part in present else None
+        return hold_out_test(self._list("train"), part, self.test_fraction)
+
+    def _list(self, part: Part) -> Samples:
+        rows = [row for row in self._rows if row.part == part]
+        position = {name: label for label, name in enumerate(self._class_names)}
+        groups = self._group_numbers
+        return Samples(
+            images=[row.path for row in rows],
+            labels=torch.tensor([position[row.label] for row in rows]),
+            names=[row.file for row in rows],
+            groups=None if groups is None else torch.tensor([groups[row.group] for row in rows]),
+        )
+
+
+class Row(NamedTuple):
+    """One line of the list."""
+
+    line: int
+    file: str  # as written
+    path: Path
+    label: str
+    part: Part
+    group: tuple[str, int]  # its name; or no name and the line, where the image stands alone
+
+
+def read_rows(file: Path, root: Path) -> list[Row]:
+    """Reads and checks the lines of a list.
+
+    Args:
+        file: The CSV file.
+        root: Folder that its entries start from.
+
+    Raises:
+        UserError: The list cannot be read or is empty; a column is missing; a line has no file or label, more entries
+            than there are columns, an unknown split, a file that does not exist or that an earlier line has already.
+    """
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream, skipinitialspace=True)
+            columns = [name.strip() for name in reader.fieldnames or []]
+            reader.fieldnames = columns
+            for column in ("file", "label"):
+                if column not in columns:
+                    raise UserError(
+                        f"{file}, line 1: no column {column!r}; its columns are {', '.join(columns) or 'none'}"
+                    )
+            rows = [_row(file, reader.line_num, cells, root) for cells in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{file} cannot be read as a CSV file in UTF-8: {' '.join(str(error).split())}") from error
+    if not rows:
+        raise UserError(f"{file} lists no image: one line an image is needed below its head")
+    first: dict[Path, int] = {}
+    for row in rows:
+        if first.setdefault(row.path, row.line) != row.line:
+            raise UserError(f"{file}, line {row.line}: {row.file} is listed already, in line {first[row.path]}")
+    return rows
+
+
+def _row(file: Path, line: int, cells: dict[str | None, str | None], root: Path) -> Row:
+    place = f"{file}, line {line}"
+    if None in cells:
+        raise UserError(f"{place}: more entries than columns; an entry with a comma needs quotes")
+    text = {column: (entry or "").strip() for column, entry in cells.items()}
+    for column in ("file", "label"):
+        if not text[column]:
+            raise UserError(f"{place}: no {column}")
+    split = text.get("split", "train")
+    if split.lower() not in PART_NAMES:
+        raise UserError(f"{place}: unknown split {split!r}; {', '.join(PART_NAMES)} are known")
+    path = root / text["file"]
+    if not path.is_file():
+        raise UserError(f"{place}: no file {path}")
+    group = text.get("group", "")
+    return Row(line, text["file"], path, text["label"], PART_NAMES[split.lower()], (group, 0 if group else line))
+
+
+def check_parts(file: Path, rows: list[Row]) -> None:
+    """Checks the given split.
+
+    Raises:
+        UserError: No image is for training; a group stands in two parts; a class of another part has no training image.
+    """
+    trained = {row.label for row in rows if row.part == "train"}
+    if not trained:
+        raise UserError(f"{file}: no line has the split 'train'")
+    first: dict[tuple[str, int], Row] = {}
+    for row in rows:
+        other = first.setdefault(row.group, row)
+        if other.part != row.part:
+            raise UserError(
+                f"{file}, line {row.line}: group {row.group[0]!r} is in {row.part}, "
+                f"but in line {other.line} in {other.part}: a group stays in one part"
+            )
+        if row.label not in trained:
+            raise UserError(f"{file}, line {row.line}: class {row.label!r} is in {row.part}, but in no line of train")
+
+
+def sorted_classes(labels: Iterable[str]) -> list[str]:
+    """Returns the different labels in order: by value where all are whole numbers, else as text."""
+    names = set(labels)
+    if all(re.fullmatch(r"[+-]?[0-9]+", name) for name in names):
+        return sorted(names, key=lambda name: (int(name), name))
+    return sorted(names)

@@ -1,0 +1,216 @@
+"""Arrays in one .npz file, under the key names of MedMNIST."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metricloss_pl.data.base import ImageDataModule, Part
+from metricloss_pl.data.held_out import check_test_fraction, hold_out_test
+from metricloss_pl.data.samples import Samples
+from metricloss_pl.errors import UserError
+
+_PARTS: tuple[Part, ...] = ("train", "val", "test")
+_BROKEN_FILE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)  # what NumPy raises on one
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class NpzDataModule(ImageDataModule):
+    """An .npz file with `train_images`, `train_labels` and, if wanted, the same for `val` and `test` (MedMNIST's keys).
+
+    Images are (N, H, W), (N, H, W, 1) or (N, H, W, 3), uint8, uint16 (divided by 65535) or floats in [0, 1]; all parts
+    have one shape. Labels are integers (N,) or (N, 1), from 0 to C - 1. `classes` or `class_names` (C,) names the
+    classes; without it they are "0", "1", ...
+
+    Args:
+        path: The .npz file. Pickled objects in it are not read.
+        test_fraction: Share of the training images that becomes the test part where the file has none, in (0, 1); the
+            same for every `seed`.
+        in_channels: 3 for colour, 1 for grey; images of the other kind are converted. None: as the arrays are.
+    """
+
+    path: str
+    test_fraction: float = 0.2
+    in_channels: Literal[1, 3] | None = None  # type: ignore[assignment]  # a number once constructed
+
+    def __post_init__(self) -> None:
+        self._file = Path(self.path).expanduser()
+        heads = read_heads(self._file)
+        images = check_heads(self._file, heads)
+        if self.in_channels is None:
+            self.in_channels = 3 if len(images.shape) == 4 and images.shape[3] == 3 else 1
+        super().__post_init__()
+        check_test_fraction(self.test_fraction, self)
+        self._present = [part for part in _PARTS if f"{part}_images" in heads]
+        labels = {part: read_labels(self._file, part) for part in self._present}
+        self._class_names = read_classes(self._file, heads, labels)
+
+    @property
+    def class_names(self) -> list[str]:
+        """The names in the file, else the labels as text; their order is the labels'."""
+        return list(self._class_names)
+
+    def read(self, part: Part) -> Samples | None:
+        """Reads the images of one part into memory; a test part that the file lacks is cut from the training part.
+
+        Raises:
+            UserError: The file is broken.
+        """
+        if part == "val" or "test" in self._present:
+            return self._load(part) if part in self._present else None
+        return hold_out_test(self._load("train"), part, self.test_fraction)
+
+    def _load(self, part: Part) -> Samples:
+        labels = read_labels(self._file, part)
+        images = to_tensor(_array(self._file, f"{part}_images"))
+        return Samples(images=images, labels=labels, names=[f"{part}[{index}]" for index in range(len(labels))])
+
+
+class Head(NamedTuple):
+    """What an array's head tells without reading the array."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+def read_heads(file: Path) -> dict[str, Head]:
+    """Reads shape and type of each array of an .npz file.
+
+    Raises:
+        UserError: The file is missing, or no .npz file.
+    """
+    if not file.is_file():
+        raise UserError(f"no file {file}: an .npz file is needed")
+    heads = {}
+    try:
+        with zipfile.ZipFile(file) as packed:
+            for name in packed.namelist():
+                with packed.open(name) as stream:
+                    version = np.lib.format.read_magic(stream)
+                    read = {(1, 0): np.lib.format.read_array_header_1_0}.get(
+                        version, np.lib.format.read_array_header_2_0
+                    )
+                    shape, _, dtype = read(stream)
+                    heads[name.removesuffix(".npy")] = Head(shape, dtype)
+    except _BROKEN_FILE as error:
+        raise UserError(f"{file} cannot be read as an .npz file: {_one_line(error)}") from error
+    return heads
+
+
+def check_heads(file: Path, heads: dict[str, Head]) -> Head:
+    """Checks keys, shapes and types, and returns the head of the training images.
+
+    Raises:
+        UserError: A key is missing, or an array has another shape or type than it should.
+    """
+    train = heads.get("train_images")
+    for part in _PARTS:
+        images_key, labels_key = f"{part}_images", f"{part}_labels"
+        if part != "train" and images_key not in heads and labels_key not in heads:
+            continue
+        for key in (images_key, labels_key):
+            if key not in heads:
+                raise UserError(f"{file} has no array {key!r}; its arrays are {', '.join(heads) or 'none'}")
+        images, labels = heads[images_key], heads[labels_key]
+        right_shape = len(images.shape) == 3 or (len(images.shape) == 4 and images.shape[3] in (1, 3))
+        if not right_shape or 0 in images.shape[1:]:
+            raise UserError(
+                f"{images_key} in {file} has the shape {images.shape}: "
+                "(N, H, W), (N, H, W, 1) or (N, H, W, 3) is needed"
+            )
+        if images.dtype not in (np.uint8, np.uint16) and images.dtype.kind != "f":
+            raise UserError(f"{images_key} in {file} are {images.dtype}: uint8, uint16 or floats in [0, 1] are needed")
+        if len(labels.shape) not in (1, 2) or labels.shape[1:] not in ((), (1,)):
+            raise UserError(f"{labels_key} in {file} has the shape {labels.shape}: (N,) or (N, 1) is needed")
+        if labels.dtype.kind not in "iu":
+            raise UserError(f"{labels_key} in {file} are {labels.dtype}: integers are needed")
+        if images.shape[0] != labels.shape[0]:
+            raise UserError(
+                f"{images_key} in {file} has the shape {images.shape}, but {labels_key} {labels.shape}: "
+                "one label an image is needed"
+            )
+        if train is not None and (images.shape[1:] != train.shape[1:] or images.dtype != train.dtype):
+            raise UserError(
+                f"{images_key} in {file} are {images.dtype} of shape {images.shape}, but train_images {train.dtype} of "
+                f"shape {train.shape}: images of one shape and type are needed"
+            )
+    return heads["train_images"]
+
+
+def read_labels(file: Path, part: Part) -> Tensor:
+    """Reads the labels of one part as (N,) int64.
+
+    Raises:
+        UserError: The part is empty or a label is negative.
+    """
+    key = f"{part}_labels"
+    labels = _array(file, key).reshape(-1).astype(np.int64)
+    if len(labels) == 0:
+        raise UserError(f"{key} in {file} is empty: at least one image is needed")
+    if labels.min() < 0:
+        position = int(labels.argmin())
+        raise UserError(f"{key}[{position}] in {file} is {labels[position]}: labels from 0 are needed")
+    return torch.from_numpy(labels)
+
+
+def read_classes(file: Path, heads: dict[str, Head], labels: dict[Part, Tensor]) -> list[str]:
+    """Returns the classes' names after having compared them with the labels of all parts.
+
+    Raises:
+        UserError: The names are not a text array (C,) without repetition, a label is C or more, or a class has no
+            training image.
+    """
+    trained = set(labels["train"].tolist())
+    key = next((key for key in ("classes", "class_names") if key in heads), None)
+    names = [str(label) for label in range(max(trained) + 1)]
+    if key is not None:
+        if len(heads[key].shape) != 1 or heads[key].dtype.kind not in "US":
+            raise UserError(
+                f"{key} in {file} are {heads[key].dtype} of shape {heads[key].shape}: text of shape (C,) is needed"
+            )
+        names = [name.decode() if isinstance(name, bytes) else str(name) for name in _array(file, key).tolist()]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise UserError(f"{key} in {file} names {twice!r} twice: each class needs a name of its own")
+    for part, of_part in labels.items():
+        position = int(of_part.argmax())
+        if of_part[position] >= len(names):
+            raise UserError(
+                f"{part}_labels[{position}] in {file} is {int(of_part[position])}: "
+                f"with {len(names)} classes labels run from 0 to {len(names) - 1}"
+            )
+    for label, name in enumerate(names):
+        if label not in trained:
+            raise UserError(f"train_labels in {file} has no image of class {name!r} (label {label})")
+    return names
+
+
+def to_tensor(images: np.ndarray) -> Tensor:
+    """(N, H, W) or (N, H, W, C) to (N, C, H, W): uint8 as it is, uint16 divided by 65535, floats as float32."""
+    if images.ndim == 3:
+        images = images[..., None]
+    images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    if images.dtype == np.uint8:
+        return torch.from_numpy(images)
+    scale = np.float32(65535 if images.dtype == np.uint16 else 1)
+    return torch.from_numpy(images.astype(np.float32) / scale)
+
+
+def _array(file: Path, key: str) -> np.ndarray:
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            array: np.ndarray = arrays[key]
+            return array
+    except _BROKEN_FILE as error:
+        raise UserError(f"{key} in {file} cannot be read: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

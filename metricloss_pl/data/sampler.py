@@ -1,0 +1,139 @@
+"""Orders of images over epochs and processes.
+
+Both samplers subclass torch's `DistributedSampler` because Lightning leaves those alone; a plain sampler would be split
+over the processes a second time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DistributedSampler
+
+from metricloss_pl.errors import UserError
+
+
+def process_group() -> tuple[int, int]:
+    """Returns the number of processes and this one's rank: 1 and 0 where torch.distributed is not initialised."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_world_size(), torch.distributed.get_rank()
+    return 1, 0
+
+
+class TrainSampler(DistributedSampler[Any]):
+    """The training order: drawn from (seed, epoch), in whole global batches, each process its share of every batch.
+
+    The last incomplete global batch (of batch_size * num_replicas images) is dropped, so all processes take equally
+    many steps. A part smaller than one global batch gives one smaller batch, of equally many images a process. With
+    the same global batch size, a global batch holds the same images for any number of processes.
+
+    An item is (index, draw): the draw is the epoch, plus 2^32 for each time that the image came before in the epoch.
+    Worker processes thereby know the epoch, and a repeated image is augmented anew.
+
+    Args:
+        labels: (N,) int64.
+        batch_size: Images a step and process.
+        seed: At least 0.
+        balanced: Every class comes equally often (within one) in each run of C images, and within a class every image
+            equally often (within one). As many images an epoch as without.
+        num_replicas: Number of processes. None: of the process group.
+        rank: This process. None: of the process group.
+
+    Raises:
+        UserError: There are fewer images than processes.
+    """
+
+    def __init__(
+        self,
+        labels: Tensor,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        balanced: bool = False,
+        num_replicas: int | None = None,
+        rank: int | None = None,
+    ) -> None:
+        world_size, own_rank = process_group()
+        num_replicas = world_size if num_replicas is None else num_replicas
+        rank = own_rank if rank is None else rank
+        super().__init__(range(len(labels)), num_replicas=num_replicas, rank=rank, shuffle=True, seed=seed)  # type: ignore[arg-type]
+        global_batch = batch_size * num_replicas
+        if len(labels) < num_replicas:
+            raise UserError(f"{len(labels)} training images cannot be shared out to {num_replicas} processes")
+        self.labels = labels.numpy()
+        self.balanced = balanced
+        step = global_batch if len(labels) >= global_batch else num_replicas
+        self.total_size = len(labels) // step * step
+        self.num_samples = self.total_size // num_replicas
+        self.batch_size = batch_size
+        self._first_epoch = 0
+        self._first_batch = 0
+
+    def resume(self, epoch: int, first_batch: int) -> None:
+        """Begins at a batch of an epoch; other epochs are whole."""
+        self.epoch = self._first_epoch = epoch
+        self._first_batch = first_batch
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        generator = np.random.Generator(np.random.PCG64([self.seed, self.epoch]))
+        if self.balanced:
+            order = self._balanced_order(generator)
+        else:
+            order = generator.permutation(len(self.labels))[: self.total_size]
+        draws = self.epoch + (_earlier_occurrences(order) << 32)
+        start = self._first_batch * self.batch_size if self.epoch == self._first_epoch else 0
+        own = slice(self.rank, None, self.num_replicas)
+        return iter(list(zip(order[own].tolist(), draws[own].tolist(), strict=True))[start:])
+
+    def _balanced_order(self, generator: np.random.Generator) -> np.ndarray:
+        classes = np.unique(self.labels)
+        rounds = -(-self.total_size // len(classes))
+        turns = generator.permuted(np.tile(classes, (rounds, 1)), axis=1).ravel()[: self.total_size]
+        order = np.empty(self.total_size, dtype=np.int64)
+        for label in classes:
+            members, places = np.flatnonzero(self.labels == label), np.flatnonzero(turns == label)
+            repeats = -(-len(places) // len(members))
+            order[places] = generator.permuted(np.tile(members, (repeats, 1)), axis=1).ravel()[: len(places)]
+        return order
+
+
+def _earlier_occurrences(order: np.ndarray) -> np.ndarray:
+    """How often each entry stands earlier in `order`: [5, 7, 5, 5] -> [0, 0, 1, 2]."""
+    by_value = np.argsort(order, kind="stable")
+    value = order[by_value]
+    starts = np.flatnonzero(np.r_[True, value[1:] != value[:-1]])
+    run_lengths = np.diff(np.r_[starts, len(order)])
+    earlier = np.empty(len(order), dtype=np.int64)
+    earlier[by_value] = np.arange(len(order)) - np.repeat(starts, run_lengths)
+    return earlier
+
+
+class EvaluationSampler(DistributedSampler[Any]):
+    """The order of the data set, each image exactly once over all processes: nothing is padded or dropped.
+
+    Process r takes the images r, r + R, r + 2R, ...; so shares differ by one image at most.
+
+    Args:
+        num_images: N.
+        num_replicas: Number of processes R. None: of the process group.
+        rank: This process. None: of the process group.
+    """
+
+    def __init__(self, num_images: int, *, num_replicas: int | None = None, rank: int | None = None) -> None:
+        world_size, own_rank = process_group()
+        super().__init__(
+            range(num_images),  # type: ignore[arg-type]
+            num_replicas=world_size if num_replicas is None else num_replicas,
+            rank=own_rank if rank is None else rank,
+            shuffle=False,
+        )
+        self.indices = range(self.rank, num_images, self.num_replicas)
+        self.num_samples = len(self.indices)
+        self.total_size = num_images
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)

@@ -1,0 +1,97 @@
+"""Any folder of images, for `predict` alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from metricloss_pl.data.base import ImageDataModule, Part
+from metricloss_pl.data.samples import Samples
+from metricloss_pl.errors import UserError
+
+
+class UnlabelledFolderDataModule(ImageDataModule):
+    """A folder of images without labels, for `predict`, prepared as the training images of a checkpoint were.
+
+    Args:
+        predict_dir: The folder; images in its subfolders count too.
+        class_names: Of the classifier, in the order of its labels.
+        in_channels: 3 for colour, 1 for grey; images of the other kind are converted.
+        resize: Shorter side in px to which images are resized before the crop. None: `image_size`.
+        image_size: Side in px of the square centre crop. None: images as they are, of one size.
+        batch_size: Images a step and process.
+        num_workers: Processes that prepare batches. 0: none but the main one.
+        cache_gb: The images are all decoded at the start if they fit into so many GB, else batch by batch.
+    """
+
+    def __init__(
+        self,
+        *,
+        predict_dir: str,
+        class_names: list[str],
+        in_channels: Literal[1, 3] = 3,
+        resize: int | None = None,
+        image_size: int | None = None,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        cache_gb: float = 0.0,
+    ) -> None:
+        self._class_names = list(class_names)
+        super().__init__(
+            predict_dir=predict_dir,
+            in_channels=in_channels,
+            resize=resize,
+            image_size=image_size,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            cache_gb=cache_gb,
+        )
+
+    @classmethod
+    def from_checkpoint(
+        cls, path: str | Path, *, predict_dir: str, batch_size: int = 64, num_workers: int = 0
+    ) -> UnlabelledFolderDataModule:
+        """Prepares the folder's images as those that the checkpoint was trained on.
+
+        Args:
+            path: The checkpoint; its "class_names" and "images" (in_channels, resize, image_size) are read.
+            predict_dir: The folder of images.
+            batch_size: Images a step and process.
+            num_workers: Processes that prepare batches.
+
+        Raises:
+            UserError: The checkpoint cannot be read, or does not hold these facts.
+        """
+        try:
+            checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # a torn or foreign file raises a dozen unrelated types
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{path} cannot be read as a checkpoint ({reason})") from error
+        try:
+            images, class_names = checkpoint["images"], checkpoint["class_names"]
+            in_channels, resize, image_size = images["in_channels"], images["resize"], images["image_size"]
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"{path} does not say how its images were prepared ({error} is missing): "
+                "a checkpoint written by a run of this package is needed"
+            ) from error
+        return cls(
+            predict_dir=predict_dir,
+            class_names=class_names,
+            in_channels=in_channels,
+            resize=resize,
+            image_size=image_size,
+            batch_size=batch_size,
+            num_workers=num_workers,
+        )
+
+    @property
+    def class_names(self) -> list[str]:
+        """The names of the classifier's classes, in the order of its labels."""
+        return self._class_names
+
+    def read(self, part: Part) -> Samples | None:
+        """There are no labelled parts."""
+        return None

@@ -1,0 +1,398 @@
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from metricloss_pl.data.augment import HorizontalFlip, ShiftCrop
+from metricloss_pl.data.base import Duplicate
+from metricloss_pl.data.samples import Samples
+from metricloss_pl.errors import UserError
+
+Make = Callable[..., Any]
+
+
+def trainer(**arguments: Any) -> Trainer:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    return Trainer(**(quiet | {"enable_checkpointing": False, "max_epochs": 1} | arguments))
+
+
+def counts(samples: Samples) -> list[int]:
+    return torch.bincount(samples.labels, minlength=3).tolist()
+
+
+@pytest.fixture
+def parts(samples: Make) -> dict[str, Samples]:
+    return {"train": samples([30, 40, 50]), "test": samples([5, 6, 8], seed=1, part="test")}
+
+
+@pytest.fixture
+def official(samples: Make, parts: dict[str, Samples]) -> dict[str, Samples]:
+    return parts | {"val": samples([10, 12, 14], seed=2, part="val")}
+
+
+def test_facts_right_after_construction(toy: Make) -> None:
+    module = toy(resize=9, image_size=7, in_channels=1)
+    assert module.num_classes == 3
+    assert module.class_names == ["ant", "bee", "cat"]
+    assert module.in_channels == 1
+    assert module.image_format == {"in_channels": 1, "resize": 9, "image_size": 7}
+    assert toy(image_size=7).image_format == {"in_channels": 3, "resize": 7, "image_size": 7}
+    assert toy().image_format == {"in_channels": 3, "resize": None, "image_size": None}
+    assert module.has_validation
+    assert not toy(val_fraction=0).has_validation
+    assert module.has_read == []
+
+
+def test_a_validation_part_is_cut(toy: Make, parts: dict[str, Samples]) -> None:
+    module = toy(parts=parts, val_fraction=0.2)
+    module.setup("fit")
+    assert counts(module.samples("val")) == [6, 8, 10]
+    assert module.class_counts.tolist() == counts(module.samples("train")) == [24, 32, 40]
+    assert module.class_counts.dtype == torch.int64
+    names = module.samples("train").names + module.samples("val").names
+    assert sorted(names) == sorted(parts["train"].names)
+    other = toy(parts=parts, val_fraction=0.2, seed=1)
+    other.setup("fit")
+    assert other.samples("val").names != module.samples("val").names
+
+
+def test_an_official_validation_part_is_used_whole(toy: Make, official: dict[str, Samples]) -> None:
+    module = toy(parts=official)
+    module.setup("fit")
+    assert module.samples("val").names == official["val"].names
+    assert module.samples("train").names == official["train"].names
+
+
+def test_val_fraction_zero_trains_on_everything(toy: Make, official: dict[str, Samples]) -> None:
+    module = toy(parts=official, val_fraction=0)
+    module.setup("fit")
+    assert module.class_counts.tolist() == [40, 52, 64]
+    assert module.val_dataloader() == []
+    with pytest.raises(UserError, match="no val part: val_fraction is 0"):
+        module.samples("val")
+
+
+def test_samples_per_class_counts_training_and_validation_together(toy: Make, official: dict[str, Samples]) -> None:
+    without = {"train": official["train"]}
+    for given, fraction, train, val in ((without, 0.4, 12, 8), (official, 0.4, 12, 8), (without, 0.1, 18, 2)):
+        module = toy(parts=given, samples_per_class=20, val_fraction=fraction)
+        module.setup("fit")
+        assert counts(module.samples("train")) == [train] * 3
+        assert counts(module.samples("val")) == [val] * 3
+    module = toy(parts=official, samples_per_class=35, val_fraction=0)
+    module.setup("fit")
+    assert counts(module.samples("train")) == [35] * 3
+    again, other = (toy(parts=without, samples_per_class=20, seed=seed) for seed in (0, 1))
+    again.setup("fit")
+    other.setup("fit")
+    assert again.samples("train").names != other.samples("train").names
+
+
+def test_too_few_images_of_a_class_are_named(toy: Make, official: dict[str, Samples]) -> None:
+    with pytest.raises(UserError, match=r"'ant' \(label 0\) has 30 images"):
+        toy(parts={"train": official["train"]}, samples_per_class=31).setup("fit")
+    with pytest.raises(UserError, match=r"'ant'.* has 10 images"):
+        toy(parts=official, samples_per_class=25, val_fraction=0.5).setup("fit")
+
+
+def test_groups_stay_together(toy: Make, parts: dict[str, Samples]) -> None:
+    groups = torch.arange(120) // 4
+    module = toy(parts={"train": replace(parts["train"], groups=groups)}, val_fraction=0.25)
+    module.setup("fit")
+    train, val = module.samples("train").groups, module.samples("val").groups
+    assert len(val) > 15
+    assert not set(train.tolist()) & set(val.tolist())
+
+
+def test_no_empty_validation(toy: Make, samples: Make) -> None:
+    with pytest.raises(UserError, match=r"val_fraction 0.1.*no image"):
+        toy(parts={"train": samples([1, 1, 1])}).setup("fit")
+    with pytest.raises(UserError, match=r"val_fraction 0.1 of samples_per_class 3"):
+        toy(parts={"train": samples([4, 4, 4])}, samples_per_class=3).setup("fit")
+
+
+def test_an_empty_class_is_named(toy: Make, samples: Make) -> None:
+    with pytest.raises(UserError, match=r"class 'bee' .* no image"):
+        toy(parts={"train": samples([20, 0, 20])}).setup("fit")
+    with pytest.raises(UserError, match="'bee' and 1 more"):
+        toy(parts={"train": samples([20])}).setup("fit")
+
+
+def test_labels_are_checked(toy: Make, samples: Make) -> None:
+    with pytest.raises(UserError, match="label 3"):
+        toy(parts={"train": samples([9, 9, 9, 9])}).setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("stage", "read", "there"),
+    [
+        ("fit", {"train", "val"}, {"train", "val"}),
+        ("validate", {"train", "val"}, {"train", "val"}),
+        ("test", {"test"}, {"test"}),
+        ("predict", {"test"}, {"predict"}),
+        (None, {"train", "val", "test"}, {"train", "val", "test", "predict"}),
+    ],
+)
+def test_each_stage_reads_what_it_needs(
+    toy: Make, official: dict[str, Samples], stage: str | None, read: set[str], there: set[str]
+) -> None:
+    module = toy(parts=official)
+    module.setup(stage)
+    assert set(module.has_read) == read
+    assert len(module.has_read) == len(read)
+    for part in there:
+        assert len(module.samples(part)) > 0
+    module.setup(stage)
+    assert len(module.has_read) == len(read)
+
+
+def test_stages_in_any_order(toy: Make, parts: dict[str, Samples]) -> None:
+    straight, mixed = toy(parts=parts), toy(parts=parts)
+    for stage in ("fit", "test", "predict"):
+        straight.setup(stage)
+    for stage in ("predict", "test", "fit"):
+        mixed.setup(stage)
+    for part in ("train", "val", "test", "predict"):
+        assert straight.samples(part).names == mixed.samples(part).names
+
+
+def test_missing_parts_and_stages_are_named(toy: Make, parts: dict[str, Samples]) -> None:
+    with pytest.raises(UserError, match="no test part"):
+        toy(parts={"train": parts["train"]}).setup("test")
+    with pytest.raises(UserError, match="no training part"):
+        toy(parts={}).setup("fit")
+    with pytest.raises(UserError, match=r'setup\("fit"\)'):
+        toy(parts=parts).train_dataloader()
+
+
+def test_normalization_is_that_of_the_training_part(toy: Make, parts: dict[str, Samples]) -> None:
+    module = toy(parts=parts)
+    module.setup("fit")
+    mean, std = module.normalization
+    values = module.samples("train").images.double() / 255
+    assert np.allclose(mean, values.mean((0, 2, 3)))
+    assert np.allclose(std, values.std((0, 2, 3), correction=0))
+    given = toy(parts=parts, mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6])
+    assert given.normalization == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+    half = toy(parts=parts, mean=[0.1, 0.2, 0.3])
+    half.setup("fit")
+    assert half.normalization == ([0.1, 0.2, 0.3], std)
+
+
+def test_normalization_of_files_and_floats(toy: Make, tmp_path: Path) -> None:
+    arrays = [np.random.default_rng(i).integers(0, 65536, (5 + i, 9), dtype=np.uint16) for i in range(6)]
+    paths = [tmp_path / f"{index}.png" for index in range(6)]
+    for path, array in zip(paths, arrays, strict=True):
+        Image.fromarray(array).save(path)
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    files = Samples(images=paths, labels=labels, names=[path.name for path in paths])
+    values = np.concatenate([array.ravel() for array in arrays]) / 65535
+    for cache_gb in (0.0, 1.0):
+        module = toy(parts={"train": files}, in_channels=1, val_fraction=0, cache_gb=cache_gb)
+        module.setup("fit")
+        mean, std = module.normalization
+        assert np.allclose(mean, values.mean(), atol=1e-6)
+        assert np.allclose(std, values.std(), atol=1e-6)
+
+
+def test_a_constant_channel_gets_a_deviation_of_one(toy: Make, parts: dict[str, Samples]) -> None:
+    images = parts["train"].images.clone()  # type: ignore[union-attr]
+    images[:, 1] = 7
+    module = toy(parts={"train": replace(parts["train"], images=images)})
+    module.setup("fit")
+    assert module.normalization[1][1] == 1.0
+
+
+def test_batches(toy: Make, official: dict[str, Samples]) -> None:
+    module = toy(parts=official, batch_size=16, image_size=6, resize=8, augment=[HorizontalFlip()])
+    module.setup("fit")
+    module.setup("test")
+    module.setup("predict")
+    train = list(module.train_dataloader())
+    assert [images.shape for images, _ in train] == [(16, 3, 6, 6)] * 7
+    assert all(images.dtype == torch.uint8 and labels.dtype == torch.int64 for images, labels in train)
+    assert [len(labels) for _, labels in module.val_dataloader()] == [16, 16, 4]
+    assert torch.equal(torch.cat([labels for _, labels in module.test_dataloader()]), official["test"].labels)
+    images = torch.cat([images for images, _ in module.train_eval_dataloader()])
+    assert torch.equal(images, official["train"].images[:, :, 1:7, 1:7])  # type: ignore[call-overload]
+    index = torch.cat([index for _, _, index in module.predict_dataloader()])
+    assert index.tolist() == list(range(19))
+    assert module.predict_files == official["test"].names
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_loaders_fetch_whole_batches(toy: Make, parts: dict[str, Samples], num_workers: int) -> None:
+    module = toy(parts=parts, num_workers=num_workers)
+    module.setup("fit")
+    loader = module.train_dataloader()
+    assert isinstance(loader, DataLoader)
+    assert loader.persistent_workers == (num_workers > 0)
+    images, labels = next(iter(loader))
+    assert images.shape == (64, 3, 8, 8)
+    assert labels.shape == (64,)
+
+
+def test_balanced_sampling(toy: Make, samples: Make) -> None:
+    module = toy(parts={"train": samples([100, 10, 10])}, balanced_sampling=True, batch_size=12, val_fraction=0)
+    module.setup("fit")
+    labels = torch.cat([labels for _, labels in module.train_dataloader()])
+    assert torch.bincount(labels).tolist() == [40, 40, 40]
+
+
+def test_predict_dir(toy: Make, tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    for name in ("b.png", "sub/a.png"):
+        Image.fromarray(np.full((9, 12, 3), 7, dtype=np.uint8)).save(tmp_path / name)
+    module = toy(predict_dir=str(tmp_path), image_size=8)
+    module.setup("predict")
+    assert module.has_read == []
+    assert module.predict_files == ["b.png", "sub/a.png"]
+    images, labels, index = next(iter(module.predict_dataloader()))
+    assert images.shape == (2, 3, 8, 8)
+    assert labels.tolist() == [-1, -1]
+    assert index.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 0}, "batch_size .* is 0"),
+        ({"val_fraction": 1.0}, "val_fraction .* is 1.0"),
+        ({"val_fraction": float("nan")}, "val_fraction .* is nan"),
+        ({"samples_per_class": 0}, "samples_per_class .* is 0"),
+        ({"seed": -1}, "seed .* is -1"),
+        ({"in_channels": 2}, "in_channels .* is 2"),
+        ({"image_size": 0}, "image_size .* is 0"),
+        ({"num_workers": -1}, "num_workers"),
+        ({"cache_gb": -1.0}, "cache_gb"),
+        ({"mean": [0.5]}, "mean .*3 numbers"),
+        ({"std": [0.5, 0.0, 0.5]}, "std .*3 positive numbers"),
+        ({"mean": [0.5, float("nan"), 0.5]}, "mean"),
+    ],
+)
+def test_arguments_out_of_range_are_named(toy: Make, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        toy(**arguments)
+
+
+# Duplicates.
+
+
+def test_duplicates_of_arrays(toy: Make, official: dict[str, Samples]) -> None:
+    test = official["test"]
+    images = test.images.clone()  # type: ignore[union-attr]
+    images[3], images[4], images[5] = official["train"].images[17], official["val"].images[2], images[6]
+    module = toy(parts=official | {"test": replace(test, images=images)})
+    want = [Duplicate("test", "test[3]", "train", "train[17]"), Duplicate("test", "test[4]", "val", "val[2]")]
+    assert module.duplicates() == want
+    with pytest.warns(UserWarning, match=r"2 images .*test\[3\] \(test\) = train\[17\] \(train\)"):
+        module.setup("test")
+
+
+def test_no_duplicates_no_warning(toy: Make, official: dict[str, Samples]) -> None:
+    module = toy(parts=official)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        module.setup(None)
+    assert module.duplicates() == []
+
+
+def test_duplicates_warn_with_three_pairs_at_most(toy: Make, samples: Make) -> None:
+    train = samples([20, 20, 20])
+    module = toy(parts={"train": replace(train, images=train.images[:1].expand(60, -1, -1, -1).clone())})
+    with pytest.warns(UserWarning, match="6 images stand") as caught:
+        module.setup("fit")
+    [message] = [str(warning.message) for warning in caught if "stand in more" in str(warning.message)]
+    assert message.count(" = ") == 3
+    assert "\n" not in message
+
+
+def test_duplicates_of_files(toy: Make, tmp_path: Path) -> None:
+    def files(part: str, seeds: list[int]) -> Samples:
+        paths = []
+        for index, seed in enumerate(seeds):
+            paths.append(tmp_path / f"{part}{index}.bmp")  # bmp: all files have one size
+            Image.fromarray(np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)).save(paths[-1])
+        labels = torch.arange(len(paths)) % 3
+        return Samples(images=paths, labels=labels, names=[path.name for path in paths])
+
+    module = toy(parts={"train": files("train", [0, 1, 2]), "test": files("test", [5, 1, 6])}, val_fraction=0)
+    assert module.duplicates() == [Duplicate("test", "test1.bmp", "train", "train1.bmp")]
+
+
+# In Lightning.
+
+
+def test_fit_test_predict(toy: Make, classifier: Make, official: dict[str, Samples]) -> None:
+    model, module, runner = classifier(), toy(parts=official, batch_size=16), trainer(num_sanity_val_steps=0)
+    runner.fit(model, datamodule=module)
+    assert len(model.seen) == 7
+    assert model.validated == 36
+    runner.test(model, datamodule=module, verbose=False)
+    assert model.tested == 19
+    index = runner.predict(model, datamodule=module)
+    assert torch.cat(index).tolist() == list(range(19))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_fit_without_validation(toy: Make, classifier: Make, parts: dict[str, Samples], num_workers: int) -> None:
+    model, module = classifier(), toy(parts=parts, batch_size=16, val_fraction=0, num_workers=num_workers)
+    trainer(max_epochs=2).fit(model, datamodule=module)
+    assert len(model.seen) == 14
+    assert model.validated == 0
+    assert model.seen[0][2:] != model.seen[7][2:]
+
+
+def test_overfit_batches(toy: Make, classifier: Make, parts: dict[str, Samples]) -> None:
+    model = classifier()
+    trainer(overfit_batches=2, max_epochs=2).fit(model, datamodule=toy(parts=parts, batch_size=16))
+    assert len(model.seen) == 4
+    assert [seen[2] for seen in model.seen[:2]] == [seen[2] for seen in model.seen[2:]]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize(
+    ("every", "stop_at", "ran"),
+    [
+        ({"every_n_train_steps": 3}, (1, 3), 9),  # written inside an epoch
+        ({"every_n_train_steps": 7}, (1, 2), 7),  # written at an epoch's last step
+        ({"every_n_epochs": 1}, (1, 2), 7),  # written after validation
+        ({"every_n_epochs": 1, "save_on_train_epoch_end": True}, (1, 2), 7),
+    ],
+)
+def test_a_resumed_run_sees_what_the_whole_run_saw(
+    toy: Make,
+    classifier: Make,
+    official: dict[str, Samples],
+    tmp_path: Path,
+    num_workers: int,
+    every: dict[str, Any],
+    stop_at: tuple[int, int],
+    ran: int,
+) -> None:
+    def fit(model: Any, checkpoint: str | None = None) -> None:
+        module = toy(parts=official, batch_size=16, num_workers=num_workers, augment=[HorizontalFlip(), ShiftCrop(2)])
+        saver = ModelCheckpoint(dirpath=tmp_path, filename="only", enable_version_counter=False, **every)
+        runner = trainer(max_epochs=3, enable_checkpointing=True, callbacks=[saver], num_sanity_val_steps=0)
+        runner.fit(model, datamodule=module, ckpt_path=checkpoint, weights_only=True)
+
+    whole, killed, resumed = classifier(), classifier(), classifier()
+    fit(whole)
+    (tmp_path / "only.ckpt").unlink()
+    killed.stop_at = stop_at
+    with pytest.raises(RuntimeError, match="killed"):
+        fit(killed)
+    fit(resumed, str(tmp_path / "only.ckpt"))
+    assert len(whole.seen) == 21
+    assert resumed.seen == whole.seen[ran:]

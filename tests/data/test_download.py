@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from metricloss_pl.data.download import fetch_archive
+from metricloss_pl.errors import UserError
+
+
+def make_tar(file: Path, members: dict[str, bytes], links: dict[str, str] | None = None) -> str:
+    with tarfile.open(file, "w:gz") as archive:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+        for name, target in (links or {}).items():
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = tarfile.SYMTYPE, target
+            archive.addfile(member)
+    return md5(file)
+
+
+def make_zip(file: Path, members: dict[str, bytes]) -> str:
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return md5(file)
+
+
+def md5(file: Path) -> str:
+    return hashlib.md5(file.read_bytes()).hexdigest()
+
+
+def refused(*args, **kwargs) -> str:
+    """The one line with which the call is refused."""
+    with pytest.raises(UserError) as caught:
+        fetch_archive(*args, **kwargs)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def web(tmp_path) -> Path:
+    folder = tmp_path / "web"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    return tmp_path / "deep" / "data"
+
+
+CONTENT = {"birds/a.txt": b"one", "birds/sub/b.txt": b"two", "notes.txt": b"beside"}
+
+
+@pytest.mark.parametrize(("name", "make"), [("birds.tgz", make_tar), ("birds.zip", make_zip)])
+def test_archive_is_downloaded_and_unpacked(web, root, name, make):
+    checksum = make(web / name, CONTENT)
+    target = fetch_archive((web / name).as_uri(), checksum, root, "birds")
+    assert target == root / "birds"
+    assert (target / "a.txt").read_bytes() == b"one"
+    assert (target / "sub" / "b.txt").read_bytes() == b"two"
+    assert not (root / ".birds.partial").exists()
+    assert not (root / "notes.txt").exists()
+
+
+def test_what_is_there_is_not_fetched_again(web, root):
+    checksum = make_tar(web / "birds.tgz", CONTENT)
+    url = (web / "birds.tgz").as_uri()
+    fetch_archive(url, checksum, root, "birds")
+    (web / "birds.tgz").unlink()
+    (root / "birds" / "a.txt").write_bytes(b"mine")
+    fetch_archive(url, checksum, root, "birds")
+    assert (root / "birds" / "a.txt").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("download", [True, False])
+def test_archive_put_there_by_hand_is_used(web, root, download):
+    root.mkdir(parents=True)
+    checksum = make_tar(root / "birds.tgz", CONTENT)
+    fetch_archive((web / "birds.tgz").as_uri(), checksum, root, "birds", download=download)  # nothing lies at the URL
+    assert (root / "birds" / "a.txt").exists()
+
+
+def test_missing_archive_without_download_says_which_file_goes_where(root):
+    message = refused("https://example.org/x/birds.tgz", "0" * 32, root, "birds", download=False)
+    assert "birds.tgz" in message
+    assert str(root) in message
+    assert "https://example.org/x/birds.tgz" in message
+    assert not root.exists()
+
+
+def test_wrong_archive_put_there_by_hand_is_kept_and_named(root):
+    root.mkdir(parents=True)
+    make_tar(root / "birds.tgz", CONTENT)
+    message = refused("https://example.org/x/birds.tgz", "0" * 32, root, "birds", download=False)
+    assert str(root / "birds.tgz") in message
+    assert "0" * 32 in message
+    assert (root / "birds.tgz").exists()
+    assert not (root / "birds").exists()
+
+
+def test_download_with_wrong_checksum_leaves_nothing(web, root):
+    make_tar(web / "birds.tgz", CONTENT)
+    message = refused((web / "birds.tgz").as_uri(), "0" * 32, root, "birds")
+    assert "MD5" in message
+    assert "0" * 32 in message
+    assert {file.name for file in root.iterdir()} <= {".birds.lock"}
+
+
+def test_download_that_fails_says_so(web, root):
+    message = refused((web / "none.tgz").as_uri(), "0" * 32, root, "birds")
+    assert "cannot download" in message
+    assert "none.tgz" in message
+    assert str(root) in message
+    assert not (root / "birds").exists()
+
+
+def test_interrupted_download_is_started_again(web, root, monkeypatch):
+    checksum = make_tar(web / "birds.tgz", CONTENT)
+    url = (web / "birds.tgz").as_uri()
+    whole = (web / "birds.tgz").read_bytes()
+
+    def stops_half_way(url: str, dst: str) -> None:
+        Path(dst).write_bytes(whole[: len(whole) // 2])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.hub, "download_url_to_file", stops_half_way)
+        with pytest.raises(KeyboardInterrupt):
+            fetch_archive(url, checksum, root, "birds")
+    assert not (root / "birds").exists()
+    assert not (root / "birds.tgz").exists()
+    fetch_archive(url, checksum, root, "birds")
+    assert (root / "birds" / "sub" / "b.txt").exists()
+
+
+def test_interrupted_unpacking_is_not_taken_as_complete(web, root, monkeypatch):
+    checksum = make_tar(web / "birds.tgz", CONTENT)
+    url = (web / "birds.tgz").as_uri()
+
+    def stops_half_way(self: tarfile.TarFile, path: Path, filter: str) -> None:
+        self.extract("birds/a.txt", path, filter=filter)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tarfile.TarFile, "extractall", stops_half_way)
+        with pytest.raises(KeyboardInterrupt):
+            fetch_archive(url, checksum, root, "birds")
+    assert not (root / "birds").exists()
+    fetch_archive(url, checksum, root, "birds")
+    assert (root / "birds" / "sub" / "b.txt").exists()
+
+
+def test_leftovers_of_a_killed_process_are_cleared(web, root):
+    checksum = make_tar(web / "birds.tgz", CONTENT)
+    (root / ".birds.partial" / "birds").mkdir(parents=True)
+    (root / ".birds.partial" / "birds" / "junk.txt").write_bytes(b"half")
+    (root / "birds.tgz").write_bytes(b"half")
+    fetch_archive((web / "birds.tgz").as_uri(), checksum, root, "birds")
+    assert sorted(file.name for file in (root / "birds").iterdir()) == ["a.txt", "sub"]
+    assert md5(root / "birds.tgz") == checksum
+    assert not (root / ".birds.partial").exists()
+
+
+@pytest.mark.parametrize("member", ["../evil.txt", "birds/../../evil.txt"])
+@pytest.mark.parametrize(("name", "make"), [("birds.tgz", make_tar), ("birds.zip", make_zip)])
+def test_member_that_points_outside_is_refused(web, root, member, name, make):
+    checksum = make(web / name, {"birds/a.txt": b"one", member: b"evil"})
+    message = refused((web / name).as_uri(), checksum, root, "birds")
+    assert "evil.txt" in message
+    assert "outside" in message
+    assert not (root / "birds").exists()
+    assert not list(root.parent.rglob("evil.txt"))
+
+
+def test_link_that_points_outside_is_refused(web, root):
+    checksum = make_tar(web / "birds.tgz", {"birds/a.txt": b"one"}, links={"birds/link": "../../../secret"})
+    assert "birds/link" in refused((web / "birds.tgz").as_uri(), checksum, root, "birds")
+    assert not (root / "birds").exists()
+
+
+def test_file_that_is_no_archive_is_refused(web, root):
+    (web / "birds.tgz").write_bytes(b"<html>busy</html>")
+    message = refused((web / "birds.tgz").as_uri(), md5(web / "birds.tgz"), root, "birds")
+    assert "cannot be unpacked" in message
+    assert "birds.tgz" in message
+
+
+def test_archive_without_the_folder_is_refused(web, root):
+    checksum = make_tar(web / "birds.tgz", {"fish/a.txt": b"one"})
+    assert "no folder birds" in refused((web / "birds.tgz").as_uri(), checksum, root, "birds")
+
+
+def test_root_that_is_a_file_is_refused(web, tmp_path):
+    checksum = make_tar(web / "birds.tgz", CONTENT)
+    (tmp_path / "file").write_bytes(b"")
+    assert str(tmp_path / "file") in refused((web / "birds.tgz").as_uri(), checksum, tmp_path / "file", "birds")

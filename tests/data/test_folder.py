@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from metricloss_pl.data.folder import ImageFolderDataModule
+from metricloss_pl.errors import UserError
+from tests.helpers import make_folder, make_image
+
+
+def refusal(action, *args, **kwargs) -> str:
+    """The one line with which the call is refused."""
+    with pytest.raises(UserError) as caught:
+        action(*args, **kwargs)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def names(data: ImageFolderDataModule, part: str) -> list[str]:
+    samples = data.read(part)
+    assert samples is not None
+    return samples.names
+
+
+def test_parts_in_folders(tmp_path):
+    root = make_folder(tmp_path, classes=("dog", "cat", "ant"), images=2, parts=("train", "test"))
+    data = ImageFolderDataModule(root=str(root))
+    assert data.class_names == ["ant", "cat", "dog"]
+    assert data.num_classes == 3
+    train = data.read("train")
+    assert train.names == [f"train/{name}/{i}.png" for name in ("ant", "cat", "dog") for i in range(2)]
+    assert train.images == [root / name for name in train.names]
+    assert train.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert names(data, "test") == [name.replace("train/", "test/") for name in train.names]
+    assert data.read("val") is None
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_official_validation_part(tmp_path, name):
+    make_folder(tmp_path, images=3, parts=("train", name, "test"))
+    data = ImageFolderDataModule(root=str(tmp_path))
+    assert names(data, "val") == [f"{name}/{label}/{i}.png" for label in ("cat", "dog") for i in range(3)]
+    assert len(names(data, "train")) == 6
+
+
+def test_one_folder_is_cut_stratified_and_alike_for_every_seed(tmp_path):
+    make_folder(tmp_path, images=10)
+    first, second = (ImageFolderDataModule(root=str(tmp_path), seed=seed, test_fraction=0.3) for seed in (0, 7))
+    train, test = first.read("train"), first.read("test")
+    assert test.labels.bincount().tolist() == [3, 3]
+    assert sorted(train.names + test.names) == sorted(f"{name}/{i}.png" for name in ("cat", "dog") for i in range(10))
+    assert names(second, "test") == test.names
+    assert first.read("val") is None
+
+
+def test_missing_test_part_is_cut_from_train_and_validation_stays(tmp_path):
+    make_folder(tmp_path, images=5, parts=("train", "val"))
+    data = ImageFolderDataModule(root=str(tmp_path))
+    assert len(names(data, "train")) == 8
+    assert len(names(data, "test")) == 2
+    assert all(name.startswith("train/") for name in names(data, "test"))
+    assert len(names(data, "val")) == 10
+
+
+@pytest.mark.parametrize("classes", [("bus", "train"), ("test", "val")])
+def test_a_class_may_be_called_like_a_part(tmp_path, classes):
+    make_folder(tmp_path, classes=classes, images=5)
+    assert ImageFolderDataModule(root=str(tmp_path)).class_names == list(classes)
+
+
+def test_folders_beside_the_parts_are_ignored(tmp_path):
+    make_folder(tmp_path, parts=("train", "test"))
+    (tmp_path / "notes").mkdir()
+    assert ImageFolderDataModule(root=str(tmp_path)).class_names == ["cat", "dog"]
+
+
+def test_hidden_and_foreign_files_are_ignored_and_subfolders_searched(tmp_path):
+    make_folder(tmp_path, images=1, parts=("train", "test"))
+    cats = tmp_path / "train" / "cat"
+    make_image(cats / "deep" / "er" / "9.JPG", 16, 1)
+    make_image(cats / ".hidden.png", 16, 1)
+    make_image(cats / ".ipynb_checkpoints" / "0-checkpoint.png", 16, 1)
+    (cats / "notes.txt").write_text("no image")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "train" / ".cache").mkdir()
+    data = ImageFolderDataModule(root=str(tmp_path))
+    assert names(data, "train") == ["train/cat/0.png", "train/cat/deep/er/9.JPG", "train/dog/0.png"]
+
+
+def test_batches(tmp_path):
+    make_folder(tmp_path, images=10, size=16)
+    data = ImageFolderDataModule(root=str(tmp_path), batch_size=4, image_size=12)
+    data.setup("fit")
+    images, labels = next(iter(data.train_dataloader()))
+    assert images.shape == (4, 3, 12, 12)
+    assert (images.float().mean((1, 2, 3)) > 128).tolist() == (labels == 1).tolist()  # the dogs are the bright ones
+
+
+def test_class_without_images_is_named(tmp_path):
+    make_folder(tmp_path)
+    (tmp_path / "empty").mkdir()
+    message = refusal(ImageFolderDataModule(root=str(tmp_path)).setup, "fit")
+    assert str(tmp_path / "empty") in message
+
+
+def test_class_with_hidden_images_only_is_named(tmp_path):
+    make_folder(tmp_path)
+    make_image(tmp_path / "empty" / ".old" / "0.png", 16, 0)
+    assert str(tmp_path / "empty") in refusal(ImageFolderDataModule(root=str(tmp_path)).setup, "fit")
+
+
+@pytest.mark.parametrize("part", ["train", "val", "test"])
+def test_class_of_some_parts_only_is_named(tmp_path, part):
+    make_folder(tmp_path, parts=("train", "val", "test"))
+    make_image(tmp_path / part / "emu" / "0.png", 16, 0)
+    message = refusal(ImageFolderDataModule, root=str(tmp_path))
+    assert "'emu' is in" in message
+    assert str(tmp_path / part) in message.split("but not in")[0]
+    assert str(tmp_path / ("test" if part == "train" else "train")) in message.split("but not in")[1]
+
+
+def test_missing_root_is_named(tmp_path):
+    assert str(tmp_path / "none") in refusal(ImageFolderDataModule, root=str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize("part", ["", "train", "test"])
+def test_folder_without_class_folders_is_named(tmp_path, part):
+    for name in {"train", "test"} - {part} if part else ():
+        make_folder(tmp_path, parts=(name,))
+    make_image(tmp_path / part / "0.png", 16, 0)
+    message = refusal(ImageFolderDataModule, root=str(tmp_path))
+    assert f"{tmp_path / part} holds no folders" in message
+
+
+def test_two_validation_parts_are_named(tmp_path):
+    make_folder(tmp_path, parts=("train", "val", "valid", "test"))
+    message = refusal(ImageFolderDataModule, root=str(tmp_path))
+    assert "both val and valid" in message
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, float("nan")])
+def test_test_fraction_out_of_range(tmp_path, fraction):
+    make_folder(tmp_path)
+    assert f"test_fraction of ImageFolderDataModule is {fraction}" in refusal(
+        ImageFolderDataModule, root=str(tmp_path), test_fraction=fraction
+    )
+
+
+def test_too_few_images_for_a_test_part(tmp_path):
+    make_folder(tmp_path, images=1)
+    assert "leaves none for test" in refusal(ImageFolderDataModule(root=str(tmp_path)).read, "train")
+
+
+def test_root_may_start_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    make_folder(tmp_path / "pets")
+    data = ImageFolderDataModule(root="~/pets")
+    assert Path(data.read("train").images[0]).is_file()

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from metricloss_pl.data.unlabelled import UnlabelledFolderDataModule
+from metricloss_pl.errors import UserError
+
+FACTS = {"in_channels": 1, "resize": 10, "image_size": 8}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    root = tmp_path / "new"
+    (root / "deep").mkdir(parents=True)
+    for index, name in enumerate(("z.png", "deep/b.jpg", "a.PNG")):
+        array = np.random.default_rng(index).integers(0, 256, (20, 15 + index, 3), dtype=np.uint8)
+        Image.fromarray(array).save(root / name)
+    (root / "notes.txt").write_text("no image")
+    return root
+
+
+def test_images_are_prepared_as_those_of_the_checkpoint(folder: Path, tmp_path: Path) -> None:
+    torch.save({"images": FACTS, "class_names": ["ant", "bee"], "state_dict": {}}, tmp_path / "run.ckpt")
+    module = UnlabelledFolderDataModule.from_checkpoint(tmp_path / "run.ckpt", predict_dir=str(folder), batch_size=2)
+    assert module.image_format == FACTS
+    assert module.class_names == ["ant", "bee"]
+    assert module.num_classes == 2
+    module.setup("predict")
+    assert module.predict_files == ["a.PNG", "deep/b.jpg", "z.png"]
+    batches = list(module.predict_dataloader())
+    assert [images.shape for images, _, _ in batches] == [(2, 1, 8, 8), (1, 1, 8, 8)]
+    assert torch.cat([labels for _, labels, _ in batches]).tolist() == [-1, -1, -1]
+    assert torch.cat([index for _, _, index in batches]).tolist() == [0, 1, 2]
+
+
+def test_only_predict(folder: Path) -> None:
+    module = UnlabelledFolderDataModule(predict_dir=str(folder), class_names=["ant"], image_size=8)
+    for stage in ("fit", "test"):
+        with pytest.raises(UserError, match="UnlabelledFolderDataModule has no"):
+            module.setup(stage)
+
+
+def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:
+    for folder in (tmp_path / "nowhere", tmp_path):
+        with pytest.raises(UserError, match=str(folder)):
+            UnlabelledFolderDataModule(predict_dir=str(folder), class_names=["ant"], image_size=8).setup("predict")
+
+
+@pytest.mark.parametrize("content", [None, b"torn", {}, {"images": {"in_channels": 1}, "class_names": ["a"]}, [1]])
+def test_other_checkpoints_are_refused_in_one_line(tmp_path: Path, content: object) -> None:
+    path = tmp_path / "other.ckpt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        torch.save(content, path)
+    with pytest.raises(UserError, match=r"other\.ckpt") as caught:
+        UnlabelledFolderDataModule.from_checkpoint(path, predict_dir=str(tmp_path))
+    assert "\n" not in str(caught.value)

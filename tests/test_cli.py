@@ -1,0 +1,331 @@
+"""The command line as a user meets it: one folder a run, resume, predict, and one line for every mistake."""
+
+import csv
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from metricloss_pl.cli import main
+from tests.helpers import make_folder
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
+
+
+def fit(name: str, runs: Path, *flags: str) -> Path:
+    """Run a shipped config for an epoch, without figures; the run's folder."""
+    args = ["fit", f"--config={CONFIGS / name}.yaml", f"--runs_dir={runs}", "--trainer.callbacks=null", *QUIET]
+    main([*args, "--trainer.max_epochs=1", *flags])
+    return max((runs / name).iterdir(), key=lambda folder: int(folder.name.removeprefix("version_")))
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    """The one line that a mistake gets, with status 1 and no traceback."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        main([*args, *QUIET])
+    assert caught.value.code == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fit("digits_cosine", tmp_path_factory.mktemp("runs"), "--trainer.max_epochs=3")
+
+
+# ----------------------------------------------------------------------------------------------------------- one run
+
+
+def test_a_run_lives_in_one_folder(tmp_path, capsys):
+    run = fit("digits_softmax", tmp_path)
+    assert run == tmp_path / "digits_softmax" / "version_0"
+    assert {"config.yaml", "checkpoints"} <= {p.name for p in run.iterdir()}
+    assert {p.name for p in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert list(run.glob("events.out.tfevents.*"))
+    screen = capsys.readouterr().out
+    for row in (r"time +\d+ s, 1 epochs, 20 steps", r"best val/accuracy +0\.\d{4}", r"test/accuracy +0\.\d{4}"):
+        assert re.search(row, screen), row
+    assert str(run / "checkpoints" / "best.ckpt") in screen
+    assert fit("digits_softmax", tmp_path).name == "version_1"
+
+
+def test_the_data_tells_the_model(digits_run):
+    checkpoint = torch.load(digits_run / "checkpoints" / "best.ckpt", weights_only=True)
+    hparams = checkpoint["hyper_parameters"]
+    assert hparams["num_classes"] == 10
+    assert hparams["class_names"] == [str(digit) for digit in range(10)]
+    assert hparams["backbone"]["init_args"]["in_channels"] == 1
+    assert checkpoint["images"] == {"in_channels": 1, "resize": None, "image_size": None}
+    assert checkpoint["state_dict"]["mean"].shape == (1,)
+    assert 0.2 < checkpoint["state_dict"]["mean"].item() < 0.4
+
+
+def test_saved_config_starts_a_new_run_like_it(digits_run, tmp_path):
+    main(["fit", f"--config={digits_run / 'config.yaml'}", f"--runs_dir={tmp_path}", *QUIET, "--trainer.max_epochs=1"])
+    assert (tmp_path / "config" / "version_0" / "checkpoints" / "best.ckpt").is_file()
+
+
+def test_test_and_validate_need_only_the_checkpoint_and_leave_the_config(digits_run, capsys):
+    before = (digits_run / "config.yaml").read_bytes()
+    for subcommand in ("validate", "test"):
+        main([subcommand, f"--ckpt_path={digits_run / 'checkpoints' / 'best.ckpt'}", *QUIET])
+        assert f"{subcommand.removesuffix('idate')}/accuracy" in capsys.readouterr().out
+    assert (digits_run / "config.yaml").read_bytes() == before
+
+
+def test_training_on_everything_takes_the_last_checkpoint(tmp_path, capsys):
+    run = fit("digits_softmax", tmp_path, "--data.val_fraction=0", "--trainer.max_epochs=2")
+    assert {p.name for p in (run / "checkpoints").iterdir()} == {"last.ckpt"}
+    screen = capsys.readouterr().out
+    assert "best val/accuracy" not in screen
+    assert "test/accuracy" in screen
+    assert str(run / "checkpoints" / "last.ckpt") in screen
+
+
+@pytest.mark.parametrize("name", ["digits_center", "digits_standalone"])
+def test_resumed_run_ends_as_the_uninterrupted_one(name, tmp_path):
+    flags = ["--trainer.max_epochs=3", "--checkpoint.save_top_k=-1", "--checkpoint.filename={epoch}"]
+    run = fit(name, tmp_path, *flags)
+    broken = tmp_path / name / "version_7"
+    shutil.copytree(run, broken)
+    shutil.copy(run / "checkpoints" / "epoch=0.ckpt", broken / "checkpoints" / "last.ckpt")
+    main(["fit", f"--resume={broken}", *QUIET])
+    whole, resumed = (torch.load(f / "checkpoints" / "last.ckpt", weights_only=True) for f in (run, broken))
+    assert whole["global_step"] == resumed["global_step"] == 60
+    for key, tensor in whole["state_dict"].items():
+        assert torch.equal(tensor, resumed["state_dict"][key]), key
+    assert whole.get("center_optimizer_state") == resumed.get("center_optimizer_state")
+    assert not (tmp_path / name / "version_8").exists()
+
+
+def test_predict_takes_any_folder_with_the_checkpoint_alone(digits_run, tmp_path):
+    """Names, size, channels and normalisation come from the checkpoint: a copy far from its run is enough."""
+    checkpoint = shutil.copy(digits_run / "checkpoints" / "best.ckpt", tmp_path / "model.ckpt")
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    (tmp_path / "new").mkdir()
+    for i in range(30):
+        image = Image.fromarray((digits.images[i] * 255 / 16).astype(np.uint8))
+        image.convert("RGB" if i % 2 else "L").save(tmp_path / "new" / f"{i:02d}.png")
+    flags = [f"--predictions.path={tmp_path / 'out.csv'}", "--predictions.embeddings=true"]
+    main(["predict", f"--ckpt_path={checkpoint}", f"--data.predict_dir={tmp_path / 'new'}", *flags, *QUIET])
+    rows = list(csv.DictReader((tmp_path / "out.csv").open()))
+    assert [row["file"] for row in rows] == [f"{i:02d}.png" for i in range(30)]
+    assert np.mean([int(row["class"]) == y for row, y in zip(rows, digits.target, strict=False)]) > 0.8
+    assert all(float(row["probability"]) >= float(row["runner_up_probability"]) for row in rows)
+    assert np.load(tmp_path / "out.npz")["embeddings"].shape == (30, 10)
+
+
+def test_help_is_quick():
+    """Not a timing: what --help must not import."""
+    program = (
+        "import sys\nfrom metricloss_pl.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print([m for m in ('sklearn', 'matplotlib.figure', 'tensorboard') if m in sys.modules], file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stderr.splitlines()[-1] == "[]"
+    assert "fit" in result.stdout
+
+
+# ------------------------------------------------------------------------------------------- as a downstream project
+
+
+def test_regime_of_another_project_runs_by_class_path(tmp_path, monkeypatch):
+    (tmp_path / "their_project.py").write_text(
+        "from metricloss_pl.regimes import SoftmaxClassifier\n"
+        "class Shrunk(SoftmaxClassifier):\n"
+        "    def losses(self, embeddings, labels):\n"
+        "        losses = super().losses(embeddings, labels)\n"
+        "        norm = embeddings.square().sum(1).mean()\n"
+        "        return {'loss': losses['loss'] + 0.001 * norm, 'norm': norm}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    main(["fit", "--model=their_project.Shrunk", "--model.backbone=TinyConvNet", "--data=DigitsDataModule", *QUIET])
+    checkpoint = tmp_path / "runs" / "Shrunk" / "version_0" / "checkpoints" / "best.ckpt"
+    assert torch.load(checkpoint, weights_only=True)["hyper_parameters"]["_class_path"] == "their_project.Shrunk"
+
+
+# ---------------------------------------------------------------------------------------------------------- mistakes
+
+DIGITS = ["fit", f"--config={CONFIGS / 'digits_center.yaml'}", "--trainer.callbacks=null"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model.init_args.center_wieght=1"], "Option 'center_wieght' is not accepted"),
+        (["--data.init_args.batchsize=1"], "Option 'batchsize' is not accepted"),
+        (["--model.backbone=NoSuchNet"], "NoSuchNet"),
+        (["--data=NoSuchData"], "NoSuchData"),
+        (["--trainer.max_epoch=3"], "unrecognized arguments: --trainer.max_epoch"),
+        (["--config=nowhere.yaml"], "nowhere.yaml"),
+        (["--model.center_weight=much"], "Got value: much"),
+        (["--model.center_weight=-1"], "center_weight is -1.0; it must be at least 0"),
+        (["--model.center_optimizer=torch.optim.Adam"], "center_optimizer is Adam, which takes no sparse gradients"),
+        (["--model.center_optimizer.momentum=0.9"], "has momentum 0.9: leave it out"),
+        (["--model.optimizer.lr=-1"], "Invalid learning rate: -1.0"),
+        (["--data.batch_size=0"], "batch_size"),
+        (["--data.val_fraction=1.5"], "val_fraction"),
+        (["--ckpt_path=last"], "--ckpt_path last: there is no such checkpoint file; name the run: fit --resume"),
+        (["--trainer.max_epochs=5", "--trainer.precision=8"], "precision"),
+    ],
+)
+def test_mistakes_in_the_config(flags, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert message in refusal(capsys, *DIGITS, *flags)
+    assert list(tmp_path.iterdir()) == []  # nothing half-written
+
+
+def test_embedding_width_that_one_hot_targets_can_not_meet(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    config = f"--config={CONFIGS / 'digits_cosine.yaml'}"
+    message = refusal(capsys, "fit", config, "--model.ce_weight=0", "--model.embedding_dim=2")
+    assert "embedding_dim are 2 wide and the class embeddings 10" in message
+
+
+def test_embeddings_of_another_width_than_the_centers(tmp_path, monkeypatch, capsys):
+    (tmp_path / "wide.py").write_text(
+        "from metricloss_pl.losses import CenterLoss\n"
+        "from metricloss_pl.regimes import CenterSoftmaxClassifier\n"
+        "class Wide(CenterSoftmaxClassifier):\n"
+        "    def configure_model(self):\n"
+        "        self.criterion = CenterLoss(self.num_classes, 3)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    flags = ["--model=wide.Wide", "--model.backbone=TinyConvNet", "--data=DigitsDataModule", "--runs_dir=runs"]
+    assert re.search(r"embeddings have shape \(\d+, \d+\) and centers \(10, 3\)", refusal(capsys, "fit", *flags))
+
+
+def folder_flags(root: Path, runs: Path) -> list[str]:
+    config = f"--config={CONFIGS / 'folder_cosine.yaml'}"
+    return ["fit", config, "--trainer.callbacks=null", f"--data.root={root}", "--data.image_size=16", f"--runs_dir={runs}"]
+
+
+def test_mistakes_in_a_folder(tmp_path, capsys):
+    assert "nowhere" in refusal(capsys, *folder_flags(tmp_path / "nowhere", tmp_path / "runs"))
+    root = make_folder(tmp_path / "images", images=10)
+    (root / "owl").mkdir()
+    assert "owl" in refusal(capsys, *folder_flags(root, tmp_path / "runs"))
+    (root / "owl").rmdir()
+    (root / "cat" / "3.png").write_bytes(b"no image at all")
+    assert "3.png" in refusal(capsys, *folder_flags(root, tmp_path / "runs"))
+
+
+def test_mistakes_in_a_list(tmp_path, capsys):
+    make_folder(tmp_path / "images", images=4)
+    flags = ["--model=SoftmaxClassifier", "--model.backbone=TinyConvNet", "--data=ImageListDataModule"]
+    flags = ["fit", *flags, f"--data.csv={tmp_path / 'list.csv'}", f"--data.root={tmp_path / 'images'}"]
+    rows = [f"{name}/{i}.png,{name}" for name in ("cat", "dog") for i in range(4)]
+    for bad in ("cat/0.png,", ",cat"):
+        (tmp_path / "list.csv").write_text("\n".join(["file,label", *rows[1:], bad]) + "\n")
+        message = refusal(capsys, *flags, f"--runs_dir={tmp_path / 'runs'}")
+        assert "list.csv" in message
+        assert "line 9" in message
+
+
+def arrays(**changes) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    given = {}
+    for part, count in (("train", 30), ("val", 9), ("test", 9)):
+        given[f"{part}_images"] = rng.integers(0, 256, (count, 8, 8), dtype=np.uint8)
+        given[f"{part}_labels"] = (np.arange(count) % 3)[:, None]
+    return {key: value for key, value in {**given, **changes}.items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_labels": None}, "train_labels"),
+        ({"train_labels": np.arange(29)}, "29"),
+        ({"train_labels": np.linspace(0, 2, 30)}, "float64"),
+        ({"train_labels": np.arange(30) % 3 - 1}, "-1"),
+        ({"test_labels": np.full(9, 7)}, "7"),
+        ({"train_images": np.zeros((30, 8), dtype=np.uint8)}, r"(30, 8)"),
+        ({"train_images": np.where(np.arange(30)[:, None, None] == 4, np.nan, np.zeros((30, 8, 8)))}, "train"),
+    ],
+)
+def test_mistakes_in_an_npz(changes, message, tmp_path, capsys):
+    np.savez(tmp_path / "set.npz", **arrays(**changes))
+    flags = ["--model=SoftmaxClassifier", "--model.backbone=TinyConvNet", "--data=NpzDataModule"]
+    line = refusal(capsys, "fit", *flags, f"--data.path={tmp_path / 'set.npz'}", f"--runs_dir={tmp_path / 'runs'}")
+    assert message in line
+    assert "set.npz" in line or "nan" in line
+
+
+def test_checkpoints_that_do_not_fit(digits_run, tmp_path, capsys):
+    checkpoint = digits_run / "checkpoints" / "best.ckpt"
+    softmax = ["test", f"--config={CONFIGS / 'digits_softmax.yaml'}", f"--runs_dir={tmp_path}"]
+    line = refusal(capsys, *softmax, f"--ckpt_path={checkpoint}")
+    assert "is a checkpoint of CosineClassifier and the config asks for SoftmaxClassifier" in line
+
+    torn = tmp_path / "torn.ckpt"
+    torn.write_bytes(checkpoint.read_bytes()[: checkpoint.stat().st_size // 2])
+    cosine = ["test", f"--config={CONFIGS / 'digits_cosine.yaml'}", f"--runs_dir={tmp_path}"]
+    assert "torn.ckpt can't be read" in refusal(capsys, *cosine, f"--ckpt_path={torn}")
+    torn.write_text("junk")
+    assert "torn.ckpt can't be read" in refusal(capsys, *cosine, f"--ckpt_path={torn}")
+    torch.save({"weights": torch.ones(2)}, torn)
+    assert "holds no regime" in refusal(capsys, *cosine, f"--ckpt_path={torn}")
+
+    np.savez(tmp_path / "set.npz", **arrays(classes=np.array(["a", "b", "c"])))
+    other = ["--data=NpzDataModule", f"--data.path={tmp_path / 'set.npz'}", "--trainer.callbacks=null"]
+    flags = ["test", "--model=CosineClassifier", "--model.backbone=TinyConvNet", *other, f"--runs_dir={tmp_path}"]
+    assert "was trained on 10 classes and the data have 3" in refusal(capsys, *flags, f"--ckpt_path={checkpoint}")
+
+
+def test_a_checkpoint_that_carries_code_is_not_run(tmp_path, capsys):
+    class Evil:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "executed",)
+
+    torch.save({"state_dict": {}, "hyper_parameters": {"x": Evil()}}, tmp_path / "evil.ckpt")
+    flags = ["test", f"--config={CONFIGS / 'digits_cosine.yaml'}", f"--ckpt_path={tmp_path / 'evil.ckpt'}"]
+    assert "evil.ckpt can't be read" in refusal(capsys, *flags)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_resuming_with_nothing_to_resume(tmp_path, capsys):
+    assert "nothing to resume" in refusal(capsys, "fit", f"--resume={tmp_path / 'version_3'}")
+    (tmp_path / "config.yaml").write_text("seed_everything: 0\n")
+    assert "last.ckpt is missing" in refusal(capsys, "fit", f"--resume={tmp_path}")
+
+
+def test_a_diverging_run_stops_and_keeps_the_last_good_checkpoint(tmp_path, capsys):
+    run = fit("digits_softmax", tmp_path)
+    saved = (run / "checkpoints" / "last.ckpt").read_bytes()
+    config = f"--config={CONFIGS / 'digits_softmax.yaml'}"
+    flags = [config, f"--runs_dir={tmp_path / 'hot'}", "--trainer.callbacks=null", "--model.optimizer.lr=1e30"]
+    line = refusal(capsys, "fit", *flags)
+    assert re.search(r"train/loss is (nan|inf) at step \d+ of epoch \d+ \(learning rate 1e\+30\)", line) or (
+        "is not finite at step" in line
+    )
+    assert not list((tmp_path / "hot").rglob("*.ckpt"))
+    # The same happening to a run that has a checkpoint leaves that one.
+    line = refusal(capsys, "fit", f"--resume={run}", "--trainer.max_epochs=9", "--trainer.gradient_clip_val=.nan")
+    assert "finite" in line or "nan" in line
+    assert (run / "checkpoints" / "last.ckpt").read_bytes() == saved
+    assert torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+
+
+def test_status_and_screen_of_the_launcher():
+    """As a shell sees it: one line on standard error, status 1."""
+    launcher = Path(__file__).parent.parent / "cli.py"
+    result = subprocess.run(
+        [sys.executable, launcher, "fit", "--config=nowhere.yaml"], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: ")
+    assert len(result.stderr.splitlines()) == 1
