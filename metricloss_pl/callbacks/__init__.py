@@ -1,0 +1,8 @@
+"""When to measure, draw and write; what is drawn stands in `metricloss_pl.plots`."""
+
+from metricloss_pl.callbacks.confusion import ConfusionMatrixPlot
+from metricloss_pl.callbacks.embedding_plot import EmbeddingPlot
+from metricloss_pl.callbacks.geometry import GeometryMonitor
+from metricloss_pl.callbacks.predictions import PredictionWriter
+
+__all__ = ["ConfusionMatrixPlot", "EmbeddingPlot", "GeometryMonitor", "PredictionWriter"]

@@ -1,0 +1,67 @@
+"""Which classes the test images of each class are taken for."""
+
+from __future__ import annotations
+
+import csv
+import os
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from metricloss_pl.callbacks._embed import run_folder
+from metricloss_pl.errors import UserError
+from metricloss_pl.regimes import Classifier
+
+__all__ = ["ConfusionMatrixPlot"]
+
+
+class ConfusionMatrixPlot(Callback):
+    """Draw the confusion matrix of ``test``: ``<run>/figures/confusion_matrix.png`` and ``.csv``.
+
+    Rows are the true classes, columns the predicted ones. Exact under several processes.
+    """
+
+    def __init__(self) -> None:
+        self._counts: MulticlassConfusionMatrix | None = None
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not isinstance(pl_module, Classifier):
+            raise UserError(f"ConfusionMatrixPlot draws regimes of this package, not {type(pl_module).__name__}")
+        self._counts = MulticlassConfusionMatrix(pl_module.num_classes, validate_args=False).to(pl_module.device)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        assert self._counts is not None
+        self._counts.update(outputs["predictions"], outputs["labels"])
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self._counts is not None
+        assert isinstance(pl_module, Classifier)
+        counts = self._counts.compute().cpu().numpy()
+        folder = run_folder(trainer) / "figures"
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        from metricloss_pl import plots
+
+        names = pl_module.class_names
+        right = counts.trace() / max(counts.sum(), 1)
+        figure = plots.confusion_matrix(counts, names, title=f"{counts.sum()} test images, {100 * right:.2f} % right")
+        plots.save_figure(figure, folder / "confusion_matrix.png")
+        beside = folder / ".confusion_matrix.csv"
+        with beside.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["true \\ predicted", *names])
+            writer.writerows([name, *row] for name, row in zip(names, counts.tolist(), strict=True))
+        os.replace(beside, folder / "confusion_matrix.csv")
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_figure("confusion matrix", figure, trainer.global_step)

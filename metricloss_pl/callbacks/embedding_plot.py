@@ -1,0 +1,163 @@
+"""Pictures of the embeddings while they form, one an epoch, and a GIF of all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+
+from metricloss_pl.callbacks._embed import (
+    embedded,
+    evaluation_loaders,
+    evaluation_mode,
+    is_due,
+    run_folder,
+    thinned,
+)
+from metricloss_pl.errors import UserError
+from metricloss_pl.regimes import Classifier
+
+__all__ = ["EmbeddingPlot"]
+
+_TITLES = {"train": "training", "val": "validation"}
+_THUMBNAIL = 32  # side in px of the projector's pictures
+_MAX_THUMBNAILS = 1000
+
+
+class EmbeddingPlot(Callback):
+    """Draw training and validation embeddings side by side, with the centers or class embeddings.
+
+    At the chosen epochs a PNG in ``<run>/figures/embeddings/`` and a TensorBoard figure; at the end one GIF of all in
+    ``<run>/figures/embeddings.gif`` and, for more than two dimensions, the TensorBoard projector with class names and
+    thumbnails. Training images are not augmented, all are embedded in evaluation mode. Process 0 draws its share.
+
+    Args:
+        every_n_epochs: Epochs from one picture to the next, at least 1; the last epoch is always drawn.
+        max_images: Images a part, evenly spread over it, at least 2.
+        method: How more than two dimensions become two: ``pca`` of the training images, turned to lie as in the picture
+            before, or ``tsne``. Two dimensions are drawn as they are.
+        gif: Whether to join the pictures to a GIF.
+        projector: Whether to write the TensorBoard projector.
+
+    Raises:
+        UserError: A number outside its range.
+    """
+
+    def __init__(
+        self,
+        every_n_epochs: int = 1,
+        max_images: int = 2000,
+        method: Literal["pca", "tsne"] = "pca",
+        gif: bool = True,
+        projector: bool = True,
+    ) -> None:
+        if every_n_epochs < 1 or max_images < 2:
+            raise UserError(
+                f"every_n_epochs and max_images of EmbeddingPlot are {every_n_epochs} and {max_images}; "
+                "they must be at least 1 and 2"
+            )
+        self.every_n_epochs = every_n_epochs
+        self.max_images = max_images
+        self.method = method
+        self.gif = gif
+        self.projector = projector
+        self._folder = Path()
+        self._before: list[Any] | None = None  # the training points of the picture before
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not isinstance(pl_module, Classifier):
+            raise UserError(f"EmbeddingPlot draws regimes of this package, not {type(pl_module).__name__}")
+        self._folder = run_folder(trainer) / "figures"
+        self._before = None
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero or not is_due(trainer, self.every_n_epochs) or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        from metricloss_pl import plots
+
+        assert isinstance(pl_module, Classifier)
+        parts = self._embed(trainer, pl_module)
+        if not parts:
+            return
+        prototypes = pl_module.class_prototypes
+        points, stars = self._project([part[1].numpy() for part in parts.values()], prototypes, pl_module)
+        epoch = trainer.current_epoch + 1
+        figure = plots.embedding_scatter(
+            {_TITLES[name]: (p, part[2].numpy()) for (name, part), p in zip(parts.items(), points, strict=True)},
+            pl_module.class_names,
+            prototypes=stars,
+            title=f"{type(pl_module).__name__}, epoch {epoch}",
+            axis_labels=self._axis_labels(pl_module.embedding_dim),
+        )
+        plots.save_figure(figure, self._folder / "embeddings" / f"epoch_{epoch:04d}.png")
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_figure("embeddings", figure, trainer.global_step)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        from metricloss_pl import plots
+
+        frames = sorted((self._folder / "embeddings").glob("epoch_*.png"))
+        if self.gif and len(frames) > 1:
+            plots.save_gif(frames, self._folder / "embeddings.gif")
+        loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        assert isinstance(pl_module, Classifier)
+        if self.projector and loggers and pl_module.embedding_dim > 2:
+            for name, (images, embeddings, labels) in self._embed(trainer, pl_module, _MAX_THUMBNAILS).items():
+                names = [pl_module.class_names[label] for label in labels.tolist()]
+                for logger in loggers:
+                    logger.experiment.add_embedding(embeddings, names, _thumbnails(images), trainer.global_step, name)
+
+    def _embed(
+        self, trainer: Trainer, module: Classifier, limit: int | None = None
+    ) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+        """Images (empty unless limited), embeddings (N, D) and labels (N,) of each part, on the CPU."""
+        parts = {}
+        with evaluation_mode(module):
+            for name, loader in evaluation_loaders(trainer).items():
+                batches = [
+                    (images.cpu() if limit else images[:0].cpu(), embeddings.float().cpu(), labels.cpu())
+                    for images, labels, embeddings in embedded(
+                        trainer, module, thinned(loader, min(limit or self.max_images, self.max_images))
+                    )
+                ]
+                images, embeddings, labels = (torch.cat(column) for column in zip(*batches, strict=True))
+                parts[name] = (images, embeddings, labels)
+        return parts
+
+    def _project(self, arrays: list[Any], prototypes: Tensor | None, module: Classifier) -> tuple[list[Any], Any]:
+        from metricloss_pl import plots
+
+        stars = [] if prototypes is None else [prototypes.float().cpu().numpy()]
+        if stars and module.embedding_dim > 2 and not _comparable(arrays[0], stars[0]):
+            stars = []  # unit class embeddings tell nothing among unnormalised embeddings a hundred times as long
+        points = plots.project(*arrays, *stars, method=self.method)
+        if module.embedding_dim > 2:
+            if self._before is not None and self.method == "pca":
+                points = plots.align(points, [points[0]], self._before)
+            self._before = [points[0]]
+        return points[: len(arrays)], points[len(arrays)] if stars else None
+
+    def _axis_labels(self, embedding_dim: int) -> tuple[str, str]:
+        if embedding_dim <= 2:
+            return "embedding 1", "embedding 2"
+        return ("component 1", "component 2") if self.method == "pca" else ("t-SNE 1", "t-SNE 2")
+
+
+def _comparable(embeddings: Any, prototypes: Any) -> bool:
+    scale = np.median(np.linalg.norm(embeddings, axis=1)) / max(np.median(np.linalg.norm(prototypes, axis=1)), 1e-12)
+    return bool(0.05 < scale < 20)
+
+
+def _thumbnails(images: Tensor) -> Tensor:
+    """Colour pictures (N, 3, 32, 32) in [0, 1]."""
+    scale = 255.0 if images.dtype == torch.uint8 else 1.0
+    small = torch.nn.functional.interpolate(images.float() / scale, size=(_THUMBNAIL, _THUMBNAIL), mode="area")
+    return small.expand(-1, 3, -1, -1)

@@ -1,0 +1,118 @@
+"""Predictions as files: one line an image, in the data set's order."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+from torch import Tensor
+
+from metricloss_pl.callbacks._embed import run_folder
+from metricloss_pl.data import ImageDataModule
+from metricloss_pl.errors import UserError
+from metricloss_pl.regimes import Classifier
+
+__all__ = ["PredictionWriter"]
+
+
+class PredictionWriter(BasePredictionWriter):
+    """Write what ``predict`` finds: a CSV with file, class, probability, runner-up and its probability.
+
+    The images of all processes stand in the data set's order, each once.
+
+    Args:
+        path: CSV file to write. None: ``predictions.csv`` in the run's folder.
+        embeddings: Whether to write ``embeddings (N, D)``, ``files (N,)`` and ``classes (N,)`` beside it, as ``.npz``.
+    """
+
+    def __init__(self, path: str | None = None, embeddings: bool = False) -> None:
+        super().__init__(write_interval="batch_and_epoch")
+        self.path = path
+        self.embeddings = embeddings
+        self._rows: dict[str, list[Tensor]] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "predict":
+            return
+        if not isinstance(pl_module, Classifier):
+            raise UserError(f"PredictionWriter writes regimes of this package, not {type(pl_module).__name__}")
+        self._rows = {"index": [], "probabilities": [], "classes": []}
+        if self.embeddings:
+            self._rows["embeddings"] = []
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Any,
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        # Only the two best are kept, so that memory does not grow with the number of classes.
+        probabilities, classes = prediction["probabilities"].float().topk(2, dim=1)
+        seen = sum(len(index) for index in self._rows["index"])
+        index = prediction.get("index", torch.arange(seen, seen + len(classes)))
+        columns = {"index": index, "probabilities": probabilities, "classes": classes}
+        for name in self._rows:
+            column = columns.get(name, prediction["embeddings"].float())
+            self._rows[name].append(column.cpu())
+
+    def write_on_epoch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        predictions: Sequence[Any],
+        batch_indices: Sequence[Any],
+    ) -> None:
+        folder = run_folder(trainer)
+        rows = {name: torch.cat(column).numpy() for name, column in self._rows.items() if column}
+        if trainer.world_size > 1:
+            shares: list[Any] | None = [None] * trainer.world_size if trainer.is_global_zero else None
+            dist.gather_object(rows, shares)
+            held = [share for share in shares or [] if share]
+            rows = {name: np.concatenate([share[name] for share in held]) for name in (held[0] if held else [])}
+        if not trainer.is_global_zero or not rows:
+            return
+        _, first = np.unique(rows["index"], return_index=True)
+        rows = {name: column[first] for name, column in rows.items()}
+        path = folder / "predictions.csv" if self.path is None else Path(self.path)
+        assert isinstance(pl_module, Classifier)
+        self._write(path, rows, _files(trainer, rows["index"]), pl_module.class_names)
+
+    def _write(self, path: Path, rows: dict[str, Any], files: list[str], names: list[str]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}")
+        with beside.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["file", "class", "probability", "runner_up", "runner_up_probability"])
+            for name, (first, second), (p, q) in zip(files, rows["classes"], rows["probabilities"], strict=True):
+                writer.writerow([name, names[first], f"{p:.6f}", names[second], f"{q:.6f}"])
+        os.replace(beside, path)
+        print(f"predictions  {len(files)} images in {path}")
+        if self.embeddings:
+            beside = path.with_name(f".{path.stem}.npz")
+            np.savez(
+                beside,
+                embeddings=rows["embeddings"],
+                files=np.array(files),
+                classes=np.array(names)[rows["classes"][:, 0]],
+            )
+            os.replace(beside, path.with_suffix(".npz"))
+            print(f"embeddings   {path.with_suffix('.npz')}")
+
+
+def _files(trainer: Trainer, index: Any) -> list[str]:
+    """A name an image: its file's where the data module knows it, else its index."""
+    data: ImageDataModule | Literal[False] = getattr(trainer, "datamodule", None) or False
+    known = data.predict_files if isinstance(data, ImageDataModule) else None
+    return [known[i] if known is not None else str(i) for i in index.tolist()]
