@@ -157,7 +157,7 @@ class MetricLossCLI(LightningCLI):
             return Path(os.environ[_RUN_FOLDER_VARIABLE])
         files = config.get("config") or []
         stem = Path(str(files[-1])).stem if files else config.model.class_path.rpartition(".")[2]
-        parent = Path(config.runs_dir) / stem
+        parent = Path(config.runs_dir).absolute() / stem
         taken = [int(name) for p in parent.glob("version_*") if (name := p.name.removeprefix("version_")).isdigit()]
         folder = parent / f"version_{max(taken, default=-1) + 1}"
         os.environ[_RUN_FOLDER_VARIABLE] = str(folder)
@@ -237,7 +237,7 @@ def _read_checkpoint(path: str) -> dict[str, Any]:
 
 def _run_of(checkpoint: str) -> Path | None:
     """The run's folder that a checkpoint lies in, if it does."""
-    folder = Path(checkpoint).parent.parent
+    folder = Path(checkpoint).absolute().parent.parent
     return folder if (folder / "config.yaml").is_file() else None
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from metricloss_pl.data import ImageDataModule
@@ -47,13 +47,16 @@ def thinned(loader: DataLoader[Any], limit: int) -> DataLoader[Any]:
 
 
 @contextmanager
-def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; each sub-module's mode and the random state come back at the end."""
+def evaluation_mode(trainer: Trainer, module: LightningModule) -> Iterator[None]:
+    """Evaluation mode in the Trainer's precision, without gradients.
+
+    Each sub-module's mode and the random state come back at the end.
+    """
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
         # An iterator over a DataLoader draws a seed, which would shift the training's own draws.
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), trainer.precision_plugin.forward_context():
             yield
     finally:
         for part, training in modes:
@@ -66,6 +69,4 @@ def embedded(
     """Images, labels and embeddings of each batch, within :func:`evaluation_mode`."""
     for batch in loader:
         images, labels = trainer.strategy.batch_to_device(batch, module.device)[:2]
-        with trainer.precision_plugin.forward_context():
-            embeddings = module(images)
-        yield images, labels, embeddings
+        yield images, labels, module(images)

@@ -120,7 +120,7 @@ class EmbeddingPlot(Callback):
     ) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
         """Images (empty unless limited), embeddings (N, D) and labels (N,) of each part, on the CPU."""
         parts = {}
-        with evaluation_mode(module):
+        with evaluation_mode(trainer, module):
             for name, loader in evaluation_loaders(trainer).items():
                 batches = [
                     (images.cpu() if limit else images[:0].cpu(), embeddings.float().cpu(), labels.cpu())

@@ -53,7 +53,7 @@ class GeometryMonitor(Callback):
             geometry = EmbeddingGeometry(pl_module.num_classes, pl_module.embedding_dim).to(pl_module.device)
             accuracy, nearest_mean_accuracy = (self._accuracy(pl_module) for _ in range(2))
             seen: list[Any] = []
-            with evaluation_mode(pl_module):
+            with evaluation_mode(trainer, pl_module):
                 for _, labels, embeddings in embedded(trainer, pl_module, loader):
                     accuracy.update(pl_module.class_scores(embeddings), labels)
                     geometry.update(embeddings, labels)

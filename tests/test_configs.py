@@ -1,0 +1,95 @@
+"""Every shipped config: all parse and instantiate; digits and CUB (on a miniature) really run."""
+
+import functools
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch import Trainer
+
+from metricloss_pl.cli import main
+from tests.helpers import make_cub, make_folder
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+RUN_FILES = sorted(CONFIGS.glob("*.yaml"))
+REGIMES = ("softmax", "cosine", "center", "standalone")
+QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
+
+
+def test_there_is_a_run_file_for_every_data_set_and_regime():
+    expected = {f"{d}_{r}" for d in ("digits", "mnist", "fashion_mnist", "cifar10", "cub") for r in REGIMES}
+    assert {file.stem for file in RUN_FILES} == expected | {"folder_cosine"}
+
+
+@pytest.mark.parametrize("file", RUN_FILES, ids=lambda file: file.stem)
+def test_header_names_its_command(file):
+    header = [line for line in file.read_text().splitlines() if line.startswith("#")]
+    assert header[1].startswith(f"#   python cli.py fit --config configs/{file.name}")
+
+
+@pytest.mark.parametrize("file", RUN_FILES, ids=lambda file: file.stem)
+def test_every_run_file_parses_and_instantiates(file, tmp_path, monkeypatch):
+    fitted = []
+
+    @functools.wraps(Trainer.fit)  # the command line reads its arguments off the signature
+    def remember(trainer, model, **rest):
+        fitted.append((trainer, model))
+
+    monkeypatch.setattr(Trainer, "fit", remember)
+    monkeypatch.chdir(tmp_path)
+    flags = []
+    if file.stem.startswith("cub"):
+        make_cub(tmp_path)
+        flags = [f"--data.root={tmp_path}"]
+    elif file.stem.startswith("folder"):
+        flags = [f"--data.root={make_folder(tmp_path / 'images')}"]
+    main(["fit", f"--config={file}", *flags, *QUIET, "--test_after_fit=false"])
+    [(trainer, model)] = fitted
+    assert type(model).__name__.lower().startswith(file.stem.rpartition("_")[2])
+    assert len(model.class_names) == model.num_classes
+    assert {type(callback).__name__ for callback in trainer.callbacks} >= {"GeometryMonitor", "EmbeddingPlot"}
+
+
+def test_no_block_stands_unused():
+    used = {"cosine_resnet18.yaml"}
+    for file in RUN_FILES:
+        used |= {Path(block).name for block in yaml.safe_load(file.read_text()).values() if isinstance(block, str)}
+    for folder in ("data", "model", "trainer"):
+        for block in (CONFIGS / folder).glob("*.yaml"):
+            assert block.name in used, block
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_digits_fit_test_predict(regime, tmp_path, monkeypatch, capsys):
+    """Two epochs of the shipped config, figures included."""
+    monkeypatch.chdir(tmp_path)
+    main(["fit", f"--config={CONFIGS / f'digits_{regime}.yaml'}", *QUIET, "--trainer.max_epochs=2"])
+    run = tmp_path / "runs" / f"digits_{regime}" / "version_0"
+    screen = capsys.readouterr().out
+    assert "test/accuracy" in screen
+    assert "figures" in screen
+    assert (run / "figures" / "embeddings" / "epoch_0002.png").is_file()
+    assert (run / "figures" / "confusion_matrix.png").is_file()
+    checkpoint = run / "checkpoints" / "best.ckpt"
+    main(["test", f"--config={CONFIGS / f'digits_{regime}.yaml'}", f"--ckpt_path={checkpoint}", *QUIET])
+    assert "test/balanced_accuracy" in capsys.readouterr().out
+    main(["predict", f"--config={CONFIGS / f'digits_{regime}.yaml'}", f"--ckpt_path={checkpoint}", *QUIET])
+    assert len((run / "predictions.csv").read_text().splitlines()) == 1 + 359
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_cub_runs_on_a_miniature_of_its_archive(regime, tmp_path, monkeypatch):
+    """Only size, epochs and root differ from the shipped config."""
+    make_cub(tmp_path, classes=4, images_per_class=12, size=48)
+    monkeypatch.chdir(tmp_path)
+    flags = [f"--data.root={tmp_path}", "--data.resize=40", "--data.image_size=32", "--trainer.max_epochs=2"]
+    main(["fit", f"--config={CONFIGS / f'cub_{regime}.yaml'}", *flags, *QUIET])
+    run = tmp_path / "runs" / f"cub_{regime}" / "version_0"
+    checkpoint = run / "checkpoints" / "best.ckpt"
+    saved = torch.load(checkpoint, weights_only=True)
+    assert saved["images"] == {"in_channels": 3, "resize": 40, "image_size": 32}
+    assert saved["class_names"] == [f"{i:03d}.Bird_{i}" for i in range(1, 5)]
+    main(["test", f"--ckpt_path={checkpoint}", *QUIET])
+    main(["predict", f"--ckpt_path={checkpoint}", f"--data.predict_dir={tmp_path / 'CUB_200_2011'}", *QUIET])
+    assert len((run / "predictions.csv").read_text().splitlines()) == 1 + 48
