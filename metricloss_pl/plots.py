@@ -46,7 +46,8 @@ def class_colours(num_classes: int) -> Array:
     if num_classes <= len(_TEN_COLOURS):
         return np.array([[int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)] for c in _TEN_COLOURS[:num_classes]])
     k = np.arange(num_classes)
-    hue = 2 * np.pi * k / num_classes
+    # Evenly spread; where the legend cannot show all, by the golden angle, so that neighbours in the list differ.
+    hue = 2 * np.pi * k * (1 / num_classes if num_classes <= MAX_LEGEND_CLASSES else (5**0.5 - 1) / 2)
     lightness = np.array([0.50, 0.80, 0.65])[k % 3]
     chroma = np.array([0.16, 0.13, 0.19])[k % 3]
     return _oklch_to_rgb(lightness, chroma, hue)
@@ -158,7 +159,9 @@ def embedding_scatter(
     num_classes = len(class_names)
     colours = class_colours(num_classes)
     palette = np.vstack([colours, [[int(_UNKNOWN[i : i + 2], 16) / 255 for i in (1, 3, 5)]]])  # [-1] is unknown
-    figure = Figure(figsize=(1.9 + 3.9 * len(panels), 4.5), dpi=120, layout="constrained", facecolor="white")
+    longest = max(len(_legible(name)) for name in [*class_names[:MAX_LEGEND_CLASSES], "class prototype"])
+    width = 4.1 * len(panels) + 0.6 + 0.085 * longest  # the last two for the legend, in inches
+    figure = Figure(figsize=(width, 4.5), dpi=120, layout="compressed", facecolor="white")
     star_size = float(np.clip(4000 / num_classes, 20, 230))
 
     middle, half = _square_limits([points for points, _ in panels.values()], prototypes)
@@ -224,7 +227,7 @@ def confusion_matrix(counts: Array, class_names: Sequence[str], title: str = "")
     totals = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
     side = float(np.clip(3.2 + 0.42 * num_classes, 5.0, 10.5))
-    figure = Figure(figsize=(side + 0.8, side), dpi=120, layout="constrained", facecolor="white")
+    figure = Figure(figsize=(side + 0.8, side), dpi=120, layout="compressed", facecolor="white")
     ax = figure.add_subplot()
     image = ax.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     bar = figure.colorbar(image, ax=ax, shrink=0.8, aspect=30, pad=0.02)
@@ -298,8 +301,12 @@ def save_gif(frames: Sequence[Path], path: Path, seconds_per_frame: float = 0.4)
         if pictures and picture.size != pictures[0].size:
             picture = picture.resize(pictures[0].size)
         pictures.append(picture)
-    # One palette for all pictures: the last one's, where the classes are most spread; else colours flicker.
-    palette = pictures[0].quantize(256, dither=Image.Dither.NONE)
+    # One palette for all pictures, taken from some of them side by side; with one for each, colours would flicker.
+    some = [pictures[round(k * (len(pictures) - 1) / 5)] for k in range(6)]
+    sheet = Image.new("RGB", (6 * some[0].width, some[0].height))
+    for k, picture in enumerate(some):
+        sheet.paste(picture, (k * picture.width, 0))
+    palette = sheet.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     first, *rest = [p.quantize(palette=palette, dither=Image.Dither.NONE) for p in reversed(pictures)]
     milliseconds = round(1000 * seconds_per_frame)
     durations = [milliseconds] * len(rest) + [5 * milliseconds]
@@ -339,6 +346,7 @@ def _escape(text: str) -> str:
 
 
 def _legible(name: str) -> str:
-    """A class name as a label: shortened, without mathematics, and not hidden by a leading underscore."""
-    short = name if len(name) <= _MAX_NAME_LENGTH else name[: _MAX_NAME_LENGTH - 1] + "…"
+    """A class name as a label: shortened in the middle, without mathematics, not hidden by a leading underscore."""
+    half = _MAX_NAME_LENGTH // 2
+    short = name if len(name) <= _MAX_NAME_LENGTH else f"{name[:half]}…{name[1 - half :]}"
     return _escape(f" {short}" if short.startswith("_") else short)

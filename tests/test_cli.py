@@ -38,7 +38,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *args: str) -> str:
 
 @pytest.fixture(scope="module")
 def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return fit("digits_cosine", tmp_path_factory.mktemp("runs"), "--trainer.max_epochs=3")
+    return fit("digits_cosine", tmp_path_factory.mktemp("runs"), "--trainer.max_epochs=8")
 
 
 # ----------------------------------------------------------------------------------------------------------- one run
@@ -211,7 +211,14 @@ def test_embeddings_of_another_width_than_the_centers(tmp_path, monkeypatch, cap
 
 def folder_flags(root: Path, runs: Path) -> list[str]:
     config = f"--config={CONFIGS / 'folder_cosine.yaml'}"
-    return ["fit", config, "--trainer.callbacks=null", f"--data.root={root}", "--data.image_size=16", f"--runs_dir={runs}"]
+    return [
+        "fit",
+        config,
+        "--trainer.callbacks=null",
+        f"--data.root={root}",
+        "--data.image_size=16",
+        f"--runs_dir={runs}",
+    ]
 
 
 def test_mistakes_in_a_folder(tmp_path, capsys):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
@@ -22,7 +23,7 @@ def run_folder(trainer: Trainer) -> Path:
 
 
 def is_due(trainer: Trainer, every_n_epochs: int) -> bool:
-    """Whether the epoch just trained is one of every n, or the last."""
+    """Whether the epoch just trained is one of every n, or the last as far as is known before its end."""
     epochs = trainer.current_epoch + 1
     return epochs % every_n_epochs == 0 or epochs == trainer.max_epochs or trainer.should_stop
 
@@ -39,10 +40,14 @@ def evaluation_loaders(trainer: Trainer) -> dict[str, DataLoader[Any]]:
 
 
 def thinned(loader: DataLoader[Any], limit: int) -> DataLoader[Any]:
-    """A loader of at most so many images, evenly spread over the data set, whose order is often that of the classes."""
+    """A loader of at most so many images, the same at each call.
+
+    They are drawn by chance: the first ones are often of one class, and so are evenly spaced ones where classes take
+    turns.
+    """
     size = len(loader.dataset)  # type: ignore[arg-type]
-    chosen = np.linspace(0, size - 1, min(limit, size)).round().astype(int).tolist()
-    subset = Subset(loader.dataset, chosen)
+    chosen = torch.randperm(size, generator=torch.Generator().manual_seed(0))[:limit].sort().values
+    subset = Subset(loader.dataset, chosen.tolist())
     return DataLoader(subset, batch_size=loader.batch_size, collate_fn=loader.collate_fn)
 
 
@@ -56,7 +61,7 @@ def evaluation_mode(trainer: Trainer, module: LightningModule) -> Iterator[None]
     module.eval()
     try:
         # An iterator over a DataLoader draws a seed, which would shift the training's own draws.
-        with torch.random.fork_rng(devices=[]), torch.no_grad(), trainer.precision_plugin.forward_context():
+        with isolate_rng(), torch.no_grad(), trainer.precision_plugin.forward_context():
             yield
     finally:
         for part, training in modes:
@@ -66,7 +71,10 @@ def evaluation_mode(trainer: Trainer, module: LightningModule) -> Iterator[None]
 def embedded(
     trainer: Trainer, module: LightningModule, loader: Iterable[Any]
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Images, labels and embeddings of each batch, within :func:`evaluation_mode`."""
-    for batch in loader:
+    """Images, labels and embeddings of each batch (of the first few in a fast development run).
+
+    To be used within :func:`evaluation_mode`.
+    """
+    for batch in islice(loader, int(trainer.fast_dev_run) or None):  # type: ignore[attr-defined]
         images, labels = trainer.strategy.batch_to_device(batch, module.device)[:2]
         yield images, labels, module(images)

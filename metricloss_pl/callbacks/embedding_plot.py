@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from metricloss_pl.callbacks._embed import (
@@ -34,11 +35,11 @@ class EmbeddingPlot(Callback):
 
     At the chosen epochs a PNG in ``<run>/figures/embeddings/`` and a TensorBoard figure; at the end one GIF of all in
     ``<run>/figures/embeddings.gif`` and, for more than two dimensions, the TensorBoard projector with class names and
-    thumbnails. Training images are not augmented, all are embedded in evaluation mode. Process 0 draws its share.
+    thumbnails. Training images are not augmented, all are embedded in evaluation mode, by process 0 alone.
 
     Args:
         every_n_epochs: Epochs from one picture to the next, at least 1; the last epoch is always drawn.
-        max_images: Images a part, evenly spread over it, at least 2.
+        max_images: Images a part, drawn by chance but the same each time, at least 2.
         method: How more than two dimensions become two: ``pca`` of the training images, turned to lie as in the picture
             before, or ``tsne``. Two dimensions are drawn as they are.
         gif: Whether to join the pictures to a GIF.
@@ -68,25 +69,34 @@ class EmbeddingPlot(Callback):
         self.projector = projector
         self._folder = Path()
         self._before: list[Any] | None = None  # the training points of the picture before
+        self._drawn = 0  # epochs trained at the last picture
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not isinstance(pl_module, Classifier):
             raise UserError(f"EmbeddingPlot draws regimes of this package, not {type(pl_module).__name__}")
         self._folder = run_folder(trainer) / "figures"
-        self._before = None
+        self._before, self._drawn = None, 0
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero or not is_due(trainer, self.every_n_epochs) or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if is_due(trainer, self.every_n_epochs):
+            self._draw(trainer, pl_module, trainer.current_epoch + 1)
+
+    def _draw(self, trainer: Trainer, pl_module: LightningModule, epoch: int) -> None:
+        """Draw the state after so many epochs; on process 0, and not in a fast development run."""
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         from metricloss_pl import plots
 
         assert isinstance(pl_module, Classifier)
+        self._drawn = epoch
         parts = self._embed(trainer, pl_module)
         if not parts:
             return
+        if not all(part[1].isfinite().all() for part in parts.values()):
+            rank_zero_warn(f"EmbeddingPlot draws nothing after epoch {epoch}: there are embeddings that are not finite")
+            return
         prototypes = pl_module.class_prototypes
         points, stars = self._project([part[1].numpy() for part in parts.values()], prototypes, pl_module)
-        epoch = trainer.current_epoch + 1
         figure = plots.embedding_scatter(
             {_TITLES[name]: (p, part[2].numpy()) for (name, part), p in zip(parts.items(), points, strict=True)},
             pl_module.class_names,
@@ -99,11 +109,13 @@ class EmbeddingPlot(Callback):
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_figure("embeddings", figure, trainer.global_step)
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # on_fit_end: on the CPU already
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         from metricloss_pl import plots
 
+        if self._drawn != trainer.current_epoch:  # stopped after the epoch's end
+            self._draw(trainer, pl_module, trainer.current_epoch)
         frames = sorted((self._folder / "embeddings").glob("epoch_*.png"))
         if self.gif and len(frames) > 1:
             plots.save_gif(frames, self._folder / "embeddings.gif")
@@ -135,7 +147,7 @@ class EmbeddingPlot(Callback):
     def _project(self, arrays: list[Any], prototypes: Tensor | None, module: Classifier) -> tuple[list[Any], Any]:
         from metricloss_pl import plots
 
-        stars = [] if prototypes is None else [prototypes.float().cpu().numpy()]
+        stars = [] if prototypes is None else [prototypes.detach().float().cpu().numpy()]
         if stars and module.embedding_dim > 2 and not _comparable(arrays[0], stars[0]):
             stars = []  # unit class embeddings tell nothing among unnormalised embeddings a hundred times as long
         points = plots.project(*arrays, *stars, method=self.method)

@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
 from metricloss_pl.callbacks._embed import embedded, evaluation_loaders, evaluation_mode, is_due
@@ -23,7 +24,8 @@ class GeometryMonitor(Callback):
     ``geometry/val_<name>``: ``accuracy`` (the difference is the honest train-validation gap), ``intra_variance``,
     ``mean_distance``, ``min_distance``, ``intra_inter_ratio`` and ``norm`` of
     :class:`~metricloss_pl.metrics.EmbeddingGeometry`, and ``nearest_mean_accuracy``, of the nearest mean of the
-    *training* embeddings.
+    *training* embeddings. Without an :class:`~metricloss_pl.data.ImageDataModule` the validation images alone, and
+    without ``nearest_mean_accuracy``.
 
     Args:
         every_n_epochs: Epochs from one measurement to the next, at least 1; the last epoch is always measured.
@@ -36,18 +38,35 @@ class GeometryMonitor(Callback):
         if every_n_epochs < 1:
             raise UserError(f"every_n_epochs of GeometryMonitor is {every_n_epochs}; it must be at least 1")
         self.every_n_epochs = every_n_epochs
+        self._measured = 0  # epochs trained at the last measurement
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not isinstance(pl_module, Classifier):
             raise UserError(f"GeometryMonitor measures regimes of this package, not {type(pl_module).__name__}")
+        self._measured = 0
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not is_due(trainer, self.every_n_epochs):
+        if is_due(trainer, self.every_n_epochs):
+            pl_module.log_dict(self._measure(trainer, pl_module), sync_dist=True)  # equal on all processes already
+            self._measured = trainer.current_epoch + 1
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._measured == trainer.current_epoch:
             return
+        # What stops a training early may decide so only after the epoch's end, when nothing can be logged as usual.
+        values = self._measure(trainer, pl_module)
+        trainer.callback_metrics.update(values)
+        scalars = {"epoch": trainer.current_epoch - 1.0, **{name: value.item() for name, value in values.items()}}
+        for logger in trainer.loggers:
+            logger.log_metrics(scalars, trainer.global_step - 1)  # the step of all that an epoch's end logs
+
+    def _measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Tensor]:
+        """The scalars to be logged, the same on every process."""
         assert isinstance(pl_module, Classifier)
         loaders = evaluation_loaders(trainer)
         if "train" not in loaders:
             rank_zero_warn("GeometryMonitor measures no training images: that needs an ImageDataModule")
+        measured: dict[str, Tensor] = {}
         class_means = None
         for part, loader in loaders.items():
             geometry = EmbeddingGeometry(pl_module.num_classes, pl_module.embedding_dim).to(pl_module.device)
@@ -59,12 +78,15 @@ class GeometryMonitor(Callback):
                     geometry.update(embeddings, labels)
                     seen.append((embeddings.float().cpu(), labels))
             values = dict(geometry.compute())
-            class_means = geometry.class_means if class_means is None else class_means
-            for embeddings, labels in seen:
-                nearest_mean_accuracy.update(nearest_mean(embeddings.to(class_means.device), class_means), labels)
             values["accuracy"] = accuracy.compute()
-            values["nearest_mean_accuracy"] = nearest_mean_accuracy.compute()
-            pl_module.log_dict({f"geometry/{part}_{name}": value for name, value in values.items()})
+            if part == "train":
+                class_means = geometry.class_means
+            if class_means is not None:
+                for embeddings, labels in seen:
+                    nearest_mean_accuracy.update(nearest_mean(embeddings.to(class_means.device), class_means), labels)
+                values["nearest_mean_accuracy"] = nearest_mean_accuracy.compute()
+            measured |= {f"geometry/{part}_{name}": value for name, value in values.items()}
+        return measured
 
     def _accuracy(self, module: Classifier) -> MulticlassAccuracy:
         return MulticlassAccuracy(module.num_classes, average="micro", validate_args=False).to(module.device)

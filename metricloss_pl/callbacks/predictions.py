@@ -31,10 +31,15 @@ class PredictionWriter(BasePredictionWriter):
     Args:
         path: CSV file to write. None: ``predictions.csv`` in the run's folder.
         embeddings: Whether to write ``embeddings (N, D)``, ``files (N,)`` and ``classes (N,)`` beside it, as ``.npz``.
+
+    Raises:
+        UserError: The path is a folder.
     """
 
     def __init__(self, path: str | None = None, embeddings: bool = False) -> None:
-        super().__init__(write_interval="batch_and_epoch")
+        super().__init__(write_interval="batch")  # with "epoch" Lightning would keep all probabilities in memory
+        if path is not None and Path(path).is_dir():
+            raise UserError(f"path of PredictionWriter is the folder {path}: it must be the CSV file to write")
         self.path = path
         self.embeddings = embeddings
         self._rows: dict[str, list[Tensor]] = {}
@@ -61,19 +66,15 @@ class PredictionWriter(BasePredictionWriter):
         # Only the two best are kept, so that memory does not grow with the number of classes.
         probabilities, classes = prediction["probabilities"].float().topk(2, dim=1)
         seen = sum(len(index) for index in self._rows["index"])
-        index = prediction.get("index", torch.arange(seen, seen + len(classes)))
+        index = prediction.get("index")
+        if index is None:
+            index = torch.tensor(batch_indices) if batch_indices else torch.arange(seen, seen + len(classes))
         columns = {"index": index, "probabilities": probabilities, "classes": classes}
         for name in self._rows:
             column = columns.get(name, prediction["embeddings"].float())
             self._rows[name].append(column.cpu())
 
-    def write_on_epoch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        predictions: Sequence[Any],
-        batch_indices: Sequence[Any],
-    ) -> None:
+    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = run_folder(trainer)
         rows = {name: torch.cat(column).numpy() for name, column in self._rows.items() if column}
         if trainer.world_size > 1:
@@ -81,7 +82,7 @@ class PredictionWriter(BasePredictionWriter):
             dist.gather_object(rows, shares)
             held = [share for share in shares or [] if share]
             rows = {name: np.concatenate([share[name] for share in held]) for name in (held[0] if held else [])}
-        if not trainer.is_global_zero or not rows:
+        if not trainer.is_global_zero or not rows or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         _, first = np.unique(rows["index"], return_index=True)
         rows = {name: column[first] for name, column in rows.items()}

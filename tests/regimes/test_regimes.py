@@ -6,7 +6,9 @@ import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
 
+from metricloss_pl.backbones import TinyConvNet
 from metricloss_pl.class_embeddings import simplex
+from metricloss_pl.data import DigitsDataModule
 from metricloss_pl.errors import UserError
 from metricloss_pl.regimes import (
     CenterSoftmaxClassifier,
@@ -362,3 +364,65 @@ def test_options_that_need_the_data_say_so(tmp_path):
 def test_the_base_can_not_be_built():
     with pytest.raises(TypeError, match="abstract"):
         Classifier(3, Flat())
+
+
+# ---------------------------------------------------------------------------------------------- what the data tell
+
+
+def digits(**options):
+    return DigitsDataModule(samples_per_class=20, batch_size=40, **options)
+
+
+def test_normalisation_and_image_format_come_from_the_data(tmp_path):
+    data = digits()
+    model = SoftmaxClassifier(10, TinyConvNet(width=8))
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(model, data)
+    pixels = data.samples("train").images.double() / 255
+    assert model.mean.item() == pytest.approx(pixels.mean().item(), abs=1e-5)
+    assert model.std.item() == pytest.approx(pixels.std(correction=0).item(), abs=1e-5)
+    run.save_checkpoint(tmp_path / "model.ckpt")
+    loaded = SoftmaxClassifier.load_from_checkpoint(tmp_path / "model.ckpt", backbone=TinyConvNet(width=8))
+    assert torch.equal(loaded.mean, model.mean)
+    assert loaded.image_format == data.image_format
+
+
+def test_balanced_class_weights(tmp_path):
+    class Lopsided(DigitsDataModule):
+        def read(self, part):
+            samples = super().read(part)
+            keep = [i for i, label in enumerate(samples.labels.tolist()) if label != 3 or i % 4 == 0]
+            return samples.subset(keep)
+
+    data = Lopsided(batch_size=100)
+    model = SoftmaxClassifier(10, TinyConvNet(width=8), class_weights="balanced")
+    trainer(tmp_path, max_epochs=1).fit(model, data)
+    counts = data.class_counts
+    torch.testing.assert_close(model.class_weights, counts.sum() / (10 * counts.float()))
+    assert model.class_weights[3] > 2.5
+    assert model.class_weights[data.samples("train").labels].mean().item() == pytest.approx(1)
+    embeddings, labels = torch.randn(4, model.embedding_dim), torch.tensor([3, 3, 0, 1])
+    each = torch.nn.functional.cross_entropy(model.head(embeddings), labels, reduction="none")
+    expected = (each * model.class_weights[labels]).mean()
+    torch.testing.assert_close(model.losses(embeddings, labels)["loss"], expected)
+
+
+def test_centers_start_at_the_class_means(tmp_path):
+    class FirstCenters(CenterSoftmaxClassifier):
+        def on_train_start(self):
+            self.first = self.criterion.centers.detach().clone()
+
+    torch.manual_seed(0)
+    data = digits()
+    model = FirstCenters(10, TinyConvNet(width=8), center_init="class-means")
+    untrained = copy.deepcopy(model).eval()
+    trainer(tmp_path, max_epochs=1).fit(model, data)
+    samples = data.samples("train")
+    untrained.mean, untrained.std = model.mean, model.std
+    with torch.no_grad():
+        embeddings = untrained(samples.images)
+    for label in range(10):
+        torch.testing.assert_close(
+            model.first[label], embeddings[samples.labels == label].mean(0), rtol=1e-4, atol=1e-5
+        )
+    assert model.training
