@@ -141,7 +141,7 @@ class Classifier(LightningModule, ABC):
 
     def gather_rows(self, rows: Tensor) -> Tensor:
         """Rows (N, ...) of all processes as (N * processes, ...), gradients flowing back; N is the same on each."""
-        if not dist.is_initialized() or dist.get_world_size() == 1:
+        if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
             return rows
         gathered = self.all_gather(rows, sync_grads=rows.requires_grad)
         assert isinstance(gathered, Tensor)
