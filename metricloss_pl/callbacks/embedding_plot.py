@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -135,7 +134,7 @@ class EmbeddingPlot(Callback):
         with evaluation_mode(trainer, module):
             for name, loader in evaluation_loaders(trainer).items():
                 batches = [
-                    (images.cpu() if limit else images[:0].cpu(), embeddings.float().cpu(), labels.cpu())
+                    (images.cpu() if limit else images[:0].cpu(), module.points(embeddings).float().cpu(), labels.cpu())
                     for images, labels, embeddings in embedded(
                         trainer, module, thinned(loader, min(limit or self.max_images, self.max_images))
                     )
@@ -148,8 +147,6 @@ class EmbeddingPlot(Callback):
         from metricloss_pl import plots
 
         stars = [] if prototypes is None else [prototypes.detach().float().cpu().numpy()]
-        if stars and module.embedding_dim > 2 and not _comparable(arrays[0], stars[0]):
-            stars = []  # unit class embeddings tell nothing among unnormalised embeddings a hundred times as long
         points = plots.project(*arrays, *stars, method=self.method)
         if module.embedding_dim > 2:
             if self._before is not None and self.method == "pca":
@@ -161,11 +158,6 @@ class EmbeddingPlot(Callback):
         if embedding_dim <= 2:
             return "embedding 1", "embedding 2"
         return ("component 1", "component 2") if self.method == "pca" else ("t-SNE 1", "t-SNE 2")
-
-
-def _comparable(embeddings: Any, prototypes: Any) -> bool:
-    scale = np.median(np.linalg.norm(embeddings, axis=1)) / max(np.median(np.linalg.norm(prototypes, axis=1)), 1e-12)
-    return bool(0.05 < scale < 20)
 
 
 def _thumbnails(images: Tensor) -> Tensor:

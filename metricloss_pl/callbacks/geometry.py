@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from metricloss_pl.callbacks._embed import embedded, evaluation_loaders, evaluation_mode, is_due
@@ -22,8 +23,9 @@ class GeometryMonitor(Callback):
 
     Both in evaluation mode and over all images, exact under several processes. Logged as ``geometry/train_<name>`` and
     ``geometry/val_<name>``: ``accuracy`` (the difference is the honest train-validation gap), ``intra_variance``,
-    ``mean_distance``, ``min_distance``, ``intra_inter_ratio`` and ``norm`` of
-    :class:`~metricloss_pl.metrics.EmbeddingGeometry`, and ``nearest_mean_accuracy``, of the nearest mean of the
+    ``mean_distance``, ``min_distance`` and ``intra_inter_ratio`` of
+    :class:`~metricloss_pl.metrics.EmbeddingGeometry` (on the unit sphere for the cosine regime, whose loss is blind to
+    the norm), ``norm`` of the embeddings as they are, and ``nearest_mean_accuracy``, of the nearest mean of the
     *training* embeddings. Without an :class:`~metricloss_pl.data.ImageDataModule` the validation images alone, and
     without ``nearest_mean_accuracy``.
 
@@ -71,19 +73,22 @@ class GeometryMonitor(Callback):
         for part, loader in loaders.items():
             geometry = EmbeddingGeometry(pl_module.num_classes, pl_module.embedding_dim).to(pl_module.device)
             accuracy, nearest_mean_accuracy = (self._accuracy(pl_module) for _ in range(2))
+            norm = MeanMetric().to(pl_module.device)
             seen: list[Any] = []
             with evaluation_mode(trainer, pl_module):
                 for _, labels, embeddings in embedded(trainer, pl_module, loader):
                     accuracy.update(pl_module.class_scores(embeddings), labels)
-                    geometry.update(embeddings, labels)
-                    seen.append((embeddings.float().cpu(), labels))
-            values = dict(geometry.compute())
+                    norm.update(embeddings.float().norm(dim=1))
+                    points = pl_module.points(embeddings)
+                    geometry.update(points, labels)
+                    seen.append((points.float().cpu(), labels))
+            values = {**geometry.compute(), "norm": norm.compute()}
             values["accuracy"] = accuracy.compute()
             if part == "train":
                 class_means = geometry.class_means
             if class_means is not None:
-                for embeddings, labels in seen:
-                    nearest_mean_accuracy.update(nearest_mean(embeddings.to(class_means.device), class_means), labels)
+                for points, labels in seen:
+                    nearest_mean_accuracy.update(nearest_mean(points.to(class_means.device), class_means), labels)
                 values["nearest_mean_accuracy"] = nearest_mean_accuracy.compute()
             measured |= {f"geometry/{part}_{name}": value for name, value in values.items()}
         return measured

@@ -123,9 +123,13 @@ class Classifier(LightningModule, ABC):
     def class_scores(self, embeddings: Tensor) -> Tensor:
         """Scores (B, C) of embeddings (B, D); the largest is the prediction."""
 
+    def points(self, embeddings: Tensor) -> Tensor:
+        """Embeddings (B, D) in the space in which the regime compares them, to be drawn and measured; as they are."""
+        return embeddings
+
     @property
     def class_prototypes(self) -> Tensor | None:
-        """Points (C, D) that stand for the classes in the embedding space, to be drawn; None where there are none."""
+        """Points (C, D) that stand for the classes among :meth:`points`, to be drawn; None where there are none."""
         return None
 
     def parameter_groups(self) -> list[dict[str, Any]]:

@@ -117,6 +117,10 @@ class CosineClassifier(Classifier):
         logits: Tensor = self.head(embeddings)
         return logits
 
+    def points(self, embeddings: Tensor) -> Tensor:
+        """Directions (B, D): embeddings on the unit sphere, since the loss is blind to their norm."""
+        return F.normalize(embeddings)
+
     @property
     def class_prototypes(self) -> Tensor:
         """The class embeddings (C, D)."""
