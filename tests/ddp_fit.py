@@ -44,9 +44,9 @@ def fit(name: str, processes: int) -> dict[str, dict]:
     data = DigitsDataModule(
         batch_size=32 // processes, samples_per_class=37, val_fraction=0.3, augment=[ShiftCrop(pixels=1)]
     )
-    model = REGIMES[name](optimizer=lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9), class_weights="balanced")
+    model = REGIMES[name](optimizer=lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9), class_weights="balanced")
     trainer = Trainer(
-        max_epochs=3,
+        max_epochs=6,
         accelerator="cpu",
         devices=processes,
         strategy="ddp" if processes > 1 else "auto",

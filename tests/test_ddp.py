@@ -34,5 +34,5 @@ def test_two_processes_train_as_one(name, ends):
     for key, value in one["metrics"].items():
         if "inter_loss" in key or (name == "standalone" and key.endswith("/loss")):
             continue  # in evaluation the pairs are those of a process's own batches
-        assert value == pytest.approx(two["metrics"][key], abs=1e-4), key
+        assert value == pytest.approx(two["metrics"][key], rel=1e-4), key
     assert one["metrics"]["test/accuracy"] > 0.3

@@ -13,7 +13,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from metricloss_pl.data import ImageDataModule
@@ -102,6 +102,7 @@ class Classifier(LightningModule, ABC):
         metrics = MetricCollection(accuracies)
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
+        self.loss_means = nn.ModuleDict()
         self.calibration = Temperature()
         self._check_optimizer()
 
@@ -186,12 +187,32 @@ class Classifier(LightningModule, ABC):
         metrics.update(scores, labels)
         if part == "val":
             self.calibration.update(scores, labels)
-        values = {f"{part}/{name}": value for name, value in losses.items()}
-        self.log_dict(values, batch_size=len(labels), on_step=False, on_epoch=True, sync_dist=True)
+        for name, value in losses.items():
+            self._loss_mean(part, name).update(value, len(labels))
         self.log_dict(metrics, on_step=False, on_epoch=True)
         return {"loss": losses["loss"], "predictions": scores.argmax(1), "labels": labels}
 
+    def _loss_mean(self, part: str, name: str) -> MeanMetric:
+        """The mean of a part of the loss over all images of all processes, which Lightning's own mean is not quite."""
+        key = f"{part}/{name}"
+        if key not in self.loss_means:
+            self.loss_means[key] = MeanMetric().to(self.device)
+        mean = self.loss_means[key]
+        assert isinstance(mean, MeanMetric)
+        return mean
+
+    def _log_losses(self, part: str) -> None:
+        for key, mean in self.loss_means.items():
+            if key.startswith(f"{part}/"):
+                assert isinstance(mean, MeanMetric)
+                self.log(key, mean.compute(), sync_dist=True)  # equal on all processes already
+                mean.reset()
+
+    def on_test_epoch_end(self) -> None:
+        self._log_losses("test")
+
     def on_validation_epoch_end(self) -> None:
+        self._log_losses("val")
         fitted = self.calibration.compute()
         self.calibration.reset()
         if not self.trainer.sanity_checking:
