@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -43,6 +44,8 @@ class CosineDecay(LRScheduler):
             raise ValueError(f"warmup is {warmup}; it must be a share of the training in [0, 1)")
         if not 0 <= final <= 1:
             raise ValueError(f"final is {final}; it must be a factor in [0, 1]")
+        if length is not None and length < 1:
+            raise ValueError(f"length is {length}; it must be at least 1")
         self.warmup = warmup
         self.final = final
         self.length = length
@@ -56,6 +59,10 @@ class CosineDecay(LRScheduler):
             return _FIRST_WARMUP_FACTOR + (1 - _FIRST_WARMUP_FACTOR) * progress / self.warmup
         decay = (progress - self.warmup) / (1 - self.warmup)
         return self.final + (1 - self.final) * (1 + math.cos(math.pi * decay)) / 2
+
+    def state_dict(self) -> dict[str, Any]:
+        """As in torch, without the length, which belongs to the Trainer: a resumed run may be longer."""
+        return {name: value for name, value in super().state_dict().items() if name != "length"}
 
     def get_lr(self) -> list[float | Tensor]:
         """Learning rate of each group."""

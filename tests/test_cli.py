@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from metricloss_pl.cli import main
 from tests.helpers import make_folder
@@ -47,7 +48,7 @@ def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_lives_in_one_folder(tmp_path, capsys):
     run = fit("digits_softmax", tmp_path)
     assert run == tmp_path / "digits_softmax" / "version_0"
-    assert {"config.yaml", "checkpoints"} <= {p.name for p in run.iterdir()}
+    assert {"config.yaml", "checkpoints", "result.json"} <= {p.name for p in run.iterdir()}
     assert {p.name for p in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     assert list(run.glob("events.out.tfevents.*"))
     screen = capsys.readouterr().out
@@ -79,6 +80,50 @@ def test_test_and_validate_need_only_the_checkpoint_and_leave_the_config(digits_
         main([subcommand, f"--ckpt_path={digits_run / 'checkpoints' / 'best.ckpt'}", *QUIET])
         assert f"{subcommand.removesuffix('idate')}/accuracy" in capsys.readouterr().out
     assert (digits_run / "config.yaml").read_bytes() == before
+
+
+def test_last_checkpoint_is_that_of_the_last_epoch(tmp_path):
+    """Also where an earlier epoch was best; resumed for longer, the schedule grows with the training."""
+    run = fit("digits_softmax", tmp_path, "--trainer.max_epochs=4", "--model.lr_scheduler.warmup=0")
+    last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 80
+    main(["fit", f"--resume={run}", *QUIET, "--trainer.max_epochs=8"])
+    last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 160
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["trainer"]["max_epochs"] == 8
+    assert config["resume"] is None
+    assert config["ckpt_path"] is None
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--trainer.enable_checkpointing=false"],
+        ["--trainer.logger=false"],
+        ["--trainer.log_every_n_steps=0"],
+        ["--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1"],
+        ["--trainer.max_steps=5", "--trainer.max_epochs=-1"],
+        ["--trainer.val_check_interval=0.5"],
+        ["--trainer.gradient_clip_val=1", "--trainer.accumulate_grad_batches=3"],
+    ],
+)
+def test_trainer_flags_keep_their_meaning(flags, tmp_path):
+    fit("digits_center", tmp_path, *flags)
+
+
+def test_fast_dev_run_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main(["fit", f"--config={CONFIGS / 'digits_center.yaml'}", *QUIET, "--trainer.fast_dev_run=true"])
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_the_checkpoint_wins_over_model_flags(digits_run, tmp_path, capsys):
+    """Lightning's way: what a checkpoint was trained with is what is tested."""
+    checkpoint = digits_run / "checkpoints" / "best.ckpt"
+    flags = ["--model.ce_weight=0", f"--ckpt_path={checkpoint}", f"--runs_dir={tmp_path}"]
+    main(["test", f"--config={CONFIGS / 'digits_cosine.yaml'}", *flags, *QUIET])
+    assert "test/cross_entropy" in capsys.readouterr().out
 
 
 def test_training_on_everything_takes_the_last_checkpoint(tmp_path, capsys):
@@ -176,10 +221,15 @@ DIGITS = ["fit", f"--config={CONFIGS / 'digits_center.yaml'}", "--trainer.callba
         (["--model.center_optimizer=torch.optim.Adam"], "center_optimizer is Adam, which takes no sparse gradients"),
         (["--model.center_optimizer.momentum=0.9"], "has momentum 0.9: leave it out"),
         (["--model.optimizer.lr=-1"], "Invalid learning rate: -1.0"),
-        (["--data.batch_size=0"], "batch_size"),
-        (["--data.val_fraction=1.5"], "val_fraction"),
+        (["--data.batch_size=0"], "batch_size of DigitsDataModule is 0: at least 1 is needed"),
+        (["--data.val_fraction=1.5"], "val_fraction of DigitsDataModule is 1.5"),
+        (["--trainer.default_root_dir=elsewhere"], "--runs_dir says where a run lives"),
+        (["--runs_dir=/proc/nowhere"], "--runs_dir /proc/nowhere can't hold a run"),
+        (["--trainer.max_epochs=-1"], "a schedule over the whole training needs its end"),
         (["--ckpt_path=last"], "--ckpt_path last: there is no such checkpoint file; name the run: fit --resume"),
-        (["--trainer.max_epochs=5", "--trainer.precision=8"], "precision"),
+        (["--trainer.precision=8"], 'Parser key "trainer.precision": Expected'),
+        (["--model.embedding_dim=0"], "embedding_dim is 0; it must be at least 1"),
+        (["--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=val/acc"], "val/acc"),
     ],
 )
 def test_mistakes_in_the_config(flags, message, tmp_path, monkeypatch, capsys):
@@ -284,6 +334,11 @@ def test_checkpoints_that_do_not_fit(digits_run, tmp_path, capsys):
     assert "torn.ckpt can't be read" in refusal(capsys, *cosine, f"--ckpt_path={torn}")
     torn.write_text("junk")
     assert "torn.ckpt can't be read" in refusal(capsys, *cosine, f"--ckpt_path={torn}")
+    evil = torch.load(checkpoint, weights_only=True)
+    evil["hyper_parameters"]["backbone"] = {"class_path": "this_must_not_be_imported.Net"}
+    torch.save(evil, torn)
+    line = refusal(capsys, "predict", f"--ckpt_path={torn}", f"--data.predict_dir={tmp_path}")
+    assert "names this_must_not_be_imported.Net, which is not imported" in line
     torch.save({"weights": torch.ones(2)}, torn)
     assert "holds no regime" in refusal(capsys, *cosine, f"--ckpt_path={torn}")
 
@@ -311,20 +366,34 @@ def test_resuming_with_nothing_to_resume(tmp_path, capsys):
 
 
 def test_a_diverging_run_stops_and_keeps_the_last_good_checkpoint(tmp_path, capsys):
-    run = fit("digits_softmax", tmp_path)
-    saved = (run / "checkpoints" / "last.ckpt").read_bytes()
+    """The learning rate is good for one epoch, then 1e30 times as large."""
     config = f"--config={CONFIGS / 'digits_softmax.yaml'}"
-    flags = [config, f"--runs_dir={tmp_path / 'hot'}", "--trainer.callbacks=null", "--model.optimizer.lr=1e30"]
+    schedule = ["--model.lr_scheduler=torch.optim.lr_scheduler.StepLR", "--model.lr_scheduler.step_size=1"]
+    flags = [config, f"--runs_dir={tmp_path}", "--trainer.callbacks=null", *schedule, "--model.lr_scheduler.gamma=1e30"]
     line = refusal(capsys, "fit", *flags)
-    assert re.search(r"train/loss is (nan|inf) at step \d+ of epoch \d+ \(learning rate 1e\+30\)", line) or (
-        "is not finite at step" in line
-    )
-    assert not list((tmp_path / "hot").rglob("*.ckpt"))
-    # The same happening to a run that has a checkpoint leaves that one.
-    line = refusal(capsys, "fit", f"--resume={run}", "--trainer.max_epochs=9", "--trainer.gradient_clip_val=.nan")
-    assert "finite" in line or "nan" in line
-    assert (run / "checkpoints" / "last.ckpt").read_bytes() == saved
-    assert torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    assert re.search(r"train/loss is (nan|inf) at step \d+ of epoch 1 \(learning rate 5e\+28\)", line)
+    run = tmp_path / "digits_softmax" / "version_0"
+    for name in ("best", "last"):
+        checkpoint = torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True)
+        assert checkpoint["global_step"] == 20
+        assert all(torch.isfinite(tensor).all() for tensor in checkpoint["state_dict"].values())
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(tmp_path, capsys):
+    run = fit("digits_softmax", tmp_path)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    line = refusal(capsys, "fit", f"--resume={run}", "--trainer.max_epochs=3", "--data.in_channels=3")
+    assert "size mismatch" in line
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_evaluating_needs_a_checkpoint(digits_run, tmp_path, capsys):
+    config = f"--config={digits_run / 'config.yaml'}"
+    for subcommand in ("validate", "test", "predict"):
+        assert "needs a trained network: give --ckpt_path" in refusal(capsys, subcommand, config)
+    away = shutil.copy(digits_run / "checkpoints" / "best.ckpt", tmp_path)
+    assert "lies in no run's folder: give the --config" in refusal(capsys, "test", f"--ckpt_path={away}")
+    assert "no such checkpoint file" in refusal(capsys, "test", f"--ckpt_path={tmp_path / 'bset.ckpt'}")
 
 
 def test_status_and_screen_of_the_launcher():

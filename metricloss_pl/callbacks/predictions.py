@@ -40,6 +40,10 @@ class PredictionWriter(BasePredictionWriter):
         super().__init__(write_interval="batch")  # with "epoch" Lightning would keep all probabilities in memory
         if path is not None and Path(path).is_dir():
             raise UserError(f"path of PredictionWriter is the folder {path}: it must be the CSV file to write")
+        if path is not None and path.endswith(".npz"):
+            raise UserError(
+                f"path of PredictionWriter is {path}: it must be the CSV file; the .npz is written beside it"
+            )
         self.path = path
         self.embeddings = embeddings
         self._rows: dict[str, list[Tensor]] = {}
@@ -49,6 +53,13 @@ class PredictionWriter(BasePredictionWriter):
             return
         if not isinstance(pl_module, Classifier):
             raise UserError(f"PredictionWriter writes regimes of this package, not {type(pl_module).__name__}")
+        if self.path is not None and trainer.is_global_zero:
+            try:  # now, not after the whole prediction
+                Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(
+                    f"--predictions.path {self.path}: its folder can't be made ({error.strerror})"
+                ) from error
         self._rows = {"index": [], "probabilities": [], "classes": []}
         if self.embeddings:
             self._rows["embeddings"] = []
@@ -93,7 +104,7 @@ class PredictionWriter(BasePredictionWriter):
     def _write(self, path: Path, rows: dict[str, Any], files: list[str], names: list[str]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f".{path.name}")
-        with beside.open("w", newline="", encoding="utf-8") as file:
+        with beside.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             writer = csv.writer(file)
             writer.writerow(["file", "class", "probability", "runner_up", "runner_up_probability"])
             for name, (first, second), (p, q) in zip(files, rows["classes"], rows["probabilities"], strict=True):

@@ -96,8 +96,6 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def __post_init__(self) -> None:
         super().__init__()
-        # Evaluation does not pad, so with more processes than images some have none.
-        self.allow_zero_length_dataloader_with_multiple_devices = True
         self._parts: dict[str, Samples] = {}
         self._stores: dict[str, ImageStore] = {}
         self._normalization: tuple[list[float], list[float]] | None = None
@@ -240,6 +238,8 @@ class ImageDataModule(LightningDataModule, ABC):
         for name, (value, least) in at_least.items():
             if value is not None and not value >= least:
                 raise UserError(f"{name} {where} is {value}: at least {least} is needed")
+        if self.seed >= 2**63:
+            raise UserError(f"seed {where} is {self.seed}: below 2**63 is needed")
         if not 0 <= self.val_fraction < 1:
             raise UserError(f"val_fraction {where} is {self.val_fraction}: a number from 0 to below 1 is needed")
         if self.in_channels not in (1, 3):
@@ -248,7 +248,8 @@ class ImageDataModule(LightningDataModule, ABC):
             if values is None:
                 continue
             positive = name == "mean" or all(value > 0 for value in values)
-            if len(values) != self.in_channels or not all(math.isfinite(value) for value in values) or not positive:
+            in_units = all(math.isfinite(value) and 0 <= value <= 1 for value in values)
+            if len(values) != self.in_channels or not in_units or not positive:
                 kind = "positive numbers" if name == "std" else "numbers"
                 raise UserError(f"{name} {where} is {values}: {self.in_channels} {kind}, in [0, 1] units, are needed")
 
@@ -422,6 +423,11 @@ class ImageDataModule(LightningDataModule, ABC):
     def _evaluation_loader(self, part: str, *, with_index: bool = False) -> DataLoader[Any]:
         dataset = self._dataset(part, with_index=with_index)
         num_replicas, rank = self._processes()
+        if len(dataset) < num_replicas:
+            raise UserError(
+                f"{len(dataset)} images in the {part} part of {type(self).__name__} for {num_replicas} processes: each "
+                "needs one at least; use fewer processes"
+            )
         return self._loader(dataset, EvaluationSampler(len(dataset), num_replicas=num_replicas, rank=rank))
 
     def _loader(self, dataset: ImageDataset, sampler: TrainSampler | EvaluationSampler) -> DataLoader[Any]:

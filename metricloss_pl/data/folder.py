@@ -82,6 +82,9 @@ def find_parts(root: Path) -> dict[Part, Path]:
     names = _subfolders(root)
     if not names:
         raise UserError(f"{root} holds no folders: one folder a class is needed")
+    for name in names:
+        if name not in PART_FOLDERS and name.lower() in PART_FOLDERS and "train" in map(str.lower, names):
+            raise UserError(f"{root} holds {name}: a part's folder is written small, {name.lower()}; rename it")
     parts_only = "train" in names and all(name in PART_FOLDERS for name in names)
     if not parts_only and not {"train", "test"} <= set(names):
         return {"train": root}

@@ -169,7 +169,8 @@ def read_classes(file: Path, heads: dict[str, Head], labels: dict[Part, Tensor])
     """
     trained = set(labels["train"].tolist())
     key = next((key for key in ("classes", "class_names") if key in heads), None)
-    names = [str(label) for label in range(max(trained) + 1)]
+    # No more names than there are images: a label beyond leaves some class without any, which is said below.
+    names = [str(label) for label in range(min(max(trained) + 1, len(labels["train"]) + 1))]
     if key is not None:
         if len(heads[key].shape) != 1 or heads[key].dtype.kind not in "US":
             raise UserError(

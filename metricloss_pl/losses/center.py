@@ -109,6 +109,7 @@ class CenterLoss(FullPrecisionModule):
 
         Raises:
             RuntimeError: ``forward`` has seen nothing in training mode since the last call.
+            ValueError: A label without a center.
         """
         if not self._pending:
             raise RuntimeError("assign_center_grad() found no embeddings: call the loss in training mode before it")
@@ -119,6 +120,12 @@ class CenterLoss(FullPrecisionModule):
             embeddings, labels = gather(embeddings), gather(labels)
         rule = F.center_delta if self.center_rule == "wen" else F.center_gradient
         classes, gradient = rule(embeddings, labels, self.centers)
+        num_classes = len(self.centers)
+        if len(classes) and (classes[0] < 0 or classes[-1] >= num_classes):  # a sparse step would write anywhere
+            raise ValueError(
+                f"labels run from {classes[0].item()} to {classes[-1].item()}; with {num_classes} centers they must "
+                f"lie in 0 to {num_classes - 1}"
+            )
         # torch.sparse_coo_tensor takes dtype and layout as given; `unique` has sorted the classes.
         self.centers.grad = torch.sparse_coo_tensor(
             classes[None],

@@ -14,7 +14,8 @@ class CosineLoss(FullPrecisionModule):
     """Cosine loss 1 - <phi(y), psi(x)> (Barz & Denzler, WACV 2020), in [0, 2].
 
     Args:
-        class_embeddings: phi, (C, D), rows of norm 1, kept as a float32 buffer; None means one-hot, then D is C.
+        class_embeddings: phi, (C, D), rows of norm 1, kept as a buffer that never becomes half precision; None means
+            one-hot, then D is C.
         reduction: Over the batch: ``mean``, ``sum`` or ``none``.
     """
 

@@ -21,12 +21,13 @@ __all__ = [
     "InterTerm",
     "IntraTerm",
     "PairReduction",
+    "PairTerm",
     "Reduction",
+    "Smoothing",
     "center_delta",
     "center_gradient",
     "center_inter",
     "center_loss",
-    "class_means",
     "cosine_cross_entropy",
     "cosine_loss",
     "cosine_similarities",
@@ -60,7 +61,7 @@ def _full_precision(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        device = args[0].device.type if isinstance(args[0], Tensor) else "cpu"
+        device = next(value.device.type for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
         with torch.autocast(device_type=device, enabled=False):
             return function(
                 *[_lift(value) for value in args],  # type: ignore[arg-type]
@@ -94,6 +95,14 @@ def _check_width(embeddings: Tensor, rows: Tensor, name: str) -> None:
         )
 
 
+def _check_labels(embeddings: Tensor, labels: Tensor) -> None:
+    if labels.dtype != torch.int64 or labels.shape != embeddings.shape[:1]:
+        raise ValueError(
+            f"labels are {labels.dtype} of shape {tuple(labels.shape)} for embeddings of shape "
+            f"{tuple(embeddings.shape)}: they must be int64 of shape (B,)"
+        )
+
+
 # ------------------------------------------------------------------------------------------------------------- cosine
 
 
@@ -107,9 +116,12 @@ def normalize(embeddings: Tensor) -> Tensor:
     Returns:
         (B, D), rows of norm 1 or 0.
     """
-    norm = torch.linalg.vector_norm(embeddings, dim=1, keepdim=True)
-    # So compared, nan stays nan.
-    return torch.where(norm <= _MIN_NORM, torch.zeros_like(embeddings), embeddings / norm.clamp_min(_MIN_NORM))
+    # Divided by its largest entry first, a row has no square that overflows. So compared, nan stays nan.
+    largest = embeddings.detach().abs().amax(dim=1, keepdim=True)
+    no_direction = largest <= _MIN_NORM
+    rows = embeddings / torch.where(no_direction, 1.0, largest)
+    norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return torch.where(no_direction, torch.zeros_like(rows), rows / torch.where(no_direction, 1.0, norm))
 
 
 @_full_precision
@@ -151,6 +163,7 @@ def cosine_loss(
     Raises:
         ValueError: The widths differ, or an unknown reduction.
     """
+    _check_labels(embeddings, labels)
     directions = normalize(embeddings)
     if class_embeddings is None:
         cosine = directions.gather(1, labels[:, None]).squeeze(1)
@@ -166,8 +179,8 @@ def cosine_cross_entropy(
 ) -> Tensor:
     """Cross-entropy on the cosines themselves, without a head or temperature (the VIPriors 2020 form of cosine + CE).
 
-    With one-hot class embeddings the logits are the bare normalised vector psi(x). Cosines lie in [-1, 1], so the value
-    stays above log(1 + (C - 1) exp(-C / (C - 1))) however well the network classifies, if D is C.
+    With one-hot class embeddings the logits are the bare normalised vector psi(x). Cosines lie in [-1, 1], so however
+    well the network classifies, the value then stays at or above log(1 + (C - 1) exp(-sqrt(C / (C - 1)))).
 
     Args:
         embeddings: (B, D).
@@ -178,6 +191,7 @@ def cosine_cross_entropy(
     Returns:
         A scalar, or (B,) for ``reduction="none"``.
     """
+    _check_labels(embeddings, labels)
     return nnf.cross_entropy(cosine_similarities(embeddings, class_embeddings), labels, reduction=reduction)
 
 
@@ -207,6 +221,9 @@ def cross_entropy(
     Returns:
         A scalar, or (B,) for ``reduction="none"``.
     """
+    _check_labels(logits, labels)
+    if smoothing not in ("all", "others"):
+        raise ValueError(f"smoothing is {smoothing!r}; it must be 'all' or 'others'")
     if smoothing == "others":
         num_classes = logits.shape[1]
         label_smoothing = min(1.0, label_smoothing * num_classes / max(1, num_classes - 1))
@@ -231,6 +248,7 @@ def squared_error(
     Raises:
         ValueError: The widths differ, or an unknown reduction.
     """
+    _check_labels(embeddings, labels)
     if class_embeddings is None:
         targets = nnf.one_hot(labels, embeddings.shape[1]).to(embeddings.dtype)
     else:
@@ -258,6 +276,7 @@ def center_loss(embeddings: Tensor, labels: Tensor, centers: Tensor, reduction: 
     Raises:
         ValueError: The widths differ, or an unknown reduction.
     """
+    _check_labels(embeddings, labels)
     _check_width(embeddings, centers, "centers")
     return _reduce(0.5 * (embeddings - centers[labels]).square().sum(1), reduction)
 
@@ -295,33 +314,17 @@ def center_gradient(embeddings: Tensor, labels: Tensor, centers: Tensor) -> tupl
         The K classes present, (K,) ascending, and their gradient, (K, D).
     """
     classes, sums, _ = _class_sums(embeddings, labels, centers)
-    return classes, sums * (2 / len(labels))
+    return classes, sums * (2 / max(len(labels), 1))
 
 
 def _class_sums(embeddings: Tensor, labels: Tensor, centers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Classes present (K,), sum of c_j - x_i over their members (K, D), and member counts (K,)."""
     _check_width(embeddings, centers, "centers")
+    _check_labels(embeddings, labels)
     classes, member_of, counts = labels.unique(return_inverse=True, return_counts=True)
     offsets = centers[labels] - embeddings
     sums = torch.zeros(len(classes), centers.shape[1], dtype=offsets.dtype, device=offsets.device)
     return classes, sums.index_add_(0, member_of, offsets), counts
-
-
-@_full_precision
-def class_means(embeddings: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Mean embedding of each class, zero for an absent class.
-
-    Args:
-        embeddings: (B, D).
-        labels: (B,).
-        num_classes: C.
-
-    Returns:
-        Means (C, D) and counts (C,) int64.
-    """
-    sums = torch.zeros(num_classes, embeddings.shape[1], dtype=embeddings.dtype, device=embeddings.device)
-    counts = torch.bincount(labels, minlength=num_classes)
-    return sums.index_add_(0, labels, embeddings) / counts.clamp_min(1)[:, None], counts
 
 
 # --------------------------------------------------------------------------------------------------------- standalone
@@ -383,6 +386,7 @@ def standalone_center_loss(
     Raises:
         ValueError: The widths differ, or an unknown option.
     """
+    _check_labels(embeddings, labels)
     _check_width(embeddings, centers, "centers")
     intra = (embeddings - centers[labels]).square().sum(1)
     different = labels[:, None] != labels[None, :]
@@ -423,6 +427,7 @@ def exponential_intra(
     Returns:
         A scalar, or (B,) for ``reduction="none"``.
     """
+    _check_labels(embeddings, labels)
     _check_width(embeddings, centers, "centers")
     distances = (embeddings - centers[labels]).square().sum(1)
     return _reduce(torch.exp((scale * distances).clamp_max(80.0)), reduction)

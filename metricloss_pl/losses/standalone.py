@@ -80,20 +80,18 @@ class StandaloneCenterLoss(FullPrecisionModule):
         intra, inter = self.parts(embeddings, labels)
         return self.intra_weight * intra - self.inter_weight * inter
 
-    def parts(self, embeddings: Tensor, labels: Tensor, reduction: F.Reduction | None = None) -> tuple[Tensor, Tensor]:
+    def parts(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Unweighted intra and inter of embeddings (B, D) and labels (B,).
 
         Args:
             embeddings: (B, D).
             labels: (B,).
-            reduction: None means the module's own.
 
         Returns:
             Scalars; (B,) for ``reduction="none"``, except that an inter term over the centers stays a scalar.
         """
-        reduction = reduction or self.reduction
         if self.inter == "centers" or self.inter == "softmax":
-            intra = 2 * F.center_loss(embeddings, labels, self.centers, reduction)
+            intra = 2 * F.center_loss(embeddings, labels, self.centers, self.reduction)
             inter = F.center_inter(self.centers) if self.inter == "centers" else self._center_log_probability()
         else:
             intra, inter = F.standalone_center_loss(
@@ -103,10 +101,10 @@ class StandaloneCenterLoss(FullPrecisionModule):
                 inter=self.inter,
                 margin=self.margin,
                 pairs=self.pairs,
-                reduction=reduction,
+                reduction=self.reduction,
             )
         if self.intra == "exp":
-            intra = F.exponential_intra(embeddings, labels, self.centers, self.intra_scale, reduction)
+            intra = F.exponential_intra(embeddings, labels, self.centers, self.intra_scale, self.reduction)
         return intra, inter
 
     def _center_log_probability(self) -> Tensor:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule
@@ -18,7 +21,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.errors import UserError
-from metricloss_pl.metrics import Temperature
+from metricloss_pl.metrics import BalancedAccuracy, Temperature
 
 __all__ = ["Classifier", "sgd"]
 
@@ -76,6 +79,10 @@ class Classifier(LightningModule, ABC):
         names = [str(label) for label in range(num_classes)] if class_names is None else list(class_names)
         if len(names) != num_classes or num_classes < 2:
             raise UserError(f"{num_classes} classes and {len(names)} class names: they must be equal, and at least 2")
+        if embedding_dim is not None and embedding_dim < 1:
+            raise UserError(
+                f"embedding_dim is {embedding_dim}; it must be at least 1, or null for the features as they are"
+            )
         if not isinstance(num_features := getattr(backbone, "num_features", None), int):
             raise UserError(f"backbone {type(backbone).__name__} has no num_features: give it the width of its output")
         self.num_classes = num_classes
@@ -95,11 +102,12 @@ class Classifier(LightningModule, ABC):
 
         accuracies: dict[str, Metric | MetricCollection] = {
             "accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
-            "balanced_accuracy": MulticlassAccuracy(num_classes, average="macro", validate_args=False),
+            "balanced_accuracy": BalancedAccuracy(num_classes),
         }
         if num_classes > 5:
             accuracies["top5_accuracy"] = MulticlassAccuracy(num_classes, 5, average="micro", validate_args=False)
-        metrics = MetricCollection(accuracies)
+        # Groups would be formed by the first batch, and join top-1 and top-5 for ever where they agree on that one.
+        metrics = MetricCollection(accuracies, compute_groups=False)
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
         self.loss_means = nn.ModuleDict()
@@ -169,7 +177,8 @@ class Classifier(LightningModule, ABC):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
         losses = self.losses(self(images), labels)
-        if batch_idx == 0 or (batch_idx + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if batch_idx == 0 or (every and (batch_idx + 1) % every == 0):
             self._check_finite(losses)
         self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()}, batch_size=len(labels))
         return losses["loss"]
@@ -196,7 +205,8 @@ class Classifier(LightningModule, ABC):
         """The mean of a part of the loss over all images of all processes, which Lightning's own mean is not quite."""
         key = f"{part}/{name}"
         if key not in self.loss_means:
-            self.loss_means[key] = MeanMetric().to(self.device)
+            # Under bf16-true the default type within a step is bfloat16, too coarse for sums.
+            self.loss_means[key] = MeanMetric().set_dtype(torch.float32).to(self.device)
         mean = self.loss_means[key]
         assert isinstance(mean, MeanMetric)
         return mean
@@ -234,11 +244,23 @@ class Classifier(LightningModule, ABC):
         scheduler: Any = self.lr_scheduler(optimizer)
         by_step = self.lr_scheduler_interval == "step"
         if getattr(scheduler, "length", 0) is None:
-            scheduler.length = int(self.trainer.estimated_stepping_batches) if by_step else self.trainer.max_epochs
+            scheduler.length = self._training_length(by_step)
         plan: dict[str, Any] = {"scheduler": scheduler, "interval": self.lr_scheduler_interval}
         if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
             plan["monitor"] = getattr(scheduler, "monitor", "val/loss")
         return {"optimizer": optimizer, "lr_scheduler": plan}  # type: ignore[return-value]
+
+    def _training_length(self, in_steps: bool) -> int:
+        """Optimizer steps, or epochs, of the whole training."""
+        steps = self.trainer.estimated_stepping_batches
+        if math.isinf(steps):
+            raise UserError(
+                "trainer.max_epochs is -1 without max_steps: a schedule over the whole training needs its end"
+            )
+        if math.isinf(self.trainer.num_training_batches):
+            self.trainer.fit_loop.setup_data()  # bounded by max_steps alone, Lightning has not looked at the data yet
+        per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        return int(steps) if in_steps else math.ceil(steps / max(per_epoch, 1))
 
     def _check_optimizer(self) -> None:
         """Build optimizer and schedule once, so that a wrong setting shows at construction."""
@@ -247,7 +269,7 @@ class Classifier(LightningModule, ABC):
             self.lr_scheduler(optimizer)
 
     def _check_finite(self, losses: dict[str, Tensor]) -> None:
-        for name, value in losses.items():
+        for name, value in sorted(losses.items(), key=lambda item: item[0] == "loss"):  # the part before the total
             if not torch.isfinite(value):
                 rates = ", ".join(f"{group['lr']:g}" for group in self.trainer.optimizers[0].param_groups)
                 raise UserError(
@@ -258,7 +280,14 @@ class Classifier(LightningModule, ABC):
 
     # --------------------------------------------------------------------------------------- data and checkpoints
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # Checkpoints hold no random state: drawn from (seed, epoch, batch, process) alone, dropout in a resumed run
+        # is that of a run never interrupted.
+        key = [self._seed, self.current_epoch, batch_idx, self.global_rank]
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+
     def setup(self, stage: str) -> None:
+        self._seed = int(os.environ.get("PL_GLOBAL_SEED", torch.initial_seed() % 2**32))
         data = getattr(self.trainer, "datamodule", None)
         if stage != "fit":
             return
@@ -270,6 +299,8 @@ class Classifier(LightningModule, ABC):
         if self.balance_classes:
             if not isinstance(data, ImageDataModule):
                 raise UserError("class_weights is 'balanced', which needs an ImageDataModule that counts the classes")
+            if data.balanced_sampling:
+                raise UserError("class_weights and balanced_sampling both even out the classes: choose one of them")
             counts = data.class_counts.to(self.device)
             self.class_weights.copy_(counts.sum() / (self.num_classes * counts))
 
@@ -291,7 +322,8 @@ class Classifier(LightningModule, ABC):
             raise UserError(f"the checkpoint {_difference(names, self.class_names)}")
         self.image_format = checkpoint.get("images")
         state = checkpoint["state_dict"]
-        self.mean, self.std = torch.empty_like(state["mean"]), torch.empty_like(state["std"])
+        for name in ("mean", "std"):  # as wide as the images have channels
+            setattr(self, name, torch.empty_like(state.get(name, getattr(self, name))))
 
 
 def _is_plain(value: Any) -> bool:

@@ -44,7 +44,8 @@ class CenterSoftmaxClassifier(Classifier):
         center_init: ``normal``, ``zeros``, or ``class-means`` of the un-augmented training images at the start.
         center_optimizer: From parameters to an optimizer that takes sparse gradients: SGD without momentum and weight
             decay (its lr is alpha), Adagrad or SparseAdam.
-        label_smoothing: epsilon in [0, 1), spread over all C classes.
+        label_smoothing: epsilon in [0, 1), for the cross-entropy.
+        smoothing: ``all``: epsilon spread over all C classes (torch); ``others``: over the C - 1 wrong ones (Barz).
         optimizer: From parameters to an optimizer, for all but the centers.
         lr_scheduler: From an optimizer to a learning-rate schedule.
         lr_scheduler_interval: Whether the schedule steps each ``epoch`` or each ``step``.
@@ -65,6 +66,7 @@ class CenterSoftmaxClassifier(Classifier):
         center_init: Literal["normal", "zeros", "class-means"] = "normal",
         center_optimizer: OptimizerCallable = center_sgd,
         label_smoothing: float = 0.0,
+        smoothing: Literal["all", "others"] = "all",
         optimizer: OptimizerCallable = sgd,
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
@@ -88,6 +90,7 @@ class CenterSoftmaxClassifier(Classifier):
         self.center_init = center_init
         self.center_optimizer = center_optimizer
         self.label_smoothing = label_smoothing
+        self.smoothing: Literal["all", "others"] = smoothing
         self.head = nn.Linear(self.embedding_dim, num_classes)
         self.criterion = CenterLoss(
             num_classes,
@@ -102,7 +105,7 @@ class CenterSoftmaxClassifier(Classifier):
 
     def losses(self, embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Cross-entropy and center loss of a batch: embeddings (B, D), labels (B,)."""
-        values = F.cross_entropy(self.head(embeddings), labels, self.label_smoothing, reduction="none")
+        values = F.cross_entropy(self.head(embeddings), labels, self.label_smoothing, self.smoothing, "none")
         cross_entropy = self.average(values, labels)
         center_loss = self.average(self.criterion(embeddings, labels), labels)
         # At lambda = 0 the product would still be nan for an infinite distance.
@@ -161,19 +164,20 @@ class CenterSoftmaxClassifier(Classifier):
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, ImageDataModule):
             raise UserError("center_init is 'class-means', which needs an ImageDataModule for the first pass")
-        sums = torch.zeros_like(self.criterion.centers, dtype=torch.float64)
-        counts = torch.zeros(self.num_classes, dtype=torch.float64, device=self.device)
-        was_training = self.training
+        sums = torch.zeros(self.num_classes, self.embedding_dim, dtype=torch.float64)
+        counts = torch.zeros(self.num_classes)
+        modes = [(module, module.training) for module in self.modules()]
         self.eval()
         for batch in data.train_eval_dataloader():
             images, labels = self.trainer.strategy.batch_to_device(batch, self.device)
             with self.trainer.precision_plugin.forward_context():
                 embeddings = self(images)
-            sums.index_add_(0, labels, embeddings.double())
-            counts += torch.bincount(labels, minlength=self.num_classes)
-        self.train(was_training)
-        sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
-        counts = self.trainer.strategy.reduce(counts, reduce_op="sum")
+            sums.index_add_(0, labels.cpu(), embeddings.cpu().double())
+            counts += torch.bincount(labels.cpu(), minlength=self.num_classes)
+        for module, training in modes:
+            module.training = training
+        sums = self.trainer.strategy.reduce(sums.float().to(self.device), reduce_op="sum")
+        counts = self.trainer.strategy.reduce(counts.to(self.device), reduce_op="sum")
         self.criterion.centers.copy_(sums / counts.clamp_min(1)[:, None])
 
     # -------------------------------------------------------------------------------------------------- checkpoints
@@ -200,6 +204,6 @@ def _check_center_optimizer(optimizer: Optimizer) -> None:
     for option in ("momentum", "weight_decay", "fused", "maximize"):
         if value := optimizer.param_groups[0].get(option):
             raise UserError(
-                f"center_optimizer {name} has {option} {value}: leave it out, since centers of classes absent from a "
-                "batch must stay where they are"
+                f"center_optimizer {name} has {option} {value}: leave it out, since centers move by sparse gradients, "
+                "and those of classes absent from a batch must stay where they are"
             )

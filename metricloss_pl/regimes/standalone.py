@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from metricloss_pl.errors import UserError
 from metricloss_pl.losses import StandaloneCenterLoss
@@ -121,3 +123,12 @@ class StandaloneCenterClassifier(Classifier):
         centers = self.criterion.centers
         others = [p for p in self.parameters() if p.requires_grad and p is not centers]
         return [{"params": others}, {"params": [centers], "lr": self.center_lr, "momentum": 0, "weight_decay": 0}]
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        plan = super().configure_optimizers()
+        optimizer = plan["optimizer"] if isinstance(plan, dict) else plan
+        assert isinstance(optimizer, Optimizer)
+        centers = optimizer.param_groups[-1]
+        if "betas" in centers:  # what Adam and its kin call momentum
+            centers["betas"] = (0.0, *centers["betas"][1:])
+        return plan

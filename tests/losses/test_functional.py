@@ -67,7 +67,7 @@ def test_cosine_loss_ignores_the_norm_and_its_gradient_is_orthogonal(batch):
     phi = simplex(C).double()
     x = embeddings.clone().requires_grad_()
     loss = F.cosine_loss(x, labels, phi)
-    for scale in (1e-4, 1e4):
+    for scale in (1e-8, 1e-4, 1e4, 1e200):
         torch.testing.assert_close(F.cosine_loss(scale * embeddings, labels, phi), loss.detach())
     loss.backward()
     assert (x.grad * embeddings).sum(1).abs().max() < 1e-12
@@ -90,6 +90,14 @@ def test_cosine_cross_entropy_equals_loop_and_its_bound():
         target = [float(k == label) for k in range(4)]
         expected.append(slow_cross_entropy([a / norm(row) for a in row], target))
     assert F.cosine_cross_entropy(x, labels, reduction="none").tolist() == pytest.approx(expected)
+    # The best direction leans away from the other classes: cosines (a, b, ..., b) with a^2 + (C - 1) b^2 = 1.
+    for classes, bound in ((2, 0.2176), (10, 1.4199), (1000, 5.9090)):
+        a = math.sqrt((classes - 1) / classes)
+        best = torch.full((1, classes), -a / (classes - 1), dtype=torch.float64)
+        best[0, 0] = a
+        value = F.cosine_cross_entropy(best, torch.tensor([0])).item()
+        assert value == pytest.approx(math.log(1 + (classes - 1) * math.exp(-math.sqrt(classes / (classes - 1)))))
+        assert value == pytest.approx(bound, abs=1e-4)
     # Perfect one-hot directions: log(1 + (C - 1) / e).
     perfect = F.cosine_cross_entropy(torch.eye(1000), torch.arange(1000))
     assert perfect.item() == pytest.approx(math.log(1 + 999 / math.e), abs=1e-4)
@@ -172,14 +180,6 @@ def test_distance_to_the_own_center_keeps_its_digits():
     expected = 0.5 / 64**2
     assert F.center_loss(embeddings, torch.tensor([0]), centers).item() == pytest.approx(expected)
     assert F.squared_distances(embeddings, centers)[0, 0].item() == pytest.approx(2 * expected)
-
-
-def test_class_means(batch):
-    embeddings, labels, _ = batch
-    means, counts = F.class_means(embeddings, labels, C)
-    assert counts.tolist() == [2, 2, 3, 0]
-    torch.testing.assert_close(means[2], (embeddings[1] + embeddings[2] + embeddings[5]) / 3)
-    assert means[3].tolist() == [0.0] * D
 
 
 # --------------------------------------------------------------------------------------------------------- standalone
@@ -289,6 +289,12 @@ def test_half_precision_is_lifted_and_autocast_is_off_inside(batch, name, dtype)
     assert loss(embeddings, centers).dtype == torch.float64
 
 
+def test_arguments_may_be_named(batch):
+    embeddings, labels, centers = batch
+    value = F.center_loss(embeddings=embeddings, labels=labels, centers=centers)
+    torch.testing.assert_close(value, F.center_loss(embeddings, labels, centers))
+
+
 def test_half_embeddings_do_not_overflow():
     x = torch.full((2, 512), 12.0, dtype=torch.float16)
     assert F.center_loss(x, torch.tensor([0, 1]), torch.zeros(2, 512)).item() == pytest.approx(0.5 * 512 * 144)
@@ -300,6 +306,11 @@ def test_half_embeddings_do_not_overflow():
         (lambda x, y, c: F.center_loss(x, y, c[:, :2]), "of one width D"),
         (lambda x, y, c: F.cosine_loss(x, y, c[:, :2]), "of one width D"),
         (lambda x, y, c: F.center_loss(x, y, c, "avg"), "reduction is 'avg'"),
+        (lambda x, y, c: F.cross_entropy(x, y, 0.1, "otters"), "smoothing is 'otters'"),
+        (lambda x, y, c: F.center_loss(x, y[:, None], c), r"labels are torch.int64 of shape \(7, 1\)"),
+        (lambda x, y, c: F.cosine_loss(x, y[:3]), r"labels are torch.int64 of shape \(3,\)"),
+        (lambda x, y, c: F.squared_error(x, y.byte(), c), "labels are torch.uint8"),
+        (lambda x, y, c: F.standalone_center_loss(x, y[:1], c), r"of shape \(1,\)"),
         (lambda x, y, c: F.standalone_center_loss(x, y, c, inter="exp"), "inter is 'exp'"),
         (lambda x, y, c: F.standalone_center_loss(x, y, c, pairs="all"), "pairs is 'all'"),
     ],

@@ -123,6 +123,15 @@ def test_center_loss_remembers_only_in_training(batch):
         criterion.assign_center_grad()
 
 
+def test_labels_without_a_center_are_refused(batch):
+    embeddings, labels = batch
+    for wrong in (-1, C):
+        criterion = CenterLoss(C, D)
+        criterion._remember(embeddings, torch.where(labels == 0, wrong, labels))
+        with pytest.raises((ValueError, IndexError)):
+            criterion.assign_center_grad()
+
+
 def test_forgotten_steps_warn(batch):
     criterion = CenterLoss(C, D)
     for _ in range(1023):
