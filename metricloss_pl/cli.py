@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -433,14 +434,17 @@ def _last_checkpoint(folder: Path) -> ModelCheckpoint:
     )
 
 
-def _remove_if_empty(folder: str | None) -> None:
-    """Remove the folder of a run that never wrote into it, and the folders above that hold nothing else."""
+def _tidy_up(folder: str | None, refused: bool) -> None:
+    """Remove the folder of a run that never began, and the folders above that hold nothing else."""
     path = Path(folder) if folder else None
+    if path and refused and not (path / "config.yaml").exists():
+        shutil.rmtree(path, ignore_errors=True)  # what a logger may have begun
     for empty in (path, path.parent, path.parent.parent) if path else ():
         try:
             empty.rmdir()  # refuses a folder with something in it
         except OSError:
-            return
+            if empty.exists():
+                return
 
 
 def _version(folder: Path) -> int | str:
@@ -467,6 +471,7 @@ def main(args: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if args is None else args)
     if is_first := os.environ.get("LOCAL_RANK", "0") == "0":
         os.environ.pop(_RUN_FOLDER_VARIABLE, None)
+    line = ""
     try:
         if arguments[:1] == ["fit"]:
             arguments = _resume(arguments)
@@ -483,6 +488,6 @@ def main(args: Sequence[str] | None = None) -> None:
         return
     finally:
         if is_first:
-            _remove_if_empty(os.environ.get(_RUN_FOLDER_VARIABLE))
+            _tidy_up(os.environ.get(_RUN_FOLDER_VARIABLE), refused=bool(line) and arguments[:1] == ["fit"])
     print(f"error: {line}", file=sys.stderr)
     raise SystemExit(1)

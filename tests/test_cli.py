@@ -229,13 +229,17 @@ DIGITS = ["fit", f"--config={CONFIGS / 'digits_center.yaml'}", "--trainer.callba
         (["--ckpt_path=last"], "--ckpt_path last: there is no such checkpoint file; name the run: fit --resume"),
         (["--trainer.precision=8"], 'Parser key "trainer.precision": Expected'),
         (["--model.embedding_dim=0"], "embedding_dim is 0; it must be at least 1"),
-        (["--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=val/acc"], "val/acc"),
     ],
 )
 def test_mistakes_in_the_config(flags, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert message in refusal(capsys, *DIGITS, *flags)
     assert list(tmp_path.iterdir()) == []  # nothing half-written
+
+
+def test_a_misspelt_metric_to_watch(tmp_path, capsys):
+    flags = ["--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=val/acc", f"--runs_dir={tmp_path}"]
+    assert "val/acc" in refusal(capsys, *DIGITS[:2], *flags)
 
 
 def test_embedding_width_that_one_hot_targets_can_not_meet(tmp_path, monkeypatch, capsys):
