@@ -197,7 +197,8 @@ def test_regime_of_another_project_runs_by_class_path(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
-    main(["fit", "--model=their_project.Shrunk", "--model.backbone=TinyConvNet", "--data=DigitsDataModule", *QUIET])
+    flags = ["--model.backbone=TinyConvNet", "--data=DigitsDataModule", "--trainer.max_epochs=1"]
+    main(["fit", "--model=their_project.Shrunk", *flags, *QUIET])
     checkpoint = tmp_path / "runs" / "Shrunk" / "version_0" / "checkpoints" / "best.ckpt"
     assert torch.load(checkpoint, weights_only=True)["hyper_parameters"]["_class_path"] == "their_project.Shrunk"
 
