@@ -9,11 +9,8 @@ import numpy as np
 import torch
 
 from metricloss_pl.data.base import ImageDataModule, Part
+from metricloss_pl.data.held_out import check_test_fraction, hold_out_test
 from metricloss_pl.data.samples import Samples
-from metricloss_pl.data.splits import split_off
-from metricloss_pl.errors import UserError
-
-_TEST_SEED = 1797  # fixed: the test part must not change with `seed`
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -33,10 +30,7 @@ class DigitsDataModule(ImageDataModule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.test_fraction < 1:
-            raise UserError(
-                f"test_fraction of DigitsDataModule is {self.test_fraction}: a number between 0 and 1 is needed"
-            )
+        check_test_fraction(self.test_fraction, self)
 
     @property
     def class_names(self) -> list[str]:
@@ -56,5 +50,4 @@ class DigitsDataModule(ImageDataModule):
             labels=torch.from_numpy(digits.target.astype(np.int64)),
             names=[f"digits[{index}]" for index in range(len(images))],
         )
-        train, test = split_off(everything.labels, self.test_fraction, _TEST_SEED)
-        return everything.subset(train if part == "train" else test)
+        return hold_out_test(everything, part, self.test_fraction)
