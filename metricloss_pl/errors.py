@@ -6,3 +6,8 @@ class UserError(ValueError):
 
     The line says what is wrong, the value given, what would be right, and where.
     """
+
+
+def reason(error: Exception) -> str:
+    """What another library's error says, on one line, to be quoted in one of ours."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,6 +1,7 @@
 """The command line as a user meets it: one folder a run, resume, predict, and one line for every mistake."""
 
 import csv
+import json
 import re
 import shutil
 import subprocess
@@ -19,11 +20,11 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
 
 
-def fit(name: str, runs: Path, *flags: str) -> Path:
+def fit(config: str, runs: Path, *flags: str, name: str | None = None) -> Path:
     """Run a shipped config for an epoch, without figures; the run's folder."""
-    args = ["fit", f"--config={CONFIGS / name}.yaml", f"--runs_dir={runs}", "--trainer.callbacks=null", *QUIET]
+    args = ["fit", f"--config={CONFIGS / config}.yaml", f"--runs_dir={runs}", "--trainer.callbacks=null", *QUIET]
     main([*args, "--trainer.max_epochs=1", *flags])
-    return max((runs / name).iterdir(), key=lambda folder: int(folder.name.removeprefix("version_")))
+    return max((runs / (name or config)).iterdir(), key=lambda folder: int(folder.name.removeprefix("version_")))
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *args: str) -> str:
@@ -52,6 +53,9 @@ def test_a_run_lives_in_one_folder(tmp_path, capsys):
     assert {p.name for p in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     assert list(run.glob("events.out.tfevents.*"))
     screen = capsys.readouterr().out
+    assert "1294 training and 144 validation images of 10 classes (125 to 131 training images a class)" in screen
+    assert "TinyConvNet, 67,594 parameters in all" in screen
+    assert "20 steps an epoch, 20 in all; few: lower --data.batch_size or raise --trainer.max_epochs" in screen
     for row in (r"time +\d+ s, 1 epochs, 20 steps", r"best val/accuracy +0\.\d{4}", r"test/accuracy +0\.\d{4}"):
         assert re.search(row, screen), row
     assert str(run / "checkpoints" / "best.ckpt") in screen
@@ -78,15 +82,19 @@ def test_test_and_validate_need_only_the_checkpoint_and_leave_the_config(digits_
     before = (digits_run / "config.yaml").read_bytes()
     for subcommand in ("validate", "test"):
         main([subcommand, f"--ckpt_path={digits_run / 'checkpoints' / 'best.ckpt'}", *QUIET])
-        assert f"{subcommand.removesuffix('idate')}/accuracy" in capsys.readouterr().out
+        metric = f"{subcommand.removesuffix('idate')}/accuracy"
+        result = json.loads((digits_run / f"{subcommand}.json").read_text())
+        assert f"{metric}           {result['metrics'][metric]:.4f}\n" in capsys.readouterr().out
+        assert result["checkpoint"].endswith("best.ckpt")
     assert (digits_run / "config.yaml").read_bytes() == before
 
 
-def test_last_checkpoint_is_that_of_the_last_epoch(tmp_path):
+def test_last_checkpoint_is_that_of_the_last_epoch(tmp_path, capsys):
     """Also where an earlier epoch was best; resumed for longer, the schedule grows with the training."""
     run = fit("digits_softmax", tmp_path, "--trainer.max_epochs=4", "--model.lr_scheduler.warmup=0")
     last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["global_step"] == 80
+    before = json.loads((run / "result.json").read_text())
     main(["fit", f"--resume={run}", *QUIET, "--trainer.max_epochs=8"])
     last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["global_step"] == 160
@@ -94,6 +102,13 @@ def test_last_checkpoint_is_that_of_the_last_epoch(tmp_path):
     assert config["trainer"]["max_epochs"] == 8
     assert config["resume"] is None
     assert config["ckpt_path"] is None
+    after = json.loads((run / "result.json").read_text())
+    assert after["seconds"] > before["seconds"]  # both stretches
+    assert f"fit --resume={run}" in after["command"]
+    assert "--ckpt_path" not in after["command"]
+    assert "nothing is left to train" in refusal(capsys, "fit", f"--resume={run}")
+    message = refusal(capsys, "fit", f"--resume={run}", "--trainer.max_epochs=9", "--model.optimizer.lr=1")
+    assert "--model.optimizer.lr with --resume: a run goes on with its own" in message
 
 
 @pytest.mark.parametrize(
@@ -183,6 +198,52 @@ def test_help_is_quick():
     assert "fit" in result.stdout
 
 
+# ------------------------------------------------------------------------------------------------- what configs mean
+
+
+def printed(capsys: pytest.CaptureFixture[str], *args: str) -> dict:
+    """What --print_config says."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        main([*args, "--print_config"])
+    assert caught.value.code in (0, None)
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def test_a_block_given_as_a_file_replaces_the_block(capsys):
+    """What the run file's own block says and the new one does not is gone; flags still override, blocks stay."""
+    config = f"--config={CONFIGS / 'digits_center.yaml'}"
+    block = f"--model={CONFIGS / 'model' / 'cosine_tiny.yaml'}"
+    found = printed(capsys, "fit", config, block, "--model.ce_weight=0.5")
+    assert found["model"]["class_path"] == "metricloss_pl.CosineClassifier"
+    assert found["model"]["init_args"]["embedding_dim"] == "auto"
+    assert found["model"]["init_args"]["ce_weight"] == 0.5
+    assert found["data"]["class_path"].endswith("DigitsDataModule")
+    assert found["trainer"]["max_epochs"] == 40
+    assert found["test_after_fit"] is True
+
+
+def test_a_class_given_in_a_blocks_place_keeps_what_it_knows(capsys):
+    config = f"--config={CONFIGS / 'folder_cosine.yaml'}"
+    found = printed(capsys, "fit", config, "--data=ImageListDataModule", "--data.csv=list.csv")["data"]
+    assert found["class_path"] == "metricloss_pl.data.ImageListDataModule"
+    assert found["init_args"]["image_size"] == 96
+    assert found["init_args"]["images_dir"] is None
+    assert "root" not in found["init_args"]
+
+
+def test_a_run_is_named_after_config_and_blocks(tmp_path):
+    run = tmp_path / "digits_softmax-center_tiny" / "version_0"
+    fit("digits_softmax", tmp_path, f"--model={CONFIGS / 'model' / 'center_tiny.yaml'}", name=run.parent.name)
+    assert json.loads((run / "result.json").read_text())["model"] == "metricloss_pl.CenterSoftmaxClassifier"
+
+
+def test_a_run_file_far_from_its_blocks(tmp_path, capsys):
+    shutil.copy(CONFIGS / "digits_cosine.yaml", tmp_path)
+    message = refusal(capsys, "fit", f"--config={tmp_path / 'digits_cosine.yaml'}")
+    assert "data/digits.yaml: there is no such file; a run file names its blocks relative to itself" in message
+
+
 # ------------------------------------------------------------------------------------------- as a downstream project
 
 
@@ -216,7 +277,12 @@ DIGITS = ["fit", f"--config={CONFIGS / 'digits_center.yaml'}", "--trainer.callba
         (["--model.backbone=NoSuchNet"], "NoSuchNet"),
         (["--data=NoSuchData"], "NoSuchData"),
         (["--trainer.max_epoch=3"], "unrecognized arguments: --trainer.max_epoch"),
-        (["--config=nowhere.yaml"], "nowhere.yaml"),
+        (["--config=nowhere.yaml"], "--trainer.callbacks stands before --config, which would override it"),
+        (["--model.num_classes=7"], "--model.num_classes comes from the data"),
+        (["--trainer.accumulate_grad_batches=0"], "trainer.accumulate_grad_batches is 0: it must be at least 1"),
+        (["--trainer.gradient_clip_val=-1"], "trainer.gradient_clip_val is -1"),
+        (["--model.optimizer=torch.optim.SparseAdam"], "optimizer SparseAdam can't train a network"),
+        (["--model.optimizer=torch.optim.LBFGS"], "optimizer LBFGS can't train a network"),
         (["--model.center_weight=much"], "Got value: much"),
         (["--model.center_weight=-1"], "center_weight is -1.0; it must be at least 0"),
         (["--model.center_optimizer=torch.optim.Adam"], "center_optimizer is Adam, which takes no sparse gradients"),
@@ -227,7 +293,7 @@ DIGITS = ["fit", f"--config={CONFIGS / 'digits_center.yaml'}", "--trainer.callba
         (["--trainer.default_root_dir=elsewhere"], "--runs_dir says where a run lives"),
         (["--runs_dir=/proc/nowhere"], "--runs_dir /proc/nowhere can't hold a run"),
         (["--trainer.max_epochs=-1"], "a schedule over the whole training needs its end"),
-        (["--ckpt_path=last"], "--ckpt_path last: there is no such checkpoint file; name the run: fit --resume"),
+        (["--ckpt_path=last"], "checkpoint last: there is no such file (to go on with a run: fit --resume"),
         (["--trainer.precision=8"], 'Parser key "trainer.precision": Expected'),
         (["--model.embedding_dim=0"], "embedding_dim is 0; it must be at least 1"),
     ],
@@ -289,7 +355,7 @@ def test_mistakes_in_a_folder(tmp_path, capsys):
 def test_mistakes_in_a_list(tmp_path, capsys):
     make_folder(tmp_path / "images", images=4)
     flags = ["--model=SoftmaxClassifier", "--model.backbone=TinyConvNet", "--data=ImageListDataModule"]
-    flags = ["fit", *flags, f"--data.csv={tmp_path / 'list.csv'}", f"--data.root={tmp_path / 'images'}"]
+    flags = ["fit", *flags, f"--data.csv={tmp_path / 'list.csv'}", f"--data.images_dir={tmp_path / 'images'}"]
     rows = [f"{name}/{i}.png,{name}" for name in ("cat", "dog") for i in range(4)]
     for bad in ("cat/0.png,", ",cat"):
         (tmp_path / "list.csv").write_text("\n".join(["file,label", *rows[1:], bad]) + "\n")
@@ -398,7 +464,7 @@ def test_evaluating_needs_a_checkpoint(digits_run, tmp_path, capsys):
         assert "needs a trained network: give --ckpt_path" in refusal(capsys, subcommand, config)
     away = shutil.copy(digits_run / "checkpoints" / "best.ckpt", tmp_path)
     assert "lies in no run's folder: give the --config" in refusal(capsys, "test", f"--ckpt_path={away}")
-    assert "no such checkpoint file" in refusal(capsys, "test", f"--ckpt_path={tmp_path / 'bset.ckpt'}")
+    assert "there is no such file" in refusal(capsys, "test", f"--ckpt_path={tmp_path / 'bset.ckpt'}")
 
 
 def test_status_and_screen_of_the_launcher():

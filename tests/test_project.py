@@ -60,11 +60,13 @@ def test_imports_run_one_way(file):
         assert tops <= {"torch", "metricloss_pl", *sys.stdlib_module_names}
         assert inside <= {"losses"}
     elif own in GROUND:
-        assert inside <= {own, "errors"}
+        assert inside <= {own, "errors", "checkpoints"}
     elif own == "regimes":
-        assert inside <= {*GROUND, "errors", "regimes"}
+        assert inside <= {*GROUND, "errors", "checkpoints", "regimes"}
     elif own == "callbacks":
         assert inside <= {*GROUND, "errors", "regimes", "callbacks"}
+    elif own == "checkpoints":
+        assert inside <= {"errors"}
     elif own == "errors":
         assert not inside
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
@@ -74,14 +72,17 @@ class GeometryMonitor(Callback):
             geometry = EmbeddingGeometry(pl_module.num_classes, pl_module.embedding_dim).to(pl_module.device)
             accuracy, nearest_mean_accuracy = (self._accuracy(pl_module) for _ in range(2))
             norm = MeanMetric().to(pl_module.device)
-            seen: list[Any] = []
+            seen: list[tuple[Tensor, Tensor]] = []  # training images, whose means are known only at the end
             with evaluation_mode(trainer, pl_module):
                 for _, labels, embeddings in embedded(trainer, pl_module, loader):
                     accuracy.update(pl_module.class_scores(embeddings), labels)
                     norm.update(embeddings.float().norm(dim=1))
                     points = pl_module.points(embeddings)
                     geometry.update(points, labels)
-                    seen.append((points.float().cpu(), labels))
+                    if part == "train":
+                        seen.append((points.float().cpu(), labels))
+                    elif class_means is not None:
+                        nearest_mean_accuracy.update(nearest_mean(points.float(), class_means), labels)
             values = {**geometry.compute(), "norm": norm.compute()}
             values["accuracy"] = accuracy.compute()
             if part == "train":

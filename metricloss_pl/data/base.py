@@ -34,6 +34,8 @@ from metricloss_pl.data.splits import choose_per_class, split_off
 from metricloss_pl.errors import UserError
 
 Part = Literal["train", "val", "test"]
+# What folders and lists may call a part.
+PART_NAMES: dict[str, Part] = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _MEASURED_FILES = 2000  # images from which mean and deviation of files on disk are measured
 
 
@@ -160,6 +162,17 @@ class ImageDataModule(LightningDataModule, ABC):
             stage = {"train": "fit", "val": "fit"}.get(part, part)
             raise UserError(f"{type(self).__name__} has no {part} part: {self._why_missing(part, stage)}")
         return self._parts[part]
+
+    def describe(self) -> str:
+        """What was found, after `setup("fit")`: "26 training and 6 validation images of 3 classes (...)"."""
+        counts = self.class_counts
+        val = f" and {len(self.samples('val'))} validation" if self.has_validation else ""
+        groups = self.samples("train").groups
+        grouped = "" if groups is None else f", {len(groups.unique())} groups in training"
+        return (
+            f"{int(counts.sum())} training{val} images of {self.num_classes} classes "
+            f"({int(counts.min())} to {int(counts.max())} training images a class{grouped})"
+        )
 
     def duplicates(self) -> list[Duplicate]:
         """Finds images that stand in more than one of the training, validation and test parts, by their content.

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 import torch.hub
 from filelock import FileLock
 
-from metricloss_pl.errors import UserError
+from metricloss_pl.errors import UserError, reason
 
 UNREADABLE_ARCHIVE = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError)
 
@@ -56,7 +56,7 @@ def fetch_archive(url: str, md5: str, root: str | Path, folder: str, download: b
             if not target.is_dir():
                 _fetch_and_unpack(url, md5, archive, target, download)
     except OSError as error:
-        raise UserError(f"cannot put {folder} into {root}: {_one_line(error)}") from error
+        raise UserError(f"cannot put {folder} into {root}: {reason(error)}") from error
     return target
 
 
@@ -84,7 +84,7 @@ def _download(url: str, md5: str, file: Path) -> None:
         torch.hub.download_url_to_file(url, str(file))
     except (OSError, ValueError, http.client.HTTPException) as error:  # URLError is an OSError
         raise UserError(
-            f"cannot download {url}: {_one_line(error)}; the file can be put into {file.parent.parent} by hand"
+            f"cannot download {url}: {reason(error)}; the file can be put into {file.parent.parent} by hand"
         ) from error
     found = _md5(file)
     if found != md5:
@@ -106,13 +106,9 @@ def _unpack(archive: Path, into: Path) -> None:
     except tarfile.FilterError as error:
         raise UserError(f"{archive} is refused: its member {error.tarinfo.name!r} points outside the folder") from error
     except UNREADABLE_ARCHIVE as error:
-        raise UserError(f"{archive} cannot be unpacked: {_one_line(error)}") from error
+        raise UserError(f"{archive} cannot be unpacked: {reason(error)}") from error
 
 
 def _md5(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -7,18 +7,10 @@ from pathlib import Path
 
 import torch
 
-from metricloss_pl.data.base import ImageDataModule, Part
+from metricloss_pl.data.base import PART_NAMES, ImageDataModule, Part
 from metricloss_pl.data.held_out import check_test_fraction, hold_out_test
 from metricloss_pl.data.samples import Samples, image_files
 from metricloss_pl.errors import UserError
-
-PART_FOLDERS: dict[str, Part] = {
-    "train": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-}
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -83,14 +75,14 @@ def find_parts(root: Path) -> dict[Part, Path]:
     if not names:
         raise UserError(f"{root} holds no folders: one folder a class is needed")
     for name in names:
-        if name not in PART_FOLDERS and name.lower() in PART_FOLDERS and "train" in map(str.lower, names):
+        if name not in PART_NAMES and name.lower() in PART_NAMES and "train" in map(str.lower, names):
             raise UserError(f"{root} holds {name}: a part's folder is written small, {name.lower()}; rename it")
-    parts_only = "train" in names and all(name in PART_FOLDERS for name in names)
+    parts_only = "train" in names and all(name in PART_NAMES for name in names)
     if not parts_only and not {"train", "test"} <= set(names):
         return {"train": root}
     parts: dict[Part, Path] = {}
     for name in names:
-        part = PART_FOLDERS.get(name)
+        part = PART_NAMES.get(name)
         if part in parts:
             raise UserError(f"{root} holds both {parts[part].name} and {name}: one validation part is needed")
         if part is not None:
@@ -134,4 +126,8 @@ def class_images(folder: Path) -> list[Path]:
 def _subfolders(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise UserError(f"no folder {folder}: a folder with one sub-folder a class is needed")
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    for name in names:
+        if not name.isprintable():
+            raise UserError(f"{folder} holds the folder {name!r}, whose name is no printable UTF-8: rename it")
+    return names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,12 +12,10 @@ from typing import NamedTuple
 
 import torch
 
-from metricloss_pl.data.base import ImageDataModule, Part
+from metricloss_pl.data.base import PART_NAMES, ImageDataModule, Part
 from metricloss_pl.data.held_out import check_test_fraction, hold_out_test
 from metricloss_pl.data.samples import Samples
-from metricloss_pl.errors import UserError
-
-PART_NAMES: dict[str, Part] = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+from metricloss_pl.errors import UserError, reason
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -29,20 +28,20 @@ class ImageListDataModule(ImageDataModule):
 
     Args:
         csv: The CSV file, comma-separated, UTF-8.
-        root: Folder that the `file` entries start from. None: the folder of the CSV file.
+        images_dir: Folder that the `file` entries start from. None: the folder of the CSV file.
         test_fraction: Share of the images that becomes the test part where none is marked as such, in (0, 1); the same
             for every `seed`.
     """
 
     csv: str
-    root: str | None = None
+    images_dir: str | None = None
     test_fraction: float = 0.2
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_test_fraction(self.test_fraction, self)
         file = Path(self.csv).expanduser()
-        self._rows = read_rows(file, file.parent if self.root is None else Path(self.root).expanduser())
+        self._rows = read_rows(file, file.parent if self.images_dir is None else Path(self.images_dir).expanduser())
         check_parts(file, self._rows)
         self._class_names = sorted_classes(row.label for row in self._rows)
         numbers = {name: number for number, name in enumerate(dict.fromkeys(row.group for row in self._rows))}
@@ -97,8 +96,11 @@ def read_rows(file: Path, root: Path) -> list[Row]:
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream, skipinitialspace=True)
-            columns = [name.strip() for name in reader.fieldnames or []]
+            columns = [name.strip().lower() for name in reader.fieldnames or []]
             reader.fieldnames = columns
+            for column in columns:
+                if columns.count(column) > 1:
+                    raise UserError(f"{file}, line 1: two columns {column!r}: each needs a name of its own")
             for column in ("file", "label"):
                 if column not in columns:
                     raise UserError(
@@ -106,13 +108,14 @@ def read_rows(file: Path, root: Path) -> list[Row]:
                     )
             rows = [_row(file, reader.line_num, cells, root) for cells in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{file} cannot be read as a CSV file in UTF-8: {' '.join(str(error).split())}") from error
+        raise UserError(f"{file} cannot be read as a CSV file in UTF-8: {reason(error)}") from error
     if not rows:
         raise UserError(f"{file} lists no image: one line an image is needed below its head")
-    first: dict[Path, int] = {}
+    first: dict[str, int] = {}
     for row in rows:
-        if first.setdefault(row.path, row.line) != row.line:
-            raise UserError(f"{file}, line {row.line}: {row.file} is listed already, in line {first[row.path]}")
+        earlier = first.setdefault(os.path.normpath(row.path), row.line)
+        if earlier != row.line:
+            raise UserError(f"{file}, line {row.line}: {row.file} is listed already, in line {earlier}")
     return rows
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from metricloss_pl.data.base import ImageDataModule, Part
 from metricloss_pl.data.held_out import check_test_fraction, hold_out_test
 from metricloss_pl.data.samples import Samples
-from metricloss_pl.errors import UserError
+from metricloss_pl.errors import UserError, reason
 
 _PARTS: tuple[Part, ...] = ("train", "val", "test")
 _BROKEN_FILE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)  # what NumPy raises on one
@@ -100,7 +100,7 @@ def read_heads(file: Path) -> dict[str, Head]:
                     shape, _, dtype = read(stream)
                     heads[name.removesuffix(".npy")] = Head(shape, dtype)
     except _BROKEN_FILE as error:
-        raise UserError(f"{file} cannot be read as an .npz file: {_one_line(error)}") from error
+        raise UserError(f"{file} cannot be read as an .npz file: {reason(error)}") from error
     return heads
 
 
@@ -210,8 +210,4 @@ def _array(file: Path, key: str) -> np.ndarray:
             array: np.ndarray = arrays[key]
             return array
     except _BROKEN_FILE as error:
-        raise UserError(f"{key} in {file} cannot be read: {_one_line(error)}") from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{key} in {file} cannot be read: {reason(error)}") from error

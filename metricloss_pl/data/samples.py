@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, get_worker_info
 from torchvision.transforms.v2 import functional as transforms
 
 from metricloss_pl.data.augment import Augmentation, crop, image_keys, stream, uniform
-from metricloss_pl.errors import UserError
+from metricloss_pl.errors import UserError, reason
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -158,8 +158,7 @@ def _open(path: Path) -> Image.Image:
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return UserError(f"{path} cannot be read as an image ({reason}): mend or remove the file")
+    return UserError(f"{path} cannot be read as an image ({reason(error)}): mend or remove the file")
 
 
 def read_image(path: Path, in_channels: int) -> Tensor:

@@ -17,7 +17,7 @@ from torchvision.datasets.utils import check_integrity
 
 from metricloss_pl.data.base import ImageDataModule, Part
 from metricloss_pl.data.samples import Samples
-from metricloss_pl.errors import UserError
+from metricloss_pl.errors import UserError, reason
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -54,8 +54,7 @@ class _TorchvisionDataModule(ImageDataModule, ABC):
             if not self._is_whole():
                 self._download()
         except Exception as error:  # torchvision lets errors of sockets, disks and archives through
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise UserError(f"{self._expected()}; downloading failed: {reason}") from error
+            raise UserError(f"{self._expected()}; downloading failed: {reason(error)}") from error
 
     def read(self, part: Part) -> Samples | None:
         """Reads the training or the test part; there is no official validation part.
@@ -70,9 +69,8 @@ class _TorchvisionDataModule(ImageDataModule, ABC):
         try:
             dataset = self.dataset(self.root, train=part == "train")
         except Exception as error:  # a broken file shows as one of many types
-            reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(
-                f"{self._directory()} cannot be read ({reason}): remove it, then download it again"
+                f"{self._directory()} cannot be read ({reason(error)}): remove it, then download it again"
             ) from error
         labels = torch.as_tensor(dataset.targets, dtype=torch.int64)
         names = [f"{part}[{index}]" for index in range(len(labels))]

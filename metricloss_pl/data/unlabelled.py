@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import torch
-
+from metricloss_pl.checkpoints import read_checkpoint
 from metricloss_pl.data.base import ImageDataModule, Part
 from metricloss_pl.data.samples import Samples
 from metricloss_pl.errors import UserError
@@ -64,25 +63,18 @@ class UnlabelledFolderDataModule(ImageDataModule):
         Raises:
             UserError: The checkpoint cannot be read, or does not hold these facts.
         """
-        try:
-            checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # a torn or foreign file raises a dozen unrelated types
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{path} cannot be read as a checkpoint ({reason})") from error
-        try:
-            images, class_names = checkpoint["images"], checkpoint["class_names"]
-            in_channels, resize, image_size = images["in_channels"], images["resize"], images["image_size"]
-        except (KeyError, TypeError) as error:
+        checkpoint = read_checkpoint(path)
+        images = checkpoint.get("images")
+        if images is None:
             raise UserError(
-                f"{path} does not say how its images were prepared ({error} is missing): "
-                "a checkpoint written by a run of this package is needed"
-            ) from error
+                f"checkpoint {path} does not say how its images were prepared: it was not trained on an ImageDataModule"
+            )
         return cls(
             predict_dir=predict_dir,
-            class_names=class_names,
-            in_channels=in_channels,
-            resize=resize,
-            image_size=image_size,
+            class_names=checkpoint["class_names"],
+            in_channels=images["in_channels"],
+            resize=images["resize"],
+            image_size=images["image_size"],
             batch_size=batch_size,
             num_workers=num_workers,
         )

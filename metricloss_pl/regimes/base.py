@@ -20,7 +20,7 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from metricloss_pl.data import ImageDataModule
-from metricloss_pl.errors import UserError
+from metricloss_pl.errors import UserError, reason
 from metricloss_pl.metrics import BalancedAccuracy, Temperature
 
 __all__ = ["Classifier", "sgd"]
@@ -180,7 +180,8 @@ class Classifier(LightningModule, ABC):
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if batch_idx == 0 or (every and (batch_idx + 1) % every == 0):
             self._check_finite(losses)
-        self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()}, batch_size=len(labels))
+        for name, value in losses.items():
+            self.log(f"train/{name}", value.detach(), prog_bar=name == "loss", batch_size=len(labels))
         return losses["loss"]
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
@@ -198,7 +199,8 @@ class Classifier(LightningModule, ABC):
             self.calibration.update(scores, labels)
         for name, value in losses.items():
             self._loss_mean(part, name).update(value, len(labels))
-        self.log_dict(metrics, on_step=False, on_epoch=True)
+        for name, metric in metrics.items():
+            self.log(name, metric, prog_bar=name == "val/accuracy", on_step=False, on_epoch=True)
         return {"loss": losses["loss"], "predictions": scores.argmax(1), "labels": labels}
 
     def _loss_mean(self, part: str, name: str) -> MeanMetric:
@@ -263,10 +265,18 @@ class Classifier(LightningModule, ABC):
         return int(steps) if in_steps else math.ceil(steps / max(per_epoch, 1))
 
     def _check_optimizer(self) -> None:
-        """Build optimizer and schedule once, so that a wrong setting shows at construction."""
-        optimizer = self.optimizer([nn.Parameter(torch.zeros(1))])
+        """Build optimizer and schedule and step once, so that a wrong setting shows at construction."""
+        parameter = nn.Parameter(torch.zeros(1))
+        optimizer = self.optimizer([{"params": [parameter]}])
         if self.lr_scheduler is not None:
             self.lr_scheduler(optimizer)
+        parameter.grad = torch.zeros(1)
+        try:
+            optimizer.step()
+        except Exception as error:  # each optimizer has its own words
+            raise UserError(
+                f"optimizer {type(optimizer).__name__} can't train a network ({reason(error)}): SGD, Adam or AdamW can"
+            ) from error
 
     def _check_finite(self, losses: dict[str, Tensor]) -> None:
         for name, value in sorted(losses.items(), key=lambda item: item[0] == "loss"):  # the part before the total
@@ -305,12 +315,11 @@ class Classifier(LightningModule, ABC):
             self.class_weights.copy_(counts.sum() / (self.num_classes * counts))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        for name, tensor in checkpoint["state_dict"].items():
-            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                raise UserError(
-                    f"{name} is not finite at step {checkpoint['global_step']}, so no checkpoint is written: lower the "
-                    "learning rate, or set trainer.gradient_clip_val; the last checkpoint stays as it was"
-                )
+        if name := _not_finite(checkpoint["state_dict"]):
+            raise UserError(
+                f"{name} is not finite at step {checkpoint['global_step']}, so no checkpoint is written: lower the "
+                "learning rate, or set trainer.gradient_clip_val; the last checkpoint stays as it was"
+            )
         # What can be read back without running code from the file; a module or a lambda is given anew in Python.
         hparams = checkpoint.get("hyper_parameters", {})
         checkpoint["hyper_parameters"] = {name: value for name, value in hparams.items() if _is_plain(value)}
@@ -320,10 +329,18 @@ class Classifier(LightningModule, ABC):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if (names := checkpoint.get("class_names", self.class_names)) != self.class_names:
             raise UserError(f"the checkpoint {_difference(names, self.class_names)}")
-        self.image_format = checkpoint.get("images")
         state = checkpoint["state_dict"]
+        if name := _not_finite(state):
+            raise UserError(f"the checkpoint's {name} is not finite: it can't predict; take an earlier checkpoint")
+        self.image_format = checkpoint.get("images")
         for name in ("mean", "std"):  # as wide as the images have channels
             setattr(self, name, torch.empty_like(state.get(name, getattr(self, name))))
+
+
+def _not_finite(state: dict[str, Tensor]) -> str | None:
+    """The name of the first tensor with a nan or an infinity."""
+    unsound = (name for name, t in state.items() if t.is_floating_point() and not torch.isfinite(t).all())
+    return next(unsound, None)
 
 
 def _is_plain(value: Any) -> bool:

@@ -109,14 +109,14 @@ def test_images_without_group_are_groups_of_their_own(folder):
 
 def test_root_and_byte_order_mark(folder):
     path = write(folder, "file,label", "0.png,ä", "1.png,ä", "2.png,ä", encoding="utf-8-sig")
-    data = ImageListDataModule(csv=path, root=str(folder / "images"))
+    data = ImageListDataModule(csv=path, images_dir=str(folder / "images"))
     assert data.class_names == ["ä"]
     assert data.read("train").images[0].parent == folder / "images"
 
 
 def test_absolute_files(folder):
     path = write(folder, "file,label", *(f"{folder / 'images'}/{i}.png,a" for i in range(5)))
-    assert ImageListDataModule(csv=path, root="/elsewhere").read("test").images[0].is_file()
+    assert ImageListDataModule(csv=path, images_dir="/elsewhere").read("test").images[0].is_file()
 
 
 def test_missing_list(tmp_path):

@@ -1,0 +1,60 @@
+"""Reading checkpoints of the regimes: without running code from the file, and refusing what is none."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metricloss_pl.errors import UserError
+
+__all__ = ["read_checkpoint"]
+
+_TRUSTED_PACKAGES = ("metricloss_pl", "torch", "lightning")
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Reads a regime's checkpoint onto the CPU.
+
+    Returns:
+        Lightning's dictionary, with ``class_names`` (list) and ``images`` (how they were prepared, or None).
+
+    Raises:
+        UserError: There is no such file; it is torn, carries code, or is no regime's checkpoint; or it names a class of
+            a module that nobody has imported.
+    """
+    if not Path(path).is_file():
+        raise UserError(
+            f"checkpoint {path}: there is no such file (to go on with a run: fit --resume runs/<config>/<version>)"
+        )
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a torn file can raise nearly anything
+        raise UserError(
+            f"checkpoint {path} can't be read ({type(error).__name__}): it is truncated, or no checkpoint"
+        ) from error
+    expected = {"state_dict": dict, "hyper_parameters": dict, "class_names": list}
+    if not isinstance(checkpoint, dict) or not all(
+        isinstance(checkpoint.get(key), kind) for key, kind in expected.items()
+    ):
+        raise UserError(f"checkpoint {path} holds no regime of metricloss_pl: give a file that `fit` has written")
+    for class_path in _class_paths(checkpoint["hyper_parameters"]):
+        module = class_path.rpartition(".")[0]
+        if module.partition(".")[0] not in _TRUSTED_PACKAGES and module not in sys.modules:
+            raise UserError(
+                f"checkpoint {path} names {class_path}, which is not imported for a checkpoint's sake: give the "
+                "--config that it was trained with too"
+            )
+    return checkpoint
+
+
+def _class_paths(value: Any) -> Iterator[str]:
+    """Every class that the hyper-parameters name."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        if key in ("class_path", "_class_path"):
+            yield str(item)
+        yield from _class_paths(item)

@@ -1,0 +1,155 @@
+"""What the arguments mean, before they are parsed: resumed runs, checkpoints without a config, whole blocks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from metricloss_pl.checkpoints import read_checkpoint
+from metricloss_pl.cli.run import run_of
+from metricloss_pl.errors import UserError, reason
+
+__all__ = ["name_of_run", "prepare"]
+
+SUBCOMMANDS = ("fit", "validate", "test", "predict")
+_CONFIG = ("-c", "--config")
+_BLOCKS = ("data", "model", "trainer")
+
+
+def prepare(args: Sequence[str]) -> list[str]:
+    """The arguments for the parser.
+
+    Raises:
+        UserError: A flag that a config after it would override, nothing to resume, or a checkpoint without a config.
+    """
+    if not args or args[0] not in SUBCOMMANDS:
+        return list(args)
+    _check_order(args)
+    args = _resume(args) if args[0] == "fit" else _complete_from_checkpoint(args)
+    return _replace_blocks(args)
+
+
+def name_of_run(args: Sequence[str]) -> str | None:
+    """The stem of the config, and what was put in its blocks' place: ``digits_softmax-center_tiny``."""
+    options = list(_options(args))
+    stems = [Path(value).stem for name, value, _ in options if name in _CONFIG and value]
+    replaced = [
+        Path(value).stem if _is_yaml(value) else value.rpartition(".")[2]
+        for name, value, _ in options
+        if name in ("--data", "--model") and value and not value.lstrip().startswith("{")
+    ]
+    return "-".join([stems[-1], *replaced]) if stems else None
+
+
+def option(args: Sequence[str], name: str) -> str | None:
+    """The last value of an option given as ``name value`` or ``name=value``."""
+    return next((value for given, value, _ in reversed(list(_options(args))) if given == name), None)
+
+
+def _options(args: Sequence[str]) -> Iterator[tuple[str, str | None, slice]]:
+    """Name, value and place of each option."""
+    place = 0
+    while place < len(args):
+        arg, start = args[place], place
+        place += 1
+        if not arg.startswith("-"):
+            continue
+        name, equals, value = arg.partition("=")
+        if equals:
+            yield name, value, slice(start, place)
+        elif place < len(args) and not args[place].startswith("--"):
+            place += 1
+            yield name, args[place - 1], slice(start, place)
+        else:
+            yield name, None, slice(start, place)
+
+
+def _check_order(args: Sequence[str]) -> None:
+    """A config overrides the flags before it, without a word."""
+    before: str | None = None
+    for name, _, _ in _options(args):
+        if name not in _CONFIG:
+            before = before or name
+        elif before:
+            raise UserError(f"{before} stands before --config, which would override it: give --config first")
+
+
+def _resume(args: Sequence[str]) -> list[str]:
+    """``fit --resume RUN`` means RUN's config and its last checkpoint."""
+    run = option(args, "--resume")
+    if run is None:
+        return list(args)
+    config, checkpoint = Path(run) / "config.yaml", Path(run) / "checkpoints" / "last.ckpt"
+    for file in (config, checkpoint):
+        if not file.is_file():
+            raise UserError(f"--resume {run}: nothing to resume, {file} is missing; give a run's folder")
+    for name, _, _ in _options(args):
+        if name in (*_CONFIG, "--ckpt_path") or name.partition(".")[0] == "--model":
+            raise UserError(
+                f"{name} with --resume: a run goes on with its own config, checkpoint and model settings; for others "
+                "start a new run"
+            )
+    return [args[0], f"--config={config}", f"--ckpt_path={checkpoint}", *args[1:]]
+
+
+def _complete_from_checkpoint(args: Sequence[str]) -> list[str]:
+    """Without a config, a checkpoint brings its own: its run's, or for unlabelled images what it holds itself."""
+    path = option(args, "--ckpt_path")
+    given = {name for name, _, _ in _options(args)}
+    if path is None or given & {*_CONFIG, "--model"}:
+        return list(args)
+    checkpoint = read_checkpoint(path)
+    if args[0] != "predict" or option(args, "--data.predict_dir") is None:
+        run = run_of(path)
+        if run is None:
+            raise UserError(
+                f"--ckpt_path {path} lies in no run's folder: give the --config that it was trained with too"
+            )
+        return [args[0], f"--config={run / 'config.yaml'}", *args[1:]]
+    hparams = dict(checkpoint["hyper_parameters"])
+    images = checkpoint.get("images")
+    if "_class_path" not in hparams or images is None:
+        raise UserError(f"--ckpt_path {path} was written outside the command line: load it from Python")
+    model = {"class_path": hparams.pop("_class_path"), "init_args": hparams}
+    for linked in ("_instantiator", "num_classes", "class_names"):
+        hparams.pop(linked, None)
+    hparams.get("backbone", {}).get("init_args", {}).pop("in_channels", None)
+    data = {
+        "class_path": "metricloss_pl.data.UnlabelledFolderDataModule",
+        "init_args": {"class_names": checkpoint["class_names"], **images},
+    }
+    return [args[0], f"--model={json.dumps(model)}", f"--data={json.dumps(data)}", *args[1:]]
+
+
+def _replace_blocks(args: Sequence[str]) -> list[str]:
+    """A block's file given as a flag takes the place of the config's block, whose settings would else shine through."""
+    options = list(_options(args))
+    swapped = {name[2:] for name, value, _ in options if name[2:] in _BLOCKS and _is_yaml(value)}
+    args = list(args)
+    for name, value, place in reversed(options if swapped else []):
+        if name in _CONFIG and value and _is_yaml(value):
+            content = _load(Path(value))
+            kept = {key: setting for key, setting in content.items() if key not in swapped}
+            for block in _BLOCKS:
+                if isinstance(kept.get(block), str):
+                    kept[block] = str(Path(value).absolute().parent / kept[block])
+            args[place] = ["--config", yaml.safe_dump(kept)]
+    return args
+
+
+def _is_yaml(value: str | None) -> bool:
+    return value is not None and value.endswith((".yaml", ".yml"))
+
+
+def _load(config: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"--config {config} can't be read: {reason(error)}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"--config {config} holds no settings: a run file such as configs/digits_cosine.yaml is needed")
+    return content

@@ -1,0 +1,287 @@
+"""The command line: LightningCLI with the data's facts linked into the model, one folder a run, and one-line errors."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, Timer
+from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from metricloss_pl import backbones, schedules  # noqa: F401  imported so that YAML may name their classes alone
+from metricloss_pl.callbacks import PredictionWriter
+from metricloss_pl.checkpoints import read_checkpoint
+from metricloss_pl.cli import run
+from metricloss_pl.cli.arguments import SUBCOMMANDS, name_of_run, prepare
+from metricloss_pl.cli.messages import message_of
+from metricloss_pl.data import ImageDataModule
+from metricloss_pl.errors import UserError
+from metricloss_pl.regimes import Classifier
+
+__all__ = ["MetricLossCLI", "main"]
+
+
+class MetricLossCLI(LightningCLI):
+    """LightningCLI for a :class:`~metricloss_pl.regimes.Classifier` on :class:`~metricloss_pl.data.ImageDataModule`.
+
+    The class count, the class names and the number of image channels come from the data; a run lives in
+    ``<runs_dir>/<stem of the config>/version_<N>``.
+
+    Args:
+        args: The arguments, as a user gives them.
+    """
+
+    def __init__(self, args: Sequence[str]) -> None:
+        self.arguments = list(args)
+        strict = {"exit_on_error": False, "allow_abbrev": False}
+        super().__init__(
+            Classifier,
+            ImageDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=run.RunBeginning,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            parser_kwargs={**strict, **{name: dict(strict) for name in SUBCOMMANDS}},
+            args=prepare(self.arguments),
+        )
+
+    # ----------------------------------------------------------------------------------------------------- arguments
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        for fact in ("num_classes", "class_names"):
+            parser.link_arguments(f"data.{fact}", f"model.init_args.{fact}", apply_on="instantiate")
+        parser.link_arguments(
+            "data.in_channels", "model.init_args.backbone.init_args.in_channels", apply_on="instantiate"
+        )
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "checkpoint.monitor": "val/accuracy",
+                "checkpoint.mode": "max",
+                "checkpoint.filename": "best",
+                "checkpoint.enable_version_counter": False,
+                "trainer.enable_model_summary": False,  # the screen has one line for it
+            }
+        )
+        parser.add_lightning_class_args(PredictionWriter, "predictions")
+        parser.add_argument("--runs_dir", type=str, default="runs", help="Folder that holds a folder a run.")
+        parser.add_argument(
+            "--resume", type=str | None, default=None, help="fit: folder of a run to continue from its last checkpoint."
+        )
+        parser.add_argument(
+            "--test_after_fit", type=bool, default=False, help="fit: test the best checkpoint once at the end."
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        self.config = parser.parse_args(args)  # type: ignore[arg-type]
+        config = self.config[self.config.subcommand]
+        config.weights_only = True
+        if "return_predictions" in config:
+            config.return_predictions = False
+        if "verbose" in config:
+            config.verbose = False  # the closing lines say it
+        _check_trainer(config.trainer)
+        for linked in ("num_classes", "class_names"):
+            if config.model.get("init_args", {}).get(linked) is not None:
+                raise UserError(f"--model.{linked} comes from the data: leave it out")
+        self.checkpoint: dict[str, Any] | None = None
+        if config.ckpt_path is not None:
+            self.checkpoint = _read_fitting_checkpoint(config.ckpt_path, config.model.class_path)
+        elif self.config.subcommand != "fit":
+            raise UserError(
+                f"{self.config.subcommand} needs a trained network: give --ckpt_path with a checkpoint's file"
+            )
+
+    # ------------------------------------------------------------------------------------------------------ the run
+
+    def before_instantiate_classes(self) -> None:
+        # Lightning notes linked values in a dump of the config, and fails where a class has no argument but the linked
+        # one: its dump then has no init_args.
+        self._dump_config()
+        backbone = self.config_dump["model"].get("init_args", {}).get("backbone")
+        if isinstance(backbone, dict):
+            backbone.setdefault("init_args", {})
+
+    def instantiate_classes(self) -> None:
+        super().instantiate_classes()
+        for callback in self.trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.monitor and not self.datamodule.has_validation:
+                callback.monitor, callback.save_top_k = None, 0  # the last checkpoint is the result
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        config = self.config_init[self.subcommand]
+        given = config.trainer
+        folder = self._choose_run_folder()
+        if self.subcommand != "predict" and given.logger in (None, True):
+            kwargs["logger"] = TensorBoardLogger(folder.parent.parent, folder.parent.name, run.version_of(folder))
+        elif given.logger is None:
+            kwargs["logger"] = False
+        callbacks = given.callbacks or []
+        callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
+        if given.enable_progress_bar is not False and not any(isinstance(c, AnyProgressBar) for c in callbacks):
+            callbacks.append(run.ProgressBar())
+        if self.subcommand == "fit" and given.logger is not False:
+            callbacks.append(LearningRateMonitor())
+        if given.enable_checkpointing is False:
+            self._parser(self.subcommand).callback_keys.remove("checkpoint")
+        else:
+            config.checkpoint.dirpath = config.checkpoint.dirpath or str(folder / "checkpoints")
+            callbacks.append(run.LastCheckpoint(folder))
+        self.timer = Timer()  # in the checkpoints too, so that a resumed run counts on
+        kwargs["callbacks"] = [*callbacks, self.timer]
+        kwargs["default_root_dir"] = str(folder)
+        return super().instantiate_trainer(**kwargs)
+
+    def _choose_run_folder(self) -> Path:
+        """The folder of this run: that of the checkpoint where it lies in one, else a new version."""
+        config = self.config[self.subcommand]
+        if config.ckpt_path and (folder := run.run_of(config.ckpt_path)):
+            return folder
+        name = name_of_run(self.arguments) or config.model.class_path.rpartition(".")[2]
+        return run.reserve_folder(config.runs_dir, name)
+
+    def before_fit(self) -> None:
+        if self.checkpoint is None:
+            return
+        # current_epoch lags in a checkpoint that an epoch's end has written.
+        epochs = self.checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        steps = self.checkpoint["global_step"]
+        most_epochs, most_steps = self.trainer.max_epochs, self.trainer.max_steps
+        for done, most, flag in ((epochs, most_epochs, "max_epochs"), (steps, most_steps, "max_steps")):
+            if most is not None and 0 <= most <= done:
+                raise UserError(
+                    f"nothing is left to train: {run.short(self.trainer.default_root_dir)} has {epochs} epochs and "
+                    f"{steps} steps behind it; give --trainer.{flag} more than {most}"
+                )
+
+    def after_fit(self) -> None:
+        if self.trainer.received_sigterm:
+            raise SystemExit(128 + signal.SIGTERM)
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        saved = [c for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.best_model_path]
+        chosen = next((c for c in saved if c.monitor), saved[-1] if saved else None)
+        metrics = {}
+        if chosen and chosen.monitor and chosen.best_model_score is not None:
+            metrics[f"best {chosen.monitor}"] = chosen.best_model_score.item()
+        if self.config.fit.test_after_fit and chosen:
+            tested = self.trainer.test(
+                self.model, self.datamodule, ckpt_path=chosen.best_model_path, weights_only=True, verbose=False
+            )
+            metrics |= tested[0] if tested else {}
+        self._finish(metrics, chosen.best_model_path if chosen else "", "accuracy")
+
+    def after_validate(self) -> None:
+        self._finish_evaluation()
+
+    def after_test(self) -> None:
+        self._finish_evaluation()
+
+    def after_predict(self) -> None:
+        if self.config.predict.data.init_args.get("predict_dir") is None and self.trainer.is_global_zero:
+            print("these are the images of the test part: --data.predict_dir takes a folder of your own")
+
+    def _finish_evaluation(self) -> None:
+        if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+            self._finish(metrics, self.config[self.subcommand].ckpt_path)
+
+    @rank_zero_only
+    def _finish(self, metrics: Mapping[str, float], checkpoint: str, shown: str = "") -> None:
+        """The closing lines, and one line of JSON in the run's folder with what was found, and how."""
+        config, trainer = self.config[self.subcommand], self.trainer
+        folder = Path(trainer.default_root_dir)
+        facts: dict[str, Any] = {
+            "command": shlex.join(["python", "cli.py", *self.arguments]),
+            "model": config.model.class_path,
+            "data": config.data.class_path,
+            "seed": config.seed_everything,
+        }
+        rows = []
+        if self.subcommand == "fit":
+            seconds = self.timer.time_elapsed("train")
+            facts |= {"epochs": trainer.current_epoch, "steps": trainer.global_step, "seconds": round(seconds, 1)}
+            rows.append(("time", f"{seconds:.0f} s, {trainer.current_epoch} epochs, {trainer.global_step} steps"))
+        facts["metrics"] = {name.removeprefix("best "): value for name, value in metrics.items()}
+        rows += [(name, f"{metrics[name]:.4f}") for name in sorted(metrics) if name.endswith(shown)]
+        if checkpoint:
+            facts["checkpoint"] = run.short(checkpoint)
+            rows.append(("checkpoint", run.short(checkpoint)))
+        if trainer.logger is not None:
+            rows.append(("log", f"{run.short(folder)}  (tensorboard --logdir {run.short(folder.parent.parent)})"))
+        if (folder / "figures").is_dir():
+            rows.append(("figures", run.short(folder / "figures")))
+        name = "result" if self.subcommand == "fit" else self.subcommand
+        run.write_result(folder / f"{name}.json", trainer, facts)
+        run.print_rows(rows)
+
+
+def _check_trainer(trainer: Any) -> None:
+    """Refuse what the Trainer would take and fail on later."""
+    if trainer.default_root_dir is not None:
+        raise UserError(f"trainer.default_root_dir is {trainer.default_root_dir}: --runs_dir says where a run lives")
+    if trainer.accumulate_grad_batches < 1:
+        raise UserError(f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}: it must be at least 1")
+    if trainer.gradient_clip_val is not None and trainer.gradient_clip_val < 0:
+        raise UserError(f"trainer.gradient_clip_val is {trainer.gradient_clip_val}: it must be at least 0")
+
+
+def _read_fitting_checkpoint(path: str, class_path: str) -> dict[str, Any]:
+    """The checkpoint, if it is one of this regime: Lightning would run another one without a word."""
+    checkpoint = read_checkpoint(path)
+    trained = checkpoint["hyper_parameters"].get("_class_path")
+    if trained is None:
+        raise UserError(f"--ckpt_path {path} was written outside the command line: load it from Python")
+    if trained != class_path and _loaded_class(trained) is not _loaded_class(class_path):
+        raise UserError(
+            f"--ckpt_path {path} is a checkpoint of {trained.rpartition('.')[2]} and the config asks for "
+            f"{class_path.rpartition('.')[2]}: give the config that it was trained with"
+        )
+    return checkpoint
+
+
+def _loaded_class(class_path: str) -> object:
+    """The class of this path if its module is imported; what a file names is never imported for its sake."""
+    module, _, name = class_path.rpartition(".")
+    return getattr(sys.modules.get(module), name, class_path)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line, as ``python cli.py`` does.
+
+    Args:
+        args: Arguments such as ``["fit", "--config", "configs/digits_cosine.yaml"]``; None: those of the process.
+
+    Raises:
+        SystemExit: With status 1 after a user's mistake, whose one line is on standard error.
+    """
+    arguments = list(sys.argv[1:] if args is None else args)
+    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
+    if is_first:
+        run.forget_reserved_folder()
+    refusal = None
+    with warnings.catch_warnings():
+        run.hide_noise()
+        try:
+            MetricLossCLI(arguments)
+        except Exception as error:
+            refusal = message_of(error)
+            if refusal is None:
+                raise
+        finally:
+            if is_first:
+                run.tidy_up(refused=refusal is not None and arguments[:1] == ["fit"])
+    if refusal is not None:
+        print(f"error: {refusal}", file=sys.stderr)
+        raise SystemExit(1)

@@ -1,0 +1,68 @@
+"""A user's mistake in one line: which errors are one, and what of them to say."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import traceback
+from collections.abc import Iterator
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from metricloss_pl.errors import UserError
+
+__all__ = ["message_of"]
+
+# A ValueError out of these says no to a setting.
+_REFUSING_MODULES = (
+    "metricloss_pl.losses",
+    "metricloss_pl.schedules",
+    "torch.optim",
+    "torch.nn.functional",
+    "lightning.",
+)
+
+
+def message_of(error: BaseException) -> str | None:
+    """The line that tells the user what was wrong; None: no mistake of the user's, so the traceback is due."""
+    if isinstance(error, (argparse.ArgumentError, UserError, MisconfigurationException)):
+        return _one_line(str(error))
+    causes = list(_causes(error))
+    refusals = [cause for cause in causes if _is_refusal(cause)]
+    return _one_line(str(refusals[-1])) if refusals else None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and what led to it, outermost first."""
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__ or seen.__context__
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Whether it says no to a setting: our own error, or a ValueError of the losses, optimizers or the Trainer."""
+    if isinstance(error, (UserError, MisconfigurationException)):
+        return True
+    if isinstance(error, RuntimeError) and str(error).startswith("Error(s) in loading state_dict"):
+        return True
+    if not isinstance(error, (ValueError, RuntimeError)) or error.__traceback__ is None:
+        return False
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    where = str(frame.f_globals.get("__name__"))
+    if isinstance(error, RuntimeError):
+        return where == "lightning.pytorch.callbacks.early_stopping"
+    return where.startswith(_REFUSING_MODULES)
+
+
+def _one_line(message: str) -> str:
+    """The message on one line, without what jsonargparse says of the alternative None of an optional argument."""
+    line = " ".join(message.split())
+    line = re.sub(r"Does not validate against any of the Union subtypes Subtypes: \[.*?\] Errors: - ", "", line)
+    line = re.sub(r" - Expected a <class 'NoneType'> Given value type: .*$", "", line)
+    if block := re.search(r'Parser key "(\w+)": - Expected a path but (\S+\.ya?ml) either not accessible', line):
+        return (
+            f"{block[1]}: {block[2]}: there is no such file; a run file names its blocks relative to itself, such as "
+            "configs/data/digits.yaml as data/digits.yaml from configs/"
+        )
+    return line

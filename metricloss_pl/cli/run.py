@@ -1,0 +1,192 @@
+"""A run's folder: its place, the config and results in it, and what the screen says at begin and end."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import platform
+import shutil
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_only
+
+import metricloss_pl
+from metricloss_pl.data import ImageDataModule
+from metricloss_pl.errors import UserError
+
+_RUN_FOLDER_VARIABLE = "METRICLOSS_RUN_FOLDER"
+_FEW_STEPS = 200
+
+
+# ------------------------------------------------------------------------------------------------------------ folder
+
+
+def reserve_folder(runs_dir: str, name: str) -> Path:
+    """Creates ``runs_dir/name/version_N`` with the first free N; the other ranks get that of the first.
+
+    Raises:
+        UserError: It can't be created.
+    """
+    # The processes that Lightning starts for the other ranks must not choose a version of their own.
+    if os.environ.get("LOCAL_RANK", "0") != "0" and _RUN_FOLDER_VARIABLE in os.environ:
+        return Path(os.environ[_RUN_FOLDER_VARIABLE])
+    parent = Path(runs_dir).absolute() / name
+    for _ in range(100):
+        taken = [int(number) for p in parent.glob("version_*") if (number := p.name.removeprefix("version_")).isdigit()]
+        folder = parent / f"version_{max(taken, default=-1) + 1}"
+        try:
+            folder.mkdir(parents=True)  # taken from here on, also for a run started at the same moment
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(f"--runs_dir {runs_dir} can't hold a run ({error.strerror})") from error
+        os.environ[_RUN_FOLDER_VARIABLE] = str(folder)
+        return folder
+    raise UserError(f"--runs_dir {runs_dir}: found no free version in {parent}")
+
+
+def forget_reserved_folder() -> None:
+    """Begin anew, in a process that has run something before."""
+    os.environ.pop(_RUN_FOLDER_VARIABLE, None)
+
+
+def tidy_up(refused: bool) -> None:
+    """Remove the reserved folder if its run never began, and the folders above that hold nothing else."""
+    folder = os.environ.get(_RUN_FOLDER_VARIABLE)
+    path = Path(folder) if folder else None
+    if path and refused and not (path / "config.yaml").exists():
+        shutil.rmtree(path, ignore_errors=True)  # what a logger may have begun
+    for empty in (path, path.parent, path.parent.parent) if path else ():
+        try:
+            empty.rmdir()  # refuses a folder with something in it
+        except OSError:
+            if empty.exists():
+                return
+
+
+def run_of(checkpoint: str | Path) -> Path | None:
+    """The run's folder that a checkpoint lies in, if it does."""
+    folder = Path(checkpoint).absolute().parent.parent
+    return folder if (folder / "config.yaml").is_file() else None
+
+
+def version_of(folder: Path) -> int | str:
+    """A run folder's version as TensorBoardLogger spells it: 3 for version_3."""
+    number = folder.name.removeprefix("version_")
+    return int(number) if number.isdigit() else folder.name
+
+
+def short(path: str | Path) -> str:
+    """A path relative to the working folder where it lies inside."""
+    path = Path(path).absolute()
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+# --------------------------------------------------------------------------------------------------------- callbacks
+
+
+class RunBeginning(SaveConfigCallback):
+    """Save the whole config and say what is about to be trained: in ``fit`` alone, once the training really begins."""
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Not yet: a run that is refused, or does not fit the checkpoint it resumes, leaves what was there."""
+
+    @rank_zero_only
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = self.config.clone()
+        config.ckpt_path = config.resume = None  # what continued this run is no part of a run like it
+        beside = folder / f".{self.config_filename}"
+        self.parser.save(config, str(beside), skip_none=False, overwrite=True, multifile=False)
+        os.replace(beside, folder / self.config_filename)
+        self._announce(trainer, pl_module)
+
+    def _announce(self, trainer: Trainer, module: LightningModule) -> None:
+        data = getattr(trainer, "datamodule", None)
+        rows = [("data", data.describe())] if isinstance(data, ImageDataModule) else []
+        weights = sum(parameter.numel() for parameter in module.parameters())
+        rows.append(("network", f"{type(module.backbone).__name__}, {weights:,} parameters in all"))
+        total = trainer.estimated_stepping_batches
+        an_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        few = "; few: lower --data.batch_size or raise --trainer.max_epochs" if total < _FEW_STEPS else ""
+        rows.append(("training", f"{an_epoch} steps an epoch, {total} in all{few}"))
+        rows.append(("run", short(trainer.default_root_dir)))
+        print_rows(rows)
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """The newest state, for ``--resume``, with a place of its own in the checkpoint, beside any that a user adds.
+
+    Lightning's own ``save_last`` is that of the best epoch.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(
+            dirpath=folder / "checkpoints",
+            filename="last",
+            monitor=None,
+            save_top_k=1,
+            every_n_epochs=1,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
+
+    @property
+    def state_key(self) -> str:
+        return "LastCheckpoint"
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's, without the version number among the metrics."""
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics
+
+
+# ------------------------------------------------------------------------------------------------------------ screen
+
+
+def hide_noise() -> None:
+    """Keep off the screen what users can do nothing about: an advertisement, and Lightning's use of old torch names."""
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
+
+
+def _is_no_advertisement(record: logging.LogRecord) -> bool:
+    return "Tip: For seamless cloud" not in record.getMessage()
+
+
+def print_rows(rows: list[tuple[str, str]]) -> None:
+    """Names and values in two columns."""
+    width = max(len(name) for name, _ in rows)
+    print("\n".join(f"{name:<{width}}  {value}" for name, value in rows))
+
+
+def write_result(file: Path, trainer: Trainer, facts: dict[str, Any]) -> None:
+    """Write one line of JSON: the facts, and what they were found with."""
+    result = {
+        **facts,
+        "versions": {
+            "python": platform.python_version(),
+            "metricloss_pl": metricloss_pl.__version__,
+            **{name: version(name) for name in ("torch", "torchvision", "lightning")},
+        },
+        "hardware": torch.cuda.get_device_name() if trainer.strategy.root_device.type == "cuda" else "CPU",
+        "processes": trainer.world_size,
+        "precision": str(trainer.precision),
+    }
+    beside = file.with_name(f".{file.name}")
+    beside.write_text(json.dumps(result) + "\n", encoding="utf-8")
+    os.replace(beside, file)
