@@ -73,6 +73,13 @@ def test_the_data_tells_the_model(digits_run):
     assert 0.2 < checkpoint["state_dict"]["mean"].item() < 0.4
 
 
+def test_seconds_are_those_of_the_training(digits_run):
+    """Not twice those, after a test that has loaded the time kept in the checkpoint."""
+    checkpoint = torch.load(digits_run / "checkpoints" / "last.ckpt", weights_only=True)
+    seconds = checkpoint["callbacks"]["Timer"]["time_elapsed"]["train"]
+    assert json.loads((digits_run / "result.json").read_text())["seconds"] == pytest.approx(seconds, rel=0.3, abs=0.2)
+
+
 def test_saved_config_starts_a_new_run_like_it(digits_run, tmp_path):
     main(["fit", f"--config={digits_run / 'config.yaml'}", f"--runs_dir={tmp_path}", *QUIET, "--trainer.max_epochs=1"])
     assert (tmp_path / "config" / "version_0" / "checkpoints" / "best.ckpt").is_file()

@@ -170,6 +170,7 @@ class MetricLossCLI(LightningCLI):
             raise SystemExit(128 + signal.SIGTERM)
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
+        seconds = self.timer.time_elapsed("train")  # now: testing loads the checkpoint's time into it
         saved = [c for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.best_model_path]
         chosen = next((c for c in saved if c.monitor), saved[-1] if saved else None)
         metrics = {}
@@ -180,7 +181,7 @@ class MetricLossCLI(LightningCLI):
                 self.model, self.datamodule, ckpt_path=chosen.best_model_path, weights_only=True, verbose=False
             )
             metrics |= tested[0] if tested else {}
-        self._finish(metrics, chosen.best_model_path if chosen else "", "accuracy")
+        self._finish(metrics, chosen.best_model_path if chosen else "", "accuracy", seconds)
 
     def after_validate(self) -> None:
         self._finish_evaluation()
@@ -198,7 +199,9 @@ class MetricLossCLI(LightningCLI):
             self._finish(metrics, self.config[self.subcommand].ckpt_path)
 
     @rank_zero_only
-    def _finish(self, metrics: Mapping[str, float], checkpoint: str, shown: str = "") -> None:
+    def _finish(
+        self, metrics: Mapping[str, float], checkpoint: str, shown: str = "", seconds: float | None = None
+    ) -> None:
         """The closing lines, and one line of JSON in the run's folder with what was found, and how."""
         config, trainer = self.config[self.subcommand], self.trainer
         folder = Path(trainer.default_root_dir)
@@ -209,8 +212,7 @@ class MetricLossCLI(LightningCLI):
             "seed": config.seed_everything,
         }
         rows = []
-        if self.subcommand == "fit":
-            seconds = self.timer.time_elapsed("train")
+        if seconds is not None:
             facts |= {"epochs": trainer.current_epoch, "steps": trainer.global_step, "seconds": round(seconds, 1)}
             rows.append(("time", f"{seconds:.0f} s, {trainer.current_epoch} epochs, {trainer.global_step} steps"))
         facts["metrics"] = {name.removeprefix("best "): value for name, value in metrics.items()}

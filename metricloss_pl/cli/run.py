@@ -159,13 +159,13 @@ class ProgressBar(RichProgressBar):
 
 
 def hide_noise() -> None:
-    """Keep off the screen what users can do nothing about: an advertisement, and Lightning's use of old torch names."""
+    """Keep off the screen what users can do nothing about: advertisements, and what Lightning does with torch."""
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_of_use)
 
 
-def _is_no_advertisement(record: logging.LogRecord) -> bool:
-    return "Tip: For seamless cloud" not in record.getMessage()
+def _is_of_use(record: logging.LogRecord) -> bool:
+    return not any(noise in record.getMessage() for noise in ("Tip: For seamless cloud", "Loading `train_dataloader`"))
 
 
 def print_rows(rows: list[tuple[str, str]]) -> None:
