@@ -1,19 +1,46 @@
-"""Reading checkpoints of the regimes: without running code from the file, and refusing what is none."""
+"""Checkpoints of the regimes: written whole or not at all, read without running code from the file."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from metricloss_pl.errors import UserError
 
-__all__ = ["read_checkpoint"]
+__all__ = ["AtomicCheckpointIO", "read_checkpoint"]
 
 _TRUSTED_PACKAGES = ("metricloss_pl", "torch", "lightning")
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Write beside the target, flush to the disk, then replace: whenever the process dies, a whole file is there.
+
+    A plugin for the Trainer. Lightning's own writes to the temporary folder and moves the file from there, which is not
+    atomic from one file system to another. Addresses such as ``s3://...`` are left to it.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        if storage_options is not None or "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.part")
+        try:
+            with beside.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

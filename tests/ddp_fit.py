@@ -1,4 +1,4 @@
-"""Fit every regime in one or two processes and save how each ends: ``python ddp_fit.py PROCESSES FILE``."""
+"""Fit every regime in some processes and save how each ends: ``python ddp_fit.py PROCESSES FILE``."""
 
 import os
 import sys
@@ -15,38 +15,61 @@ from metricloss_pl.regimes import (
     StandaloneCenterClassifier,
 )
 
+GLOBAL_BATCH = 30  # divisible by 2 and 3
+
 
 class Dense(nn.Module):
     """A network without batch norm, whose statistics would differ between processes."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.num_features = 6
-        self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 6))
+        self.num_features = 10
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.net(images)
 
 
+def cosine_with_frozen_norm(**options) -> CosineClassifier:
+    """The paper's head with its batch norm in evaluation mode, where Lightning leaves it."""
+    model = CosineClassifier(10, Dense(), head_weight_decay=1e-3, **options)
+    model.head.norm.eval()
+    return model
+
+
+def standalone(**options):
+    """With a weight of the push that suits the term."""
+    return lambda **o: StandaloneCenterClassifier(10, Dense(), **{"inter_weight": 0.02, **options}, **o)
+
+
 REGIMES = {
-    "softmax": lambda **o: SoftmaxClassifier(10, Dense(), **o),
-    "cosine": lambda **o: CosineClassifier(10, Dense(), head="none", **o),
+    "softmax": lambda **o: SoftmaxClassifier(10, Dense(), label_smoothing=0.1, smoothing="others", **o),
+    "softmax_squared_error": lambda **o: SoftmaxClassifier(10, Dense(), loss="squared_error", **o),
+    "cosine": cosine_with_frozen_norm,
+    "cosine_blog": lambda **o: CosineClassifier(10, Dense(), head="none", **o),
+    "cosine_alone": lambda **o: CosineClassifier(10, Dense(), class_embeddings="simplex", ce_weight=0, **o),
     "center": lambda **o: CenterSoftmaxClassifier(10, Dense(), center_weight=0.1, **o),
     "center_gradient": lambda **o: CenterSoftmaxClassifier(10, Dense(), center_rule="gradient", **o),
     "center_means": lambda **o: CenterSoftmaxClassifier(10, Dense(), center_init="class-means", **o),
-    "standalone": lambda **o: StandaloneCenterClassifier(10, Dense(), **o),
-    "standalone_centers": lambda **o: StandaloneCenterClassifier(10, Dense(), inter="centers", **o),
+    "standalone": standalone(),
+    "standalone_log": standalone(inter="log"),
+    "standalone_margin": standalone(inter="margin", margin=20.0),
+    "standalone_negative": standalone(inter="negative", inter_weight=1e-3, pairs="mean"),
+    "standalone_mean": standalone(pairs="mean", inter_weight=0.5),
+    "standalone_exp": standalone(intra="exp", intra_scale=0.01, inter="centers"),
+    "standalone_softmax": standalone(inter="softmax", inter_weight=0.5),
 }
 
 
 def fit(name: str, processes: int) -> dict[str, dict]:
     seed_everything(0)
     data = DigitsDataModule(
-        batch_size=32 // processes, samples_per_class=37, val_fraction=0.3, augment=[ShiftCrop(pixels=1)]
+        batch_size=GLOBAL_BATCH // processes, samples_per_class=37, val_fraction=0.3, augment=[ShiftCrop(pixels=1)]
     )
     model = REGIMES[name](optimizer=lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9), class_weights="balanced")
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     trainer = Trainer(
-        max_epochs=6,
+        max_epochs=5,  # 20 steps of two batches each
         accelerator="cpu",
         devices=processes,
         strategy="ddp" if processes > 1 else "auto",
@@ -61,7 +84,9 @@ def fit(name: str, processes: int) -> dict[str, dict]:
     metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
     metrics.update(trainer.test(model, data, verbose=False)[0])
     trainer.strategy.barrier()
-    return {"state": model.state_dict(), "metrics": metrics}
+    after = model.state_dict()
+    moved = max((after[key] - before[key]).abs().max().item() for key in before if key.startswith("backbone"))
+    return {"state": after, "metrics": metrics, "steps": trainer.global_step, "moved": moved}
 
 
 if __name__ == "__main__":

@@ -16,11 +16,12 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, Ti
 from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 from metricloss_pl import backbones, schedules  # noqa: F401  imported so that YAML may name their classes alone
 from metricloss_pl.callbacks import PredictionWriter
-from metricloss_pl.checkpoints import read_checkpoint
+from metricloss_pl.checkpoints import AtomicCheckpointIO, read_checkpoint
 from metricloss_pl.cli import run
 from metricloss_pl.cli.arguments import SUBCOMMANDS, name_of_run, prepare
 from metricloss_pl.cli.messages import message_of
@@ -80,6 +81,16 @@ class MetricLossCLI(LightningCLI):
             "--resume", type=str | None, default=None, help="fit: folder of a run to continue from its last checkpoint."
         )
         parser.add_argument(
+            "--save_every_n_steps",
+            type=int | None,
+            default=None,
+            help="fit: write last.ckpt also within epochs, each time so many steps are done.",
+        )
+        parser.add_argument("--compile", type=bool, default=False, help="fit: train the backbone under torch.compile.")
+        parser.add_argument(
+            "--timeout_minutes", type=float, default=5.0, help="How long processes wait for one that died or hangs."
+        )
+        parser.add_argument(
             "--test_after_fit", type=bool, default=False, help="fit: test the best checkpoint once at the end."
         )
 
@@ -92,6 +103,12 @@ class MetricLossCLI(LightningCLI):
         if "verbose" in config:
             config.verbose = False  # the closing lines say it
         _check_trainer(config.trainer)
+        for option, value in (
+            ("save_every_n_steps", config.save_every_n_steps),
+            ("timeout_minutes", config.timeout_minutes),
+        ):
+            if value is not None and value <= 0:
+                raise UserError(f"--{option} is {value}: it must be above 0")
         for linked in ("num_classes", "class_names"):
             if config.model.get("init_args", {}).get(linked) is not None:
                 raise UserError(f"--model.{linked} comes from the data: leave it out")
@@ -138,8 +155,15 @@ class MetricLossCLI(LightningCLI):
         else:
             config.checkpoint.dirpath = config.checkpoint.dirpath or str(folder / "checkpoints")
             callbacks.append(run.LastCheckpoint(folder))
+            if config.save_every_n_steps is not None:
+                callbacks.append(run.LastCheckpoint(folder, config.save_every_n_steps))
+        plugins = given.plugins or []
+        plugins = list(plugins) if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
+        run.limit_waiting(config.timeout_minutes)
         self.timer = Timer()  # in the checkpoints too, so that a resumed run counts on
-        kwargs["callbacks"] = [*callbacks, self.timer]
+        kwargs["callbacks"] = [*callbacks, self.timer, run.EndTogether()]
         kwargs["default_root_dir"] = str(folder)
         return super().instantiate_trainer(**kwargs)
 
@@ -152,6 +176,8 @@ class MetricLossCLI(LightningCLI):
         return run.reserve_folder(config.runs_dir, name)
 
     def before_fit(self) -> None:
+        if self.config.fit.compile:
+            self.model.backbone.compile()
         if self.checkpoint is None:
             return
         # current_epoch lags in a checkpoint that an epoch's end has written.

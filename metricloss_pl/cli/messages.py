@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import traceback
 from collections.abc import Iterator
 
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from metricloss_pl.errors import UserError
@@ -28,6 +30,12 @@ def message_of(error: BaseException) -> str | None:
     if isinstance(error, (argparse.ArgumentError, UserError, MisconfigurationException)):
         return _one_line(str(error))
     causes = list(_causes(error))
+    if any(_is_lost_contact(cause) for cause in causes):
+        rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
+        return (
+            f"process {rank} lost contact with another one, which has died or hangs; what it said, if anything, is "
+            "above. A run goes on with: fit --resume runs/<config>/<version>"
+        )
     refusals = [cause for cause in causes if _is_refusal(cause)]
     return _one_line(str(refusals[-1])) if refusals else None
 
@@ -38,6 +46,13 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
     while seen is not None:
         yield seen
         seen = seen.__cause__ or seen.__context__
+
+
+def _is_lost_contact(error: BaseException) -> bool:
+    """Whether a collective operation failed: torch has types for it, but those of gloo come as plain errors."""
+    return isinstance(error, torch.distributed.DistError) or (
+        isinstance(error, RuntimeError) and "/gloo/" in str(error)
+    )
 
 
 def _is_refusal(error: BaseException) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import math
@@ -9,14 +10,16 @@ import os
 import platform
 import shutil
 import warnings
+from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
 
 import metricloss_pl
@@ -91,6 +94,14 @@ def short(path: str | Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
+def limit_waiting(minutes: float) -> None:
+    """How long a process waits for the others before it gives up; torch's own default is half an hour."""
+    for name in StrategyRegistry.available_strategies():
+        entry = StrategyRegistry[name]
+        if issubclass(entry["strategy"], DDPStrategy):
+            entry["init_params"]["timeout"] = timedelta(minutes=minutes)
+
+
 # --------------------------------------------------------------------------------------------------------- callbacks
 
 
@@ -128,22 +139,37 @@ class LastCheckpoint(ModelCheckpoint):
     """The newest state, for ``--resume``, with a place of its own in the checkpoint, beside any that a user adds.
 
     Lightning's own ``save_last`` is that of the best epoch.
+
+    Args:
+        folder: The run's.
+        every_n_steps: Steps from one writing to the next. None: at the end of each epoch.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, every_n_steps: int | None = None) -> None:
         super().__init__(
             dirpath=folder / "checkpoints",
             filename="last",
             monitor=None,
             save_top_k=1,
-            every_n_epochs=1,
-            save_on_train_epoch_end=True,
+            every_n_train_steps=every_n_steps,
+            every_n_epochs=1 if every_n_steps is None else None,
+            save_on_train_epoch_end=every_n_steps is None,
             enable_version_counter=False,
         )
+        self.key = "LastCheckpoint" if every_n_steps is None else "LastCheckpointWithinEpochs"
 
     @property
     def state_key(self) -> str:
-        return "LastCheckpoint"
+        return self.key
+
+
+class EndTogether(Callback):
+    """When the first process fails, end those that it has started, however they hang, once its message is out."""
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        processes = getattr(trainer.strategy.launcher, "procs", [])
+        for process in processes:
+            atexit.register(process.kill)
 
 
 class ProgressBar(RichProgressBar):
@@ -160,7 +186,8 @@ class ProgressBar(RichProgressBar):
 
 def hide_noise() -> None:
     """Keep off the screen what users can do nothing about: advertisements, and what Lightning does with torch."""
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
+    for call in ("LeafSpec", "torch.distributed.nn.functional.all_gather"):
+        warnings.filterwarnings("ignore", message=f".*{call}.* is deprecated")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_of_use)
 
 
