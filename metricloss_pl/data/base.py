@@ -213,7 +213,7 @@ class ImageDataModule(LightningDataModule, ABC):
         )
         loader = self._loader(self._dataset("train", training=True), sampler)
         if self.trainer is not None:
-            sampler.resume(*self._progress(len(loader)))
+            sampler.resume(lambda: self._progress(len(loader)))
         return loader
 
     def train_eval_dataloader(self) -> DataLoader[Any]:

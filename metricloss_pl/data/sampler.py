@@ -6,7 +6,7 @@ over the processes a second time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -70,15 +70,23 @@ class TrainSampler(DistributedSampler[Any]):
         self.total_size = len(labels) // step * step
         self.num_samples = self.total_size // num_replicas
         self.batch_size = batch_size
+        self._begin: Callable[[], tuple[int, int]] | None = None
         self._first_epoch = 0
         self._first_batch = 0
 
-    def resume(self, epoch: int, first_batch: int) -> None:
-        """Begins at a batch of an epoch; other epochs are whole."""
-        self.epoch = self._first_epoch = epoch
-        self._first_batch = first_batch
+    def resume(self, begin: Callable[[], tuple[int, int]]) -> None:
+        """Begins at a batch of an epoch; other epochs are whole.
+
+        Args:
+            begin: Tells (epoch, batch). It is asked when the order is first needed, since a loader may be built before
+                the state of an interrupted run is back.
+        """
+        self._begin = begin
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
+        if self._begin is not None:
+            self.epoch, self._first_batch = self._begin()
+            self._first_epoch, self._begin = self.epoch, None
         generator = np.random.Generator(np.random.PCG64([self.seed, self.epoch]))
         if self.balanced:
             order = self._balanced_order(generator)

@@ -244,25 +244,24 @@ class Classifier(LightningModule, ABC):
         if self.lr_scheduler is None:
             return optimizer
         scheduler: Any = self.lr_scheduler(optimizer)
-        by_step = self.lr_scheduler_interval == "step"
-        if getattr(scheduler, "length", 0) is None:
-            scheduler.length = self._training_length(by_step)
+        if getattr(scheduler, "length", 0) is None and self.trainer.max_epochs == self.trainer.max_steps == -1:
+            raise UserError(
+                "trainer.max_epochs is -1 without max_steps: a schedule over the whole training needs its end"
+            )
         plan: dict[str, Any] = {"scheduler": scheduler, "interval": self.lr_scheduler_interval}
         if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
             plan["monitor"] = getattr(scheduler, "monitor", "val/loss")
         return {"optimizer": optimizer, "lr_scheduler": plan}  # type: ignore[return-value]
 
-    def _training_length(self, in_steps: bool) -> int:
-        """Optimizer steps, or epochs, of the whole training."""
+    def on_train_start(self) -> None:
+        # Not where the schedule is built: asked for the number of steps there, Lightning starts the loader's workers
+        # before the state of an interrupted run is back.
         steps = self.trainer.estimated_stepping_batches
-        if math.isinf(steps):
-            raise UserError(
-                "trainer.max_epochs is -1 without max_steps: a schedule over the whole training needs its end"
-            )
-        if math.isinf(self.trainer.num_training_batches):
-            self.trainer.fit_loop.setup_data()  # bounded by max_steps alone, Lightning has not looked at the data yet
         per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
-        return int(steps) if in_steps else math.ceil(steps / max(per_epoch, 1))
+        for plan in self.trainer.lr_scheduler_configs:
+            if getattr(plan.scheduler, "length", 0) is None:
+                length = steps if plan.interval == "step" else math.ceil(steps / max(per_epoch, 1))
+                plan.scheduler.length = int(length)  # type: ignore[union-attr]
 
     def _check_optimizer(self) -> None:
         """Build optimizer and schedule and step once, so that a wrong setting shows at construction."""

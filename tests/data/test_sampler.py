@@ -102,7 +102,7 @@ def test_resume_inside_an_epoch() -> None:
     whole = TrainSampler(LABELS, 8)
     whole.set_epoch(2)
     resumed = TrainSampler(LABELS, 8)
-    resumed.resume(2, 3)
+    resumed.resume(lambda: (2, 3))
     assert list(resumed) == list(whole)[24:]
     whole.set_epoch(3)
     resumed.set_epoch(3)
