@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor
 
 from metricloss_pl.errors import UserError
+from metricloss_pl.files import replacing
 
-__all__ = ["AtomicCheckpointIO", "read_checkpoint"]
+__all__ = ["AtomicCheckpointIO", "plain_settings", "read_checkpoint", "tensor_not_finite", "where_classes_differ"]
 
 _TRUSTED_PACKAGES = ("metricloss_pl", "torch", "lightning")
 
@@ -29,18 +31,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if storage_options is not None or "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.part")
-        try:
-            with beside.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, path)
-        except BaseException:
-            beside.unlink(missing_ok=True)
-            raise
+        with replacing(path) as beside, beside.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -85,3 +79,37 @@ def _class_paths(value: Any) -> Iterator[str]:
         if key in ("class_path", "_class_path"):
             yield str(item)
         yield from _class_paths(item)
+
+
+def plain_settings(hyper_parameters: dict[str, Any]) -> dict[str, Any]:
+    """What of the hyper-parameters can be read back without running code; a module or a lambda is given anew in Python.
+
+    The file that a network was started from is left out: its weights are the checkpoint's by now, and it may be gone.
+    """
+    plain = {name: value for name, value in hyper_parameters.items() if _is_plain(value)}
+    backbone = plain.get("backbone")
+    if isinstance(backbone, dict) and isinstance(settings := backbone.get("init_args"), dict):
+        plain["backbone"] = {**backbone, "init_args": {k: v for k, v in settings.items() if k != "weights"}}
+    return plain
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(_is_plain(item) for item in value.values())
+    if isinstance(value, (list, tuple)):
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def tensor_not_finite(state: dict[str, Tensor]) -> str | None:
+    """The name of the first tensor with a nan or an infinity."""
+    unsound = (name for name, t in state.items() if t.is_floating_point() and not torch.isfinite(t).all())
+    return next(unsound, None)
+
+
+def where_classes_differ(trained: list[str], given: list[str]) -> str:
+    """Where two lists of class names part, in words."""
+    if len(trained) != len(given):
+        return f"was trained on {len(trained)} classes and the data have {len(given)}: they must be the same"
+    label = next(i for i, (a, b) in enumerate(zip(trained, given, strict=True)) if a != b)
+    return f"calls class {label} {trained[label]!r} and the data call it {given[label]!r}: they must be the same"

@@ -1,5 +1,7 @@
 """The one exception that stands for a user's mistake."""
 
+from typing import get_args
+
 
 class UserError(ValueError):
     """A mistake in a config, a command or the data; its message is one line that the command line shows as it is.
@@ -11,3 +13,15 @@ class UserError(ValueError):
 def reason(error: Exception) -> str:
     """What another library's error says, on one line, to be quoted in one of ours."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def check_choice(name: str, value: object, choices: object) -> None:
+    """Check an option against the Literal (or Literal | None) that lists its values.
+
+    Raises:
+        UserError: It is none of them.
+    """
+    allowed = [choice for part in (get_args(choices) or (choices,)) for choice in (get_args(part) or (part,))]
+    allowed = [None if choice is type(None) else choice for choice in allowed]
+    if value not in allowed:
+        raise UserError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")

@@ -7,15 +7,14 @@ and Pillow are imported at the first use, so that importing this module costs no
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from metricloss_pl.errors import UserError
+from metricloss_pl.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -263,20 +262,14 @@ def confusion_matrix(counts: Array, class_names: Sequence[str], title: str = "")
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Writes a figure as PNG, beside the target first, so that no half-written file is ever found there.
+    """Writes a figure as PNG.
 
     Args:
         figure: The figure.
         path: File to write; its folder is made.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as beside:
         figure.savefig(beside, format="png", facecolor="white")
-        os.replace(beside, path)
-    finally:
-        with suppress(FileNotFoundError):
-            beside.unlink()
 
 
 def save_gif(frames: Sequence[Path], path: Path, seconds_per_frame: float = 0.4) -> None:
@@ -310,14 +303,8 @@ def save_gif(frames: Sequence[Path], path: Path, seconds_per_frame: float = 0.4)
     first, *rest = [p.quantize(palette=palette, dither=Image.Dither.NONE) for p in reversed(pictures)]
     milliseconds = round(1000 * seconds_per_frame)
     durations = [milliseconds] * len(rest) + [5 * milliseconds]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as beside:
         first.save(beside, format="GIF", save_all=True, append_images=rest, duration=durations, loop=0)
-        os.replace(beside, path)
-    finally:
-        with suppress(FileNotFoundError):
-            beside.unlink()
 
 
 def _square_limits(parts: Sequence[Array], prototypes: Array | None) -> tuple[Array, float]:

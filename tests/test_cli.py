@@ -82,7 +82,7 @@ def test_seconds_are_those_of_the_training(digits_run):
 
 def test_saved_config_starts_a_new_run_like_it(digits_run, tmp_path):
     main(["fit", f"--config={digits_run / 'config.yaml'}", f"--runs_dir={tmp_path}", *QUIET, "--trainer.max_epochs=1"])
-    assert (tmp_path / "config" / "version_0" / "checkpoints" / "best.ckpt").is_file()
+    assert (tmp_path / "digits_cosine" / "version_0" / "checkpoints" / "best.ckpt").is_file()
 
 
 def test_test_and_validate_need_only_the_checkpoint_and_leave_the_config(digits_run, capsys):
@@ -119,19 +119,74 @@ def test_last_checkpoint_is_that_of_the_last_epoch(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "flags",
+    ("flags", "steps"),
     [
-        ["--trainer.enable_checkpointing=false"],
-        ["--trainer.logger=false"],
-        ["--trainer.log_every_n_steps=0"],
-        ["--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1"],
-        ["--trainer.max_steps=5", "--trainer.max_epochs=-1"],
-        ["--trainer.val_check_interval=0.5"],
-        ["--trainer.gradient_clip_val=1", "--trainer.accumulate_grad_batches=3"],
+        (["--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1"], 2),
+        (["--trainer.max_steps=5", "--trainer.max_epochs=-1"], 5),
+        (["--trainer.val_check_interval=0.5", "--trainer.log_every_n_steps=0"], 20),
+        (["--trainer.gradient_clip_val=1", "--trainer.accumulate_grad_batches=3"], 7),
     ],
 )
-def test_trainer_flags_keep_their_meaning(flags, tmp_path):
-    fit("digits_center", tmp_path, *flags)
+def test_trainer_flags_keep_their_meaning(flags, steps, tmp_path):
+    run = fit("digits_center", tmp_path, *flags)
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == steps
+    assert json.loads((run / "result.json").read_text())["steps"] == steps
+
+
+def test_without_checkpoints_or_log(tmp_path):
+    run = fit("digits_center", tmp_path, "--trainer.enable_checkpointing=false", "--trainer.logger=false")
+    assert {path.name for path in run.iterdir()} == {"config.yaml", "result.json"}
+
+
+def test_checkpoints_of_ones_own_stay_where_there_is_no_validation(tmp_path):
+    callback = [
+        "--trainer.callbacks=lightning.pytorch.callbacks.ModelCheckpoint",
+        f"--trainer.callbacks.dirpath={tmp_path}",
+    ]
+    flags = ["--trainer.callbacks.monitor=train/loss", "--trainer.callbacks.filename=mine", "--data.val_fraction=0"]
+    fit("digits_softmax", tmp_path / "runs", *callback, *flags)
+    assert (tmp_path / "mine.ckpt").is_file()
+
+
+def test_the_file_of_first_weights_is_needed_once(tmp_path):
+    """What a network was started from is in the checkpoint; the saved config goes on naming it."""
+    from metricloss_pl.backbones import TorchvisionBackbone
+
+    weights = tmp_path / "weights.pth"
+    torch.save(TorchvisionBackbone("resnet18", in_channels=1, small_stem=True).state_dict(), weights)
+    backbone = [
+        "--model.backbone=TorchvisionBackbone",
+        "--model.backbone.name=resnet18",
+        "--model.backbone.small_stem=true",
+    ]
+    flags = [
+        *backbone,
+        f"--model.backbone.weights={weights}",
+        "--trainer.limit_train_batches=2",
+        "--test_after_fit=false",
+    ]
+    run = fit("digits_softmax", tmp_path / "runs", *flags)
+    weights.unlink()
+    checkpoint = run / "checkpoints" / "best.ckpt"
+    main(["test", f"--ckpt_path={checkpoint}", *QUIET])
+    main(["predict", f"--ckpt_path={checkpoint}", *QUIET])
+    main(["fit", f"--resume={run}", "--trainer.max_epochs=2", *QUIET])
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["model"]["init_args"]["backbone"]["init_args"]["weights"] == str(weights)
+
+
+def test_only_the_first_process_makes_a_folder(tmp_path, monkeypatch):
+    """However it was started: by torchrun, by SLURM, or by Lightning."""
+    from metricloss_pl.cli.run import reserve_folder
+
+    for variables in ({"RANK": "1", "LOCAL_RANK": "0"}, {"SLURM_PROCID": "2"}, {"LOCAL_RANK": "0", "NODE_RANK": "1"}):
+        with monkeypatch.context() as patch:
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            reserve_folder(str(tmp_path), "run")
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setenv("METRICLOSS_RUN_FOLDER", "")
+    assert reserve_folder(str(tmp_path), "run") == tmp_path / "run" / "version_0"
 
 
 def test_fast_dev_run_leaves_nothing(tmp_path, monkeypatch):

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from metricloss_pl.data import ImageDataModule
+from metricloss_pl.regimes._evaluation import evaluation_mode
+
+__all__ = ["embedded", "evaluation_loaders", "evaluation_mode", "is_due", "run_folder", "thinned"]
 
 
 def run_folder(trainer: Trainer) -> Path:
@@ -49,23 +50,6 @@ def thinned(loader: DataLoader[Any], limit: int) -> DataLoader[Any]:
     chosen = torch.randperm(size, generator=torch.Generator().manual_seed(0))[:limit].sort().values
     subset = Subset(loader.dataset, chosen.tolist())
     return DataLoader(subset, batch_size=loader.batch_size, collate_fn=loader.collate_fn)
-
-
-@contextmanager
-def evaluation_mode(trainer: Trainer, module: LightningModule) -> Iterator[None]:
-    """Evaluation mode in the Trainer's precision, without gradients.
-
-    Each sub-module's mode and the random state come back at the end.
-    """
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        # An iterator over a DataLoader draws a seed, which would shift the training's own draws.
-        with isolate_rng(), torch.no_grad(), trainer.precision_plugin.forward_context():
-            yield
-    finally:
-        for part, training in modes:
-            part.training = training
 
 
 def embedded(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -12,6 +11,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from metricloss_pl.callbacks._embed import run_folder
 from metricloss_pl.errors import UserError
+from metricloss_pl.files import replacing
 from metricloss_pl.regimes import Classifier
 
 __all__ = ["ConfusionMatrixPlot"]
@@ -56,12 +56,11 @@ class ConfusionMatrixPlot(Callback):
         right = counts.trace() / max(counts.sum(), 1)
         figure = plots.confusion_matrix(counts, names, title=f"{counts.sum()} test images, {100 * right:.2f} % right")
         plots.save_figure(figure, folder / "confusion_matrix.png")
-        beside = folder / ".confusion_matrix.csv"
-        with beside.open("w", newline="", encoding="utf-8") as file:
+        table = folder / "confusion_matrix.csv"
+        with replacing(table) as beside, beside.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["true \\ predicted", *names])
             writer.writerows([name, *row] for name, row in zip(names, counts.tolist(), strict=True))
-        os.replace(beside, folder / "confusion_matrix.csv")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_figure("confusion matrix", figure, trainer.global_step)

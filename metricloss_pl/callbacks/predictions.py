@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +17,7 @@ from torch import Tensor
 from metricloss_pl.callbacks._embed import run_folder
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.errors import UserError
+from metricloss_pl.files import replacing
 from metricloss_pl.regimes import Classifier
 
 __all__ = ["PredictionWriter"]
@@ -102,24 +102,19 @@ class PredictionWriter(BasePredictionWriter):
         self._write(path, rows, _files(trainer, rows["index"]), pl_module.class_names)
 
     def _write(self, path: Path, rows: dict[str, Any], files: list[str], names: list[str]) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}")
-        with beside.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        with (
+            replacing(path) as beside,
+            beside.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+        ):
             writer = csv.writer(file)
             writer.writerow(["file", "class", "probability", "runner_up", "runner_up_probability"])
             for name, (first, second), (p, q) in zip(files, rows["classes"], rows["probabilities"], strict=True):
                 writer.writerow([name, names[first], f"{p:.6f}", names[second], f"{q:.6f}"])
-        os.replace(beside, path)
         print(f"predictions  {len(files)} images in {path}")
         if self.embeddings:
-            beside = path.with_name(f".{path.stem}.npz")
-            np.savez(
-                beside,
-                embeddings=rows["embeddings"],
-                files=np.array(files),
-                classes=np.array(names)[rows["classes"][:, 0]],
-            )
-            os.replace(beside, path.with_suffix(".npz"))
+            classes = np.array(names)[rows["classes"][:, 0]]
+            with replacing(path.with_suffix(".npz")) as beside:
+                np.savez(beside, embeddings=rows["embeddings"], files=np.array(files), classes=classes)
             print(f"embeddings   {path.with_suffix('.npz')}")
 
 

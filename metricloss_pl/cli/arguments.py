@@ -36,7 +36,10 @@ def prepare(args: Sequence[str]) -> list[str]:
 def name_of_run(args: Sequence[str]) -> str | None:
     """The stem of the config, and what was put in its blocks' place: ``digits_softmax-center_tiny``."""
     options = list(_options(args))
-    stems = [Path(value).stem for name, value, _ in options if name in _CONFIG and value]
+    configs = [Path(value).absolute() for name, value, _ in options if name in _CONFIG and value]
+    stems = [  # the saved config of a run means that run's name
+        config.parent.parent.name if config.parent.name.startswith("version_") else config.stem for config in configs
+    ]
     replaced = [
         Path(value).stem if _is_yaml(value) else value.rpartition(".")[2]
         for name, value, _ in options

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import signal
 import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -114,7 +112,9 @@ class MetricLossCLI(LightningCLI):
                 raise UserError(f"--model.{linked} comes from the data: leave it out")
         self.checkpoint: dict[str, Any] | None = None
         if config.ckpt_path is not None:
-            self.checkpoint = _read_fitting_checkpoint(config.ckpt_path, config.model.class_path)
+            self.checkpoint = _read_fitting_checkpoint(
+                config.ckpt_path, config.model.class_path, self.config.subcommand
+            )
         elif self.config.subcommand != "fit":
             raise UserError(
                 f"{self.config.subcommand} needs a trained network: give --ckpt_path with a checkpoint's file"
@@ -131,9 +131,20 @@ class MetricLossCLI(LightningCLI):
             backbone.setdefault("init_args", {})
 
     def instantiate_classes(self) -> None:
+        # A checkpoint's weights replace those that the backbone started from, whose file may be gone; the run's config
+        # goes on naming them.
+        backbone = self.config[self.subcommand].model.init_args.get("backbone")
+        settings: Any = backbone.get("init_args") if self.checkpoint is not None and backbone else None
+        weights = settings.get("weights") if settings else None
+        if weights is not None:
+            settings.weights = None
         super().instantiate_classes()
+        if weights is not None:
+            settings.weights = weights
         for callback in self.trainer.checkpoint_callbacks:
-            if isinstance(callback, ModelCheckpoint) and callback.monitor and not self.datamodule.has_validation:
+            if self.datamodule.has_validation or not isinstance(callback, ModelCheckpoint):
+                continue
+            if (callback.monitor or "").startswith("val/"):
                 callback.monitor, callback.save_top_k = None, 0  # the last checkpoint is the result
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -265,10 +276,15 @@ def _check_trainer(trainer: Any) -> None:
         raise UserError(f"trainer.gradient_clip_val is {trainer.gradient_clip_val}: it must be at least 0")
 
 
-def _read_fitting_checkpoint(path: str, class_path: str) -> dict[str, Any]:
+def _read_fitting_checkpoint(path: str, class_path: str, subcommand: str) -> dict[str, Any]:
     """The checkpoint, if it is one of this regime: Lightning would run another one without a word."""
     checkpoint = read_checkpoint(path)
     trained = checkpoint["hyper_parameters"].get("_class_path")
+    if subcommand == "fit" and "loops" not in checkpoint:
+        raise UserError(
+            f"--ckpt_path {path} holds weights alone, so that no training can go on from it: name it as the backbone's "
+            "weights in a new run"
+        )
     if trained is None:
         raise UserError(f"--ckpt_path {path} was written outside the command line: load it from Python")
     if trained != class_path and _loaded_class(trained) is not _loaded_class(class_path):
@@ -295,21 +311,16 @@ def main(args: Sequence[str] | None = None) -> None:
         SystemExit: With status 1 after a user's mistake, whose one line is on standard error.
     """
     arguments = list(sys.argv[1:] if args is None else args)
-    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
-    if is_first:
-        run.forget_reserved_folder()
     refusal = None
-    with warnings.catch_warnings():
-        run.hide_noise()
-        try:
+    try:
+        with run.less_noise():
             MetricLossCLI(arguments)
-        except Exception as error:
-            refusal = message_of(error)
-            if refusal is None:
-                raise
-        finally:
-            if is_first:
-                run.tidy_up(refused=refusal is not None and arguments[:1] == ["fit"])
+    except Exception as error:
+        refusal = message_of(error)
+        if refusal is None:
+            raise
+    finally:
+        run.tidy_up(refused=refusal is not None and arguments[:1] == ["fit"])
     if refusal is not None:
         print(f"error: {refusal}", file=sys.stderr)
         raise SystemExit(1)

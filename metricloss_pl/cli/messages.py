@@ -20,7 +20,6 @@ _REFUSING_MODULES = (
     "metricloss_pl.losses",
     "metricloss_pl.schedules",
     "torch.optim",
-    "torch.nn.functional",
     "lightning.",
 )
 

@@ -10,6 +10,8 @@ import os
 import platform
 import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -25,24 +27,32 @@ from lightning.pytorch.utilities import rank_zero_only
 import metricloss_pl
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.errors import UserError
+from metricloss_pl.files import replacing
 
 _RUN_FOLDER_VARIABLE = "METRICLOSS_RUN_FOLDER"
 _FEW_STEPS = 200
+_NOISE = (
+    "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
+    "torch.distributed.nn.functional.all_gather is deprecated",
+    "Total length of `list` across ranks is zero",  # val_fraction 0 means it
+    "You're resuming from a checkpoint that ended before the epoch ended and your dataloader is not resumable",  # it is
+)
 
 
 # ------------------------------------------------------------------------------------------------------------ folder
 
 
 def reserve_folder(runs_dir: str, name: str) -> Path:
-    """Creates ``runs_dir/name/version_N`` with the first free N; the other ranks get that of the first.
+    """Creates ``runs_dir/name/version_N`` with the first free N, in the first process.
+
+    The others write nothing; they learn the folder from the first one where it has started them.
 
     Raises:
         UserError: It can't be created.
     """
-    # The processes that Lightning starts for the other ranks must not choose a version of their own.
-    if os.environ.get("LOCAL_RANK", "0") != "0" and _RUN_FOLDER_VARIABLE in os.environ:
-        return Path(os.environ[_RUN_FOLDER_VARIABLE])
     parent = Path(runs_dir).absolute() / name
+    if not is_first_process():
+        return Path(os.environ.get(_RUN_FOLDER_VARIABLE, parent / "version_of_the_first_process"))
     for _ in range(100):
         taken = [int(number) for p in parent.glob("version_*") if (number := p.name.removeprefix("version_")).isdigit()]
         folder = parent / f"version_{max(taken, default=-1) + 1}"
@@ -57,14 +67,17 @@ def reserve_folder(runs_dir: str, name: str) -> Path:
     raise UserError(f"--runs_dir {runs_dir}: found no free version in {parent}")
 
 
-def forget_reserved_folder() -> None:
-    """Begin anew, in a process that has run something before."""
-    os.environ.pop(_RUN_FOLDER_VARIABLE, None)
+def is_first_process() -> bool:
+    """Whether this is rank 0 of all nodes: as torchrun, SLURM or Lightning's launcher says, or alone."""
+    names = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
+    rank = next((os.environ[name] for name in names if name in os.environ), "0")
+    node = "0" if "RANK" in os.environ else os.environ.get("NODE_RANK", "0")
+    return rank == node == "0"
 
 
 def tidy_up(refused: bool) -> None:
-    """Remove the reserved folder if its run never began, and the folders above that hold nothing else."""
-    folder = os.environ.get(_RUN_FOLDER_VARIABLE)
+    """Forget the reserved folder; remove it if its run never began, and the folders above that hold nothing else."""
+    folder = os.environ.pop(_RUN_FOLDER_VARIABLE, None) if is_first_process() else None
     path = Path(folder) if folder else None
     if path and refused and not (path / "config.yaml").exists():
         shutil.rmtree(path, ignore_errors=True)  # what a logger may have begun
@@ -113,13 +126,10 @@ class RunBeginning(SaveConfigCallback):
 
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
         config = self.config.clone()
         config.ckpt_path = config.resume = None  # what continued this run is no part of a run like it
-        beside = folder / f".{self.config_filename}"
-        self.parser.save(config, str(beside), skip_none=False, overwrite=True, multifile=False)
-        os.replace(beside, folder / self.config_filename)
+        with replacing(Path(trainer.default_root_dir) / self.config_filename) as beside:
+            self.parser.save(config, str(beside), skip_none=False, overwrite=True, multifile=False)
         self._announce(trainer, pl_module)
 
     def _announce(self, trainer: Trainer, module: LightningModule) -> None:
@@ -184,11 +194,18 @@ class ProgressBar(RichProgressBar):
 # ------------------------------------------------------------------------------------------------------------ screen
 
 
-def hide_noise() -> None:
+@contextmanager
+def less_noise() -> Iterator[None]:
     """Keep off the screen what users can do nothing about: advertisements, and what Lightning does with torch."""
-    for call in ("LeafSpec", "torch.distributed.nn.functional.all_gather"):
-        warnings.filterwarnings("ignore", message=f".*{call}.* is deprecated")
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_of_use)
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    logger.addFilter(_is_of_use)
+    try:
+        with warnings.catch_warnings():
+            for message in _NOISE:
+                warnings.filterwarnings("ignore", message=f".*{message}")
+            yield
+    finally:
+        logger.removeFilter(_is_of_use)
 
 
 def _is_of_use(record: logging.LogRecord) -> bool:
@@ -214,6 +231,5 @@ def write_result(file: Path, trainer: Trainer, facts: dict[str, Any]) -> None:
         "processes": trainer.world_size,
         "precision": str(trainer.precision),
     }
-    beside = file.with_name(f".{file.name}")
-    beside.write_text(json.dumps(result) + "\n", encoding="utf-8")
-    os.replace(beside, file)
+    with replacing(file) as beside:
+        beside.write_text(json.dumps(result) + "\n", encoding="utf-8")

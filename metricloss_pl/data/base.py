@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import warnings
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Hashable, Iterable
@@ -222,10 +221,7 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
         """The validation part in order, each image once; an empty list, which Lightning skips, where there is none."""
-        if self.has_validation:
-            return self._evaluation_loader("val")
-        warnings.filterwarnings("ignore", message=".*Total length of `list` across ranks is zero.*")  # it is meant
-        return []
+        return self._evaluation_loader("val") if self.has_validation else []
 
     def test_dataloader(self) -> DataLoader[Any]:
         """The test part in order, each image once."""
@@ -416,8 +412,6 @@ class ImageDataModule(LightningDataModule, ABC):
         in_epoch = min(num_batches, limit) if isinstance(limit, int) else int(num_batches * limit)
         if ran >= in_epoch:  # the epoch is over but not yet counted: with workers the next one begins to load at once
             return epoch + 1, 0
-        # It holds of other loaders.
-        warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
         return epoch, ran
 
     def _dataset(self, part: str, *, training: bool = False, with_index: bool = False) -> ImageDataset:

@@ -12,7 +12,7 @@ import torch
 from metricloss_pl.data.base import ImageDataModule, Part
 from metricloss_pl.data.download import fetch_archive
 from metricloss_pl.data.samples import Samples
-from metricloss_pl.errors import UserError
+from metricloss_pl.errors import UserError, reason
 
 URL = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"
 MD5 = "97eceeb196236b17998738112f37df78"
@@ -135,7 +135,7 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
     except FileNotFoundError as error:
         raise UserError(f"no file {file}: remove {file.parent} to have it unpacked anew") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
+        raise UserError(f"{file} cannot be read: {reason(error)}") from error
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip():
             yield number, line.strip()

@@ -55,7 +55,7 @@ class ImageFolderDataModule(ImageDataModule):
         files: list[Path] = []
         labels: list[int] = []
         for label, name in enumerate(self._class_names):
-            of_class = class_images(self._folders[part] / name)
+            of_class = image_files(self._folders[part] / name)
             files += of_class
             labels += [label] * len(of_class)
         names = [file.relative_to(self._root).as_posix() for file in files]
@@ -105,22 +105,6 @@ def common_classes(parts: dict[Part, Path]) -> list[str]:
             has, lacks = (parts["train"], folder) if name in classes["train"] else (folder, parts["train"])
             raise UserError(f"class {name!r} is in {has} but not in {lacks}: all parts need the same classes")
     return classes["train"]
-
-
-def class_images(folder: Path) -> list[Path]:
-    """Lists the images of one class, sorted, also those deeper inside, but not in hidden folders.
-
-    Raises:
-        UserError: There are none.
-    """
-    files = [
-        file
-        for file in image_files(folder)
-        if not any(name.startswith(".") for name in file.relative_to(folder).parts)  # such as .ipynb_checkpoints
-    ]
-    if not files:
-        raise UserError(f"no image in {folder} but in hidden folders: a class needs at least one")
-    return files
 
 
 def _subfolders(folder: Path) -> list[str]:

@@ -133,7 +133,7 @@ def _check_tensor(images: Tensor, names: list[str], part: str) -> None:
 
 
 def image_files(folder: str | Path) -> list[Path]:
-    """Lists the images under `folder`, also in its subfolders, sorted by path; hidden files are left out.
+    """Lists the images under `folder`, also in its subfolders, sorted by path; what is hidden is left out.
 
     Raises:
         UserError: The folder is missing, or holds no file with one of the extensions in `IMAGE_EXTENSIONS`.
@@ -144,7 +144,9 @@ def image_files(folder: str | Path) -> list[Path]:
     files = sorted(
         path
         for path in root.rglob("*")
-        if path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".") and path.is_file()
+        if path.suffix.lower() in IMAGE_EXTENSIONS
+        and path.is_file()
+        and not any(name.startswith(".") for name in path.relative_to(root).parts)  # such as .ipynb_checkpoints
     )
     if not files:
         raise UserError(f"no image in {root}: files ending in {', '.join(IMAGE_EXTENSIONS)} are looked for")

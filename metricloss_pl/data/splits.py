@@ -89,7 +89,7 @@ def _shuffled_members(labels: Indices, class_names: list[str], seed: int) -> lis
 
 
 def _largest_remainders(share: npt.NDArray[np.floating], counts: Indices, generator: np.random.Generator) -> Indices:
-    wanted = np.floor(share + 1e-9)  # 0.1 * 30 is a little more than 3, but 0.7 * 10 a little less than 7
+    wanted = np.floor(share + 1e-9)  # 0.7 * 90 is a little less than 63
     missing = int(np.floor(share.sum() + 0.5) - wanted.sum())
     remainder = np.where(wanted < counts - 1, share - wanted, -1.0).round(9)
     by_remainder = np.lexsort((generator.permutation(len(share)), -remainder))

@@ -39,8 +39,9 @@ class CenterLoss(FullPrecisionModule):
     """Center loss (Wen et al., ECCV 2016): the mean of 1/2 ||x - c_y||^2, its centers moved by a closed-form rule.
 
     Centers are a parameter that autograd leaves alone: the loss weight, gradient clipping and loss scaling do not reach
-    them. In training, ``forward`` remembers its (detached) embeddings and labels, and :meth:`assign_center_grad` turns
-    everything remembered into a sparse gradient of the centers, ready for any optimizer that takes one::
+    them. In training, ``forward`` remembers how its (detached) embeddings lie to their centers, and
+    :meth:`assign_center_grad` turns everything remembered into a sparse gradient of the centers, ready for any
+    optimizer that takes one::
 
         criterion = CenterLoss(num_classes, embedding_dim)
         center_optimizer = torch.optim.SGD(criterion.parameters(), lr=0.5)   # lr is alpha
@@ -74,8 +75,7 @@ class CenterLoss(FullPrecisionModule):
         reduction: F.Reduction = "mean",
     ) -> None:
         super().__init__()
-        if center_rule not in ("wen", "gradient"):
-            raise ValueError(f"center_rule is {center_rule!r}; it must be 'wen' or 'gradient'")
+        F.check_options(center_rule=(center_rule, CenterRule), reduction=(reduction, F.Reduction))
         self.center_rule: CenterRule = center_rule
         self.reduction: F.Reduction = reduction
         self.centers = nn.Parameter(initial_centers(num_classes, embedding_dim, center_init), requires_grad=False)
@@ -83,13 +83,14 @@ class CenterLoss(FullPrecisionModule):
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Embeddings (B, D) and labels (B,) to a scalar, or (B,) for ``reduction="none"``."""
-        loss = F.center_loss(embeddings, labels, self.centers, self.reduction)
+        offsets = F.center_offsets(embeddings, labels, self.centers)
         if self.training and torch.is_grad_enabled():
-            self._remember(embeddings.detach(), labels.detach())
-        return loss if self.center_rule == "wen" else 2 * loss
+            self._remember(offsets.detach(), labels.detach())
+        squared = F.reduced(offsets.square().sum(1), self.reduction)
+        return 0.5 * squared if self.center_rule == "wen" else squared
 
-    def _remember(self, embeddings: Tensor, labels: Tensor) -> None:
-        self._pending.append((embeddings, labels))
+    def _remember(self, offsets: Tensor, labels: Tensor) -> None:
+        self._pending.append((offsets, labels))
         if len(self._pending) == _MANY_PENDING:
             warnings.warn(
                 f"CenterLoss holds the embeddings of {_MANY_PENDING} batches: call assign_center_grad() after each "
@@ -109,23 +110,17 @@ class CenterLoss(FullPrecisionModule):
 
         Raises:
             RuntimeError: ``forward`` has seen nothing in training mode since the last call.
-            ValueError: A label without a center.
         """
         if not self._pending:
             raise RuntimeError("assign_center_grad() found no embeddings: call the loss in training mode before it")
-        embeddings = torch.cat([seen for seen, _ in self._pending])
-        labels = torch.cat([seen for _, seen in self._pending])
+        offsets, labels = self._pending[0]
+        if len(self._pending) > 1:
+            offsets, labels = (torch.cat(seen) for seen in zip(*self._pending, strict=True))
         self.forget()
         if gather is not None:
-            embeddings, labels = gather(embeddings), gather(labels)
-        rule = F.center_delta if self.center_rule == "wen" else F.center_gradient
-        classes, gradient = rule(embeddings, labels, self.centers)
-        num_classes = len(self.centers)
-        if len(classes) and (classes[0] < 0 or classes[-1] >= num_classes):  # a sparse step would write anywhere
-            raise ValueError(
-                f"labels run from {classes[0].item()} to {classes[-1].item()}; with {num_classes} centers they must "
-                f"lie in 0 to {num_classes - 1}"
-            )
+            offsets, labels = gather(offsets), gather(labels)
+        rule = F.delta_of_offsets if self.center_rule == "wen" else F.gradient_of_offsets
+        classes, gradient = rule(offsets, labels)
         # torch.sparse_coo_tensor takes dtype and layout as given; `unique` has sorted the classes.
         self.centers.grad = torch.sparse_coo_tensor(
             classes[None],

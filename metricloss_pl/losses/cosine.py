@@ -23,6 +23,7 @@ class CosineLoss(FullPrecisionModule):
 
     def __init__(self, class_embeddings: Tensor | None = None, reduction: F.Reduction = "mean") -> None:
         super().__init__()
+        F.check_options(reduction=(reduction, F.Reduction))
         self.reduction: F.Reduction = reduction
         self.register_buffer("class_embeddings", class_embeddings)
 

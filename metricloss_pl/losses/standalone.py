@@ -56,12 +56,12 @@ class StandaloneCenterLoss(FullPrecisionModule):
         reduction: F.Reduction = "mean",
     ) -> None:
         super().__init__()
-        if intra not in ("squared", "exp"):
-            raise ValueError(f"intra is {intra!r}; it must be 'squared' or 'exp'")
-        if inter not in ("log1p", "log", "margin", "negative", "centers", "softmax"):
-            raise ValueError(
-                f"inter is {inter!r}; it must be 'log1p', 'log', 'margin', 'negative', 'centers' or 'softmax'"
-            )
+        F.check_options(
+            intra=(intra, F.IntraTerm),
+            inter=(inter, F.InterTerm),
+            pairs=(pairs, F.PairReduction),
+            reduction=(reduction, F.Reduction),
+        )
         if inter in ("centers", "softmax") and center_init == "zeros":
             raise ValueError(f"center_init 'zeros' with inter {inter!r}: coincident centers can't be pushed apart")
         self.intra_weight = intra_weight
@@ -91,7 +91,8 @@ class StandaloneCenterLoss(FullPrecisionModule):
             Scalars; (B,) for ``reduction="none"``, except that an inter term over the centers stays a scalar.
         """
         if self.inter == "centers" or self.inter == "softmax":
-            intra = 2 * F.center_loss(embeddings, labels, self.centers, self.reduction)
+            offsets = F.center_offsets(embeddings, labels, self.centers)
+            intra = F.reduced(offsets.square().sum(1), self.reduction)
             inter = F.center_inter(self.centers) if self.inter == "centers" else self._center_log_probability()
         else:
             intra, inter = F.standalone_center_loss(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -14,16 +13,21 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from metricloss_pl.checkpoints import plain_settings, tensor_not_finite, where_classes_differ
 from metricloss_pl.data import ImageDataModule
-from metricloss_pl.errors import UserError, reason
+from metricloss_pl.errors import UserError, check_choice, reason
 from metricloss_pl.metrics import BalancedAccuracy, Temperature
 
-__all__ = ["Classifier", "sgd"]
+__all__ = ["ClassWeights", "Classifier", "Interval", "sgd"]
+
+Interval = Literal["epoch", "step"]
+ClassWeights = Literal["balanced"]
 
 
 def sgd(parameters: Any) -> torch.optim.Optimizer:
@@ -39,7 +43,8 @@ class Classifier(LightningModule, ABC):
 
     Images are integers of their type's whole range, or floats in [0, 1]; the module itself normalises them by the
     training images' mean and deviation, which it takes from an :class:`~metricloss_pl.data.ImageDataModule` and keeps
-    in its checkpoint.
+    in its checkpoint. Chance within the network, such as dropout, draws from (torch's seed, epoch, batch, process), so
+    that an interrupted run goes on as if it had not been.
 
     Args:
         num_classes: C; linked from the data on the command line.
@@ -69,8 +74,8 @@ class Classifier(LightningModule, ABC):
         embedding_dim: int | None = None,
         optimizer: OptimizerCallable = sgd,
         lr_scheduler: LRSchedulerCallable | None = None,
-        lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
-        class_weights: Literal["balanced"] | None = None,
+        lr_scheduler_interval: Interval = "epoch",
+        class_weights: ClassWeights | None = None,
     ) -> None:
         super().__init__()
         with warnings.catch_warnings():  # a module among them is left out of the checkpoint, below
@@ -79,6 +84,8 @@ class Classifier(LightningModule, ABC):
         names = [str(label) for label in range(num_classes)] if class_names is None else list(class_names)
         if len(names) != num_classes or num_classes < 2:
             raise UserError(f"{num_classes} classes and {len(names)} class names: they must be equal, and at least 2")
+        check_choice("lr_scheduler_interval", lr_scheduler_interval, Interval)
+        check_choice("class_weights", class_weights, ClassWeights | None)
         if embedding_dim is not None and embedding_dim < 1:
             raise UserError(
                 f"embedding_dim is {embedding_dim}; it must be at least 1, or null for the features as they are"
@@ -227,12 +234,13 @@ class Classifier(LightningModule, ABC):
         self._log_losses("val")
         fitted = self.calibration.compute()
         self.calibration.reset()
-        if not self.trainer.sanity_checking:
+        if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
             self.temperature.copy_(fitted)
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Probabilities and embeddings of a batch: images, or (images, labels[, index])."""
-        images, _, index = (*batch, None)[:3] if isinstance(batch, (tuple, list)) else (batch, None, None)
+        images, *rest = batch if isinstance(batch, (tuple, list)) else [batch]
+        index = rest[1] if len(rest) > 1 else None
         embeddings = self(images)
         predictions = {"probabilities": self.probabilities(self.class_scores(embeddings)), "embeddings": embeddings}
         return predictions if index is None else {"index": index, **predictions}
@@ -253,15 +261,19 @@ class Classifier(LightningModule, ABC):
             plan["monitor"] = getattr(scheduler, "monitor", "val/loss")
         return {"optimizer": optimizer, "lr_scheduler": plan}  # type: ignore[return-value]
 
-    def on_train_start(self) -> None:
+    def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
         # Not where the schedule is built: asked for the number of steps there, Lightning starts the loader's workers
         # before the state of an interrupted run is back.
-        steps = self.trainer.estimated_stepping_batches
-        per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
-        for plan in self.trainer.lr_scheduler_configs:
-            if getattr(plan.scheduler, "length", 0) is None:
-                length = steps if plan.interval == "step" else math.ceil(steps / max(per_epoch, 1))
-                plan.scheduler.length = int(length)  # type: ignore[union-attr]
+        if getattr(scheduler, "length", 0) is None:
+            length = self.trainer.estimated_stepping_batches
+            if self.lr_scheduler_interval == "epoch":
+                batches = self.trainer.num_training_batches
+                length = math.ceil(length / max(1, math.ceil(batches / self.trainer.accumulate_grad_batches)))
+            scheduler.length = int(length)
+        super().lr_scheduler_step(scheduler, metric)
+
+    def on_train_end(self) -> None:
+        torch.set_rng_state(self._state_of_chance)  # what on_train_batch_start has changed
 
     def _check_optimizer(self) -> None:
         """Build optimizer and schedule and step once, so that a wrong setting shows at construction."""
@@ -296,7 +308,7 @@ class Classifier(LightningModule, ABC):
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
 
     def setup(self, stage: str) -> None:
-        self._seed = int(os.environ.get("PL_GLOBAL_SEED", torch.initial_seed() % 2**32))
+        self._seed, self._state_of_chance = torch.initial_seed() % 2**32, torch.get_rng_state()
         data = getattr(self.trainer, "datamodule", None)
         if stage != "fit":
             return
@@ -314,45 +326,21 @@ class Classifier(LightningModule, ABC):
             self.class_weights.copy_(counts.sum() / (self.num_classes * counts))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if name := _not_finite(checkpoint["state_dict"]):
+        if name := tensor_not_finite(checkpoint["state_dict"]):
             raise UserError(
                 f"{name} is not finite at step {checkpoint['global_step']}, so no checkpoint is written: lower the "
                 "learning rate, or set trainer.gradient_clip_val; the last checkpoint stays as it was"
             )
-        # What can be read back without running code from the file; a module or a lambda is given anew in Python.
-        hparams = checkpoint.get("hyper_parameters", {})
-        checkpoint["hyper_parameters"] = {name: value for name, value in hparams.items() if _is_plain(value)}
+        checkpoint["hyper_parameters"] = plain_settings(checkpoint.get("hyper_parameters", {}))
         checkpoint["class_names"] = self.class_names
         checkpoint["images"] = self.image_format
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if (names := checkpoint.get("class_names", self.class_names)) != self.class_names:
-            raise UserError(f"the checkpoint {_difference(names, self.class_names)}")
+            raise UserError(f"the checkpoint {where_classes_differ(names, self.class_names)}")
         state = checkpoint["state_dict"]
-        if name := _not_finite(state):
+        if name := tensor_not_finite(state):
             raise UserError(f"the checkpoint's {name} is not finite: it can't predict; take an earlier checkpoint")
         self.image_format = checkpoint.get("images")
         for name in ("mean", "std"):  # as wide as the images have channels
             setattr(self, name, torch.empty_like(state.get(name, getattr(self, name))))
-
-
-def _not_finite(state: dict[str, Tensor]) -> str | None:
-    """The name of the first tensor with a nan or an infinity."""
-    unsound = (name for name, t in state.items() if t.is_floating_point() and not torch.isfinite(t).all())
-    return next(unsound, None)
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, dict):
-        return all(_is_plain(item) for item in value.values())
-    if isinstance(value, (list, tuple)):
-        return all(_is_plain(item) for item in value)
-    return value is None or isinstance(value, (bool, int, float, str))
-
-
-def _difference(trained: list[str], given: list[str]) -> str:
-    """Where two lists of class names part, in words."""
-    if len(trained) != len(given):
-        return f"was trained on {len(trained)} classes and the data have {len(given)}: they must be the same"
-    label = next(i for i, (a, b) in enumerate(zip(trained, given, strict=True)) if a != b)
-    return f"calls class {label} {trained[label]!r} and the data call it {given[label]!r}: they must be the same"

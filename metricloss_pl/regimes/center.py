@@ -8,15 +8,18 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from metricloss_pl.data import ImageDataModule
-from metricloss_pl.errors import UserError
+from metricloss_pl.errors import UserError, check_choice
 from metricloss_pl.losses import CenterLoss
 from metricloss_pl.losses import functional as F
-from metricloss_pl.regimes.base import Classifier, sgd
+from metricloss_pl.losses.center import CenterRule
+from metricloss_pl.regimes._evaluation import evaluation_mode
+from metricloss_pl.regimes.base import Classifier, ClassWeights, Interval, sgd
 
 __all__ = ["CenterSoftmaxClassifier", "center_sgd"]
 
@@ -62,15 +65,15 @@ class CenterSoftmaxClassifier(Classifier):
         class_names: Sequence[str] | None = None,
         embedding_dim: int | None = None,
         center_weight: float = 0.01,
-        center_rule: Literal["wen", "gradient"] = "wen",
+        center_rule: CenterRule = "wen",
         center_init: Literal["normal", "zeros", "class-means"] = "normal",
         center_optimizer: OptimizerCallable = center_sgd,
         label_smoothing: float = 0.0,
-        smoothing: Literal["all", "others"] = "all",
+        smoothing: F.Smoothing = "all",
         optimizer: OptimizerCallable = sgd,
         lr_scheduler: LRSchedulerCallable | None = None,
-        lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
-        class_weights: Literal["balanced"] | None = None,
+        lr_scheduler_interval: Interval = "epoch",
+        class_weights: ClassWeights | None = None,
     ) -> None:
         super().__init__(
             num_classes,
@@ -82,6 +85,7 @@ class CenterSoftmaxClassifier(Classifier):
             lr_scheduler_interval,
             class_weights,
         )
+        check_choice("smoothing", smoothing, F.Smoothing)
         if center_weight < 0:
             raise UserError(f"center_weight is {center_weight}; it must be at least 0")
         if not 0 <= label_smoothing < 1:
@@ -90,7 +94,7 @@ class CenterSoftmaxClassifier(Classifier):
         self.center_init = center_init
         self.center_optimizer = center_optimizer
         self.label_smoothing = label_smoothing
-        self.smoothing: Literal["all", "others"] = smoothing
+        self.smoothing: F.Smoothing = smoothing
         self.head = nn.Linear(self.embedding_dim, num_classes)
         self.criterion = CenterLoss(
             num_classes,
@@ -166,16 +170,11 @@ class CenterSoftmaxClassifier(Classifier):
             raise UserError("center_init is 'class-means', which needs an ImageDataModule for the first pass")
         sums = torch.zeros(self.num_classes, self.embedding_dim, dtype=torch.float64)
         counts = torch.zeros(self.num_classes)
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
-        for batch in data.train_eval_dataloader():
-            images, labels = self.trainer.strategy.batch_to_device(batch, self.device)
-            with self.trainer.precision_plugin.forward_context():
-                embeddings = self(images)
-            sums.index_add_(0, labels.cpu(), embeddings.cpu().double())
-            counts += torch.bincount(labels.cpu(), minlength=self.num_classes)
-        for module, training in modes:
-            module.training = training
+        with evaluation_mode(self.trainer, self):
+            for batch in data.train_eval_dataloader():
+                images, labels = self.trainer.strategy.batch_to_device(batch, self.device)
+                sums.index_add_(0, labels.cpu(), self(images).cpu().double())
+                counts += torch.bincount(labels.cpu(), minlength=self.num_classes)
         sums = self.trainer.strategy.reduce(sums.float().to(self.device), reduce_op="sum")
         counts = self.trainer.strategy.reduce(counts.to(self.device), reduce_op="sum")
         self.criterion.centers.copy_(sums / counts.clamp_min(1)[:, None])
@@ -189,8 +188,11 @@ class CenterSoftmaxClassifier(Classifier):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        # The center optimizer is built later, in configure_optimizers.
-        self._center_optimizer_state = checkpoint.get("center_optimizer_state")
+        # The center optimizer is built later, in configure_optimizers, where a fit is being resumed; whoever reads the
+        # checkpoint for its weights begins with a new one.
+        trainer = self._trainer
+        resumed = trainer is not None and trainer.state.fn == TrainerFn.FITTING
+        self._center_optimizer_state = checkpoint.get("center_optimizer_state") if resumed else None
 
 
 def _check_center_optimizer(optimizer: Optimizer) -> None:

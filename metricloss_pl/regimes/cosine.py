@@ -9,12 +9,14 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from metricloss_pl.class_embeddings import one_hot, simplex
-from metricloss_pl.errors import UserError
+from metricloss_pl.errors import UserError, check_choice
 from metricloss_pl.losses import CosineLoss
 from metricloss_pl.losses import functional as F
-from metricloss_pl.regimes.base import Classifier, sgd
+from metricloss_pl.regimes.base import Classifier, ClassWeights, Interval, sgd
 
 __all__ = ["CosineClassifier"]
+
+Head = Literal["paper", "none"]
 
 
 class CosineHead(nn.Module):
@@ -68,34 +70,36 @@ class CosineClassifier(Classifier):
         class_embeddings: Literal["one-hot", "simplex"] | Tensor = "one-hot",
         embedding_dim: Literal["auto"] | int | None = "auto",
         ce_weight: float = 0.1,
-        head: Literal["paper", "none"] = "paper",
+        head: Head = "paper",
         head_weight_decay: float | None = None,
         optimizer: OptimizerCallable = sgd,
         lr_scheduler: LRSchedulerCallable | None = None,
-        lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
-        class_weights: Literal["balanced"] | None = None,
+        lr_scheduler_interval: Interval = "epoch",
+        class_weights: ClassWeights | None = None,
     ) -> None:
-        targets = _class_embeddings(class_embeddings, num_classes)
+        # The identity as a dense matrix would cost C x C: one-hot targets are an index.
+        targets = None if class_embeddings == "one-hot" else _class_embeddings(class_embeddings, num_classes)
+        width = num_classes if targets is None else targets.shape[1]
         super().__init__(
             num_classes,
             backbone,
             class_names,
-            targets.shape[1] if embedding_dim == "auto" else embedding_dim,
+            width if embedding_dim == "auto" else embedding_dim,
             optimizer,
             lr_scheduler,
             lr_scheduler_interval,
             class_weights,
         )
+        check_choice("head", head, Head)
         if ce_weight < 0:
             raise UserError(f"ce_weight is {ce_weight}; it must be at least 0")
-        if self.embedding_dim != targets.shape[1]:
+        if self.embedding_dim != width:
             given = "the backbone's features" if embedding_dim is None else "embedding_dim"
             raise UserError(
-                f"{given} are {self.embedding_dim} wide and the class embeddings {targets.shape[1]}: "
+                f"{given} are {self.embedding_dim} wide and the class embeddings {width}: "
                 "set model.embedding_dim to auto"
             )
-        # The identity as a dense matrix would cost C x C: one-hot targets are an index.
-        self.criterion = CosineLoss(None if class_embeddings == "one-hot" else targets, reduction="none")
+        self.criterion = CosineLoss(targets, reduction="none")
         self.ce_weight = ce_weight
         self.head_weight_decay = head_weight_decay
         self.head = CosineHead(self.embedding_dim, num_classes) if ce_weight > 0 and head == "paper" else None
@@ -105,8 +109,11 @@ class CosineClassifier(Classifier):
         cosine = self.average(self.criterion(embeddings, labels), labels)
         if self.ce_weight == 0:
             return {"loss": cosine}
-        logits = self.class_scores(embeddings)
-        cross_entropy = self.average(F.cross_entropy(logits, labels, reduction="none"), labels)
+        if self.head is None:
+            values = F.cosine_cross_entropy(embeddings, labels, self.criterion.class_embeddings, "none")
+        else:
+            values = F.cross_entropy(self.head(embeddings), labels, reduction="none")
+        cross_entropy = self.average(values, labels)
         loss = cosine + self.ce_weight * cross_entropy
         return {"loss": loss, "cosine_loss": cosine, "cross_entropy": cross_entropy}
 
@@ -143,8 +150,6 @@ def _class_embeddings(given: str | Tensor, num_classes: int) -> Tensor:
         if not (given.float().norm(dim=1) - 1).abs().max() < 1e-4:
             raise UserError("class_embeddings have rows whose norm is not 1: divide each by its norm")
         return given.float()
-    if given == "one-hot":
-        return one_hot(num_classes)
     if given == "simplex":
         return simplex(num_classes)
     raise UserError(f"class_embeddings is {given!r}; it must be 'one-hot', 'simplex' or a (C, D) tensor")

@@ -8,11 +8,13 @@ from typing import Literal
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from metricloss_pl.errors import UserError
+from metricloss_pl.errors import UserError, check_choice
 from metricloss_pl.losses import functional as F
-from metricloss_pl.regimes.base import Classifier, sgd
+from metricloss_pl.regimes.base import Classifier, ClassWeights, Interval, sgd
 
 __all__ = ["SoftmaxClassifier"]
+
+SoftmaxLoss = Literal["cross_entropy", "squared_error"]
 
 
 class SoftmaxClassifier(Classifier):
@@ -41,13 +43,13 @@ class SoftmaxClassifier(Classifier):
         backbone: nn.Module,
         class_names: Sequence[str] | None = None,
         embedding_dim: int | None = None,
-        loss: Literal["cross_entropy", "squared_error"] = "cross_entropy",
+        loss: SoftmaxLoss = "cross_entropy",
         label_smoothing: float = 0.0,
-        smoothing: Literal["all", "others"] = "all",
+        smoothing: F.Smoothing = "all",
         optimizer: OptimizerCallable = sgd,
         lr_scheduler: LRSchedulerCallable | None = None,
-        lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
-        class_weights: Literal["balanced"] | None = None,
+        lr_scheduler_interval: Interval = "epoch",
+        class_weights: ClassWeights | None = None,
     ) -> None:
         super().__init__(
             num_classes,
@@ -59,13 +61,15 @@ class SoftmaxClassifier(Classifier):
             lr_scheduler_interval,
             class_weights,
         )
+        check_choice("loss", loss, SoftmaxLoss)
+        check_choice("smoothing", smoothing, F.Smoothing)
         if not 0 <= label_smoothing < 1:
             raise UserError(f"label_smoothing is {label_smoothing}; it must be in [0, 1)")
         if loss == "squared_error" and label_smoothing:
             raise UserError(f"label_smoothing is {label_smoothing}, of no use to loss 'squared_error'; set it to 0")
         self.loss = loss
         self.label_smoothing = label_smoothing
-        self.smoothing: Literal["all", "others"] = smoothing
+        self.smoothing: F.Smoothing = smoothing
         self.head = nn.Linear(self.embedding_dim, num_classes)
 
     def losses(self, embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -12,7 +12,9 @@ from torch.optim import Optimizer
 
 from metricloss_pl.errors import UserError
 from metricloss_pl.losses import StandaloneCenterLoss
-from metricloss_pl.regimes.base import Classifier, sgd
+from metricloss_pl.losses import functional as F
+from metricloss_pl.losses.center import CenterInit
+from metricloss_pl.regimes.base import Classifier, ClassWeights, Interval, sgd
 
 __all__ = ["StandaloneCenterClassifier"]
 
@@ -56,17 +58,17 @@ class StandaloneCenterClassifier(Classifier):
         embedding_dim: int | None = None,
         intra_weight: float = 1.0,
         inter_weight: float = 0.1,
-        intra: Literal["squared", "exp"] = "squared",
+        intra: F.IntraTerm = "squared",
         intra_scale: float = 1.0,
-        inter: Literal["log1p", "log", "margin", "negative", "centers", "softmax"] = "log1p",
+        inter: F.InterTerm = "log1p",
         margin: float = 1.0,
-        pairs: Literal["sum", "mean"] = "sum",
-        center_init: Literal["normal", "zeros"] = "normal",
+        pairs: F.PairReduction = "sum",
+        center_init: CenterInit = "normal",
         center_lr: float = 0.1,
         optimizer: OptimizerCallable = sgd,
         lr_scheduler: LRSchedulerCallable | None = None,
-        lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
-        class_weights: Literal["balanced"] | None = None,
+        lr_scheduler_interval: Interval = "epoch",
+        class_weights: ClassWeights | None = None,
     ) -> None:
         super().__init__(
             num_classes,

@@ -25,7 +25,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_images_are_prepared_as_those_of_the_checkpoint(folder: Path, tmp_path: Path) -> None:
-    torch.save({"images": FACTS, "class_names": ["ant", "bee"], "state_dict": {}}, tmp_path / "run.ckpt")
+    torch.save(
+        {"images": FACTS, "class_names": ["ant", "bee"], "state_dict": {}, "hyper_parameters": {}},
+        tmp_path / "run.ckpt",
+    )
     module = UnlabelledFolderDataModule.from_checkpoint(tmp_path / "run.ckpt", predict_dir=str(folder), batch_size=2)
     assert module.image_format == FACTS
     assert module.class_names == ["ant", "bee"]

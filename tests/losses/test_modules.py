@@ -1,8 +1,5 @@
 """The loss modules: plain PyTorch loops, centers that move by their rule alone, precision, checkpoints."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import nn
@@ -18,15 +15,6 @@ C, D = 5, 3
 def batch():
     generator = torch.Generator().manual_seed(1)
     return torch.randn(8, D, generator=generator), torch.tensor([0, 1, 1, 3, 0, 1, 3, 3])  # 2 and 4 are absent
-
-
-def test_losses_import_neither_lightning_nor_torchvision():
-    program = (
-        "import sys, metricloss_pl.losses;"
-        "print([name for name in ('lightning', 'torchvision', 'torchmetrics', 'sklearn') if name in sys.modules])"
-    )
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
 
 
 def test_plain_loop_with_center_loss_trains():
@@ -98,7 +86,8 @@ def test_gathered_rows_count(batch):
     whole(embeddings, labels)
     whole.assign_center_grad()
     half(embeddings[:4], labels[:4])
-    half.assign_center_grad(lambda rows: torch.cat([rows, embeddings[4:] if rows.ndim == 2 else labels[4:]]))
+    offsets = (whole.centers[labels] - embeddings)[4:]
+    half.assign_center_grad(lambda rows: torch.cat([rows, offsets if rows.ndim == 2 else labels[4:]]))
     torch.testing.assert_close(half.centers.grad.to_dense(), whole.centers.grad.to_dense())
 
 
@@ -124,12 +113,12 @@ def test_center_loss_remembers_only_in_training(batch):
 
 
 def test_labels_without_a_center_are_refused(batch):
+    """By forward, in time: a sparse step for such a label would write anywhere."""
     embeddings, labels = batch
     for wrong in (-1, C):
         criterion = CenterLoss(C, D)
-        criterion._remember(embeddings, torch.where(labels == 0, wrong, labels))
-        with pytest.raises((ValueError, IndexError)):
-            criterion.assign_center_grad()
+        with pytest.raises(IndexError):
+            criterion(embeddings, torch.where(labels == 0, wrong, labels))
 
 
 def test_forgotten_steps_warn(batch):

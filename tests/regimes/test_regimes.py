@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
+from torch.utils.data import DataLoader, TensorDataset
 
 from metricloss_pl.backbones import TinyConvNet
 from metricloss_pl.class_embeddings import simplex
@@ -430,3 +431,58 @@ def test_centers_start_at_the_class_means(tmp_path):
             model.first[label], embeddings[samples.labels == label].mean(0), rtol=1e-4, atol=1e-5
         )
     assert model.training
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"class_weights": "balance"},
+        {"lr_scheduler_interval": "batch"},
+        {"loss": "mse"},
+        {"smoothing": "some"},
+    ],
+)
+def test_unknown_options_are_refused(options):
+    [(name, value)] = options.items()
+    with pytest.raises(UserError, match=f"{name} is {value!r}; it must be one of "):
+        SoftmaxClassifier(C, Flat(), **options)
+
+
+def test_validating_on_other_images_leaves_the_temperature(tmp_path):
+    model = SoftmaxClassifier(C, Flat())
+    fitting = trainer(tmp_path)
+    fitting.fit(model, loader(), loader(24, seed=1))
+    fitted = model.temperature.item()
+    noise = DataLoader(TensorDataset(torch.rand(24, 1, 4, 4), torch.arange(24) % C), batch_size=12)
+    fitting.validate(model, noise, verbose=False)
+    assert model.temperature.item() == fitted != 1
+
+
+def test_a_fit_from_old_weights_begins_with_a_new_center_optimizer(tmp_path):
+    """Only a resumed fit takes the old one's state."""
+    model = CenterSoftmaxClassifier(C, Flat(), center_optimizer=lambda p: torch.optim.Adagrad(p, lr=0.5))
+    fitting = trainer(tmp_path, max_epochs=1)
+    fitting.fit(model, loader())
+    fitting.save_checkpoint(tmp_path / "old.ckpt")
+    trainer(tmp_path).test(model, loader(), ckpt_path=tmp_path / "old.ckpt", weights_only=True, verbose=False)
+    again = trainer(tmp_path, max_epochs=1)
+    again.fit(model, loader())
+    assert model._center_stepper.state[model.criterion.centers]["step"] == 4  # those of one epoch
+
+
+def test_predicting_from_a_loader_of_images_alone(tmp_path):
+    images = DataLoader(TensorDataset(torch.rand(5, 1, 4, 4)), batch_size=5)
+    [batch] = trainer(tmp_path).predict(SoftmaxClassifier(C, Flat()), images)
+    assert batch["probabilities"].shape == (5, C)
+
+
+def test_torchs_own_chance_is_given_back_after_a_fit(tmp_path):
+    draws = []
+    for fits in (True, False):
+        torch.manual_seed(3)
+        model, data = SoftmaxClassifier(C, Flat()), loader()
+        torch.manual_seed(4)
+        if fits:
+            trainer(tmp_path, max_epochs=1).fit(model, data)
+        draws.append(torch.rand(1).item())
+    assert draws[0] == draws[1]

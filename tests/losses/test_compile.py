@@ -1,0 +1,52 @@
+"""Every loss is one graph for torch.compile: no value decides about the flow."""
+
+import pytest
+import torch
+
+from metricloss_pl.losses import CosineLoss, StandaloneCenterLoss
+from metricloss_pl.losses import functional as F
+
+C, D = 5, 5
+CENTERS = torch.randn(C, D, generator=torch.Generator().manual_seed(0))
+CALLS = {
+    "cosine": lambda x, y: F.cosine_loss(x, y),
+    "cosine to class embeddings": lambda x, y: CosineLoss(F.normalize(CENTERS))(x, y),
+    "cosine cross-entropy": lambda x, y: F.cosine_cross_entropy(x, y),
+    "cross-entropy": lambda x, y: F.cross_entropy(x, y, 0.1, "others"),
+    "squared error": lambda x, y: F.squared_error(x, y),
+    "center": lambda x, y: F.center_loss(x, y, CENTERS),
+    "center delta": lambda x, y: F.center_delta(x, y, CENTERS)[1],
+    "center gradient": lambda x, y: F.center_gradient(x, y, CENTERS)[1],
+    "exponential": lambda x, y: F.exponential_intra(x, y, CENTERS),
+    "center inter": lambda x, y: F.center_inter(CENTERS) + x.sum(),
+    **{
+        f"standalone {inter}, {pairs}": lambda x, y, inter=inter, pairs=pairs: torch.stack(
+            F.standalone_center_loss(x, y, CENTERS, inter=inter, pairs=pairs)
+        )
+        for inter in ("log1p", "log", "margin", "negative")
+        for pairs in ("sum", "mean")
+    },
+    "nearest center": lambda x, y: F.nearest_center(x, CENTERS, chunk_size=2),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_one_graph(name):
+    """Traced whole, also under autocast and for another batch size; run without a compiler of C++."""
+    torch._dynamo.reset()
+    compiled = torch.compile(CALLS[name], fullgraph=True, backend="eager")
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):  # the classes present are so many or so
+        for batch_size in (6, 9):
+            x = torch.randn(batch_size, D)
+            y = torch.arange(batch_size) % (C - 1)
+            torch.testing.assert_close(compiled(x, y), CALLS[name](x, y))
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                torch.testing.assert_close(compiled(x.bfloat16(), y), CALLS[name](x.bfloat16(), y))
+
+
+def test_the_module_with_centers_is_one_graph():
+    torch._dynamo.reset()
+    criterion = StandaloneCenterLoss(C, D)
+    x, y = torch.randn(8, D), torch.arange(8) % C
+    compiled = torch.compile(criterion, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x, y), criterion(x, y))

@@ -1,0 +1,61 @@
+"""A checkpoint file is whole or the old one."""
+
+import os
+
+import pytest
+import torch
+
+from metricloss_pl.checkpoints import AtomicCheckpointIO, plain_settings
+from metricloss_pl.files import replacing
+
+
+def test_a_write_that_fails_leaves_the_old_file_alone(tmp_path, monkeypatch):
+    path = tmp_path / "deep" / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
+
+    def torn(checkpoint, file):
+        file.write(b"half of it")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", torn)
+    with pytest.raises(OSError, match="disk full"):
+        AtomicCheckpointIO().save_checkpoint({"step": 2}, path)
+    assert AtomicCheckpointIO().load_checkpoint(path, weights_only=True) == {"step": 1}
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_process_that_dies_while_writing_leaves_the_old_file_alone(tmp_path, monkeypatch):
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
+    pid = os.fork()
+    if pid == 0:
+        monkeypatch.setattr(torch, "save", lambda checkpoint, file: (file.write(b"half"), file.flush(), os._exit(9)))
+        AtomicCheckpointIO().save_checkpoint({"step": 2}, path)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+    assert AtomicCheckpointIO().load_checkpoint(path, weights_only=True) == {"step": 1}
+
+
+def test_it_is_on_the_disk_before_it_replaces(tmp_path, monkeypatch):
+    calls = []
+    real_replace = os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: calls.append("fsync"))
+    monkeypatch.setattr(os, "replace", lambda a, b: (calls.append("replace"), real_replace(a, b)))
+    AtomicCheckpointIO().save_checkpoint({}, tmp_path / "last.ckpt")
+    assert calls == ["fsync", "replace"]
+
+
+def test_replacing_keeps_the_ending(tmp_path):
+    """numpy would add its own to a file without."""
+    with replacing(tmp_path / "a.npz") as beside:
+        assert beside.suffix == ".npz"
+        assert beside.name.startswith(".")
+        beside.write_bytes(b"1")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
+
+
+def test_settings_that_code_would_be_needed_for_are_left_out():
+    backbone = {"class_path": "a.Net", "init_args": {"depth": 3, "weights": "file.pth"}}
+    given = {"num_classes": 3, "optimizer": torch.optim.SGD, "backbone": backbone, "names": ["a", "b"], "scale": None}
+    kept = {"class_path": "a.Net", "init_args": {"depth": 3}}
+    assert plain_settings(given) == {"num_classes": 3, "backbone": kept, "names": ["a", "b"], "scale": None}
+    assert backbone["init_args"]["weights"] == "file.pth"
