@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -33,13 +34,26 @@ def test_header_names_its_command(file):
 @pytest.mark.parametrize("file", RUN_FILES, ids=lambda file: file.stem)
 def test_our_figure_in_a_header_stands_in_the_results(file):
     """A published number comes from a stored result; where nothing was measured the place stays blank."""
-    quoted = re.search(r"# Ours: (0\.\d{4}) test accuracy \([^)]*(results/\w+\.jsonl)\)", file.read_text())
+    pattern = r"# Ours: (0\.\d{4})(?: ± (0\.\d{4}))? test accuracy \(([^)]*)(results/\w+\.jsonl)\)"
+    quoted = re.search(pattern, file.read_text(encoding="utf-8"))
     if quoted is None:
         assert "# Ours:\n" in file.read_text() or file.stem.startswith("folder_")
         return
-    lines = (CONFIGS.parent / quoted[2]).read_text().splitlines()
+    mean, deviation, conditions, artifact = quoted.groups()
+    lines = (CONFIGS.parent / artifact).read_text().splitlines()
     results = [result for line in lines if file.name in (result := json.loads(line))["command"]]
-    assert quoted[1] in {f"{result['metrics']['test/accuracy']:.4f}" for result in results}
+    accuracies = [result["metrics"]["test/accuracy"] for result in results]
+    seeds = {result["seed"] for result in results}
+    assert f"{statistics.mean(accuracies):.4f}" == mean
+    if deviation is None:
+        assert f"seed {results[0]['seed']}" in conditions
+        assert len(accuracies) == 1
+    else:
+        assert f"{len(seeds)} seeds" in conditions
+        assert len(accuracies) == len(seeds)
+        assert f"{statistics.stdev(accuracies):.4f}" == deviation
+    for flag in re.findall(r"--trainer\S+ [^\s;]+", conditions):
+        assert all(flag in result["command"] for result in results)
 
 
 @pytest.mark.parametrize("file", RUN_FILES, ids=lambda file: file.stem)
