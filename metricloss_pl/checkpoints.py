@@ -47,6 +47,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         UserError: There is no such file; it is torn, carries code, or is no regime's checkpoint; or it names a class of
             a module that nobody has imported.
     """
+    if Path(path).is_dir():
+        raise UserError(f"checkpoint {path} is a folder: give a file in it, such as checkpoints/best.ckpt")
     if not Path(path).is_file():
         raise UserError(
             f"checkpoint {path}: there is no such file (to go on with a run: fit --resume runs/<config>/<version>)"

@@ -55,7 +55,7 @@ def test_a_run_lives_in_one_folder(tmp_path, capsys):
     screen = capsys.readouterr().out
     assert "1294 training and 144 validation images of 10 classes (125 to 131 training images a class)" in screen
     assert "TinyConvNet, 67,594 parameters in all" in screen
-    assert "20 steps an epoch, 20 in all; few: lower --data.batch_size or raise --trainer.max_epochs" in screen
+    assert "20 steps of 64 images, 20 an epoch; few: lower --data.batch_size or raise --trainer.max_epochs" in screen
     for row in (r"time +\d+ s, 1 epochs, 20 steps", r"best val/accuracy +0\.\d{4}", r"test/accuracy +0\.\d{4}"):
         assert re.search(row, screen), row
     assert str(run / "checkpoints" / "best.ckpt") in screen
@@ -334,11 +334,16 @@ DIGITS = ["fit", f"--config={CONFIGS / 'digits_center.yaml'}", "--trainer.callba
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--model.init_args.center_wieght=1"], "Option 'center_wieght' is not accepted"),
-        (["--data.init_args.batchsize=1"], "Option 'batchsize' is not accepted"),
+        (
+            ["--model.init_args.center_wieght=1"],
+            "CenterSoftmaxClassifier has no setting 'center_wieght': is it center_weight",
+        ),
+        (["--model.backbone.name=resnet18"], "TinyConvNet has no setting 'name'; it has in_channels, width, dropout"),
+        (["--data.init_args.batchsize=1"], "DigitsDataModule has no setting 'batchsize': is it batch_size; it has "),
+        (["--model=CosineClasifier"], "there is no class CosineClasifier: is it CosineClassifier; for one of yours"),
         (["--model.backbone=NoSuchNet"], "NoSuchNet"),
         (["--data=NoSuchData"], "NoSuchData"),
-        (["--trainer.max_epoch=3"], "unrecognized arguments: --trainer.max_epoch"),
+        (["--trainer.max_epoch=3"], "--trainer.max_epoch: the Trainer has no such setting: is it max_epochs"),
         (["--config=nowhere.yaml"], "--trainer.callbacks stands before --config, which would override it"),
         (["--model.num_classes=7"], "--model.num_classes comes from the data"),
         (["--trainer.accumulate_grad_batches=0"], "trainer.accumulate_grad_batches is 0: it must be at least 1"),
@@ -493,7 +498,7 @@ def test_a_checkpoint_that_carries_code_is_not_run(tmp_path, capsys):
 
 
 def test_resuming_with_nothing_to_resume(tmp_path, capsys):
-    assert "nothing to resume" in refusal(capsys, "fit", f"--resume={tmp_path / 'version_3'}")
+    assert "nothing to resume" in refusal(capsys, "fit", f"--resume={tmp_path}")
     (tmp_path / "config.yaml").write_text("seed_everything: 0\n")
     assert "last.ckpt is missing" in refusal(capsys, "fit", f"--resume={tmp_path}")
 
@@ -518,6 +523,14 @@ def test_a_refused_resume_leaves_the_run_as_it_was(tmp_path, capsys):
     line = refusal(capsys, "fit", f"--resume={run}", "--trainer.max_epochs=3", "--data.in_channels=3")
     assert "size mismatch" in line
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_what_is_missing_is_named(tmp_path, capsys):
+    assert "fit needs to know data and model: give --config with a run file" in refusal(capsys, "fit")
+    assert "give --config with a run file" in refusal(capsys, "fit", "--data.root=my_images")
+    assert "test needs a trained network: give --ckpt_path" in refusal(capsys, "test")
+    assert f"checkpoint {tmp_path} is a folder" in refusal(capsys, "test", f"--ckpt_path={tmp_path}")
+    assert "there is no such folder; give a run's" in refusal(capsys, "fit", f"--resume={tmp_path / 'nowhere'}")
 
 
 def test_evaluating_needs_a_checkpoint(digits_run, tmp_path, capsys):

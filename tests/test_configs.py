@@ -105,7 +105,7 @@ def test_digits_fit_test_predict(regime, tmp_path, monkeypatch, capsys):
     main(["test", f"--config={CONFIGS / f'digits_{regime}.yaml'}", f"--ckpt_path={checkpoint}", *QUIET])
     assert "test/balanced_accuracy" in capsys.readouterr().out
     main(["predict", f"--config={CONFIGS / f'digits_{regime}.yaml'}", f"--ckpt_path={checkpoint}", *QUIET])
-    assert len((run / "predictions.csv").read_text().splitlines()) == 1 + 359
+    assert len((run / "predictions_test.csv").read_text().splitlines()) == 1 + 359
 
 
 @pytest.mark.parametrize("regime", REGIMES)

@@ -100,6 +100,7 @@ class EmbeddingPlot(Callback):
             {_TITLES[name]: (p, part[2].numpy()) for (name, part), p in zip(parts.items(), points, strict=True)},
             pl_module.class_names,
             prototypes=stars,
+            prototype_name=pl_module.prototype_name,
             title=f"{type(pl_module).__name__}, epoch {epoch}",
             axis_labels=self._axis_labels(pl_module.embedding_dim),
         )
@@ -157,7 +158,7 @@ class EmbeddingPlot(Callback):
     def _axis_labels(self, embedding_dim: int) -> tuple[str, str]:
         if embedding_dim <= 2:
             return "embedding 1", "embedding 2"
-        return ("component 1", "component 2") if self.method == "pca" else ("t-SNE 1", "t-SNE 2")
+        return ("principal component 1", "principal component 2") if self.method == "pca" else ("t-SNE 1", "t-SNE 2")
 
 
 def _thumbnails(images: Tensor) -> Tensor:

@@ -29,7 +29,8 @@ class PredictionWriter(BasePredictionWriter):
     The images of all processes stand in the data set's order, each once.
 
     Args:
-        path: CSV file to write. None: ``predictions.csv`` in the run's folder.
+        path: CSV file to write. None: in the run's folder ``predictions.csv``, or ``predictions_test.csv`` where the
+            images are the test part and not those of a ``predict_dir``.
         embeddings: Whether to write ``embeddings (N, D)``, ``files (N,)`` and ``classes (N,)`` beside it, as ``.npz``.
 
     Raises:
@@ -97,7 +98,9 @@ class PredictionWriter(BasePredictionWriter):
             return
         _, first = np.unique(rows["index"], return_index=True)
         rows = {name: column[first] for name, column in rows.items()}
-        path = folder / "predictions.csv" if self.path is None else Path(self.path)
+        path = folder / _default_name(trainer) if self.path is None else Path(self.path)
+        if self.path is None:
+            path.with_suffix(".npz").unlink(missing_ok=True)  # embeddings of other images, written before
         assert isinstance(pl_module, Classifier)
         self._write(path, rows, _files(trainer, rows["index"]), pl_module.class_names)
 
@@ -116,6 +119,12 @@ class PredictionWriter(BasePredictionWriter):
             with replacing(path.with_suffix(".npz")) as beside:
                 np.savez(beside, embeddings=rows["embeddings"], files=np.array(files), classes=classes)
             print(f"embeddings   {path.with_suffix('.npz')}")
+
+
+def _default_name(trainer: Trainer) -> str:
+    data = getattr(trainer, "datamodule", None)
+    is_test_part = isinstance(data, ImageDataModule) and data.predict_dir is None
+    return "predictions_test.csv" if is_test_part else "predictions.csv"
 
 
 def _files(trainer: Trainer, index: Any) -> list[str]:

@@ -30,6 +30,7 @@ def prepare(args: Sequence[str]) -> list[str]:
         return list(args)
     _check_order(args)
     args = _resume(args) if args[0] == "fit" else _complete_from_checkpoint(args)
+    _check_completeness(args)
     return _replace_blocks(args)
 
 
@@ -81,11 +82,26 @@ def _check_order(args: Sequence[str]) -> None:
             raise UserError(f"{before} stands before --config, which would override it: give --config first")
 
 
+def _check_completeness(args: Sequence[str]) -> None:
+    """Without a config there is neither data nor a model."""
+    given = {name for name, _, _ in _options(args)}
+    if given & {*_CONFIG, "-h", "--help"} or any(name.endswith(".help") for name in given):
+        return
+    if args[0] != "fit" and "--ckpt_path" not in given:
+        raise UserError(f"{args[0]} needs a trained network: give --ckpt_path with a checkpoint's file")
+    if not {"--data", "--model"} <= given:
+        raise UserError(
+            f"{args[0]} needs to know data and model: give --config with a run file, such as configs/folder_cosine.yaml"
+        )
+
+
 def _resume(args: Sequence[str]) -> list[str]:
     """``fit --resume RUN`` means RUN's config and its last checkpoint."""
     run = option(args, "--resume")
     if run is None:
         return list(args)
+    if not Path(run).is_dir():
+        raise UserError(f"--resume {run}: there is no such folder; give a run's, such as runs/<config>/version_0")
     config, checkpoint = Path(run) / "config.yaml", Path(run) / "checkpoints" / "last.ckpt"
     for file in (config, checkpoint):
         if not file.is_file():

@@ -257,6 +257,8 @@ class MetricLossCLI(LightningCLI):
         if checkpoint:
             facts["checkpoint"] = run.short(checkpoint)
             rows.append(("checkpoint", run.short(checkpoint)))
+        if self.subcommand == "fit" and checkpoint and not any(name.startswith("test/") for name in metrics):
+            rows.append(("test", f"python cli.py test --ckpt_path {run.short(checkpoint)}"))
         if trainer.logger is not None:
             rows.append(("log", f"{run.short(folder)}  (tensorboard --logdir {run.short(folder.parent.parent)})"))
         if (folder / "figures").is_dir():

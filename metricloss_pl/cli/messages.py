@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import inspect
 import os
 import re
+import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
 
+from metricloss_pl import backbones, data, regimes
 from metricloss_pl.errors import UserError
 
 __all__ = ["message_of"]
@@ -79,4 +84,26 @@ def _one_line(message: str) -> str:
             f"{block[1]}: {block[2]}: there is no such file; a run file names its blocks relative to itself, such as "
             "configs/data/digits.yaml as data/digits.yaml from configs/"
         )
+    return _with_suggestion(line)
+
+
+def _with_suggestion(line: str) -> str:
+    """The line in our words where a setting or a class is not known: with those that are."""
+    if setting := re.search(
+        r"given class_path '([\w.]+)': (?:(?!given class_path).)*Option '(\w+)' is not accepted", line
+    ):
+        module, _, name = setting[1].rpartition(".")
+        known = list(inspect.signature(getattr(sys.modules.get(module), name, object)).parameters)
+        return f"{name} has no setting {setting[2]!r}{_nearest(setting[2], known)}; it has {', '.join(known)}"
+    if flag := re.search(r"unrecognized arguments: --trainer\.(\w+)", line):
+        known = list(inspect.signature(Trainer).parameters)
+        return f"--trainer.{flag[1]}: the Trainer has no such setting{_nearest(flag[1], known)}"
+    if unknown := re.search(r"Expected a dot import path string: (\w+)$", line):
+        near = _nearest(unknown[1], [*regimes.__all__, *data.__all__, *backbones.__all__])
+        return f"there is no class {unknown[1]}{near}; for one of yours give its path: module.Class"
     return line
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f": is it {near[0]}" if near else ""

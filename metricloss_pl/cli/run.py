@@ -34,6 +34,7 @@ _FEW_STEPS = 200
 _NOISE = (
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
     "torch.distributed.nn.functional.all_gather is deprecated",
+    "The number of training batches .* is smaller than the logging interval",
     "Total length of `list` across ranks is zero",  # val_fraction 0 means it
     "You're resuming from a checkpoint that ended before the epoch ended and your dataloader is not resumable",  # it is
 )
@@ -140,9 +141,16 @@ class RunBeginning(SaveConfigCallback):
         total = trainer.estimated_stepping_batches
         an_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
         few = "; few: lower --data.batch_size or raise --trainer.max_epochs" if total < _FEW_STEPS else ""
-        rows.append(("training", f"{an_epoch} steps an epoch, {total} in all{few}"))
+        size = f" of {_global_batch(data, trainer)} images" if isinstance(data, ImageDataModule) else ""
+        rows.append(("training", f"{total} steps{size}, {an_epoch} an epoch{few}"))
         rows.append(("run", short(trainer.default_root_dir)))
         print_rows(rows)
+
+
+def _global_batch(data: ImageDataModule, trainer: Trainer) -> int:
+    """Images a step, of all processes and accumulated batches; a set smaller than a batch gives one of its size."""
+    batch = min(data.batch_size * trainer.world_size, len(data.samples("train")))
+    return batch * trainer.accumulate_grad_batches
 
 
 class LastCheckpoint(ModelCheckpoint):
@@ -171,6 +179,12 @@ class LastCheckpoint(ModelCheckpoint):
     @property
     def state_key(self) -> str:
         return self.key
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        super().on_exception(trainer, pl_module, exception)
+        run = Path(trainer.default_root_dir)
+        if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero and Path(self.best_model_path).is_file():
+            print(f"\nit goes on from {short(self.best_model_path)} with: fit --resume {short(run)}")
 
 
 class EndTogether(Callback):

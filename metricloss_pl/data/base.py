@@ -168,9 +168,11 @@ class ImageDataModule(LightningDataModule, ABC):
         val = f" and {len(self.samples('val'))} validation" if self.has_validation else ""
         groups = self.samples("train").groups
         grouped = "" if groups is None else f", {len(groups.unique())} groups in training"
+        least, most = int(counts.min()), int(counts.max())
+        each = str(least) if least == most else f"{least} to {most}"
         return (
             f"{int(counts.sum())} training{val} images of {self.num_classes} classes "
-            f"({int(counts.min())} to {int(counts.max())} training images a class{grouped})"
+            f"({each} training images a class{grouped})"
         )
 
     def duplicates(self) -> list[Duplicate]:

@@ -27,7 +27,7 @@ class ImageListDataModule(ImageDataModule):
     without one is a group of its own.
 
     Args:
-        csv: The CSV file, comma-separated, UTF-8.
+        csv: The CSV file, separated by commas or semicolons, UTF-8.
         images_dir: Folder that the `file` entries start from. None: the folder of the CSV file.
         test_fraction: Share of the images that becomes the test part where none is marked as such, in (0, 1); the same
             for every `seed`.
@@ -95,7 +95,10 @@ def read_rows(file: Path, root: Path) -> list[Row]:
     """
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream, skipinitialspace=True)
+            head = stream.readline()
+            stream.seek(0)
+            delimiter = ";" if ";" in head and "," not in head else ","  # as spreadsheets write it in many countries
+            reader = csv.DictReader(stream, skipinitialspace=True, delimiter=delimiter)
             columns = [name.strip().lower() for name in reader.fieldnames or []]
             reader.fieldnames = columns
             for column in columns:

@@ -143,6 +143,8 @@ class Classifier(LightningModule, ABC):
         """Embeddings (B, D) in the space in which the regime compares them, to be drawn and measured; as they are."""
         return embeddings
 
+    prototype_name = "center"  # what pictures call one of the class_prototypes
+
     @property
     def class_prototypes(self) -> Tensor | None:
         """Points (C, D) that stand for the classes among :meth:`points`, to be drawn; None where there are none."""

@@ -128,6 +128,8 @@ class CosineClassifier(Classifier):
         """Directions (B, D): embeddings on the unit sphere, since the loss is blind to their norm."""
         return F.normalize(embeddings)
 
+    prototype_name = "class embedding"
+
     @property
     def class_prototypes(self) -> Tensor:
         """The class embeddings (C, D)."""

@@ -19,9 +19,9 @@ def figures(monkeypatch):
     calls = []
     draw = plots.embedding_scatter
 
-    def record(panels, class_names, prototypes=None, title="", axis_labels=("", "")):
+    def record(panels, class_names, prototypes=None, prototype_name="", title="", axis_labels=("", "")):
         calls.append({"panels": panels, "names": class_names, "prototypes": prototypes, "labels": axis_labels})
-        return draw(panels, class_names, prototypes, title, axis_labels)
+        return draw(panels, class_names, prototypes, prototype_name, title, axis_labels)
 
     monkeypatch.setattr(plots, "embedding_scatter", record)
     return calls
@@ -72,7 +72,7 @@ def test_any_loader_gives_a_panel_of_validation(tmp_path, figures):
     assert list(figures[0]["panels"]) == ["validation"]
 
 
-@pytest.mark.parametrize(("method", "label"), [("pca", "component 1"), ("tsne", "t-SNE 1")])
+@pytest.mark.parametrize(("method", "label"), [("pca", "principal component 1"), ("tsne", "t-SNE 1")])
 def test_more_dimensions_are_projected(tmp_path, figures, method, label):
     fit(tmp_path, EmbeddingPlot(method=method, gif=False), model=regime(embedding_dim=5), max_epochs=2)
     for drawn in figures:

@@ -132,6 +132,6 @@ def test_two_processes_measure_exactly_what_one_does(tmp_path):
     assert one["geometry"] == pytest.approx(two["geometry"], rel=1e-5)
     assert len(one["geometry"]) == 2 * len(NAMES)
     assert all(size % 2 == 1 for size in one["sizes"])
-    for name in ("predictions.csv", "figures/confusion_matrix.csv"):
+    for name in ("predictions_test.csv", "figures/confusion_matrix.csv"):
         assert (tmp_path / "run1" / name).read_text() == (tmp_path / "run2" / name).read_text()
     assert (tmp_path / "run2" / "figures" / "embeddings" / "epoch_0001.png").is_file()

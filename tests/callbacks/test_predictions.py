@@ -28,18 +28,18 @@ def test_one_line_an_image_in_order(tmp_path, capsys, embeddings):
     run = trainer(tmp_path, PredictionWriter(embeddings=embeddings))
     assert run.predict(model, data, return_predictions=False) is None
     points, probabilities = expected(model, data.samples("test").images)
-    rows = read(tmp_path / "predictions.csv")
+    rows = read(tmp_path / "predictions_test.csv")
     assert [row["file"] for row in rows] == data.predict_files
     for row, values in zip(rows, probabilities.tolist(), strict=True):
         first, second = sorted(range(10), key=lambda k: -values[k])[:2]
         assert (row["class"], row["runner_up"]) == (f"digit {first}", f"digit {second}")
         assert float(row["probability"]) == pytest.approx(values[first], abs=2e-6)
         assert float(row["runner_up_probability"]) == pytest.approx(values[second], abs=2e-6)
-    assert str(tmp_path / "predictions.csv") in capsys.readouterr().out
-    written = {"predictions.csv", "predictions.npz"} if embeddings else {"predictions.csv"}
+    assert str(tmp_path / "predictions_test.csv") in capsys.readouterr().out
+    written = {"predictions_test.csv", "predictions_test.npz"} if embeddings else {"predictions_test.csv"}
     assert {file.name for file in tmp_path.iterdir()} == written
     if embeddings:
-        with np.load(tmp_path / "predictions.npz", allow_pickle=False) as arrays:
+        with np.load(tmp_path / "predictions_test.npz", allow_pickle=False) as arrays:
             np.testing.assert_allclose(arrays["embeddings"], points, rtol=1e-4, atol=1e-5)
             assert arrays["files"].tolist() == data.predict_files
             assert arrays["classes"].tolist() == [row["class"] for row in rows]

@@ -30,6 +30,13 @@ def refused(folder: Path, *lines: str, **arguments) -> str:
     return str(caught.value)
 
 
+def test_a_spreadsheet_may_separate_by_semicolons(folder):
+    path = write(
+        folder, "file;label", "images/0.png;cat, big", "images/1.png;dog", "images/2.png;dog", "images/3.png;cat, big"
+    )
+    assert ImageListDataModule(csv=path).class_names == ["cat, big", "dog"]
+
+
 def test_given_split(folder):
     path = write(
         folder,
