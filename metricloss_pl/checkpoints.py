@@ -10,14 +10,15 @@ from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from torch import Tensor
+from torch import Tensor, nn
 
 from metricloss_pl.errors import UserError
 from metricloss_pl.files import replacing
 
 __all__ = ["AtomicCheckpointIO", "plain_settings", "read_checkpoint", "tensor_not_finite", "where_classes_differ"]
 
-_TRUSTED_PACKAGES = ("metricloss_pl", "torch", "lightning")
+# What a checkpoint's settings may name: a regime, its network, optimizers and schedules.
+_BUILT = (nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -44,8 +45,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         Lightning's dictionary, with ``class_names`` (list) and ``images`` (how they were prepared, or None).
 
     Raises:
-        UserError: There is no such file; it is torn, carries code, or is no regime's checkpoint; or it names a class of
-            a module that nobody has imported.
+        UserError: There is no such file; it is torn, carries code, or is no regime's checkpoint; or it names something
+            else than networks, optimizers and schedules, or what nobody has imported.
     """
     if Path(path).is_dir():
         raise UserError(f"checkpoint {path} is a folder: give a file in it, such as checkpoints/best.ckpt")
@@ -64,23 +65,48 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         isinstance(checkpoint.get(key), kind) for key, kind in expected.items()
     ):
         raise UserError(f"checkpoint {path} holds no regime of metricloss_pl: give a file that `fit` has written")
-    for class_path in _class_paths(checkpoint["hyper_parameters"]):
-        module = class_path.rpartition(".")[0]
-        if module.partition(".")[0] not in _TRUSTED_PACKAGES and module not in sys.modules:
-            raise UserError(
-                f"checkpoint {path} names {class_path}, which is not imported for a checkpoint's sake: give the "
-                "--config that it was trained with too"
-            )
+    tensors = all(isinstance(tensor, Tensor) for tensor in checkpoint["state_dict"].values())
+    if not tensors or not isinstance(checkpoint.get("images"), dict | None):
+        raise UserError(f"checkpoint {path} holds no regime of metricloss_pl: give a file that `fit` has written")
+    for name in _names(checkpoint["hyper_parameters"]):
+        _check_name(path, name)
     return checkpoint
 
 
-def _class_paths(value: Any) -> Iterator[str]:
-    """Every class that the hyper-parameters name."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, item in items:
-        if key in ("class_path", "_class_path"):
-            yield str(item)
-        yield from _class_paths(item)
+def _names(hyper_parameters: dict[str, Any]) -> Iterator[str]:
+    """Every text that could name something to be built or called."""
+    values: list[Any] = [
+        value for key, value in hyper_parameters.items() if key not in ("class_names", "_instantiator")
+    ]
+    while values:
+        value = values.pop()
+        if isinstance(value, dict):
+            values += value.values()
+        elif isinstance(value, list):
+            values += value
+        elif isinstance(value, str) and "." in value:
+            yield value
+
+
+def _check_name(path: str | Path, name: str) -> None:
+    """Whoever reads the settings builds the classes they name; a function, or any other class, could do anything."""
+    module, _, attribute = name.rpartition(".")
+    named = getattr(sys.modules.get(module), attribute, None)
+    if (isinstance(named, type) and issubclass(named, _BUILT)) or (named is None and not _is_class_path(name)):
+        return
+    if named is None:
+        raise UserError(
+            f"checkpoint {path} names {name}, which is not imported for a checkpoint's sake: give the --config that it "
+            "was trained with too"
+        )
+    if not callable(named) or name.startswith("metricloss_pl.regimes."):  # the default optimizers are functions
+        return
+    raise UserError(f"checkpoint {path} names {name}, which is no network, optimizer or schedule: it is not trusted")
+
+
+def _is_class_path(text: str) -> bool:
+    """Whether it looks like one: no file's name, no number."""
+    return all(part.isidentifier() for part in text.split("."))
 
 
 def plain_settings(hyper_parameters: dict[str, Any]) -> dict[str, Any]:

@@ -59,3 +59,17 @@ def test_settings_that_code_would_be_needed_for_are_left_out():
     kept = {"class_path": "a.Net", "init_args": {"depth": 3}}
     assert plain_settings(given) == {"num_classes": 3, "backbone": kept, "names": ["a", "b"], "scale": None}
     assert backbone["init_args"]["weights"] == "file.pth"
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path):
+    from metricloss_pl.errors import UserError
+
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(UserError, match="is no file that could be replaced"), replacing(path):
+            pass
+    (tmp_path / "link.csv").symlink_to(tmp_path / "target.csv")
+    with replacing(tmp_path / "link.csv") as beside:
+        beside.write_text("new")
+    assert (tmp_path / "link.csv").is_symlink()
+    assert (tmp_path / "target.csv").read_text() == "new"

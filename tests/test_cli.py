@@ -345,6 +345,8 @@ DIGITS = ["fit", f"--config={CONFIGS / 'digits_center.yaml'}", "--trainer.callba
         (["--data=NoSuchData"], "NoSuchData"),
         (["--trainer.max_epoch=3"], "--trainer.max_epoch: the Trainer has no such setting: is it max_epochs"),
         (["--config=nowhere.yaml"], "--trainer.callbacks stands before --config, which would override it"),
+        (["--checkpoint.filename=last"], "--checkpoint.filename is last: that is the newest state's name"),
+        (["--timeout_minutes=.inf"], "--timeout_minutes is inf: it must be above 0 and finite"),
         (["--model.num_classes=7"], "--model.num_classes comes from the data"),
         (["--trainer.accumulate_grad_batches=0"], "trainer.accumulate_grad_batches is 0: it must be at least 1"),
         (["--trainer.gradient_clip_val=-1"], "trainer.gradient_clip_val is -1"),
@@ -497,6 +499,34 @@ def test_a_checkpoint_that_carries_code_is_not_run(tmp_path, capsys):
     assert not (tmp_path / "executed").exists()
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"lr_scheduler": {"class_path": "subprocess.getoutput", "init_args": {"cmd": "touch executed"}}},
+        {"optimizer": "os.system"},
+        {"backbone": {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", "executed"]}}},
+        {"backbone": {"class_path": "torch.utils.collect_env.run", "init_args": {"command": "touch executed"}}},
+    ],
+)
+def test_a_checkpoint_that_names_functions_runs_none(setting, digits_run, tmp_path, monkeypatch, capsys):
+    """Neither from the command line nor from Python."""
+    import torch.utils.collect_env
+
+    from metricloss_pl.errors import UserError
+    from metricloss_pl.regimes import CosineClassifier
+
+    monkeypatch.chdir(tmp_path)
+    evil = torch.load(digits_run / "checkpoints" / "best.ckpt", weights_only=True)
+    evil["hyper_parameters"] |= setting
+    torch.save(evil, "evil.ckpt")
+    (tmp_path / "images").mkdir()
+    line = refusal(capsys, "predict", "--ckpt_path=evil.ckpt", f"--data.predict_dir={tmp_path / 'images'}")
+    assert "which is no network, optimizer or schedule: it is not trusted" in line
+    with pytest.raises(UserError, match="it is not trusted"):
+        CosineClassifier.load_from_checkpoint("evil.ckpt", weights_only=True)
+    assert not (tmp_path / "executed").exists()
+
+
 def test_resuming_with_nothing_to_resume(tmp_path, capsys):
     assert "nothing to resume" in refusal(capsys, "fit", f"--resume={tmp_path}")
     (tmp_path / "config.yaml").write_text("seed_everything: 0\n")
@@ -520,9 +550,52 @@ def test_a_diverging_run_stops_and_keeps_the_last_good_checkpoint(tmp_path, caps
 def test_a_refused_resume_leaves_the_run_as_it_was(tmp_path, capsys):
     run = fit("digits_softmax", tmp_path)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    line = refusal(capsys, "fit", f"--resume={run}", "--trainer.max_epochs=3", "--data.in_channels=3")
-    assert "size mismatch" in line
+    line = refusal(capsys, "fit", f"--resume={run}", "--trainer.max_epochs=3", "--data.seed=3")
+    assert "--data.seed with --resume: a run goes on with its own config" in line
+    other = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    other["state_dict"]["head.bias"] = torch.zeros(3)
+    torch.save(other, run / "checkpoints" / "last.ckpt")
+    before[run / "checkpoints" / "last.ckpt"] = (run / "checkpoints" / "last.ckpt").read_bytes()
+    assert "size mismatch" in refusal(capsys, "fit", f"--resume={run}", "--trainer.max_epochs=3")
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_what_would_measure_on_training_images(digits_run, capsys):
+    checkpoint = f"--ckpt_path={digits_run / 'checkpoints' / 'best.ckpt'}"
+    line = refusal(capsys, "validate", checkpoint, "--data.seed=3")
+    assert "--data.seed with --ckpt_path: another split would put training images among those of validate" in line
+
+
+def test_flags_that_a_block_after_them_overrides(capsys):
+    block = f"--trainer={CONFIGS / 'trainer' / 'small.yaml'}"
+    line = refusal(capsys, "fit", f"-c{CONFIGS / 'digits_cosine.yaml'}", "--trainer.max_epochs=1", block)
+    assert "--trainer.max_epochs stands before --trainer, which would override it: give --trainer first" in line
+
+
+def test_a_limit_of_time(tmp_path):
+    run = fit("digits_softmax", tmp_path, "--trainer.max_time=00:00:00:01", "--trainer.max_epochs=5000")
+    assert json.loads((run / "result.json").read_text())["seconds"] < 30
+
+
+def test_sigterm_is_no_success(tmp_path):
+    """As a scheduler ends jobs."""
+    program = (
+        "import os, signal, sys\nfrom lightning.pytorch import Callback\nfrom metricloss_pl.cli import main\n"
+        "class Term(Callback):\n    def on_train_batch_start(self, *args): os.kill(os.getpid(), signal.SIGTERM)\n"
+        "main(sys.argv[1:])"
+    )
+    flags = [
+        f"--config={CONFIGS / 'digits_softmax.yaml'}",
+        f"--runs_dir={tmp_path}",
+        "--trainer.callbacks=__main__.Term",
+    ]
+    result = subprocess.run([sys.executable, "-c", program, "fit", *flags, *QUIET], capture_output=True, check=False)
+    assert result.returncode == 143
+
+
+def test_a_folder_of_one_class(tmp_path, capsys):
+    root = make_folder(tmp_path / "images", classes=["cat"], images=10)
+    assert "the data have 1 class: at least 2 are needed" in refusal(capsys, *folder_flags(root, tmp_path / "runs"))
 
 
 def test_what_is_missing_is_named(tmp_path, capsys):

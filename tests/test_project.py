@@ -22,7 +22,7 @@ BASICS = {"errors", "files", "checkpoints"}
 # What each part may import besides itself, from the ground up.
 LAYERS = {
     "errors": set(),
-    "files": set(),
+    "files": {"errors"},
     "schedules": set(),
     "checkpoints": {"errors", "files"},
     **dict.fromkeys(GROUND[1:], BASICS),

@@ -102,7 +102,10 @@ class PredictionWriter(BasePredictionWriter):
         if self.path is None:
             path.with_suffix(".npz").unlink(missing_ok=True)  # embeddings of other images, written before
         assert isinstance(pl_module, Classifier)
-        self._write(path, rows, _files(trainer, rows["index"]), pl_module.class_names)
+        try:
+            self._write(path, rows, _files(trainer, rows["index"]), pl_module.class_names)
+        except OSError as error:
+            raise UserError(f"predictions can't be written to {path} ({error.strerror}): give another path") from error
 
     def _write(self, path: Path, rows: dict[str, Any], files: list[str], names: list[str]) -> None:
         with (

@@ -18,6 +18,9 @@ __all__ = ["name_of_run", "prepare"]
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 _CONFIG = ("-c", "--config")
 _BLOCKS = ("data", "model", "trainer")
+_SPLIT = ("seed", "val_fraction", "test_fraction", "samples_per_class")
+# Settings of the data that a resumed run may change: where they lie and how they are fetched.
+_HARMLESS = ("root", "csv", "images_dir", "path", "download", "num_workers", "cache_gb")
 
 
 def prepare(args: Sequence[str]) -> list[str]:
@@ -62,6 +65,9 @@ def _options(args: Sequence[str]) -> Iterator[tuple[str, str | None, slice]]:
         place += 1
         if not arg.startswith("-"):
             continue
+        if arg.startswith("-c") and len(arg) > 2:  # glued, as in -cconfigs/digits_cosine.yaml
+            yield "-c", arg[2:].removeprefix("="), slice(start, place)
+            continue
         name, equals, value = arg.partition("=")
         if equals:
             yield name, value, slice(start, place)
@@ -73,13 +79,16 @@ def _options(args: Sequence[str]) -> Iterator[tuple[str, str | None, slice]]:
 
 
 def _check_order(args: Sequence[str]) -> None:
-    """A config overrides the flags before it, without a word."""
-    before: str | None = None
+    """A config overrides the flags before it, and a block its settings that stand before it, without a word."""
+    seen: list[str] = []
     for name, _, _ in _options(args):
+        whole = name in _CONFIG or name[2:] in _BLOCKS
+        overridden = [flag for flag in seen if name in _CONFIG or (whole and flag.startswith(f"{name}."))]
+        if overridden:
+            name = "--config" if name in _CONFIG else name
+            raise UserError(f"{overridden[0]} stands before {name}, which would override it: give {name} first")
         if name not in _CONFIG:
-            before = before or name
-        elif before:
-            raise UserError(f"{before} stands before --config, which would override it: give --config first")
+            seen.append(name)
 
 
 def _check_completeness(args: Sequence[str]) -> None:
@@ -107,9 +116,10 @@ def _resume(args: Sequence[str]) -> list[str]:
         if not file.is_file():
             raise UserError(f"--resume {run}: nothing to resume, {file} is missing; give a run's folder")
     for name, _, _ in _options(args):
-        if name in (*_CONFIG, "--ckpt_path") or name.partition(".")[0] == "--model":
+        block, _, setting = name.partition(".")
+        if name in (*_CONFIG, "--ckpt_path") or block == "--model" or (block == "--data" and setting not in _HARMLESS):
             raise UserError(
-                f"{name} with --resume: a run goes on with its own config, checkpoint and model settings; for others "
+                f"{name} with --resume: a run goes on with its own config, checkpoint, model and data; for others "
                 "start a new run"
             )
     return [args[0], f"--config={config}", f"--ckpt_path={checkpoint}", *args[1:]]
@@ -128,6 +138,12 @@ def _complete_from_checkpoint(args: Sequence[str]) -> list[str]:
             raise UserError(
                 f"--ckpt_path {path} lies in no run's folder: give the --config that it was trained with too"
             )
+        for name in _SPLIT:
+            if f"--data.{name}" in given and args[0] in ("validate", "test"):
+                raise UserError(
+                    f"--data.{name} with --ckpt_path: another split would put training images among those of "
+                    f"{args[0]}; leave it out, or give --config if these are other data"
+                )
         return [args[0], f"--config={run / 'config.yaml'}", *args[1:]]
     hparams = dict(checkpoint["hyper_parameters"])
     images = checkpoint.get("images")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import signal
 import sys
@@ -16,6 +17,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from metricloss_pl import backbones, schedules  # noqa: F401  imported so that YAML may name their classes alone
 from metricloss_pl.callbacks import PredictionWriter
@@ -100,13 +102,13 @@ class MetricLossCLI(LightningCLI):
             config.return_predictions = False
         if "verbose" in config:
             config.verbose = False  # the closing lines say it
-        _check_trainer(config.trainer)
+        _check_trainer(config)
         for option, value in (
             ("save_every_n_steps", config.save_every_n_steps),
             ("timeout_minutes", config.timeout_minutes),
         ):
-            if value is not None and value <= 0:
-                raise UserError(f"--{option} is {value}: it must be above 0")
+            if value is not None and not 0 < value < math.inf:
+                raise UserError(f"--{option} is {value}: it must be above 0 and finite")
         for linked in ("num_classes", "class_names"):
             if config.model.get("init_args", {}).get(linked) is not None:
                 raise UserError(f"--model.{linked} comes from the data: leave it out")
@@ -173,7 +175,7 @@ class MetricLossCLI(LightningCLI):
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
         run.limit_waiting(config.timeout_minutes)
-        self.timer = Timer()  # in the checkpoints too, so that a resumed run counts on
+        self.timer = Timer(given.max_time)  # in the checkpoints too, so that a resumed run counts on
         kwargs["callbacks"] = [*callbacks, self.timer, run.EndTogether()]
         kwargs["default_root_dir"] = str(folder)
         return super().instantiate_trainer(**kwargs)
@@ -233,6 +235,8 @@ class MetricLossCLI(LightningCLI):
     def _finish_evaluation(self) -> None:
         if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+            if not metrics:
+                raise UserError(f"{self.subcommand} has measured nothing: there is no image in that part of the data")
             self._finish(metrics, self.config[self.subcommand].ckpt_path)
 
     @rank_zero_only
@@ -268,10 +272,13 @@ class MetricLossCLI(LightningCLI):
         run.print_rows(rows)
 
 
-def _check_trainer(trainer: Any) -> None:
+def _check_trainer(config: Any) -> None:
     """Refuse what the Trainer would take and fail on later."""
+    trainer = config.trainer
     if trainer.default_root_dir is not None:
         raise UserError(f"trainer.default_root_dir is {trainer.default_root_dir}: --runs_dir says where a run lives")
+    if config.get("checkpoint") and config.checkpoint.filename == "last":
+        raise UserError("--checkpoint.filename is last: that is the newest state's name; another one is needed")
     if trainer.accumulate_grad_batches < 1:
         raise UserError(f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}: it must be at least 1")
     if trainer.gradient_clip_val is not None and trainer.gradient_clip_val < 0:
@@ -282,7 +289,7 @@ def _read_fitting_checkpoint(path: str, class_path: str, subcommand: str) -> dic
     """The checkpoint, if it is one of this regime: Lightning would run another one without a word."""
     checkpoint = read_checkpoint(path)
     trained = checkpoint["hyper_parameters"].get("_class_path")
-    if subcommand == "fit" and "loops" not in checkpoint:
+    if subcommand == "fit" and not ("loops" in checkpoint and checkpoint.get("optimizer_states")):
         raise UserError(
             f"--ckpt_path {path} holds weights alone, so that no training can go on from it: name it as the backbone's "
             "weights in a new run"
@@ -310,13 +317,15 @@ def main(args: Sequence[str] | None = None) -> None:
         args: Arguments such as ``["fit", "--config", "configs/digits_cosine.yaml"]``; None: those of the process.
 
     Raises:
-        SystemExit: With status 1 after a user's mistake, whose one line is on standard error.
+        SystemExit: With status 1 after a user's mistake, whose one line is on standard error; 143 after SIGTERM.
     """
     arguments = list(sys.argv[1:] if args is None else args)
     refusal = None
     try:
         with run.less_noise():
             MetricLossCLI(arguments)
+    except SIGTERMException as error:
+        raise SystemExit(128 + signal.SIGTERM) from error
     except Exception as error:
         refusal = message_of(error)
         if refusal is None:

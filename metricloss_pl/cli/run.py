@@ -174,11 +174,16 @@ class LastCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=every_n_steps is None,
             enable_version_counter=False,
         )
-        self.key = "LastCheckpoint" if every_n_steps is None else "LastCheckpointWithinEpochs"
+        self.within_epochs = every_n_steps is not None
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        # From a state saved after an epoch's last step, Lightning would go on without that epoch's validation.
+        if not trainer.is_last_batch:
+            super().on_train_batch_end(trainer, *args, **kwargs)
 
     @property
     def state_key(self) -> str:
-        return self.key
+        return "LastCheckpointWithinEpochs" if self.within_epochs else "LastCheckpoint"
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         super().on_exception(trainer, pl_module, exception)

@@ -164,9 +164,8 @@ class VerticalFlip(Augmentation):
 
 
 def _flip(images: Tensor, drawn: Tensor, dimension: int) -> Tensor:
-    flipped = images.clone()
-    flipped[drawn] = images[drawn].flip(dimension)
-    return flipped
+    rows = drawn.nonzero()[:, 0]
+    return images.index_copy(0, rows, images.index_select(0, rows).flip(dimension))
 
 
 class ShiftCrop(Augmentation):

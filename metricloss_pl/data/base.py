@@ -366,14 +366,19 @@ class ImageDataModule(LightningDataModule, ABC):
             indices = np.sort(generator.choice(len(store), _MEASURED_FILES, replace=False))
         total = torch.zeros(self.in_channels, dtype=torch.float64)
         squares, pixels = total.clone(), 0
+        levels = torch.arange(256, dtype=torch.float64) / 255
         for chunk in np.array_split(indices, max(1, len(indices) // 256)):
             images = store.fetch(chunk.tolist())
             for image in [images] if isinstance(images, Tensor) else [image[None] for image in images]:
-                values = image.double().transpose(0, 1).flatten(1)
-                values = values / 255 if image.dtype == torch.uint8 else values
-                total += values.sum(1)
-                squares += values.square().sum(1)
-                pixels += values.shape[1]
+                channels = image.transpose(0, 1).flatten(1)
+                if image.dtype == torch.uint8:  # how often each value comes says all, many times faster
+                    counts = torch.stack([torch.bincount(channel, minlength=256) for channel in channels]).double()
+                    total += counts @ levels
+                    squares += counts @ levels.square()
+                else:
+                    total += channels.double().sum(1)
+                    squares += channels.double().square().sum(1)
+                pixels += channels.shape[1]
         mean = total / pixels
         std = (squares / pixels - mean.square()).clamp(min=0).sqrt()
         std[std < 1e-6] = 1.0  # a channel of one value only

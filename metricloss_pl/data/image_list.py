@@ -164,6 +164,6 @@ def check_parts(file: Path, rows: list[Row]) -> None:
 def sorted_classes(labels: Iterable[str]) -> list[str]:
     """Returns the different labels in order: by value where all are whole numbers, else as text."""
     names = set(labels)
-    if all(re.fullmatch(r"[+-]?[0-9]+", name) for name in names):
+    if all(re.fullmatch(r"[+-]?[0-9]{1,18}", name) for name in names):
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)

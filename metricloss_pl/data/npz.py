@@ -176,7 +176,10 @@ def read_classes(file: Path, heads: dict[str, Head], labels: dict[Part, Tensor])
             raise UserError(
                 f"{key} in {file} are {heads[key].dtype} of shape {heads[key].shape}: text of shape (C,) is needed"
             )
-        names = [name.decode() if isinstance(name, bytes) else str(name) for name in _array(file, key).tolist()]
+        try:
+            names = [name.decode() if isinstance(name, bytes) else str(name) for name in _array(file, key).tolist()]
+        except UnicodeDecodeError as error:
+            raise UserError(f"{key} in {file} are not UTF-8: {reason(error)}") from error
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise UserError(f"{key} in {file} names {twice!r} twice: each class needs a name of its own")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -153,6 +154,17 @@ def image_files(folder: str | Path) -> list[Path]:
     return files
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Without torch's other threads: to wake them costs small batches more than they win."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _open(path: Path) -> Image.Image:
     from PIL import Image
 
@@ -193,7 +205,7 @@ def read_image(path: Path, in_channels: int) -> Tensor:
     except Exception as error:  # Pillow's decoders raise a dozen unrelated types on damaged files
         raise _unreadable(path, error) from error
     if array.dtype == np.uint8:
-        return torch.from_numpy(array).reshape(*array.shape[:2], in_channels).permute(2, 0, 1).contiguous()
+        return torch.from_numpy(array).reshape(*array.shape[:2], in_channels).permute(2, 0, 1)
     deep = array.astype(np.float32) / (1 if array.dtype.kind == "f" else 65535)
     if not ((deep >= 0) & (deep <= 1)).all():
         right = "[0, 1]" if array.dtype.kind == "f" else "0 to 65535"
@@ -260,7 +272,7 @@ class ImageStore:
     def fetch(self, indices: list[int]) -> Tensor | list[Tensor]:
         """Returns the images at `indices`: (B, C, H, W) where all of the part have one size in memory, else a list."""
         if isinstance(self.images, Tensor):
-            return self.images[torch.tensor(indices, dtype=torch.int64)]
+            return self.images.index_select(0, torch.tensor(indices, dtype=torch.int64))
         if self.images is not None:
             return [self.images[index] for index in indices]
         return [self._decode(self.files[index]) for index in indices]
@@ -272,7 +284,7 @@ class ImageStore:
         return torch.cat([self._prepare(chunk) for chunk in chunks])
 
     def _prepare(self, images: Tensor) -> Tensor:
-        return _with_shorter_side(_with_channels(images, self.in_channels), self.resize)
+        return _with_shorter_side(_with_channels(images, self.in_channels), self.resize).contiguous()
 
     def _decode(self, path: Path) -> Tensor:
         image = self._prepare(read_image(path, self.in_channels))
@@ -281,7 +293,7 @@ class ImageStore:
         return image.clamp(0, 1) if image.dtype == torch.float32 else image
 
     def _look_at_files(self, cache_gb: float) -> None:
-        with ThreadPoolExecutor(_DECODING_THREADS) as pool:
+        with _one_thread(), ThreadPoolExecutor(_DECODING_THREADS) as pool:
             heads = list(pool.map(self._head, self.files))
             if any(deep for _, deep in heads):  # one dtype a part
                 self.dtype = torch.float32
@@ -351,7 +363,8 @@ class ImageDataset(Dataset[Any]):
     def __getitems__(self, items: Sequence[int | tuple[int, int]]) -> tuple[Tensor, ...]:
         """Returns the finished batch: images (B, C, S, S), labels (B,), and index (B,) where batches have one."""
         try:
-            return self._batch(items)
+            with _one_thread():
+                return self._batch(items)
         except UserError as error:
             if get_worker_info() is None:
                 raise

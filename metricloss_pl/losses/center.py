@@ -51,7 +51,8 @@ class CenterLoss(FullPrecisionModule):
         criterion.assign_center_grad()
         center_optimizer.step()
 
-    The cost of a step does not depend on the number of classes.
+    The cost of a step does not depend on the number of classes. Keep it out of activation checkpointing, which runs
+    ``forward`` twice.
 
     Args:
         num_classes: C.

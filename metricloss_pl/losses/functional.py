@@ -404,32 +404,37 @@ def nearest_center(embeddings: Tensor, centers: Tensor, chunk_size: int = 4096) 
         chunk_size: Centers at a time, at least 1.
 
     Returns:
-        (B,) int64, the first of equally near ones.
+        (B,) int64, the first of equally near ones; 0 for an embedding with nan.
 
     Raises:
         ValueError: The widths differ.
     """
     _check_width(embeddings, centers, "centers")
+    reference = _reference(centers)
     nearest = torch.zeros(len(embeddings), dtype=torch.int64, device=embeddings.device)
     least = torch.full((len(embeddings),), torch.inf, dtype=torch.float64, device=embeddings.device)
     for start in range(0, len(centers), chunk_size):
-        distances = _distances_by_product(embeddings, centers[start : start + chunk_size])
+        distances = _distances_by_product(embeddings, centers[start : start + chunk_size], reference)
         here, index = distances.min(1)
         nearest = torch.where(here < least, index + start, nearest)
         least = torch.minimum(here, least)
     return nearest
 
 
-def _distances_by_product(x: Tensor, y: Tensor) -> Tensor:
+def _reference(points: Tensor) -> Tensor:
+    """A place (D,) amid points (N, D): coordinates of some of them, so that differences on a grid stay exact."""
+    return points[:256].detach().nanmedian(0).values
+
+
+def _distances_by_product(x: Tensor, y: Tensor, reference: Tensor) -> Tensor:
     """Squared distances (N, M) by ||x||^2 + ||y||^2 - 2xy: many times faster than from differences.
 
-    In float64 about the mean the digits that this form loses are none of float32's, except between points that all but
-    coincide far from the others.
+    In float64, about a reference amid the points, the digits that this form loses are none of float32's, except between
+    points that all but coincide far from the others.
     """
     if x.device.type == "mps":  # has no float64
         return squared_distances(x, y)
-    middle = x.detach().double().mean(0)
-    x, y = x.double() - middle, y.double() - middle
+    x, y = x.double() - reference.double(), y.double() - reference.double()
     return (x.square().sum(1)[:, None] + y.square().sum(1) - 2 * x @ y.T).clamp_min(0)
 
 
@@ -475,7 +480,7 @@ def standalone_center_loss(
     if inter == "log":  # weighs a pair by 1 / d2, so that every digit of a small distance counts
         distances = squared_distances(embeddings, embeddings)
     else:
-        distances = _distances_by_product(embeddings, embeddings).to(embeddings.dtype)
+        distances = _distances_by_product(embeddings, embeddings, _reference(embeddings)).to(embeddings.dtype)
     if inter == "log1p":
         repulsion = torch.log1p(distances)
     elif inter == "log":

@@ -6,6 +6,7 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from metricloss_pl.checkpoints import plain_settings, tensor_not_finite, where_classes_differ
+from metricloss_pl.checkpoints import plain_settings, read_checkpoint, tensor_not_finite, where_classes_differ
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.errors import UserError, check_choice, reason
 from metricloss_pl.metrics import BalancedAccuracy, Temperature
@@ -82,8 +83,10 @@ class Classifier(LightningModule, ABC):
             warnings.filterwarnings("ignore", message="Attribute '.*' is an instance of `nn.Module`")
             self.save_hyperparameters()
         names = [str(label) for label in range(num_classes)] if class_names is None else list(class_names)
-        if len(names) != num_classes or num_classes < 2:
-            raise UserError(f"{num_classes} classes and {len(names)} class names: they must be equal, and at least 2")
+        if num_classes < 2:
+            raise UserError(f"the data have {num_classes} class: at least 2 are needed to tell apart")
+        if len(names) != num_classes:
+            raise UserError(f"{num_classes} classes and {len(names)} class names: they must be equally many")
         check_choice("lr_scheduler_interval", lr_scheduler_interval, Interval)
         check_choice("class_weights", class_weights, ClassWeights | None)
         if embedding_dim is not None and embedding_dim < 1:
@@ -307,7 +310,10 @@ class Classifier(LightningModule, ABC):
         # Checkpoints hold no random state: drawn from (seed, epoch, batch, process) alone, dropout in a resumed run
         # is that of a run never interrupted.
         key = [self._seed, self.current_epoch, batch_idx, self.global_rank]
-        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+        seed = int(np.random.SeedSequence(key).generate_state(1)[0])
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed looks at all kinds of devices, each time
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).manual_seed(seed)
 
     def setup(self, stage: str) -> None:
         self._seed, self._state_of_chance = torch.initial_seed() % 2**32, torch.get_rng_state()
@@ -336,6 +342,13 @@ class Classifier(LightningModule, ABC):
         checkpoint["hyper_parameters"] = plain_settings(checkpoint.get("hyper_parameters", {}))
         checkpoint["class_names"] = self.class_names
         checkpoint["images"] = self.image_format
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As Lightning's, for files that :func:`~metricloss_pl.checkpoints.read_checkpoint` finds sound."""
+        if isinstance(checkpoint_path, (str, Path)) and "://" not in str(checkpoint_path):
+            read_checkpoint(checkpoint_path)
+        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if (names := checkpoint.get("class_names", self.class_names)) != self.class_names:

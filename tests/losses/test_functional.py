@@ -318,3 +318,35 @@ def test_half_embeddings_do_not_overflow():
 def test_errors(batch, call, message):
     with pytest.raises(ValueError, match=message):
         call(*batch)
+
+
+def test_nearest_center_equals_a_loop_and_keeps_rows_apart():
+    x, centers = torch.randn(7, 3), torch.randn(50, 3)
+    expected = [min(range(50), key=lambda j: (row - centers[j]).double().square().sum().item()) for row in x]
+    for chunk_size in (1, 7, 64):
+        assert F.nearest_center(x, centers, chunk_size).tolist() == expected
+    for bad in (torch.inf, torch.nan, 1e10):  # decides nothing about the others
+        among = torch.cat([x, torch.full((1, 3), bad)])
+        assert F.nearest_center(among, centers)[:7].tolist() == expected
+    grid = torch.tensor([[1.0, 0], [-3, -1], [-2, -1], [3, 0], [1, 2], [-1, -3]])
+    batch = torch.tensor([[-2.0, 2], [-1, 1], [1, -1], [3, -1]])
+    assert F.nearest_center(batch, grid)[0].item() == F.nearest_center(batch[:1], grid)[0].item() == 2  # the first
+
+
+def test_pairs_far_from_the_origin_keep_their_digits():
+    """As differences in float64 say; the expansion in float32 would be off by far more than the value."""
+    x = 1000 + 0.01 * torch.randn(6, 4)
+    labels = torch.tensor([0, 0, 1, 1, 2, 2])
+    _, inter = F.standalone_center_loss(x, labels, torch.zeros(3, 4), inter="negative")
+    _, exact = F.standalone_center_loss(x.double(), labels, torch.zeros(3, 4).double(), inter="negative")
+    slow = sum(
+        (x[i].double() - x[j].double()).square().sum() for i in range(6) for j in range(6) if labels[i] != labels[j]
+    )
+    assert inter.item() == pytest.approx(slow.item() / 6, rel=1e-5)
+    assert exact.item() == pytest.approx(slow.item() / 6, rel=1e-9)
+
+
+def test_smoothing_over_the_others_is_exact_for_every_epsilon():
+    logits, labels = torch.tensor([[0.3, -0.2]], dtype=torch.float64), torch.tensor([0])
+    first, second = torch.log_softmax(logits, 1)[0].tolist()
+    assert F.cross_entropy(logits, labels, 0.9, "others").item() == pytest.approx(-0.1 * first - 0.9 * second)

@@ -1,0 +1,61 @@
+"""Generated images to train on, and a Trainer that does nothing but train."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+
+from metricloss_pl.data import ImageDataModule
+from metricloss_pl.data.base import Part
+from metricloss_pl.data.samples import Samples
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class NoiseDataModule(ImageDataModule):
+    """Images of uniform noise with random labels, in memory; there is a training part alone.
+
+    Args:
+        side: Of the images, in px.
+        count: Images in all.
+        classes: C.
+    """
+
+    side: int
+    count: int
+    classes: int = 10
+    val_fraction: float = 0.0
+
+    @property
+    def class_names(self) -> list[str]:
+        """The labels as text."""
+        return [str(label) for label in range(self.classes)]
+
+    def read(self, part: Part) -> Samples | None:
+        """Draws the training part."""
+        if part != "train":
+            return None
+        generator = torch.Generator().manual_seed(0)
+        shape = (self.count, int(self.in_channels), self.side, self.side)
+        return Samples(
+            images=torch.randint(256, shape, dtype=torch.uint8, generator=generator),
+            labels=torch.arange(self.count) % self.classes,
+            names=[f"noise[{index}]" for index in range(self.count)],
+        )
+
+
+def bare_trainer(**settings: Any) -> Trainer:
+    """A Trainer without logger, checkpoints, progress bar and summary that says nothing."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning.*")
+    return Trainer(
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **settings,
+    )

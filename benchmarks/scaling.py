@@ -1,0 +1,185 @@
+"""Training in two processes against one (weak scaling), and what each regime sends and holds as ranks and classes grow.
+
+Measured: the time of a step of 64 images a process, under DDP over gloo with one thread a process, against a single
+process (the ratio is the efficiency), and against two processes that know nothing of each other, which tells what the
+machine itself loses when both of its cores work. Where others use the machine, the seconds on the processor tell more
+than those on the wall. Arithmetic: bytes a step and bytes held, from the sizes alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+from _measure import quick_asked, report, report_ratio
+from _training import NoiseDataModule, bare_trainer
+from lightning.pytorch import Callback
+
+from metricloss_pl.backbones import PreActResNet, TinyConvNet
+from metricloss_pl.regimes import CenterSoftmaxClassifier, SoftmaxClassifier, StandaloneCenterClassifier
+
+SUBJECT = "scaling"
+REGIMES = {
+    "softmax": SoftmaxClassifier,
+    "center": CenterSoftmaxClassifier,
+    "standalone": StandaloneCenterClassifier,
+}
+BATCH_SIZE = 64  # a process
+EMBEDDING_DIM = 32
+WARM_UP = 5  # steps
+
+FLOAT = 4  # bytes
+RANKS = (1, 8, 64)
+CLASSES = (1_000, 100_000, 1_000_000)
+D, B = 128, 128  # of the arithmetic: embedding length, and images a process
+P = sum(parameter.numel() for parameter in PreActResNet().parameters())
+PAIR_MATRICES = 5  # float32 (WB, WB) that the push between embeddings holds at its peak
+
+Seconds = dict[str, list[float]]  # of each regime: seconds a step on the wall and on the processor
+
+
+class Clock(Callback):
+    """Seconds a step, from the first step after the warm-up: those on the wall and those of this process's threads."""
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == WARM_UP:
+            self.start = self.now()
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        steps = trainer.num_training_batches - WARM_UP
+        self.seconds = [(end - start) / steps for start, end in zip(self.start, self.now(), strict=True)]
+
+    def now(self) -> tuple[float, float]:
+        return time.perf_counter(), time.process_time()
+
+
+def fit_all(processes: int, steps: int) -> Seconds:
+    """A fit of every regime; seconds a step."""
+    seconds = {}
+    for name, regime in REGIMES.items():
+        data = NoiseDataModule(
+            side=28,
+            count=(WARM_UP + steps) * BATCH_SIZE * processes,
+            in_channels=1,
+            batch_size=BATCH_SIZE,
+            mean=[0.5],
+            std=[0.3],
+        )
+        clock = Clock()
+        strategy = "ddp" if processes > 1 else "auto"
+        trainer = bare_trainer(max_epochs=1, accelerator="cpu", devices=processes, strategy=strategy, callbacks=clock)
+        trainer.fit(regime(10, TinyConvNet(), embedding_dim=EMBEDDING_DIM), data)
+        trainer.strategy.barrier()
+        seconds[name] = clock.seconds
+    return seconds
+
+
+def start(processes: int, steps: int, file: Path) -> subprocess.Popen[bytes]:
+    """This file in a process of its own, which starts its other ranks itself."""
+    command = [sys.executable, __file__, "fit", str(processes), str(steps), str(file)]
+    return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+
+
+def run(folder: Path, steps: int, *processes: int) -> Seconds:
+    """Fits of so many processes each, side by side; the mean of their seconds a step."""
+    files = [folder / f"{index}.json" for index in range(len(processes))]
+    running = [start(number, steps, file) for number, file in zip(processes, files, strict=True)]
+    failed = [child.wait() for child in running]  # all of them, so that none is left behind
+    if any(failed):
+        raise SystemExit("a fit failed: its error stands above")
+    seen = [json.loads(file.read_text()) for file in files]
+    return {name: [mean(kind) for kind in zip(*(seconds[name] for seconds in seen), strict=True)] for name in REGIMES}
+
+
+def measure(quick: bool) -> None:
+    turns, steps = (1, 2) if quick else (4, 30)
+    with tempfile.TemporaryDirectory() as folder:
+        sides = [[run(Path(folder), steps, *side) for side in ((2,), (1,), (1, 1))] for _ in range(turns)]
+    for name, regime in REGIMES.items():
+        wall, processor = (
+            [median(seconds[name][kind] for seconds in side) for side in zip(*sides, strict=True)] for kind in (0, 1)
+        )
+        for against, which in (("1 process", 1), ("2 separate processes", 2)):
+            report_ratio(
+                SUBJECT,
+                (f"{regime.__name__}, a step in 2 processes", wall[0]),
+                (against, wall[which]),
+                images_per_s=[round(2 * BATCH_SIZE / wall[0], 1), round(which * BATCH_SIZE / wall[which], 1)],
+                processor_s_a_process=[round(processor[side], 5) for side in (0, which)],
+                batch_size=BATCH_SIZE,
+                threads_a_process=1,
+                steps=steps,
+                repetitions=turns,
+            )
+
+
+def traffic(regime: str, ranks: int, classes: int) -> dict[str, int]:
+    """Bytes that each rank receives a step, by what they are.
+
+    All-reduce goes round a ring: 2 (W - 1) / W times what is reduced. Gathering: what the others have. An int64 label
+    is as long as two floats. Of the buffers, which DDP broadcasts, the weight a class counts; batch norm's do not.
+    """
+    ring, others = 2 * (ranks - 1) / ranks, ranks - 1
+    parts = {"all_reduce_network": ring * P, "broadcast_class_weights": classes * (ranks > 1)}
+    if regime != "standalone":
+        parts["all_reduce_head"] = ring * classes * (D + 1)
+    if regime != "softmax":
+        parts["all_gather_embeddings_labels"] = others * B * (D + 2)
+    if regime == "standalone":
+        parts["reduce_scatter_embedding_gradients"] = others * B * D
+        parts["all_reduce_centers"] = ring * classes * D
+    return {name: round(FLOAT * numbers) for name, numbers in parts.items()}
+
+
+def held(regime: str, ranks: int, classes: int) -> dict[str, int]:
+    """Bytes that each rank holds at the peak of a step besides the activations, by what they are."""
+    copies = 3 if ranks > 1 else 2  # the weights, their gradients, and DDP's buckets
+    parts = {"network": (copies + 1) * P}  # and momentum
+    if regime != "standalone":
+        parts["head"] = (copies + 1) * classes * (D + 1)
+        parts["logits"] = 3 * B * classes  # with their log-probabilities and gradients
+    if regime == "center":
+        parts["centers"] = classes * D  # their gradient is sparse
+    if regime == "standalone":
+        parts["centers"] = copies * classes * D
+        parts["pairs"] = PAIR_MATRICES * (ranks * B) ** 2
+    return {name: FLOAT * numbers for name, numbers in parts.items()}
+
+
+def arithmetic() -> None:
+    for regime in REGIMES:
+        for ranks in RANKS:
+            for classes in CLASSES:
+                received, memory = traffic(regime, ranks, classes), held(regime, ranks, classes)
+                report(
+                    SUBJECT,
+                    "arithmetic",
+                    regime=regime,
+                    ranks=ranks,
+                    classes=classes,
+                    received_bytes=sum(received.values()),
+                    held_bytes=sum(memory.values()),
+                    received=received,
+                    held=memory,
+                    embedding_dim=D,
+                    batch_size=B,
+                    network_parameters=P,
+                )
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["fit"]:
+        seconds = fit_all(int(sys.argv[2]), int(sys.argv[3]))
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            Path(sys.argv[4]).write_text(json.dumps(seconds))
+    else:
+        quick = quick_asked(__doc__)
+        measure(quick)
+        arithmetic()

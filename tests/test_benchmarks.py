@@ -1,0 +1,71 @@
+"""Every benchmark runs and prints lines of one form, and both sides of a comparison compute the same thing."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = sorted(file for file in (ROOT / "benchmarks").glob("[!_]*.py"))
+MACHINE = {"cpu", "cores", "threads", "system", "python", "torch", "metricloss_pl"}
+RATIO = {"ours", "against", "ours_median", "against_median", "unit", "ratio"}
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_a_benchmark_prints_lines_of_one_form(script):
+    result = subprocess.run(
+        [sys.executable, str(script), "--quick"],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert lines
+    for line in lines:
+        assert line["subject"]
+        assert set(line["machine"]) == MACHINE
+        if line["kind"] == "ratio":
+            assert set(line) >= RATIO
+            assert line["unit"] in ("s", "bytes")
+
+
+@pytest.fixture
+def center_step(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("center_step")
+
+
+@pytest.fixture
+def standalone_loss(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("standalone_loss")
+
+
+def test_peers_do_the_center_step(center_step):
+    """Later values depend on how the centers moved; classes recur in a batch, and some are absent."""
+    steps = {"ours": center_step.ours} | {name: peer.prepare for name, peer in center_step.PEERS.items()}
+    values = {}
+    for name, prepare in steps.items():
+        step = prepare(6, 8, 4)
+        values[name] = torch.stack([step().detach() for _ in range(5)])
+    torch.testing.assert_close(values["dense_backward"], values["ours"])
+    torch.testing.assert_close(values["embedding_sparse"], values["embedding_dense"])
+    torch.testing.assert_close(values["embedding_dense"][0], values["ours"][0])
+    torch.testing.assert_close(values["distance_matrix"][0], 2 * values["ours"][0])  # the form without the 1/2
+
+
+def test_the_source_form_is_the_standalone_loss(standalone_loss):
+    torch.testing.assert_close(standalone_loss.source_form(6, 8, 4)(), standalone_loss.ours(6, 8, 4)())
+
+
+def test_nearest_center_is_that_of_the_whole_matrix(standalone_loss):
+    assert standalone_loss.nearest(50, 8, 4)().equal(standalone_loss.whole_matrix(50, 8, 4)())
