@@ -267,15 +267,22 @@ class Classifier(LightningModule, ABC):
         return {"optimizer": optimizer, "lr_scheduler": plan}  # type: ignore[return-value]
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
+        self._tell_schedule_its_length(scheduler)
+        super().lr_scheduler_step(scheduler, metric)
+
+    def _tell_schedule_its_length(self, scheduler: Any) -> None:
         # Not where the schedule is built: asked for the number of steps there, Lightning starts the loader's workers
         # before the state of an interrupted run is back.
-        if getattr(scheduler, "length", 0) is None:
-            length = self.trainer.estimated_stepping_batches
-            if self.lr_scheduler_interval == "epoch":
-                batches = self.trainer.num_training_batches
-                length = math.ceil(length / max(1, math.ceil(batches / self.trainer.accumulate_grad_batches)))
-            scheduler.length = int(length)
-        super().lr_scheduler_step(scheduler, metric)
+        if getattr(scheduler, "length", 0) is not None:
+            return
+        length = self.trainer.estimated_stepping_batches
+        if self.lr_scheduler_interval == "epoch":
+            batches = self.trainer.num_training_batches
+            length = math.ceil(length / max(1, math.ceil(batches / self.trainer.accumulate_grad_batches)))
+        scheduler.length = int(length)
+        # A run that goes on for longer than was planned leaves the rate of its old end at once.
+        for group, rate in zip(scheduler.optimizer.param_groups, scheduler.get_lr(), strict=True):
+            group["lr"] = rate
 
     def on_train_end(self) -> None:
         torch.set_rng_state(self._state_of_chance)  # what on_train_batch_start has changed
@@ -307,6 +314,8 @@ class Classifier(LightningModule, ABC):
     # --------------------------------------------------------------------------------------- data and checkpoints
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        for plan in self.trainer.lr_scheduler_configs:
+            self._tell_schedule_its_length(plan.scheduler)
         # Checkpoints hold no random state: drawn from (seed, epoch, batch, process) alone, dropout in a resumed run
         # is that of a run never interrupted.
         key = [self._seed, self.current_epoch, batch_idx, self.global_rank]

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.plugins import MixedPrecision
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -486,3 +487,23 @@ def test_torchs_own_chance_is_given_back_after_a_fit(tmp_path):
             trainer(tmp_path, max_epochs=1).fit(model, data)
         draws.append(torch.rand(1).item())
     assert draws[0] == draws[1]
+
+
+def test_a_run_that_goes_on_for_longer_leaves_the_rate_of_its_old_end(tmp_path):
+    """Half a cosine over two epochs ends near 0; over four it is half way down after two."""
+    build = lambda: SoftmaxClassifier(
+        C, Flat(), optimizer=lambda p: torch.optim.SGD(p, lr=1.0), lr_scheduler=CosineDecay
+    )
+    short = trainer(tmp_path, max_epochs=2)
+    short.fit(build(), loader())
+    short.save_checkpoint(tmp_path / "end.ckpt")
+
+    class Rates(Callback):
+        seen: list[float] = []  # noqa: RUF012
+
+        def on_train_batch_end(self, trainer, *args):
+            self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    longer = trainer(tmp_path, max_epochs=4, callbacks=[Rates()])
+    longer.fit(build(), loader(), ckpt_path=tmp_path / "end.ckpt", weights_only=True)
+    assert Rates.seen[:4] == pytest.approx([0.5] * 4)
