@@ -1,8 +1,10 @@
 """Networks from images to features, each a class with `num_features` and `in_channels`."""
 
+from metricloss_pl.backbones.cifar_resnet import CifarResNet
 from metricloss_pl.backbones.lenet import LeNetPlusPlus
 from metricloss_pl.backbones.preact_resnet import PreActResNet
+from metricloss_pl.backbones.timm import TimmBackbone
 from metricloss_pl.backbones.tiny import TinyConvNet
 from metricloss_pl.backbones.torchvision import TorchvisionBackbone
 
-__all__ = ["LeNetPlusPlus", "PreActResNet", "TinyConvNet", "TorchvisionBackbone"]
+__all__ = ["CifarResNet", "LeNetPlusPlus", "PreActResNet", "TimmBackbone", "TinyConvNet", "TorchvisionBackbone"]

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import re
-from collections import OrderedDict
 from difflib import get_close_matches
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 from urllib.error import URLError
 
@@ -16,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
+from metricloss_pl.backbones._weights import first_convolution, load_state, read_state
+from metricloss_pl.backbones.full_convolution import use_full_convolution
 from metricloss_pl.errors import UserError
-
-log = logging.getLogger(__name__)
 
 _AUXILIARY = ("aux1", "aux2", "AuxLogits")  # the training heads of googlenet and inception_v3
 
@@ -48,6 +45,7 @@ _SMALLEST_SIDES = {
     "vgg": 32,
 }
 _SMALLEST_SIDE_SMALL_STEM = {"densenet": 8}
+_FULLY_CONVOLVABLE = ("resnet", "resnext", "wide_resnet")
 _FIXED_SIDES = {"maxvit": 224}
 
 
@@ -64,16 +62,27 @@ class TorchvisionBackbone(nn.Module):
         name: name of the network in `torchvision.models`, as "resnet50".
         in_channels: channels of the images.
         weights: null for a random start; the name of torchvision weights ("IMAGENET1K_V1", "DEFAULT": downloaded
-            once); or a file with a state dict of the network. Its classifier may have any size and is left out.
+            once); or a file with a state dict of the network, or a checkpoint that holds one. What matches by name is
+            loaded, and a line says how much; the file's classifier may have any size and is left out.
         small_stem: for small images: the first convolution is 3x3 with stride 1, and no max-pooling follows it
             directly. Pre-trained kernels of another size are left out.
+        full_convolution: for ResNets: k x k convolutions are padded by k - 1 (F-Conv, Kayhan & van Gemert, CVPR 2020),
+            so that the border tells the network less of where in the image something lies. The maps grow, and the work
+            with them: on 224 px three times that of the plain network, on 32 px some fifty times.
 
     Raises:
-        UserError: for an unknown name, weights that do not fit the network, `small_stem` where it has no meaning, and
-            images of a size that the network cannot take.
+        UserError: for an unknown name, weights that do not fit the network, `small_stem` or `full_convolution` where it
+            has no meaning, and images of a size that the network cannot take.
     """
 
-    def __init__(self, name: str, in_channels: int = 3, weights: str | None = None, small_stem: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        in_channels: int = 3,
+        weights: str | None = None,
+        small_stem: bool = False,
+        full_convolution: bool = False,
+    ) -> None:
         super().__init__()
         _check_name(name)
         if in_channels < 1:
@@ -81,20 +90,24 @@ class TorchvisionBackbone(nn.Module):
         if small_stem and _by_family(_SMALL_STEM_POOLS, name, "none") == "none":
             families = ", ".join(_SMALL_STEM_POOLS)
             raise UserError(f"small_stem: has no meaning for {name}; networks that know it: {families}")
+        if full_convolution and not name.startswith(_FULLY_CONVOLVABLE):
+            families = ", ".join(_FULLY_CONVOLVABLE)
+            raise UserError(f"full_convolution: has no meaning for {name}; networks that know it: {families}")
         self.name = name
         self.small_stem = small_stem
 
         self.network, state = _build(name, weights, in_channels)
-        stem, _ = _first_convolution(self.network)
         if in_channels != 3 or small_stem:
             _replace_stem(self.network, in_channels, small_stem)
         if small_stem and (pool := _by_family(_SMALL_STEM_POOLS, name, None)) is not None:
             _replace(self.network, pool, nn.Identity())
+        if isinstance(self.network, models.ResNet) and full_convolution:
+            use_full_convolution(self.network)
 
         classifier, self.num_features = _last_layer(self.network)
         _replace(self.network, classifier, nn.Identity())
         if state is not None:
-            _load(self, state, leave_out=(classifier, *_AUXILIARY), stem=stem, source=str(weights))
+            load_state(self.network, state, name, str(weights), (classifier, *_AUXILIARY), new_stem=small_stem)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, in_channels, H, W) to features (B, num_features)."""
@@ -129,7 +142,9 @@ def _by_family(table: dict[str, Any], name: str, default: Any) -> Any:
 def _build(name: str, weights: str | None, in_channels: int) -> tuple[nn.Module, dict[str, Tensor] | None]:
     """The network as torchvision builds it, without auxiliary heads, and the state to load once it is changed."""
     named = None if weights is None else _named_weights(name, weights)
-    state = _read_state(Path(weights), name) if weights is not None and named is None else None
+    state = read_state(Path(weights)) if weights is not None and named is None else None
+    if state is not None and name.startswith("densenet"):  # torchvision's own files still say norm.1 for norm1
+        state = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)", r"\1\2", key): value for key, value in state.items()}
     settings = {"init_weights": True} if named is None and name in ("googlenet", "inception_v3") else {}
     try:
         network = models.get_model(name, weights=named, **settings)
@@ -156,28 +171,6 @@ def _named_weights(name: str, weights: str) -> Any | None:
     raise UserError(f"weights: {weights!r} is neither a file nor weights of {name}; these are {', '.join(close)}")
 
 
-def _read_state(path: Path, name: str) -> dict[str, Tensor]:
-    try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise UserError(f"weights: {path} is no file of tensors that torch reads ({type(error).__name__})") from error
-    for wrapper in ("state_dict", "model"):  # as checkpoints wrap it
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"weights: {path} holds no state dict (a dict from names to tensors)")
-    for prefix in ("backbone.network.", "network.", "module."):  # a regime's checkpoint, this class, DataParallel
-        inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        state = inside or state  # the first prefix found, if any
-    if name.startswith("densenet"):  # torchvision's own files still say norm.1 for norm1
-        state = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)", r"\1\2", key): value for key, value in state.items()}
-    return dict(state)
-
-
-def _first_convolution(network: nn.Module) -> tuple[str, nn.Conv2d]:
-    return next((path, module) for path, module in network.named_modules() if isinstance(module, nn.Conv2d))
-
-
 def _last_layer(network: nn.Module) -> tuple[str, int]:
     """Path and input length of the last classifier layer: the last linear one, or (squeezenet) the last convolution."""
     linear = [(path, module.in_features) for path, module in network.named_modules() if isinstance(module, nn.Linear)]
@@ -194,7 +187,9 @@ def _replace(network: nn.Module, path: str, module: nn.Module) -> None:
 
 def _replace_stem(network: nn.Module, in_channels: int, small: bool) -> None:
     """Put a new first convolution in place, drawn so that its outputs keep the spread of the old one's."""
-    path, old = _first_convolution(network)
+    stem = first_convolution(network)
+    assert stem is not None
+    path, old = stem
     size: dict[str, Any] = {"kernel_size": 3, "padding": 1}
     if not small:
         size = {"kernel_size": old.kernel_size, "stride": old.stride, "padding": old.padding}
@@ -205,44 +200,3 @@ def _replace_stem(network: nn.Module, in_channels: int, small: bool) -> None:
         if old.bias is not None and new.bias is not None:
             new.bias.copy_(old.bias)
     _replace(network, path, new)
-
-
-def _load(
-    backbone: TorchvisionBackbone, state: dict[str, Tensor], leave_out: tuple[str, ...], stem: str, source: str
-) -> None:
-    """Load a state dict of the whole network into the changed one, or say what does not fit."""
-    own = backbone.network.state_dict()
-    state = {key: value for key, value in state.items() if not key.startswith(tuple(f"{path}." for path in leave_out))}
-    optional = {key for key in own if key.endswith("num_batches_tracked")}  # old files lack them
-    kernel = f"{stem}.weight"
-    if kernel in state and state[kernel].ndim == 4:
-        fitted = _fit_channels(state[kernel], own[kernel].shape[1])
-        if backbone.small_stem and fitted.shape != own[kernel].shape:
-            del state[kernel]
-            optional.add(kernel)
-        else:
-            state[kernel] = fitted
-
-    faults = {
-        "missing": [key for key in own if key not in state and key not in optional],
-        "unexpected": [key for key in state if key not in own],
-        "mis-shaped": [key for key, value in state.items() if key in own and value.shape != own[key].shape],
-    }
-    if any(faults.values()):
-        told = "; ".join(f"{len(keys)} {fault} ({_name_some(keys)})" for fault, keys in faults.items() if keys)
-        raise UserError(f"weights: {source} does not fit {backbone.name}: {told}")
-    fitting = OrderedDict(state)
-    # The shapes are today's, so the layers must not convert them again as if an old version had written them.
-    fitting._metadata = own._metadata  # type: ignore[attr-defined]
-    backbone.network.load_state_dict(fitting, strict=False)
-    log.info("%s: %d of %d tensors loaded from %s", backbone.name, len(state), len(own), source)
-
-
-def _fit_channels(kernel: Tensor, in_channels: int) -> Tensor:
-    if kernel.shape[1] == in_channels:
-        return kernel
-    return kernel.sum(1, keepdim=True).expand(-1, in_channels, -1, -1) / in_channels
-
-
-def _name_some(keys: list[str]) -> str:
-    return ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
