@@ -12,11 +12,22 @@ import yaml
 from lightning.pytorch import Trainer
 
 from metricloss_pl.cli import main
-from tests.helpers import make_cub, make_folder
+from metricloss_pl.data import Flowers102DataModule
+from tests.helpers import make_cars, make_cub, make_flowers, make_folder, make_imagenet, make_mit67, make_nab
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 RUN_FILES = sorted(CONFIGS.glob("*.yaml"))
 REGIMES = ("softmax", "cosine", "center", "standalone")
+# Data blocks that no run file names: they are for the run files of CUB, as `--data configs/data/nab.yaml`.
+MINIATURES = {
+    "nab": make_nab,
+    "cars": make_cars,
+    "flowers": lambda root: make_flowers(root, Flowers102DataModule.classes),
+    "mit67": make_mit67,
+    "imagenet_subset": lambda root: make_imagenet(root, root / "lists"),
+    "cifar100": lambda root: None,
+}
+PAPER = ("nab", "cars", "flowers", "mit67")
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
 
 
@@ -85,7 +96,30 @@ def test_no_block_stands_unused():
         used |= {Path(block).name for block in yaml.safe_load(file.read_text()).values() if isinstance(block, str)}
     for folder in ("data", "model", "trainer"):
         for block in (CONFIGS / folder).glob("*.yaml"):
-            assert block.name in used, block
+            assert block.name in used or (folder == "data" and block.stem in MINIATURES), block
+
+
+@pytest.mark.parametrize("name", MINIATURES)
+def test_data_block_in_place_of_a_run_files(name, tmp_path, monkeypatch):
+    fitted = []
+
+    @functools.wraps(Trainer.fit)  # the command line reads its arguments off the signature
+    def remember(trainer, model, **rest):
+        fitted.append((model, rest["datamodule"]))
+
+    monkeypatch.setattr(Trainer, "fit", remember)
+    monkeypatch.chdir(tmp_path)
+    MINIATURES[name](tmp_path)
+    flags = [f"--data={CONFIGS / 'data' / f'{name}.yaml'}", f"--data.root={tmp_path}"]
+    flags += ["--data.lists=lists"] if name == "imagenet_subset" else []
+    main(["fit", f"--config={CONFIGS / 'cub_cosine.yaml'}", *flags, *QUIET, "--test_after_fit=false"])
+    [(model, data)] = fitted
+    block = yaml.safe_load((CONFIGS / "data" / f"{name}.yaml").read_text())
+    assert type(data).__name__ == block["class_path"]
+    assert data.batch_size == block["init_args"]["batch_size"]
+    assert len(data.augment) == len(block["init_args"]["augment"])
+    assert model.class_names == data.class_names
+    assert any(augmentation.before_crop for augmentation in data.augment) == (name in PAPER)
 
 
 @pytest.mark.parametrize("regime", REGIMES)
@@ -109,6 +143,7 @@ def test_digits_fit_test_predict(regime, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.usefixtures("miniatures")
 def test_cub_runs_on_a_miniature_of_its_archive(regime, tmp_path, monkeypatch):
     """Only size, epochs and root differ from the shipped config."""
     make_cub(tmp_path, classes=4, images_per_class=12, size=48)

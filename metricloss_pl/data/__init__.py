@@ -1,5 +1,6 @@
 """The LightningDataModules: labelled images in a training, a validation and a test part."""
 
+from metricloss_pl.data.archives import ArchiveDataModule
 from metricloss_pl.data.augment import (
     Augmentation,
     Cutout,
@@ -12,31 +13,50 @@ from metricloss_pl.data.augment import (
     VerticalFlip,
 )
 from metricloss_pl.data.base import ImageDataModule
+from metricloss_pl.data.cars import StanfordCarsDataModule
 from metricloss_pl.data.cub import CUB200DataModule
 from metricloss_pl.data.digits import DigitsDataModule
+from metricloss_pl.data.file_list import FileListDataModule
+from metricloss_pl.data.flowers import Flowers102DataModule
 from metricloss_pl.data.folder import ImageFolderDataModule
 from metricloss_pl.data.image_list import ImageListDataModule
+from metricloss_pl.data.imagenet_subset import ImageNetSubsetDataModule
+from metricloss_pl.data.mit67 import MIT67DataModule
+from metricloss_pl.data.nab import NABirdsDataModule
 from metricloss_pl.data.npz import NpzDataModule
-from metricloss_pl.data.torchvision_sets import CIFAR10DataModule, FashionMNISTDataModule, MNISTDataModule
+from metricloss_pl.data.torchvision_sets import (
+    CIFAR10DataModule,
+    CIFAR100DataModule,
+    FashionMNISTDataModule,
+    MNISTDataModule,
+)
 from metricloss_pl.data.unlabelled import UnlabelledFolderDataModule
 
 __all__ = [
+    "ArchiveDataModule",
     "Augmentation",
     "CIFAR10DataModule",
+    "CIFAR100DataModule",
     "CUB200DataModule",
     "Cutout",
     "DigitsDataModule",
     "FashionMNISTDataModule",
+    "FileListDataModule",
+    "Flowers102DataModule",
     "HorizontalFlip",
     "ImageDataModule",
     "ImageFolderDataModule",
     "ImageListDataModule",
+    "ImageNetSubsetDataModule",
+    "MIT67DataModule",
     "MNISTDataModule",
+    "NABirdsDataModule",
     "NpzDataModule",
     "RandAugment",
     "RandomErasing",
     "Rotation",
     "ShiftCrop",
+    "StanfordCarsDataModule",
     "TrivialAugment",
     "UnlabelledFolderDataModule",
     "VerticalFlip",

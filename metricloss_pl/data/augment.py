@@ -22,8 +22,9 @@ from torchvision.transforms import v2
 from metricloss_pl.errors import UserError
 
 Keys = npt.NDArray[np.uint64]
-Fill = Literal["reflect", "zero"]
+Fill = Literal["reflect", "nearest", "zero"]
 AreaFill = Literal["noise", "mean", "zero"]
+_FILLS: dict[Fill, str] = {"reflect": "reflection", "nearest": "border", "zero": "zeros"}  # torch's names
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -86,7 +87,7 @@ def crop(images: Tensor, tops: Tensor, lefts: Tensor, height: int, width: int, f
         lefts: (B,) int64, the window's first column; may lie outside the image.
         height: Of the window.
         width: Of the window.
-        fill: Outside the image: mirrored at the border pixel, or zero.
+        fill: Outside the image: mirrored at the border pixel, the border pixel repeated, or zero.
 
     Returns:
         (B, C, height, width), of the images' dtype.
@@ -94,7 +95,11 @@ def crop(images: Tensor, tops: Tensor, lefts: Tensor, height: int, width: int, f
     batch, channels, full_height, full_width = images.shape
     rows = tops[:, None] + torch.arange(height)
     columns = lefts[:, None] + torch.arange(width)
-    source = _reflect(rows, full_height)[:, :, None] * full_width + _reflect(columns, full_width)[:, None, :]
+    if fill == "nearest":
+        source_rows, source_columns = rows.clamp(0, full_height - 1), columns.clamp(0, full_width - 1)
+    else:
+        source_rows, source_columns = _reflect(rows, full_height), _reflect(columns, full_width)
+    source = source_rows[:, :, None] * full_width + source_columns[:, None, :]
     source = source.reshape(batch, 1, height * width).expand(-1, channels, -1)
     window = images.flatten(2).gather(2, source).view(batch, channels, height, width)
     if fill == "zero":
@@ -108,7 +113,11 @@ class Augmentation(ABC):
 
     Called with images (B, C, H, W), uint8 or float32 in [0, 1], and the images' keys (B,), it returns images of the
     same dtype, shape and range. All of its randomness comes from the keys.
+
+    Where `before_crop` is true it sees whole images as they were resized, else the crops; the former come first.
     """
+
+    before_crop: bool = False
 
     @abstractmethod
     def __call__(self, images: Tensor, keys: Keys) -> Tensor:
@@ -173,14 +182,14 @@ class ShiftCrop(Augmentation):
 
     Args:
         pixels: The largest shift in px, in each direction; at least 0.
-        fill: What the padding shows: the image mirrored at its border pixel, or zero.
+        fill: What the padding shows: the image mirrored at its border pixel, its border pixel repeated, or zero.
     """
 
     def __init__(self, pixels: int = 4, fill: Fill = "reflect") -> None:
         if pixels < 0:
             raise UserError(f"ShiftCrop: pixels is {pixels}: at least 0 is needed")
-        if fill not in ("reflect", "zero"):
-            raise UserError(f"ShiftCrop: fill is {fill!r}: reflect or zero is needed")
+        if fill not in _FILLS:
+            raise UserError(f"ShiftCrop: fill is {fill!r}: {', '.join(_FILLS)} are known")
         self.pixels = pixels
         self.fill: Fill = fill
 
@@ -195,14 +204,14 @@ class Rotation(Augmentation):
 
     Args:
         degrees: The largest angle, in either direction; at least 0.
-        fill: What the corners show: the image mirrored at its border, or zero.
+        fill: What the corners show: the image mirrored at its border, its border repeated, or zero.
     """
 
     def __init__(self, degrees: float = 5.0, fill: Fill = "zero") -> None:
         if not 0 <= degrees <= 180:
             raise UserError(f"Rotation: degrees is {degrees}: a number from 0 to 180 is needed")
-        if fill not in ("reflect", "zero"):
-            raise UserError(f"Rotation: fill is {fill!r}: reflect or zero is needed")
+        if fill not in _FILLS:
+            raise UserError(f"Rotation: fill is {fill!r}: {', '.join(_FILLS)} are known")
         self.degrees = float(degrees)
         self.fill: Fill = fill
 
@@ -216,8 +225,9 @@ class Rotation(Augmentation):
             -1, 2, 3
         )
         grid = nnf.affine_grid(matrix, list(images.shape), align_corners=False)
-        mode = "zeros" if self.fill == "zero" else "reflection"
-        rotated = nnf.grid_sample(images.float(), grid, mode="bilinear", padding_mode=mode, align_corners=False)
+        rotated = nnf.grid_sample(
+            images.float(), grid, mode="bilinear", padding_mode=_FILLS[self.fill], align_corners=False
+        )
         return rotated.round_().to(torch.uint8) if images.dtype == torch.uint8 else rotated.clamp_(0, 1)
 
 
@@ -232,6 +242,7 @@ class RandomErasing(Augmentation):
         area: Smallest and largest share of the image's area.
         aspect: Smallest and largest ratio of height to width.
         fill: With uniform noise, the image's own mean of each channel, or zero.
+        before_crop: Erase in the whole image, and crop afterwards; else in the crop.
     """
 
     _ATTEMPTS = 10
@@ -242,11 +253,13 @@ class RandomErasing(Augmentation):
         area: tuple[float, float] = (0.02, 0.3),
         aspect: tuple[float, float] = (0.3, 3.33),
         fill: AreaFill = "noise",
+        before_crop: bool = False,
     ) -> None:
         self.probability = _check_probability(self, probability)
         self.area = _check_range(self, "area", area, 1.0)
         self.aspect = _check_range(self, "aspect", aspect, math.inf)
         self.fill: AreaFill = _check_area_fill(self, fill)
+        self.before_crop = before_crop
 
     def __call__(self, images: Tensor, keys: Keys) -> Tensor:
         """Returns the changed images (B, C, H, W)."""

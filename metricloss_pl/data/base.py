@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -24,8 +24,10 @@ from metricloss_pl.data.samples import (
     ImageDataset,
     ImageStore,
     Samples,
+    Statistics,
     as_it_is,
     check_samples,
+    check_statistics,
     concatenate,
     image_files,
 )
@@ -65,6 +67,7 @@ class ImageDataModule(LightningDataModule, ABC):
         samples_per_class: Images a class that are used, training and validation together, drawn by `seed`. None: all.
         seed: Of splits, subsets, order and augmentations; at least 0.
         augment: Augmentations of the training images, applied in this order.
+        repeat: Times that each training image comes in an epoch, augmented anew each time.
         balanced_sampling: Draw each class equally often in training; images of small classes then come repeatedly.
         in_channels: 3 for colour, 1 for grey; images of the other kind are converted.
         resize: Shorter side in px to which images are resized before the crop. None: `image_size`.
@@ -85,6 +88,7 @@ class ImageDataModule(LightningDataModule, ABC):
     samples_per_class: int | None = None
     seed: int = 0
     augment: list[Augmentation] = field(default_factory=list)
+    repeat: int = 1
     balanced_sampling: bool = False
     in_channels: Literal[1, 3] = 3
     resize: int | None = None
@@ -94,6 +98,8 @@ class ImageDataModule(LightningDataModule, ABC):
     num_workers: int = 0
     cache_gb: float = 2.0
     predict_dir: str | None = None
+
+    statistics: ClassVar[Statistics | None] = None  # of a published set; checked when it is read
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -115,6 +121,10 @@ class ImageDataModule(LightningDataModule, ABC):
 
         Downloads belong into `prepare_data`. What is returned is checked by the caller.
         """
+
+    def published_statistics(self) -> Statistics | None:
+        """What the official parts have to hold; None: whatever they hold is right."""
+        return self.statistics
 
     # Facts.
 
@@ -208,6 +218,7 @@ class ImageDataModule(LightningDataModule, ABC):
             samples.labels,
             self.batch_size,
             seed=self.seed,
+            repeat=self.repeat,
             balanced=self.balanced_sampling,
             num_replicas=num_replicas,
             rank=rank,
@@ -241,6 +252,7 @@ class ImageDataModule(LightningDataModule, ABC):
             "batch_size": (self.batch_size, 1),
             "samples_per_class": (self.samples_per_class, 1),
             "seed": (self.seed, 0),
+            "repeat": (self.repeat, 1),
             "resize": (self.resize, 1),
             "image_size": (self.image_size, 1),
             "num_workers": (self.num_workers, 0),
@@ -275,6 +287,12 @@ class ImageDataModule(LightningDataModule, ABC):
             check_samples(samples, self.num_classes, part)
         return samples
 
+    def _check_statistics(self, part: Literal["train", "test"], *samples: Samples | None) -> None:
+        published = self.published_statistics()
+        if published is not None:
+            labels = torch.cat([of_part.labels for of_part in samples if of_part is not None])
+            check_statistics(published, part, labels, self.num_classes)
+
     def _add(self, part: str, samples: Samples) -> None:
         resize = self.image_format["resize"]
         store = ImageStore(samples, in_channels=self.in_channels, resize=resize, cache_gb=self.cache_gb)
@@ -304,6 +322,7 @@ class ImageDataModule(LightningDataModule, ABC):
         train, val = self._read("train"), self._read("val")
         if train is None:
             raise UserError(f"{type(self).__name__} has no training part")
+        self._check_statistics("train", train, val)
         if val is not None and not self.has_validation:
             train, val = concatenate(train, val), None
         wanted = self.samples_per_class
@@ -341,6 +360,7 @@ class ImageDataModule(LightningDataModule, ABC):
             if required:
                 raise UserError(f"{type(self).__name__} has no test part")
             return
+        self._check_statistics("test", test)
         self._add("test", test)
         self._warn_of_duplicates("train", "val", "test")
 

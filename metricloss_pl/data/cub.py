@@ -1,26 +1,22 @@
-"""Caltech-UCSD Birds-200-2011 with its official split."""
+"""Caltech-UCSD Birds-200-2011 with its official split, or with another one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
-import torch
-
-from metricloss_pl.data.base import ImageDataModule, Part
-from metricloss_pl.data.download import fetch_archive
-from metricloss_pl.data.samples import Samples
-from metricloss_pl.errors import UserError, reason
-
-URL = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"
-MD5 = "97eceeb196236b17998738112f37df78"
-FOLDER = "CUB_200_2011"
+from metricloss_pl.data.archives import ArchiveDataModule, Index
+from metricloss_pl.data.base import Part
+from metricloss_pl.data.download import Resource
+from metricloss_pl.data.file_list import read_file_lists
+from metricloss_pl.data.image_list import samples_of
+from metricloss_pl.data.index_files import Line, anew, read_pairs
+from metricloss_pl.data.samples import Samples, Statistics, file_samples
+from metricloss_pl.errors import UserError
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class CUB200DataModule(ImageDataModule):
+class CUB200DataModule(ArchiveDataModule):
     """Caltech-UCSD Birds-200-2011 (Wah et al. 2011): 200 species, 5,994 images for training, 5,794 for test.
 
     The defaults are those of Barz and Denzler ("Deep Learning on Small Datasets without Pre-Training using Cosine
@@ -29,113 +25,104 @@ class CUB200DataModule(ImageDataModule):
     The class names stand in the data, so that the constructor downloads (1.15 GB) where they are missing.
 
     Args:
-        root: Folder that holds, or will hold, `CUB_200_2011`.
-        download: Download what is missing; an archive `CUB_200_2011.tgz` in `root` is used instead.
+        split: Replaces the official split. A file like `train_test_split.txt`, such as the authors' `..._N.txt` for N
+            images a class (images that it leaves out are not used; `repeat` is 30 // N there); or a folder of lists
+            `train.txt`, `test.txt` and perhaps `val.txt`, with lines `<file> <label>`, such as cvjena/deic's.
         resize: Shorter side in px to which images are resized before the crop.
         image_size: Side in px of the square crop.
     """
 
-    root: str = "data"
-    download: bool = True
+    split: str | None = None
     batch_size: int = 96
     resize: int | None = 512
     image_size: int | None = 448
     mean: list[float] | None = field(default_factory=lambda: [123.82988 / 255, 127.35117 / 255, 110.25606 / 255])
     std: list[float] | None = field(default_factory=lambda: [59.22309 / 255, 58.07361 / 255, 67.80252 / 255])
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._folder = fetch_archive(URL, MD5, self.root, FOLDER, download=self.download)
-        self._class_names, self._birds = read_index(self._folder)
+    folder = "CUB_200_2011"
+    archives_hold_folder = True
+    resources = (
+        Resource(
+            "CUB_200_2011.tgz",
+            "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz",
+            "97eceeb196236b17998738112f37df78",
+        ),
+    )
+    statistics = Statistics(classes=200, train=5994, test=5794, images_per_class=(29, 30))
 
-    @property
-    def class_names(self) -> list[str]:
-        """The names in `classes.txt`, in the order of their numbers, such as "001.Black_footed_Albatross"."""
-        return list(self._class_names)
+    def published_statistics(self) -> Statistics | None:
+        """None where `split` replaces the official split."""
+        return self.statistics if self.split is None else None
 
-    def read(self, part: Part) -> Samples | None:
-        """Returns the files of the official training or test part; there is no official validation part."""
-        if part == "val":
-            return None
-        birds = [bird for bird in self._birds if bird.is_training == (part == "train")]
-        return Samples(
-            images=[self._folder / "images" / bird.file for bird in birds],
-            labels=torch.tensor([bird.label for bird in birds], dtype=torch.int64),
-            names=[bird.file for bird in birds],
-        )
-
-
-class Bird(NamedTuple):
-    """One image as the index files describe it."""
-
-    file: str
-    label: int
-    is_training: bool
+    def read_index(self, folder: Path) -> Index:
+        """Reads the index files; the names are those in `classes.txt`, such as "001.Black_footed_Albatross"."""
+        split = None if self.split is None else Path(self.split).expanduser()
+        if split is None or not split.is_dir():
+            return read_bird_index(folder, split)
+        names = read_bird_index(folder).class_names
+        return Index(names, _read_lists(split, folder / "images", len(names)))
 
 
-def read_index(folder: Path) -> tuple[list[str], list[Bird]]:
-    """Reads the index files: `classes.txt`, `images.txt`, `image_class_labels.txt` and `train_test_split.txt`.
+def read_bird_index(folder: Path, split_file: Path | None = None, image_id: str = r"\d+") -> Index:
+    """Reads `classes.txt`, `images.txt`, `image_class_labels.txt` and `train_test_split.txt`: lines `<number> <text>`.
+
+    Args:
+        folder: Folder of these files, and of the images in `images`.
+        split_file: Is read instead of `train_test_split.txt`; images that it leaves out are not used.
+        image_id: Regular expression of an image's number.
 
     Returns:
-        The classes' names in ascending order of their numbers, and the images in ascending order of theirs. A label is
-        the position of its class among the names, so that it counts from 0.
+        The names of the classes that have images, in ascending order of their numbers, so that labels count from 0; and
+        the images in ascending order of theirs. There is no official validation part.
 
     Raises:
         UserError: A file is missing or broken, or they contradict one another.
     """
-    classes = _read_pairs(folder / "classes.txt")
-    files = _read_pairs(folder / "images.txt")
-    of_class = _read_pairs(folder / "image_class_labels.txt")
-    split = _read_pairs(folder / "train_test_split.txt")
-    position = {str(number): label for label, number in enumerate(sorted(classes))}
-    for described in (of_class, split):
-        for number, entry in described.items():
-            if number not in files:
-                raise UserError(f"{entry.place}: image {number} is not in {folder / 'images.txt'}")
-        for number, entry in files.items():
-            if number not in described:
-                other = "image_class_labels.txt" if described is of_class else "train_test_split.txt"
-                raise UserError(f"{entry.place}: image {number} is not in {folder / other}")
-    birds = []
-    for number, entry in sorted(files.items()):
-        if of_class[number].text not in position:
-            raise UserError(
-                f"{of_class[number].place}: class {of_class[number].text} is not in {folder / 'classes.txt'}"
-            )
-        if split[number].text not in ("0", "1"):
-            raise UserError(f"{split[number].place}: {split[number].text!r}, where 1 (training) or 0 (test) is needed")
-        birds.append(Bird(entry.text, position[of_class[number].text], split[number].text == "1"))
-    return [entry.text for _, entry in sorted(classes.items())], birds
+    remedy = anew(folder)
+    classes = read_pairs(folder / "classes.txt", remedy)
+    files = read_pairs(folder / "images.txt", remedy, image_id)
+    of_class = read_pairs(folder / "image_class_labels.txt", remedy, image_id)
+    _check_images(files, of_class, folder, "image_class_labels.txt")
+    if split_file is None:
+        split = read_pairs(folder / "train_test_split.txt", remedy, image_id)
+        _check_images(files, split, folder, "train_test_split.txt")
+    else:
+        split = read_pairs(split_file, "a file like train_test_split.txt, or a folder of lists, is needed", image_id)
+        _check_images({number: files[number] for number in files if number in split}, split, folder, split_file.name)
+    for place, number in of_class.values():
+        if number not in classes:
+            raise UserError(f"{place}: class {number} is not in {folder / 'classes.txt'}")
+    for place, flag in split.values():
+        if flag not in ("0", "1"):
+            raise UserError(f"{place}: {flag!r}, where 1 (training) or 0 (test) is needed")
+    used = sorted({number for _, number in of_class.values()}, key=int)
+    position = {number: label for label, number in enumerate(used)}
+    order = sorted(split, key=lambda number: (len(number), number))
+
+    def part(flag: str) -> Samples:
+        chosen = [number for number in order if split[number].text == flag]
+        labels = [position[of_class[number].text] for number in chosen]
+        return file_samples(folder / "images", [files[number].text for number in chosen], labels)
+
+    return Index([classes[number].text for number in used], {"train": part("1"), "test": part("0")})
 
 
-class _Entry(NamedTuple):
-    place: str  # file and line, for messages
-    text: str
+def _check_images(files: dict[str, Line], described: dict[str, Line], folder: Path, name: str) -> None:
+    """Checks that a file describes the images in `images.txt`, each of them and no others."""
+    for number, entry in described.items():
+        if number not in files:
+            raise UserError(f"{entry.place}: image {number} is not in {folder / 'images.txt'}")
+    for number, entry in files.items():
+        if number not in described:
+            raise UserError(f"{entry.place}: image {number} is not in {folder / name}")
 
 
-def _read_pairs(file: Path) -> dict[int, _Entry]:
-    """Reads lines of "<number> <text>"."""
-    pairs: dict[int, _Entry] = {}
-    for line, content in _lines(file):
-        place = f"{file}, line {line}"
-        number, _, text = content.partition(" ")
-        if not number.isdecimal() or not text.strip():
-            raise UserError(f"{place}: {content!r}, where a number and a text are needed")
-        if int(number) in pairs:
-            raise UserError(f"{place}: number {number} is listed already, at {pairs[int(number)].place}")
-        pairs[int(number)] = _Entry(place, text.strip())
-    if not pairs:
-        raise UserError(f"{file} is empty: lines of a number and a text are needed")
-    return pairs
-
-
-def _lines(file: Path) -> Iterator[tuple[int, str]]:
-    try:
-        text = file.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise UserError(f"no file {file}: remove {file.parent} to have it unpacked anew") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} cannot be read: {reason(error)}") from error
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.strip():
-            yield number, line.strip()
+def _read_lists(lists: Path, images: Path, num_classes: int) -> dict[Part, Samples]:
+    """Reads lists whose labels are the classes' positions."""
+    parts: tuple[Part, ...] = ("train", "val", "test") if (lists / "val.txt").is_file() else ("train", "test")
+    rows = read_file_lists([(part, lists / f"{part}.txt", images) for part in parts])
+    labels = [str(label) for label in range(num_classes)]
+    for row in rows:
+        if row.label not in labels:
+            raise UserError(f"{row.place}: label {row.label!r}, where a number from 0 to {num_classes - 1} is needed")
+    return {part: samples_of(rows, part, labels) for part in parts}

@@ -1,4 +1,4 @@
-"""Fetching an archive from the web, so that what lies unpacked on disk is whole and what was published."""
+"""Fetching what a data set's authors publish, so that what lies unpacked on disk is whole and what was published."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import shutil
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import torch.hub
 from filelock import FileLock
@@ -18,81 +20,155 @@ from filelock import FileLock
 from metricloss_pl.errors import UserError, reason
 
 UNREADABLE_ARCHIVE = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError)
+_ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
 
 
-def fetch_archive(url: str, md5: str, root: str | Path, folder: str, download: bool = True) -> Path:
-    """Make sure that `root/folder` is there, unpacked from the archive at `url`.
+class Resource(NamedTuple):
+    """A file as a data set's authors publish it: an archive, or a file that stands beside the archives.
 
-    An archive of that name which already lies in `root` is used instead of downloading. Whatever is not finished (a
-    download, an unpacking) lives in `root/.<folder>.partial`, which the next call starts again from nothing;
-    `root/folder` appears by one rename. Processes that come here together wait for the first.
+    `url` is where it can be downloaded; where `by_hand`, the page that leads a person to it. `md5` is its checksum.
+    """
+
+    name: str
+    url: str
+    md5: str
+    by_hand: bool = False
+
+
+def fetch(
+    resources: Sequence[Resource],
+    root: str | Path,
+    folder: str,
+    *,
+    download: bool = True,
+    archives_hold_folder: bool = False,
+) -> Path:
+    """Makes sure that `root/folder` is there, with the archives unpacked into it and the other files beside them.
+
+    Files of those names that already lie in `root` are used instead of downloading; archives that are downloaded stay
+    there. Whatever is not finished (a download, an unpacking) lives in `root/.<folder>.partial`, which the next call
+    starts again from nothing; `root/folder` appears by one rename. Processes that come here together wait for the
+    first.
 
     Args:
-        url: Where the archive is (http, https or file); its last part is the archive's name in `root`.
-        md5: Checksum of the archive, compared before anything is unpacked.
-        root: Folder to put the archive and its content into; created if need be.
-        folder: The top folder inside the archive that is wanted.
-        download: False takes an archive that lies in `root`, but fetches none.
+        resources: What `root/folder` is made of.
+        root: Folder to put all into; created if need be.
+        folder: Name of the set's own folder.
+        download: False takes files that lie in `root`, but fetches none.
+        archives_hold_folder: `folder` is the archives' own top folder; what else they hold is dropped.
 
     Returns:
         The path `root/folder`.
 
     Raises:
-        UserError: The archive is missing (and not to be downloaded), cannot be fetched, has another checksum, is no
-            readable archive, holds a member that points outside, or lacks `folder`.
+        UserError: A file is missing (and not to be downloaded), cannot be fetched, has another checksum, is no readable
+            archive, holds a member that points outside, or no archive holds `folder`.
     """
     root = Path(root).expanduser()
-    target = root / folder
-    archive = root / PurePosixPath(url).name
+
+    def build(partial: Path) -> Path:
+        content = partial if archives_hold_folder else partial / folder
+        content.mkdir(exist_ok=True)
+        for resource in resources:
+            _put(resource, root, content, download)
+        if not (partial / folder).is_dir():
+            raise UserError(f"{root / resources[0].name} holds no folder {folder}")
+        return partial / folder
+
+    if not (root / folder).is_dir():
+        check_present([r for r in resources if r.by_hand or not download], root, root / folder)
+    return make_folder(root / folder, build)
+
+
+def make_folder(target: Path, build: Callable[[Path], Path]) -> Path:
+    """Makes sure that the folder `target` is there whole: `build` makes it elsewhere, then one rename puts it there.
+
+    Args:
+        target: The folder.
+        build: Called with an empty folder beside `target`; returns the path in it of what becomes `target`.
+
+    Raises:
+        UserError: The disk refuses, or what `build` raises.
+    """
     if target.is_dir():
         return target
-    if not download and not archive.is_file():
-        raise UserError(
-            f"{target} not found: put {archive.name} (from {url}, MD5 {md5}) into {root}, or switch `download` on"
-        )
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f".{folder}.lock"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.with_name(f".{target.name}.lock")):
             if not target.is_dir():
-                _fetch_and_unpack(url, md5, archive, target, download)
+                partial = target.with_name(f".{target.name}.partial")
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir()
+                try:
+                    os.replace(build(partial), target)
+                finally:
+                    shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
-        raise UserError(f"cannot put {folder} into {root}: {reason(error)}") from error
+        raise UserError(f"cannot put {target.name} into {target.parent}: {reason(error)}") from error
     return target
 
 
-def _fetch_and_unpack(url: str, md5: str, archive: Path, target: Path, download: bool) -> None:
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        found = _md5(archive) if archive.is_file() else None
-        if found != md5 and not download:
-            raise UserError(f"{archive} is not the archive expected (MD5 {found} instead of {md5}): get it from {url}")
-        if found != md5:
-            _download(url, md5, partial / archive.name)
-            os.replace(partial / archive.name, archive)
-        _unpack(archive, partial)
-        if not (partial / target.name).is_dir():
-            raise UserError(f"{archive} holds no folder {target.name}")
-        os.replace(partial / target.name, target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+def check_present(resources: Sequence[Resource], root: Path, target: Path) -> None:
+    """Checks that files which nobody is going to download lie in `root`.
+
+    Raises:
+        UserError: Some do not; the message says which, where each is found, and what it is for.
+    """
+    missing = [resource for resource in resources if not (root / resource.name).is_file()]
+    if missing:
+        files = ", ".join(f"{file.name} (from {file.url}, MD5 {file.md5})" for file in missing)
+        switch = "" if any(file.by_hand for file in missing) else ", or switch `download` on"
+        raise UserError(f"{target} not found: put {files} into {root}{switch}")
 
 
-def _download(url: str, md5: str, file: Path) -> None:
+def check_sum(resource: Resource, root: Path) -> Path:
+    """Returns the path of a file in `root`, whose checksum is compared.
+
+    Raises:
+        UserError: It is another one.
+    """
+    file = root / resource.name
+    found = _md5(file)
+    if found != resource.md5:
+        raise UserError(
+            f"{file} is not the file expected (MD5 {found} instead of {resource.md5}): get it from {resource.url}"
+        )
+    return file
+
+
+def _put(resource: Resource, root: Path, content: Path, download: bool) -> None:
+    """Puts what a resource holds into the folder `content`."""
+    file, is_archive = root / resource.name, resource.name.endswith(_ARCHIVES)
+    if resource.by_hand or not download:
+        check_sum(resource, root)
+    elif not file.is_file() or _md5(file) != resource.md5:
+        _download(resource, content / resource.name, root)
+        if not is_archive:
+            return
+        os.replace(content / resource.name, file)
+    if is_archive:
+        unpack(file, content)
+    else:
+        shutil.copyfile(file, content / resource.name)
+
+
+def _download(resource: Resource, file: Path, root: Path) -> None:
     try:
-        torch.hub.download_url_to_file(url, str(file))
+        torch.hub.download_url_to_file(resource.url, str(file))
     except (OSError, ValueError, http.client.HTTPException) as error:  # URLError is an OSError
         raise UserError(
-            f"cannot download {url}: {reason(error)}; the file can be put into {file.parent.parent} by hand"
+            f"cannot download {resource.url}: {reason(error)}; {resource.name} (MD5 {resource.md5}) can be put into "
+            f"{root} by hand"
         ) from error
     found = _md5(file)
-    if found != md5:
-        raise UserError(f"the download of {url} is incomplete or altered: MD5 {found} instead of {md5}; try again")
+    if found != resource.md5:
+        raise UserError(
+            f"the download of {resource.url} is incomplete or altered: MD5 {found} instead of {resource.md5}; try again"
+        )
 
 
-def _unpack(archive: Path, into: Path) -> None:
-    """Unpack a tar or zip file; a member whose path or link leads out of the folder is refused."""
+def unpack(archive: Path, into: Path) -> None:
+    """Unpacks a tar or zip file; a member whose path or link leads out of the folder is refused."""
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as packed:

@@ -6,7 +6,7 @@ import csv
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,26 +60,32 @@ class ImageListDataModule(ImageDataModule):
         return hold_out_test(self._list("train"), part, self.test_fraction)
 
     def _list(self, part: Part) -> Samples:
-        rows = [row for row in self._rows if row.part == part]
-        position = {name: label for label, name in enumerate(self._class_names)}
-        groups = self._group_numbers
-        return Samples(
-            images=[row.path for row in rows],
-            labels=torch.tensor([position[row.label] for row in rows]),
-            names=[row.file for row in rows],
-            groups=None if groups is None else torch.tensor([groups[row.group] for row in rows]),
-        )
+        samples, groups = samples_of(self._rows, part, self._class_names), self._group_numbers
+        if groups is None:
+            return samples
+        return replace(samples, groups=torch.tensor([groups[row.group] for row in self._rows if row.part == part]))
 
 
 class Row(NamedTuple):
-    """One line of the list."""
+    """One line of a list."""
 
-    line: int
+    place: str  # for messages
     file: str  # as written
     path: Path
     label: str
     part: Part
-    group: tuple[str, int]  # its name; or no name and the line, where the image stands alone
+    group: tuple[str, int]  # its name; or no name and a number of its own, where the image stands alone
+
+
+def samples_of(rows: list[Row], part: Part, class_names: list[str]) -> Samples:
+    """Returns the images of one part; a label is the position of its text in `class_names`."""
+    position = {name: label for label, name in enumerate(class_names)}
+    chosen = [row for row in rows if row.part == part]
+    return Samples(
+        images=[row.path for row in chosen],
+        labels=torch.tensor([position[row.label] for row in chosen], dtype=torch.int64),
+        names=[row.file for row in chosen],
+    )
 
 
 def read_rows(file: Path, root: Path) -> list[Row]:
@@ -114,11 +120,7 @@ def read_rows(file: Path, root: Path) -> list[Row]:
         raise UserError(f"{file} cannot be read as a CSV file in UTF-8: {reason(error)}") from error
     if not rows:
         raise UserError(f"{file} lists no image: one line an image is needed below its head")
-    first: dict[str, int] = {}
-    for row in rows:
-        earlier = first.setdefault(os.path.normpath(row.path), row.line)
-        if earlier != row.line:
-            raise UserError(f"{file}, line {row.line}: {row.file} is listed already, in line {earlier}")
+    check_unique(rows)
     return rows
 
 
@@ -137,7 +139,26 @@ def _row(file: Path, line: int, cells: dict[str | None, str | None], root: Path)
     if not path.is_file():
         raise UserError(f"{place}: no file {path}")
     group = text.get("group", "")
-    return Row(line, text["file"], path, text["label"], PART_NAMES[split.lower()], (group, 0 if group else line))
+    return Row(place, text["file"], path, text["label"], PART_NAMES[split.lower()], (group, 0 if group else line))
+
+
+def check_unique(rows: list[Row]) -> None:
+    """Checks that no image is listed twice.
+
+    Raises:
+        UserError: One is.
+    """
+    first: dict[str, Row] = {}
+    for row in rows:
+        earlier = first.setdefault(os.path.normpath(row.path), row)
+        if earlier is not row:
+            raise UserError(f"{row.place}: {row.file} is listed already, in {_seen_from(row, earlier)}")
+
+
+def _seen_from(row: Row, other: Row) -> str:
+    """The place of `other`: in the same file its line is enough."""
+    file, _, line = other.place.rpartition(", ")
+    return line if row.place.startswith(f"{file}, ") else other.place
 
 
 def check_parts(file: Path, rows: list[Row]) -> None:
@@ -154,11 +175,11 @@ def check_parts(file: Path, rows: list[Row]) -> None:
         other = first.setdefault(row.group, row)
         if other.part != row.part:
             raise UserError(
-                f"{file}, line {row.line}: group {row.group[0]!r} is in {row.part}, "
-                f"but in line {other.line} in {other.part}: a group stays in one part"
+                f"{row.place}: group {row.group[0]!r} is in {row.part}, "
+                f"but in {_seen_from(row, other)} in {other.part}: a group stays in one part"
             )
         if row.label not in trained:
-            raise UserError(f"{file}, line {row.line}: class {row.label!r} is in {row.part}, but in no line of train")
+            raise UserError(f"{row.place}: class {row.label!r} is in {row.part}, but in no line of train")
 
 
 def sorted_classes(labels: Iterable[str]) -> list[str]:

@@ -38,6 +38,7 @@ class TrainSampler(DistributedSampler[Any]):
         labels: (N,) int64.
         batch_size: Images a step and process.
         seed: At least 0.
+        repeat: Times that each image comes in an epoch, anywhere in it.
         balanced: Every class comes equally often (within one) in each run of C images, and within a class every image
             equally often (within one). As many images an epoch as without.
         num_replicas: Number of processes. None: of the process group.
@@ -53,6 +54,7 @@ class TrainSampler(DistributedSampler[Any]):
         batch_size: int,
         *,
         seed: int = 0,
+        repeat: int = 1,
         balanced: bool = False,
         num_replicas: int | None = None,
         rank: int | None = None,
@@ -66,8 +68,10 @@ class TrainSampler(DistributedSampler[Any]):
             raise UserError(f"{len(labels)} training images cannot be shared out to {num_replicas} processes")
         self.labels = labels.numpy()
         self.balanced = balanced
-        step = global_batch if len(labels) >= global_batch else num_replicas
-        self.total_size = len(labels) // step * step
+        num_images = len(labels) * repeat
+        step = global_batch if num_images >= global_batch else num_replicas
+        self.total_size = num_images // step * step
+        self.repeat = repeat
         self.num_samples = self.total_size // num_replicas
         self.batch_size = batch_size
         self._begin: Callable[[], tuple[int, int]] | None = None
@@ -91,7 +95,7 @@ class TrainSampler(DistributedSampler[Any]):
         if self.balanced:
             order = self._balanced_order(generator)
         else:
-            order = generator.permutation(len(self.labels))[: self.total_size]
+            order = generator.permutation(len(self.labels) * self.repeat)[: self.total_size] % len(self.labels)
         draws = self.epoch + (_earlier_occurrences(order) << 32)
         start = self._first_batch * self.batch_size if self.epoch == self._first_epoch else 0
         own = slice(self.rank, None, self.num_replicas)

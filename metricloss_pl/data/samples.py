@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -57,6 +57,48 @@ class Samples:
             labels=self.labels[index],
             names=[self.names[i] for i in index.tolist()],
             groups=None if self.groups is None else self.groups[index],
+        )
+
+
+def file_samples(root: Path, files: Sequence[str], labels: Sequence[int]) -> Samples:
+    """Returns the images of files whose paths, relative to `root`, are their names."""
+    images = [root / file for file in files]
+    return Samples(images=images, labels=torch.tensor(labels, dtype=torch.int64), names=list(files))
+
+
+class Statistics(NamedTuple):
+    """What a published data set holds, to be compared with what is read.
+
+    `train` counts an official validation part too; `images_per_class` are the fewest and the most of `train`.
+    """
+
+    classes: int
+    train: int
+    test: int
+    images_per_class: tuple[int, int]
+
+
+def check_statistics(published: Statistics, part: Literal["train", "test"], labels: Tensor, num_classes: int) -> None:
+    """Checks that a published set was read whole.
+
+    Args:
+        published: What its authors say.
+        part: "train" (with the official validation part) or "test".
+        labels: (N,) of all images of the part.
+        num_classes: C.
+
+    Raises:
+        UserError: There are more or fewer images or classes, or images of a class.
+    """
+    counts = torch.bincount(labels, minlength=num_classes).tolist()
+    found = f"{len(labels):,} images of {num_classes:,} classes"
+    right = f"{getattr(published, part):,} images of {published.classes:,} classes"
+    if part == "train":
+        found += f" ({min(counts)} to {max(counts)} a class)"
+        right += f" ({published.images_per_class[0]} to {published.images_per_class[1]} a class)"
+    if found != right:
+        raise UserError(
+            f"the {part} part has {found}, but {right} were published: the files on disk are not the whole set"
         )
 
 
@@ -374,13 +416,24 @@ class ImageDataset(Dataset[Any]):
         pairs = [item if isinstance(item, tuple) else (int(item), 0) for item in items]
         indices = [index for index, _ in pairs]
         keys = image_keys(self.seed, [draw for _, draw in pairs], indices)
-        images = self._crop(self.store.fetch(indices), indices, keys)
-        if self.training:
-            for position, augmentation in enumerate(self.augment):
+        images = self._crop(self._augment_whole(self.store.fetch(indices), keys), indices, keys)
+        for position, augmentation in enumerate(self.augment):
+            if self.training and not augmentation.before_crop:
                 images = augmentation(images, stream(keys, position))
         index = torch.tensor(indices, dtype=torch.int64)
         batch = (images, self.labels[index])
         return (*batch, index) if self.with_index else batch
+
+    def _augment_whole(self, images: Tensor | list[Tensor], keys: np.ndarray) -> Tensor | list[Tensor]:
+        """Applies those augmentations that see the image before the crop."""
+        for position, augmentation in enumerate(self.augment):
+            if self.training and augmentation.before_crop:
+                own = stream(keys, position)
+                if isinstance(images, Tensor):
+                    images = augmentation(images, own)
+                else:  # of different sizes
+                    images = [augmentation(image[None], own[i : i + 1])[0] for i, image in enumerate(images)]
+        return images
 
     def _crop(self, images: Tensor | list[Tensor], indices: list[int], keys: np.ndarray) -> Tensor:
         size = self.image_size

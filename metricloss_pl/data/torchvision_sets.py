@@ -1,11 +1,11 @@
-"""Sets that torchvision knows how to download: MNIST, Fashion-MNIST and CIFAR-10, whole in memory."""
+"""Sets that torchvision knows how to download: MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100, whole in memory."""
 
 from __future__ import annotations
 
 import math
 import struct
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -16,7 +16,7 @@ from torchvision import datasets
 from torchvision.datasets.utils import check_integrity
 
 from metricloss_pl.data.base import ImageDataModule, Part
-from metricloss_pl.data.samples import Samples
+from metricloss_pl.data.samples import Samples, Statistics
 from metricloss_pl.errors import UserError, reason
 
 
@@ -169,7 +169,7 @@ class CIFAR10DataModule(_TorchvisionDataModule):
 
     dataset = datasets.CIFAR10
     folder = "cifar-10-batches-py"
-    files = (
+    files: ClassVar[tuple[str, ...]] = (
         "data_batch_1",
         "data_batch_2",
         "data_batch_3",
@@ -178,7 +178,7 @@ class CIFAR10DataModule(_TorchvisionDataModule):
         "test_batch",
         "batches.meta",
     )
-    classes = (
+    classes: ClassVar[tuple[str, ...]] = (
         "airplane",
         "automobile",
         "bird",
@@ -192,6 +192,34 @@ class CIFAR10DataModule(_TorchvisionDataModule):
     )
 
     def _is_whole(self) -> bool:
-        sums = [*datasets.CIFAR10.train_list, *datasets.CIFAR10.test_list]
-        sums.append([datasets.CIFAR10.meta["filename"], datasets.CIFAR10.meta["md5"]])
+        sums = [*self.dataset.train_list, *self.dataset.test_list]
+        sums.append([self.dataset.meta["filename"], self.dataset.meta["md5"]])
         return all(check_integrity(self._directory() / name, md5) for name, md5 in sums)
+
+
+_CIFAR100_NAMES = (
+    "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can "
+    "castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin "
+    "elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster "
+    "man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck "
+    "pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk "
+    "skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger "
+    "tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm"
+)
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class CIFAR100DataModule(CIFAR10DataModule):
+    """CIFAR-100 (Krizhevsky 2009): objects in colour, 32 x 32 px; 500 images a class for training, 10,000 for test.
+
+    Mean and standard deviation are those of Barz and Denzler (2020).
+    """
+
+    mean: list[float] | None = field(default_factory=lambda: [129.30386 / 255, 124.06987 / 255, 112.43356 / 255])
+    std: list[float] | None = field(default_factory=lambda: [68.17020 / 255, 65.39176 / 255, 70.41801 / 255])
+
+    dataset = datasets.CIFAR100
+    folder = "cifar-100-python"
+    files = ("train", "test", "meta")
+    statistics = Statistics(classes=100, train=50000, test=10000, images_per_class=(500, 500))
+    classes = tuple(_CIFAR100_NAMES.split())

@@ -28,8 +28,10 @@ ALL: list[Augmentation] = [
     VerticalFlip(),
     ShiftCrop(3),
     ShiftCrop(3, fill="zero"),
+    ShiftCrop(3, fill="nearest"),
     Rotation(20),
     Rotation(20, fill="reflect"),
+    Rotation(20, fill="nearest"),
     RandomErasing(),
     RandomErasing(fill="mean"),
     RandomErasing(fill="zero"),
@@ -39,6 +41,7 @@ ALL: list[Augmentation] = [
     TrivialAugment(),
 ]
 MASK = 2**64 - 1
+PADDING = {"reflect": "reflect", "nearest": "replicate", "zero": "constant"}  # torch's names
 
 
 def batch(size: int = 64, channels: int = 3, height: int = 12, width: int = 10) -> torch.Tensor:
@@ -87,7 +90,7 @@ def test_keys_differ_for_every_seed_draw_and_index() -> None:
 def test_crop_is_pad_and_slice() -> None:
     images = batch(8, height=7, width=9)
     tops, lefts = torch.tensor([-3, 0, 2, 4, -1, 1, 3, -2]), torch.tensor([2, -3, 0, 4, 3, -1, 1, 0])
-    for fill, mode in (("reflect", "reflect"), ("zero", "constant")):
+    for fill, mode in PADDING.items():
         padded = torch.nn.functional.pad(images.float(), (6, 6, 6, 6), mode=mode).to(torch.uint8)
         want = [
             image[:, top + 6 : top + 11, left + 6 : left + 12]
@@ -117,13 +120,11 @@ def test_nothing_drawn_changes_nothing(augmentation: Augmentation, keys: np.ndar
     assert torch.equal(augmentation(batch(), keys), batch())
 
 
-@pytest.mark.parametrize("fill", ["reflect", "zero"])
+@pytest.mark.parametrize("fill", PADDING)
 def test_shift_crop_shifts_within_its_range(fill: str, keys: np.ndarray) -> None:
     images = batch()
     changed = ShiftCrop(2, fill=fill)(images, keys)  # type: ignore[arg-type]
-    padded = torch.nn.functional.pad(
-        images.float(), (2, 2, 2, 2), mode="reflect" if fill == "reflect" else "constant"
-    ).to(torch.uint8)
+    padded = torch.nn.functional.pad(images.float(), (2, 2, 2, 2), mode=PADDING[fill]).to(torch.uint8)
     shifts = set()
     for image, result in zip(padded, changed, strict=True):
         found = [(y, x) for y in range(5) for x in range(5) if torch.equal(image[:, y : y + 12, x : x + 10], result)]
@@ -141,7 +142,9 @@ def test_rotation_is_torchvisions(keys: np.ndarray) -> None:
     for image, result, angle in zip(images, changed, angles.tolist(), strict=True):
         assert torch.allclose(result, transforms.rotate(image, angle, InterpolationMode.BILINEAR), atol=1e-5)
     assert (Rotation(45)(torch.ones(64, 1, 14, 9), keys)[:, :, 0, 0] < 1).any()
-    assert torch.allclose(Rotation(45, fill="reflect")(torch.ones(64, 1, 14, 9), keys), torch.ones(()), atol=1e-5)
+    for fill in ("reflect", "nearest"):
+        turned = Rotation(45, fill=fill)(torch.ones(64, 1, 14, 9), keys)  # type: ignore[arg-type]
+        assert torch.allclose(turned, torch.ones(()), atol=1e-5)
 
 
 def test_erased_rectangles_are_in_range() -> None:

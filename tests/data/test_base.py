@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from metricloss_pl.data.augment import HorizontalFlip, ShiftCrop
 from metricloss_pl.data.base import Duplicate
-from metricloss_pl.data.samples import Samples
+from metricloss_pl.data.samples import Samples, Statistics
 from metricloss_pl.errors import UserError
 
 Make = Callable[..., Any]
@@ -250,6 +250,45 @@ def test_balanced_sampling(toy: Make, samples: Make) -> None:
     assert torch.bincount(labels).tolist() == [40, 40, 40]
 
 
+def test_training_images_are_repeated(toy: Make, official: dict[str, Samples]) -> None:
+    module = toy(parts=official, batch_size=len(official["train"]), repeat=3, augment=[ShiftCrop(2)])
+    module.setup("fit")
+    batches = list(module.train_dataloader())
+    assert len(batches) == 3
+    labels = torch.cat([labels for _, labels in batches])
+    assert labels.bincount().tolist() == (3 * official["train"].labels.bincount()).tolist()
+    images = torch.cat([images for images, _ in batches])
+    assert len({image.numpy().tobytes() for image in images}) > 2 * len(official["train"])  # each time another shift
+    assert sum(len(labels) for _, labels in module.train_eval_dataloader()) == len(official["train"])
+    assert sum(len(labels) for _, labels in module.val_dataloader()) == len(official["val"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "stage", "message"),
+    [
+        ({}, None, None),
+        ({"train": 147}, "fit", r"the train part has 148 images of 3 classes .* but 147 images of 3 classes"),
+        ({"classes": 4}, "test", r"the test part has 19 images of 3 classes, but 19 images of 4 classes"),
+        ({"test": 20}, "test", r"but 20 images of 3 classes were published: the files on disk are not the whole set"),
+        ({"images_per_class": (41, 60)}, "fit", r"\(40 to 60 a class\), but .* \(41 to 60 a class\)"),
+        ({"images_per_class": (40, 61)}, "fit", r"\(40 to 60 a class\), but .* \(40 to 61 a class\)"),
+    ],
+)
+def test_published_statistics(
+    toy: Make, samples: Make, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], stage: str, message: str | None
+) -> None:
+    parts = {"train": samples([50, 30, 40]), "val": samples([10, 10, 8], seed=1), "test": samples([9, 5, 5], seed=2)}
+    statistics = Statistics(classes=3, train=148, test=19, images_per_class=(40, 60))._replace(**changes)
+    module = toy(parts=parts)
+    monkeypatch.setattr(type(module), "statistics", statistics)
+    if message is None:
+        module.setup()
+        return
+    with pytest.raises(UserError, match=message) as caught:
+        module.setup(stage)
+    assert "\n" not in str(caught.value)
+
+
 def test_predict_dir(toy: Make, tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     for name in ("b.png", "sub/a.png"):
@@ -272,6 +311,7 @@ def test_predict_dir(toy: Make, tmp_path: Path) -> None:
         ({"val_fraction": float("nan")}, "val_fraction .* is nan"),
         ({"samples_per_class": 0}, "samples_per_class .* is 0"),
         ({"seed": -1}, "seed .* is -1"),
+        ({"repeat": 0}, "repeat .* is 0"),
         ({"in_channels": 2}, "in_channels .* is 2"),
         ({"image_size": 0}, "image_size .* is 0"),
         ({"num_workers": -1}, "num_workers"),

@@ -1,16 +1,15 @@
 from __future__ import annotations
 
-import hashlib
-import shutil
-import tarfile
 from pathlib import Path
 
 import pytest
 
-from metricloss_pl.data import cub
 from metricloss_pl.data.cub import CUB200DataModule
+from metricloss_pl.data.samples import Statistics
 from metricloss_pl.errors import UserError
 from tests.helpers import make_cub
+
+pytestmark = pytest.mark.usefixtures("miniatures")
 
 
 def refused(**arguments) -> str:
@@ -19,22 +18,6 @@ def refused(**arguments) -> str:
         CUB200DataModule(**arguments)
     assert "\n" not in str(caught.value)
     return str(caught.value)
-
-
-@pytest.fixture
-def web(tmp_path, monkeypatch) -> Path:
-    """The archive of a miniature, at the URL from which the data module downloads."""
-    folder = make_cub(tmp_path / "source")
-    (tmp_path / "source" / "attributes.txt").write_text("1 has_bill_shape::curved\n")
-    archive = tmp_path / "web" / "CUB_200_2011.tgz"
-    archive.parent.mkdir()
-    with tarfile.open(archive, "w:gz") as packed:
-        packed.add(tmp_path / "source" / "attributes.txt", arcname="attributes.txt")
-        packed.add(folder, arcname="CUB_200_2011")
-    shutil.rmtree(tmp_path / "source")
-    monkeypatch.setattr(cub, "URL", archive.as_uri())
-    monkeypatch.setattr(cub, "MD5", hashlib.md5(archive.read_bytes()).hexdigest())
-    return archive
 
 
 def test_official_split(tmp_path):
@@ -79,31 +62,6 @@ def test_order_of_lines_does_not_matter(tmp_path):
     assert data.class_names == [f"00{c}.Bird_{c}" for c in (1, 2, 3, 4)]
     assert data.read("train").names == before.names
     assert data.read("train").labels.tolist() == before.labels.tolist()
-
-
-def test_constructor_downloads(tmp_path, web):
-    data = CUB200DataModule(root=str(tmp_path / "data"))
-    assert data.num_classes == 4
-    assert len(data.read("train").names) == 12
-    web.unlink()
-    assert CUB200DataModule(root=str(tmp_path / "data")).num_classes == 4
-
-
-def test_archive_put_there_by_hand(tmp_path, web):
-    (tmp_path / "data").mkdir()
-    shutil.move(web, tmp_path / "data")
-    assert CUB200DataModule(root=str(tmp_path / "data"), download=False).num_classes == 4
-
-
-def test_missing_data_without_download(tmp_path):
-    message = refused(root=str(tmp_path / "data"), download=False)
-    assert f"put CUB_200_2011.tgz (from {cub.URL}, MD5 {cub.MD5}) into {tmp_path / 'data'}" in message
-
-
-def test_archive_with_wrong_checksum(tmp_path, web, monkeypatch):
-    monkeypatch.setattr(cub, "MD5", "0" * 32)
-    assert "MD5" in refused(root=str(tmp_path / "data"))
-    assert not (tmp_path / "data" / "CUB_200_2011").exists()
 
 
 @pytest.mark.parametrize("name", ["classes", "images", "image_class_labels", "train_test_split"])
@@ -165,3 +123,102 @@ def test_missing_image_is_named(tmp_path):
         data.setup("fit")
     assert str(missing) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_classes_without_images_are_left_out(tmp_path):
+    folder = make_cub(tmp_path, classes=3)
+    (folder / "classes.txt").write_text("0 Birds\n10 first\n2 second\n30 nobody\n3 third\n")
+    labels = folder / "image_class_labels.txt"
+    labels.write_text(
+        "".join(f"{line}0\n" if line.endswith(" 1") else f"{line}\n" for line in labels.read_text().split("\n") if line)
+    )
+    data = CUB200DataModule(root=str(tmp_path))
+    assert data.class_names == ["second", "third", "first"]
+    assert data.read("train").labels.tolist() == [2, 2, 2, 0, 0, 0, 1, 1, 1]
+
+
+def test_split_file_may_leave_images_out(tmp_path):
+    make_cub(tmp_path, classes=2, images_per_class=4)
+    (tmp_path / "train_test_split_1.txt").write_text("2 1\n6 1\n3 0\n4 0\n7 0\n")
+    data = CUB200DataModule(root=str(tmp_path), split=str(tmp_path / "train_test_split_1.txt"))
+    assert data.read("train").names == ["001.Bird_1/Bird_1_0001.jpg", "002.Bird_2/Bird_2_0001.jpg"]
+    assert data.read("train").labels.tolist() == [0, 1]
+    assert [name[-8:] for name in data.read("test").names] == ["0002.jpg", "0003.jpg", "0002.jpg"]
+    assert data.read("val") is None
+
+
+def test_an_official_split_leaves_no_image_out(tmp_path):
+    folder = make_cub(tmp_path, classes=2, images_per_class=4)
+    (folder / "train_test_split.txt").write_text("2 1\n6 1\n3 0\n4 0\n7 0\n")
+    assert "image 1 is not in" in refused(root=str(tmp_path))
+
+
+def test_published_statistics_are_those_of_the_official_split(tmp_path, monkeypatch):
+    folder = make_cub(tmp_path)
+    monkeypatch.setattr(CUB200DataModule, "statistics", Statistics(200, 5994, 5794, (29, 30)))
+    small = {"root": str(tmp_path), "resize": 16, "image_size": 8}
+    with pytest.raises(UserError, match="but 5,994 images of 200 classes"):
+        CUB200DataModule(**small).setup("fit")
+    CUB200DataModule(**small, split=str(folder / "train_test_split.txt")).setup()
+
+
+def write_lists(folder: Path, **lists: list[str]) -> str:
+    folder.mkdir(exist_ok=True)
+    for part, lines in lists.items():
+        (folder / f"{part}.txt").write_text("\n".join(lines) + "\n")
+    return str(folder)
+
+
+def test_lists_replace_the_official_split(tmp_path):
+    folder = make_cub(tmp_path, classes=2, images_per_class=4)
+    file = "00{0}.Bird_{0}/Bird_{0}_000{1}"
+    split = write_lists(
+        tmp_path / "lists",
+        train=[f"{file.format(2, 3)} 1", f"{file.format(1, 0)} 0"],
+        val=[f"{file.format(1, 1)} 0"],
+        test=[f"{file.format(1, 2)}.jpg 0", f"{file.format(2, 0)} 1"],
+    )
+    data = CUB200DataModule(root=str(tmp_path), split=split, resize=16, image_size=8)
+    assert data.class_names == ["001.Bird_1", "002.Bird_2"]
+    train, val, test = (data.read(part) for part in ("train", "val", "test"))
+    assert train.images == [
+        folder / "images" / f"{file.format(2, 3)}.jpg",
+        folder / "images" / f"{file.format(1, 0)}.jpg",
+    ]
+    assert [samples.labels.tolist() for samples in (train, val, test)] == [[1, 0], [0], [0, 1]]
+    data.setup()
+    everything = CUB200DataModule(root=str(tmp_path), split=split, resize=16, image_size=8, val_fraction=0)
+    everything.setup("fit")
+    assert sorted(everything.samples("train").names) == sorted(train.names + val.names)
+
+
+def test_lists_without_validation(tmp_path):
+    make_cub(tmp_path, classes=1, images_per_class=2)
+    lists = {"train": ["001.Bird_1/Bird_1_0000 0"], "test": ["001.Bird_1/Bird_1_0001 0"]}
+    data = CUB200DataModule(root=str(tmp_path), split=write_lists(tmp_path / "lists", **lists))
+    assert data.read("val") is None
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("001.Bird_1/Bird_1_0001 4", "label '4', where a number from 0 to 3 is needed"),
+        ("001.Bird_1/Bird_1_0001 ", "where a file and a label are needed"),
+        ("001.Bird_1/Bird_1_0099 0", "no file"),
+        ("001.Bird_1/Bird_1_0000 0", "listed already, in line 1"),
+    ],
+)
+def test_wrong_line_of_a_list_is_named(tmp_path, line, words):
+    make_cub(tmp_path)
+    train = [f"00{c}.Bird_{c}/Bird_{c}_0000 {c - 1}" for c in range(1, 5)]
+    split = write_lists(tmp_path / "lists", train=[*train, line], test=["001.Bird_1/Bird_1_0005 0"])
+    message = refused(root=str(tmp_path), split=split)
+    assert "train.txt, line 5: " in message
+    assert words in message
+
+
+def test_split_that_is_not_there(tmp_path):
+    make_cub(tmp_path)
+    assert f"no file {tmp_path / 'none'}: a file like" in refused(root=str(tmp_path), split=str(tmp_path / "none"))
+    (tmp_path / "lists").mkdir()
+    assert f"no file {tmp_path / 'lists' / 'train.txt'}" in refused(root=str(tmp_path), split=str(tmp_path / "lists"))

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 import io
 import tarfile
 import zipfile
@@ -9,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from metricloss_pl.data.download import fetch_archive
+from metricloss_pl.data.download import Resource, fetch, make_folder
 from metricloss_pl.errors import UserError
+from tests.helpers import md5
 
 
 def make_tar(file: Path, members: dict[str, bytes], links: dict[str, str] | None = None) -> str:
@@ -33,8 +33,10 @@ def make_zip(file: Path, members: dict[str, bytes]) -> str:
     return md5(file)
 
 
-def md5(file: Path) -> str:
-    return hashlib.md5(file.read_bytes()).hexdigest()
+def fetch_archive(url: str, checksum: str, root: Path, folder: str, download: bool = True) -> Path:
+    """One archive that holds the folder."""
+    resource = Resource(url.rpartition("/")[2], url, checksum)
+    return fetch([resource], root, folder, download=download, archives_hold_folder=True)
 
 
 def refused(*args, **kwargs) -> str:
@@ -203,3 +205,62 @@ def test_root_that_is_a_file_is_refused(web, tmp_path):
     checksum = make_tar(web / "birds.tgz", CONTENT)
     (tmp_path / "file").write_bytes(b"")
     assert str(tmp_path / "file") in refused((web / "birds.tgz").as_uri(), checksum, tmp_path / "file", "birds")
+
+
+def test_several_files_make_one_folder(web, root):
+    resources = []
+    for name, members in (("a.tgz", {"images/a.txt": b"one"}), ("b.tgz", {"images/b.txt": b"two"})):
+        resources.append(Resource(name, (web / name).as_uri(), make_tar(web / name, members)))
+    (web / "index.txt").write_bytes(b"a b")
+    resources.append(Resource("index.txt", (web / "index.txt").as_uri(), md5(web / "index.txt")))
+    target = fetch(resources, root, "birds")
+    assert sorted(file.relative_to(target).as_posix() for file in target.rglob("*") if file.is_file()) == [
+        "images/a.txt",
+        "images/b.txt",
+        "index.txt",
+    ]
+    assert sorted(file.name for file in root.iterdir() if file.is_file()) == [".birds.lock", "a.tgz", "b.tgz"]
+
+
+def test_file_beside_the_archives_put_there_by_hand_is_copied(web, root):
+    root.mkdir(parents=True)
+    (root / "index.txt").write_bytes(b"a b")
+    resource = Resource("index.txt", "https://example.org/index.txt", md5(root / "index.txt"), by_hand=True)
+    assert (fetch([resource], root, "birds") / "index.txt").read_bytes() == b"a b"
+    assert (root / "index.txt").exists()
+
+
+def test_what_only_a_person_may_fetch_is_never_downloaded(web, root, monkeypatch):
+    monkeypatch.setattr(torch.hub, "download_url_to_file", None)
+    checksum = make_tar(web / "birds.tgz", CONTENT)
+    by_hand = [Resource("birds.tgz", (web / "birds.tgz").as_uri(), checksum, by_hand=True)]
+    with pytest.raises(UserError) as caught:
+        fetch(by_hand, root, "birds", archives_hold_folder=True)
+    assert f"put birds.tgz (from {by_hand[0].url}, MD5 {checksum}) into {root}" in str(caught.value)
+    assert "`download`" not in str(caught.value)
+    root.mkdir(parents=True)
+    make_tar(root / "birds.tgz", {"birds/a.txt": b"another"})
+    with pytest.raises(UserError, match="is not the file expected"):
+        fetch(by_hand, root, "birds", archives_hold_folder=True)
+    (root / "birds.tgz").write_bytes((web / "birds.tgz").read_bytes())
+    assert (fetch(by_hand, root, "birds", archives_hold_folder=True) / "a.txt").exists()
+
+
+def test_folder_appears_whole_or_not_at_all(root):
+    def fails(partial: Path) -> Path:
+        (partial / "a.txt").write_bytes(b"half")
+        assert not (root / "birds").exists()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_folder(root / "birds", fails)
+    assert not (root / "birds").exists()
+    assert not (root / ".birds.partial").exists()
+
+    def succeeds(partial: Path) -> Path:
+        assert not list(partial.iterdir())
+        (partial / "a.txt").write_bytes(b"whole")
+        return partial
+
+    assert (make_folder(root / "birds", succeeds) / "a.txt").read_bytes() == b"whole"
+    assert make_folder(root / "birds", fails) == root / "birds"

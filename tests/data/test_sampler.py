@@ -98,6 +98,29 @@ def test_items_carry_the_epoch_and_repetitions() -> None:
         assert draws == [3 + (times << 32) for times in range(len(draws))]
 
 
+@pytest.mark.parametrize(("world", "batch_size"), [(1, 9), (3, 3)])
+def test_repeated_images_come_equally_often_and_as_new_draws(world: int, batch_size: int) -> None:
+    items = []
+    for rank in range(world):
+        sampler = TrainSampler(LABELS, batch_size, repeat=3, num_replicas=world, rank=rank)
+        sampler.set_epoch(2)
+        items += list(sampler)
+    assert len(items) == 3 * 87
+    assert len(set(items)) == len(items)
+    for index in range(87):
+        assert sorted(draw for other, draw in items if other == index) == [2, 2 + (1 << 32), 2 + (2 << 32)]
+    first = [index for index, _ in TrainSampler(LABELS, 87, repeat=3)][:87]
+    assert 40 < len(set(first)) < 70  # shuffled over the whole epoch: 87 of 3 x 87 cards show some 61 faces
+
+
+def test_a_repeated_small_part_fills_its_batches() -> None:
+    labels = torch.zeros(5, dtype=torch.int64)
+    assert Counter(index for index, _ in TrainSampler(labels, 10, repeat=4)) == dict.fromkeys(range(5), 4)
+    assert len(TrainSampler(labels, 8, repeat=4)) == 16
+    balanced = Counter(index for index, _ in TrainSampler(labels, 10, repeat=4, balanced=True))
+    assert balanced == dict.fromkeys(range(5), 4)
+
+
 def test_resume_inside_an_epoch() -> None:
     whole = TrainSampler(LABELS, 8)
     whole.set_epoch(2)

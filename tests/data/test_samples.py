@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from metricloss_pl.data.augment import HorizontalFlip, RandAugment, RandomErasing, ShiftCrop
+from metricloss_pl.data.augment import HorizontalFlip, RandAugment, RandomErasing, ShiftCrop, image_keys, stream
 from metricloss_pl.data.sampler import TrainSampler
 from metricloss_pl.data.samples import (
     ImageDataset,
@@ -290,8 +290,8 @@ def test_tensors_are_converted(samples: Make) -> None:
 # The data set.
 
 
-def dataset_of(samples: Samples, **changes: object) -> ImageDataset:
-    store = ImageStore(samples, in_channels=3, resize=None, cache_gb=1)
+def dataset_of(samples: Samples, cache_gb: float = 1, **changes: object) -> ImageDataset:
+    store = ImageStore(samples, in_channels=3, resize=None, cache_gb=cache_gb)
     return ImageDataset(store, samples.labels, samples.names, **({"image_size": None} | changes))  # type: ignore[arg-type]
 
 
@@ -373,6 +373,53 @@ def test_augmentations_follow_their_order_and_only_in_training(samples: Make) ->
     forth = dataset_of(whole, augment=augment, training=True).__getitems__(items)[0]
     back = dataset_of(whole, augment=augment[::-1], training=True).__getitems__(items)[0]
     assert not torch.equal(forth, back)
+
+
+def crop_places(shapes: list[tuple[int, int]], side: int, items: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Where the training crops lie: read off images whose pixels tell their own place."""
+    images = []
+    for height, width in shapes:
+        rows, columns = torch.arange(height)[:, None].expand(height, width), torch.arange(width).expand(height, width)
+        images.append(torch.stack([rows, columns, columns]).to(torch.uint8))
+    samples = Samples(images=torch.zeros(1, 3, 1, 1), labels=torch.zeros(1, dtype=torch.int64), names=["0"])
+    store = ImageStore(samples, in_channels=3, resize=None, cache_gb=0)
+    store.images = images
+    labels, names = torch.zeros(len(shapes), dtype=torch.int64), [str(index) for index in range(len(shapes))]
+    crops = ImageDataset(store, labels, names, image_size=side, training=True).__getitems__(items)[0]
+    return [(int(image[0, 0, 0]), int(image[1, 0, 0])) for image in crops]
+
+
+@pytest.mark.parametrize("fill", ["zero", "noise"])
+def test_erasing_before_the_crop(samples: Make, fill: str) -> None:
+    whole = samples([32], side=12)
+    assert isinstance(whole.images, torch.Tensor)
+    erasing = RandomErasing(1.0, fill=fill, before_crop=True)  # type: ignore[arg-type]
+    items = [(index, 3) for index in range(32)]
+    erased = erasing(whole.images, stream(image_keys(0, [3] * 32, range(32)), 0))
+    places = crop_places([(12, 12)] * 32, 8, items)
+    want = torch.stack([image[:, y : y + 8, x : x + 8] for image, (y, x) in zip(erased, places, strict=True)])
+    augmented = dataset_of(whole, image_size=8, augment=[erasing], training=True)
+    assert torch.equal(augmented.__getitems__(items)[0], want)
+    plain = dataset_of(whole, image_size=8, augment=[erasing]).__getitems__(items)[0]
+    assert torch.equal(plain, whole.images[:, :, 2:10, 2:10])
+    later = dataset_of(whole, image_size=8, augment=[RandomErasing(1.0, fill=fill)], training=True)  # type: ignore[arg-type]
+    assert not torch.equal(later.__getitems__(items)[0], want)
+
+
+@pytest.mark.parametrize("cache_gb", [0.0, 1.0])
+def test_erasing_before_the_crop_in_files_of_different_sizes(photos: list[Path], cache_gb: float) -> None:
+    photos = photos[:4]
+    erasing = RandomErasing(1.0, before_crop=True)
+    dataset = dataset_of(
+        file_samples(photos), cache_gb=cache_gb, image_size=16, augment=[HorizontalFlip(0), erasing], training=True
+    )
+    items = [(index, 1) for index in range(4)]
+    keys = stream(image_keys(0, [1] * 4, range(4)), 1)  # its stream is its position in the list
+    images = [read_image(path, 3) for path in photos]
+    places = crop_places([image.shape[1:] for image in images], 16, items)  # type: ignore[misc]
+    for index, (image, (y, x)) in enumerate(zip(images, places, strict=True)):
+        want = erasing(image[None], keys[index : index + 1])[0, :, y : y + 16, x : x + 16]
+        assert torch.equal(dataset.__getitems__(items)[0][index], want)
 
 
 def test_equal_augmentations_draw_apart(samples: Make) -> None:

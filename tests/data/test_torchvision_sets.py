@@ -11,11 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from torchvision import datasets
 from torchvision.datasets import utils
 
-from metricloss_pl.data.torchvision_sets import CIFAR10DataModule, FashionMNISTDataModule, MNISTDataModule
+from metricloss_pl.data.torchvision_sets import (
+    CIFAR10DataModule,
+    CIFAR100DataModule,
+    FashionMNISTDataModule,
+    MNISTDataModule,
+)
 from metricloss_pl.errors import UserError
+from tests.helpers import md5
 
 GREY = {"MNIST": MNISTDataModule, "FashionMNIST": FashionMNISTDataModule}
 
@@ -72,26 +79,28 @@ def grey_web(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def cifar_web(tmp_path, monkeypatch) -> Path:
     """A folder that stands for the web, with the archive of a miniature CIFAR-10; returns the archive."""
-    source = tmp_path / "source" / "cifar-10-batches-py"
+    return publish_cifar(tmp_path, monkeypatch, CIFAR10DataModule, "labels")
+
+
+def publish_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: type, labels: str) -> Path:
+    """Creates the archive of a miniature, with ten images a file, and gives torchvision its URL and checksums."""
+    dataset = module.dataset
+    source = tmp_path / "source" / module.folder
     source.mkdir(parents=True)
     generator = np.random.default_rng(0)
-    for name in CIFAR10DataModule.files[:-1]:
-        batch = {"data": generator.integers(0, 256, (10, 3072), dtype=np.uint8), "labels": list(range(10))}
+    for name in module.files[:-1]:
+        batch = {"data": generator.integers(0, 256, (10, 3072), dtype=np.uint8), labels: list(range(10))}
         (source / name).write_bytes(pickle.dumps(batch))
-    (source / "batches.meta").write_bytes(pickle.dumps({"label_names": list(CIFAR10DataModule.classes)}))
-    archive = tmp_path / "cifar-10-python.tar.gz"
+    (source / module.files[-1]).write_bytes(pickle.dumps({dataset.meta["key"]: list(module.classes)}))
+    archive = tmp_path / dataset.filename
     with tarfile.open(archive, "w:gz") as packed:
         packed.add(source, arcname=source.name)
-
-    def md5(file: Path) -> str:
-        return hashlib.md5(file.read_bytes()).hexdigest()
-
-    monkeypatch.setattr(datasets.CIFAR10, "url", archive.as_uri())
-    monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", md5(archive))
+    monkeypatch.setattr(dataset, "url", archive.as_uri())
+    monkeypatch.setattr(dataset, "tgz_md5", md5(archive))
     for name in ("train_list", "test_list"):
-        files = [file for file, _ in getattr(datasets.CIFAR10, name)]
-        monkeypatch.setattr(datasets.CIFAR10, name, [[file, md5(source / file)] for file in files])
-    monkeypatch.setitem(datasets.CIFAR10.meta, "md5", md5(source / "batches.meta"))
+        files = [file for file, _ in getattr(dataset, name)]
+        monkeypatch.setattr(dataset, name, [[file, md5(source / file)] for file in files])
+    monkeypatch.setitem(dataset.meta, "md5", md5(source / module.files[-1]))
     return archive
 
 
@@ -223,3 +232,44 @@ def test_cifar10_archive_with_wrong_checksum(tmp_path, cifar_web, monkeypatch):
     message = refusal(CIFAR10DataModule(root=str(tmp_path / "data")).prepare_data)
     assert "downloading failed" in message
     assert not (tmp_path / "data" / "cifar-10-batches-py").exists()
+
+
+def test_cifar100_from_the_archive_to_fit_and_test(tmp_path, monkeypatch, miniatures, classifier):
+    archive = publish_cifar(tmp_path, monkeypatch, CIFAR100DataModule, "fine_labels")
+    monkeypatch.setattr(CIFAR100DataModule, "classes", CIFAR100DataModule.classes[:10])
+    data = CIFAR100DataModule(root=str(tmp_path / "data"), batch_size=5, val_fraction=0)
+    data.prepare_data()
+    archive.unlink()
+    assert data.read("train").labels.tolist() == list(range(10))
+    packed = pickle.loads((tmp_path / "data" / "cifar-100-python" / "test").read_bytes())
+    assert (data.read("test").images[3].flatten().numpy() == packed["data"][3]).all()
+    model = classifier(num_features=3072, num_classes=10)
+    trainer = Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(model, data)
+    trainer.test(model, data, verbose=False)
+    assert (len(model.seen), model.tested) == (2, 10)
+
+
+def test_cifar100_as_published(tmp_path, monkeypatch):
+    """Table 1 and the channel statistics of Barz and Denzler 2020; the names sorted, as in the set's own `meta`."""
+    data = CIFAR100DataModule(root=str(tmp_path))
+    assert data.num_classes == len(set(data.class_names)) == 100
+    assert data.class_names == sorted(data.class_names)
+    assert CIFAR100DataModule.statistics == (100, 50_000, 10_000, (500, 500))
+    mean, std = data.normalization
+    assert [round(value * 255, 5) for value in mean] == [129.30386, 124.06987, 112.43356]
+    assert [round(value * 255, 5) for value in std] == [68.1702, 65.39176, 70.41801]
+    publish_cifar(tmp_path, monkeypatch, CIFAR100DataModule, "fine_labels")
+    data.prepare_data()
+    message = refusal(data.setup, "test")
+    assert "the test part has 10 images of 100 classes, but 10,000 images of 100 classes were published" in message
+
+
+def test_cifar100_archive_with_wrong_checksum(tmp_path, monkeypatch):
+    publish_cifar(tmp_path, monkeypatch, CIFAR100DataModule, "fine_labels")
+    monkeypatch.setattr(datasets.CIFAR100, "tgz_md5", "0" * 32)
+    assert "downloading failed" in refusal(CIFAR100DataModule(root=str(tmp_path / "data")).prepare_data)
+    assert not (tmp_path / "data" / "cifar-100-python").exists()

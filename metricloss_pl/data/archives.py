@@ -1,0 +1,106 @@
+"""Published sets of image files: archives that are fetched once, and index files in them. A set is a short subclass."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+from metricloss_pl.data.base import ImageDataModule, Part
+from metricloss_pl.data.download import Resource, fetch
+from metricloss_pl.data.index_files import anew, read_lines
+from metricloss_pl.data.samples import Samples, file_samples
+
+
+class Index(NamedTuple):
+    """What a set's index files say: the classes' names in the order of their labels, and the images of each part."""
+
+    class_names: list[str]
+    parts: dict[Part, Samples]
+
+
+def index_by_folder(folder: Path, images: str, lists: dict[Part, str]) -> Index:
+    """Reads the index of a set whose images lie in folders named after their classes; these are sorted.
+
+    Args:
+        folder: The set's own folder.
+        images: Folder of the classes' folders, in `folder`.
+        lists: Text file of each part, in `folder`, with one `<class>/<file>` a line; other images are not used.
+
+    Raises:
+        UserError: A list is missing, cannot be read, or is empty.
+    """
+    files = {part: [line.text for line in read_lines(folder / name, anew(folder))] for part, name in lists.items()}
+    names = sorted({_class(file) for of_part in files.values() for file in of_part})
+    position = {name: label for label, name in enumerate(names)}
+    parts = {
+        part: file_samples(folder / images, of_part, [position[_class(file)] for file in of_part])
+        for part, of_part in files.items()
+    }
+    return Index(names, parts)
+
+
+def _class(file: str) -> str:
+    return file.partition("/")[0]
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class ArchiveDataModule(ImageDataModule, ABC):
+    """A published set of image files, unpacked once into a folder of its own.
+
+    A set is a subclass, itself decorated with `@dataclass(kw_only=True, eq=False, repr=False)`, with `folder`,
+    `resources`, `statistics` and `read_index`. Where the names of its classes stand in the data, the constructor
+    fetches the set; where they are given as `classes`, `prepare_data` does.
+
+    Args:
+        root: Folder that holds, or will hold, the set's own folder.
+        download: Download what is missing, where its authors allow it; archives that lie in `root` are used instead.
+    """
+
+    root: str = "data"
+    download: bool = True
+
+    folder: ClassVar[str]  # the set's own, under root
+    resources: ClassVar[tuple[Resource, ...]]  # what it is made of
+    archives_hold_folder: ClassVar[bool] = False  # `folder` is the top folder in the archives
+    classes: ClassVar[tuple[str, ...]] = ()  # their names, where these do not stand in the data
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._index: Index | None = None
+        self._class_names = list(self.classes) or self.index().class_names
+
+    @abstractmethod
+    def read_index(self, folder: Path) -> Index:
+        """Reads the index files in the set's unpacked folder."""
+
+    @property
+    def class_names(self) -> list[str]:
+        """The names of the classes, in the order of their labels."""
+        return list(self._class_names)
+
+    def index(self) -> Index:
+        """What the index files say; the set is fetched if need be.
+
+        Raises:
+            UserError: It cannot be fetched, or an index file is missing or broken.
+        """
+        if self._index is None:
+            folder = fetch(
+                self.resources,
+                self.root,
+                self.folder,
+                download=self.download,
+                archives_hold_folder=self.archives_hold_folder,
+            )
+            self._index = self.read_index(folder)
+        return self._index
+
+    def prepare_data(self) -> None:
+        """Fetches the set where it is not there yet."""
+        self.index()
+
+    def read(self, part: Part) -> Samples | None:
+        """Returns the files of one official part, or None where there is no such part."""
+        return self.index().parts.get(part)

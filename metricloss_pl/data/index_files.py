@@ -1,0 +1,112 @@
+"""Reading the text and MATLAB files by which data sets say what their images are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from metricloss_pl.errors import UserError, reason
+
+
+class Line(NamedTuple):
+    """One line of a text file."""
+
+    place: str  # file and number, for messages
+    text: str
+
+
+def anew(folder: Path) -> str:
+    """What a person can do about a broken index file in a set's own folder."""
+    return f"remove {folder} to have it unpacked anew"
+
+
+def read_lines(file: Path, remedy: str) -> list[Line]:
+    """Reads the lines of a text file, except for empty ones.
+
+    Args:
+        file: The file.
+        remedy: What a person can do where it is missing or empty.
+
+    Raises:
+        UserError: The file is missing, cannot be read, or is empty.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError as error:
+        raise UserError(f"no file {file}: {remedy}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read: {reason(error)}") from error
+    found = [Line(f"{file}, line {number}", line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    if not found:
+        raise UserError(f"{file} is empty: {remedy}")
+    return found
+
+
+def read_pairs(file: Path, remedy: str, key: str = r"\d+") -> dict[str, Line]:
+    """Reads lines of `<key> <text>`, where each key comes once.
+
+    Args:
+        file: The file.
+        remedy: What a person can do where it is missing or empty.
+        key: Regular expression that a key matches.
+
+    Raises:
+        UserError: A line is of another form, or its key came before; and as `read_lines`.
+    """
+    pairs: dict[str, Line] = {}
+    for place, line in read_lines(file, remedy):
+        number, _, text = line.partition(" ")
+        if not re.fullmatch(key, number) or not text.strip():
+            raise UserError(f"{place}: {line!r}, where a number and a text are needed")
+        if number in pairs:
+            raise UserError(f"{place}: number {number} is listed already, at {pairs[number].place}")
+        pairs[number] = Line(place, text.strip())
+    return pairs
+
+
+def read_list(file: Path) -> list[tuple[str, str, str]]:
+    """Reads lines of `<file> <label>`; a file's name may hold spaces, a label may not.
+
+    Returns:
+        Place (for messages), file and label of each line.
+
+    Raises:
+        UserError: A line has no label; and as `read_lines`.
+    """
+    listed = []
+    for place, line in read_lines(file, "a list of lines `<file> <label>` is needed"):
+        name, _, label = line.rpartition(" ")
+        if not name.strip():
+            raise UserError(f"{place}: {line!r}, where a file and a label are needed")
+        listed.append((place, name.strip(), label))
+    return listed
+
+
+def read_mat(file: Path, variable: str, remedy: str, fields: Sequence[str] = ()) -> npt.NDArray[Any]:
+    """Reads one variable of a MATLAB file, as an array of one dimension; a struct is read as a structured array.
+
+    Args:
+        file: The file.
+        variable: Its name in the file.
+        remedy: What a person can do where the file is missing or broken.
+        fields: That the struct has to have.
+
+    Raises:
+        UserError: The file is missing, cannot be read, or has no such variable or field.
+    """
+    from scipy.io import loadmat
+
+    if not file.is_file():
+        raise UserError(f"no file {file}: {remedy}")
+    try:
+        array = np.atleast_1d(loadmat(file, squeeze_me=True)[variable])
+        for field in fields:
+            array[field]
+    except Exception as error:  # SciPy raises many unrelated types on broken files
+        raise UserError(f"{variable!r} cannot be read from {file} ({reason(error)}): {remedy}") from error
+    return array
