@@ -63,7 +63,7 @@ def test_the_legend_names_the_classes():
         "dog",
         " _hidden",
         r"\$5 note",
-        "class prototype",
+        "center",
     ]
     (legend,) = plots.embedding_scatter({"all": (points, labels)}, NAMES).legends
     assert len(legend.get_texts()) == 4
