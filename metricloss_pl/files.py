@@ -1,4 +1,4 @@
-"""Writing files whole or not at all."""
+"""Files: named in a config relative to it, and written whole or not at all."""
 
 from __future__ import annotations
 
@@ -6,10 +6,32 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 from metricloss_pl.errors import UserError
 
-__all__ = ["replacing"]
+__all__ = ["FilePath", "replacing"]
+
+if TYPE_CHECKING:
+    FilePath: TypeAlias = str | os.PathLike[str]
+else:
+    from jsonargparse.typing import register_type
+
+    class FilePath(str):
+        """The type of an option that is a file: in a YAML file, relative to that file; as a flag, to where one is."""
+
+        __slots__ = ()
+
+        def __fspath__(self) -> str:  # else jsonargparse takes the file's content for the option's value
+            return str(self)
+
+    def _beside_config(value: str) -> FilePath:
+        """The file's absolute path, as far as there is such a file; a config is parsed within its own folder."""
+        if not isinstance(value, str):
+            raise TypeError(f"{value!r} is no path")
+        return FilePath(os.path.abspath(value) if os.path.isfile(value) else value)
+
+    register_type(FilePath, deserializer=_beside_config)
 
 
 @contextmanager

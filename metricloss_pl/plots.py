@@ -241,25 +241,43 @@ def confusion_matrix(counts: Array, class_names: Sequence[str], title: str = "")
         for row, column in np.argwhere(counts > 0):
             colour = "white" if shares[row, column] > 0.55 else _INK
             ax.text(column, row, f"{int(counts[row, column])}", ha="center", va="center", fontsize=size, color=colour)
-    ticks = list(range(0, num_classes, math.ceil(num_classes / MAX_TICKS)))
-    names = [_legible(class_names[k]) for k in ticks]
-    turned = max(map(len, names)) > 2
-    ax.set_xticks(
-        ticks, names, rotation=45 if turned else 0, ha="right" if turned else "center", rotation_mode="anchor"
-    )
-    ax.set_yticks(ticks, names)
+    _class_ticks(ax, class_names)
     ax.set_xlabel("predicted class", fontsize=12, color=_INK)
     ax.set_ylabel("true class", fontsize=12, color=_INK)
     if title:
         ax.set_title(_escape(title), fontsize=13, color=_INK)
-    ax.tick_params(length=0 if num_classes <= MAX_TICKS else 3, labelsize=10.5, colors=_INK)
-    for spine in ax.spines.values():
-        spine.set_edgecolor(_PALE)
     if num_classes <= MAX_COUNTED_CLASSES:
         ax.set_xticks(np.arange(num_classes - 1) + 0.5, minor=True)
         ax.set_yticks(np.arange(num_classes - 1) + 0.5, minor=True)
         ax.grid(which="minor", color="#eeeeee", linewidth=0.8)
         ax.tick_params(which="minor", length=0)
+    return figure
+
+
+def similarity_matrix(similarities: Array, class_names: Sequence[str], title: str = "") -> Figure:
+    """Draws how similar classes are to one another.
+
+    Args:
+        similarities: (C, C), in [0, 1]; in the order of a walk through their hierarchy its subtrees are squares.
+        class_names: Names of the C classes in the same order; ticks are thinned where there are many.
+        title: Title of the figure.
+
+    Returns:
+        The figure.
+    """
+    from matplotlib.figure import Figure
+
+    side = float(np.clip(3.2 + 0.42 * len(class_names), 5.0, 9.0))
+    figure = Figure(figsize=(side + 0.8, side), dpi=120, layout="compressed", facecolor="white")
+    ax = figure.add_subplot()
+    image = ax.imshow(similarities, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    bar = figure.colorbar(image, ax=ax, shrink=0.8, aspect=30, pad=0.02)
+    bar.set_label("similarity", fontsize=11, color=_INK)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=10, colors=_INK)
+    _class_ticks(ax, class_names)
+    if title:
+        ax.set_title(_escape(title), fontsize=13, color=_INK)
     return figure
 
 
@@ -318,6 +336,21 @@ def _square_limits(parts: Sequence[Array], prototypes: Array | None) -> tuple[Ar
     low, high = points.min(axis=0), points.max(axis=0)
     half = 0.5 * float((high - low).max())
     return (low + high) / 2, 1.08 * half if half > 0 else 1.0
+
+
+def _class_ticks(ax: Any, class_names: Sequence[str]) -> None:
+    """Class names on both axes of a matrix, thinned where there are many, and a pale frame."""
+    num_classes = len(class_names)
+    ticks = list(range(0, num_classes, math.ceil(num_classes / MAX_TICKS)))
+    names = [_legible(class_names[k]) for k in ticks]
+    turned = max(map(len, names)) > 2
+    ax.set_xticks(
+        ticks, names, rotation=45 if turned else 0, ha="right" if turned else "center", rotation_mode="anchor"
+    )
+    ax.set_yticks(ticks, names)
+    ax.tick_params(length=0 if num_classes <= MAX_TICKS else 3, labelsize=10.5, colors=_INK)
+    for spine in ax.spines.values():
+        spine.set_edgecolor(_PALE)
 
 
 def _light_style(ax: Any) -> None:

@@ -176,6 +176,22 @@ def test_large_confusion_matrices_are_thinned(tmp_path):
     assert (border == 255).all()
 
 
+def test_similarity_matrix(tmp_path):
+    similarities = np.array([[1, 0.5, 0], [0.5, 1, 0], [0, 0, 1]])
+    figure = plots.similarity_matrix(similarities, ["cat", "dog", "$ car"], title="t")
+    ax = figure.axes[0]
+    np.testing.assert_allclose(ax.images[0].get_array(), similarities)
+    assert ax.images[0].get_clim() == (0, 1)
+    for labels in (ax.get_xticklabels(), ax.get_yticklabels()):
+        assert [label.get_text() for label in labels] == ["cat", "dog", r"\$ car"]
+    many = plots.similarity_matrix(np.eye(1000), [f"class {k}" for k in range(1000)])
+    assert 10 < len(many.axes[0].get_xticks()) <= plots.MAX_TICKS
+    plots.save_figure(many, tmp_path / "matrix.png")
+    picture = pixels(tmp_path / "matrix.png")
+    border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
+    assert (border == 255).all()
+
+
 def test_gif_plays_the_frames_in_order(tmp_path):
     colours = [(200, 20, 20), (20, 200, 20), (20, 20, 200)]
     frames = [tmp_path / f"{k}.png" for k in range(3)]

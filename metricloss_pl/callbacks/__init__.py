@@ -4,6 +4,14 @@ from metricloss_pl.callbacks.confusion import ConfusionMatrixPlot
 from metricloss_pl.callbacks.embedding_plot import EmbeddingPlot
 from metricloss_pl.callbacks.freeze import FreezeBackbone
 from metricloss_pl.callbacks.geometry import GeometryMonitor
+from metricloss_pl.callbacks.hierarchy import HierarchyMetrics
 from metricloss_pl.callbacks.predictions import PredictionWriter
 
-__all__ = ["ConfusionMatrixPlot", "EmbeddingPlot", "FreezeBackbone", "GeometryMonitor", "PredictionWriter"]
+__all__ = [
+    "ConfusionMatrixPlot",
+    "EmbeddingPlot",
+    "FreezeBackbone",
+    "GeometryMonitor",
+    "HierarchyMetrics",
+    "PredictionWriter",
+]

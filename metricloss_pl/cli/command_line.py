@@ -10,20 +10,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, Timer
 from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from metricloss_pl import backbones, schedules  # noqa: F401  imported so that YAML may name their classes alone
-from metricloss_pl.callbacks import PredictionWriter
+from metricloss_pl.callbacks import HierarchyMetrics, PredictionWriter
 from metricloss_pl.checkpoints import AtomicCheckpointIO, read_checkpoint
 from metricloss_pl.cli import run
 from metricloss_pl.cli.arguments import SUBCOMMANDS, name_of_run, prepare
+from metricloss_pl.cli.hierarchy import show_hierarchy
 from metricloss_pl.cli.messages import message_of
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.errors import UserError
@@ -53,7 +55,11 @@ class MetricLossCLI(LightningCLI):
             save_config_callback=run.RunBeginning,
             seed_everything_default=0,
             auto_configure_optimizers=False,
-            parser_kwargs={**strict, **{name: dict(strict) for name in SUBCOMMANDS}},
+            parser_kwargs={
+                **strict,
+                "epilog": "Another subcommand: hierarchy FILE shows a class hierarchy (hierarchy --help).",
+                **{name: dict(strict) for name in SUBCOMMANDS},
+            },
             args=prepare(self.arguments),
         )
 
@@ -112,6 +118,11 @@ class MetricLossCLI(LightningCLI):
         for linked in ("num_classes", "class_names"):
             if config.model.get("init_args", {}).get(linked) is not None:
                 raise UserError(f"--model.{linked} comes from the data: leave it out")
+        self.class_embeddings = {  # before a checkpoint's settings take the place of the files
+            name: value
+            for name in ("class_embeddings", "class_list")
+            if (value := config.model.get("init_args", {}).get(name)) is not None
+        }
         self.checkpoint: dict[str, Any] | None = None
         if config.ckpt_path is not None:
             self.checkpoint = _read_fitting_checkpoint(
@@ -133,9 +144,10 @@ class MetricLossCLI(LightningCLI):
             backbone.setdefault("init_args", {})
 
     def instantiate_classes(self) -> None:
-        # A checkpoint's weights replace those that the backbone started from, whose file may be gone; the run's config
-        # goes on naming them.
-        backbone = self.config[self.subcommand].model.init_args.get("backbone")
+        # A checkpoint's weights replace those that the backbone started from, whose file may be gone, and it holds the
+        # class embeddings; the run's config goes on naming the files.
+        init_args = self.config[self.subcommand].model.init_args
+        backbone = init_args.get("backbone")
         settings: Any = backbone.get("init_args") if self.checkpoint is not None and backbone else None
         weights = settings.get("weights") if settings else None
         if weights is not None:
@@ -143,6 +155,8 @@ class MetricLossCLI(LightningCLI):
         super().instantiate_classes()
         if weights is not None:
             settings.weights = weights
+        for name, value in self.class_embeddings.items():
+            init_args[name] = value
         for callback in self.trainer.checkpoint_callbacks:
             if self.datamodule.has_validation or not isinstance(callback, ModelCheckpoint):
                 continue
@@ -163,6 +177,8 @@ class MetricLossCLI(LightningCLI):
             callbacks.append(run.ProgressBar())
         if self.subcommand == "fit" and given.logger is not False:
             callbacks.append(LearningRateMonitor())
+        if self.subcommand in ("fit", "test") and not any(isinstance(c, HierarchyMetrics) for c in callbacks):
+            callbacks += self._hierarchy_metrics()
         if given.enable_checkpointing is False:
             self._parser(self.subcommand).callback_keys.remove("checkpoint")
         else:
@@ -179,6 +195,16 @@ class MetricLossCLI(LightningCLI):
         kwargs["callbacks"] = [*callbacks, self.timer, run.EndTogether()]
         kwargs["default_root_dir"] = str(folder)
         return super().instantiate_trainer(**kwargs)
+
+    def _hierarchy_metrics(self) -> list[HierarchyMetrics]:
+        """What measures by the hierarchy that the class embeddings are of, as long as its file is there."""
+        file = self.class_embeddings.get("class_embeddings", "one-hot")
+        if file in ("one-hot", "simplex"):
+            return []
+        if not Path(file).is_file():
+            rank_zero_warn(f"{file} is gone, so that nothing is measured by this hierarchy")
+            return []
+        return [HierarchyMetrics(file, self.class_embeddings.get("class_list"))]
 
     def _choose_run_folder(self) -> Path:
         """The folder of this run: that of the checkpoint where it lies in one, else a new version."""
@@ -323,7 +349,12 @@ def main(args: Sequence[str] | None = None) -> None:
     refusal = None
     try:
         with run.less_noise():
-            MetricLossCLI(arguments)
+            if arguments[:1] == ["hierarchy"]:
+                parser = ArgumentParser(prog="cli.py hierarchy", exit_on_error=False)
+                parser.add_function_arguments(show_hierarchy, as_positional=True)
+                show_hierarchy(**parser.parse_args(arguments[1:]))
+            else:
+                MetricLossCLI(arguments)
     except SIGTERMException as error:
         raise SystemExit(128 + signal.SIGTERM) from error
     except Exception as error:

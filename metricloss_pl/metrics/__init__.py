@@ -1,7 +1,16 @@
-"""Metrics that torchmetrics lacks; exact under data-parallel training, for all their states are sums."""
+"""Metrics that torchmetrics lacks; exact under data-parallel training, for they sum or gather what is exact."""
 
 from metricloss_pl.metrics.balanced import BalancedAccuracy
 from metricloss_pl.metrics.geometry import EmbeddingGeometry, nearest_mean
+from metricloss_pl.metrics.hierarchical import HierarchicalAccuracy, HierarchicalPrecision, MistakeSeverity
 from metricloss_pl.metrics.temperature import Temperature
 
-__all__ = ["BalancedAccuracy", "EmbeddingGeometry", "Temperature", "nearest_mean"]
+__all__ = [
+    "BalancedAccuracy",
+    "EmbeddingGeometry",
+    "HierarchicalAccuracy",
+    "HierarchicalPrecision",
+    "MistakeSeverity",
+    "Temperature",
+    "nearest_mean",
+]

@@ -213,7 +213,8 @@ class Classifier(LightningModule, ABC):
             self._loss_mean(part, name).update(value, len(labels))
         for name, metric in metrics.items():
             self.log(name, metric, prog_bar=name == "val/accuracy", on_step=False, on_epoch=True)
-        return {"loss": losses["loss"], "predictions": scores.argmax(1), "labels": labels}
+        predictions = scores.argmax(1)
+        return {"loss": losses["loss"], "predictions": predictions, "labels": labels, "embeddings": embeddings}
 
     def _loss_mean(self, part: str, name: str) -> MeanMetric:
         """The mean of a part of the loss over all images of all processes, which Lightning's own mean is not quite."""

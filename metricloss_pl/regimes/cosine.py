@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from metricloss_pl.class_embeddings import one_hot, simplex
+from metricloss_pl.class_embeddings import Hierarchy, one_hot, semantic, simplex
 from metricloss_pl.errors import UserError, check_choice
+from metricloss_pl.files import FilePath
 from metricloss_pl.losses import CosineLoss
 from metricloss_pl.losses import functional as F
 from metricloss_pl.regimes.base import Classifier, ClassWeights, Interval, sgd
@@ -17,6 +20,7 @@ from metricloss_pl.regimes.base import Classifier, ClassWeights, Interval, sgd
 __all__ = ["CosineClassifier"]
 
 Head = Literal["paper", "none"]
+_NAMED = ("one-hot", "simplex")
 
 
 class CosineHead(nn.Module):
@@ -45,10 +49,14 @@ class CosineClassifier(Classifier):
         num_classes: C; linked from the data on the command line.
         backbone: Network from images to features, with an attribute ``num_features``.
         class_names: Names in the labels' order; linked from the data on the command line.
-        class_embeddings: phi: ``one-hot``, ``simplex`` (C directions of largest equal angles), or in Python any
-            (C, D) tensor of rows of norm 1.
+        class_embeddings: phi: ``one-hot``, ``simplex`` (C directions of largest equal angles), or the file of a class
+            hierarchy, whose similarities of classes become the dot products; in Python also any (C, D) tensor of rows
+            of norm 1. The classes are leaves of the hierarchy, found by their names. A checkpoint holds the class
+            embeddings and needs no file: its own setting is their width D, an integer.
+        class_list: File of lines ``<id> <class name>``, where the hierarchy's leaves are not called as the classes.
         embedding_dim: ``auto``: a linear layer as wide as the class embeddings. An integer or None (the features as
-            they are) must agree with them.
+            they are) must agree with them; those of a hierarchy are approximated in so many dimensions as an integer
+            says.
         ce_weight: lambda, the weight of the cross-entropy.
         head: ``paper``: the learned head; ``none``: cross-entropy of the bare cosines.
         head_weight_decay: Weight decay of the head's Linear weight alone, added to the optimizer as a group of its own;
@@ -59,7 +67,8 @@ class CosineClassifier(Classifier):
         class_weights: ``balanced``: an image's loss weighs N / (C * N_class), counts of the training part. None: 1.
 
     Raises:
-        UserError: A negative weight, or an embedding_dim that is not the class embeddings' width.
+        UserError: A negative weight, an embedding_dim that is not the class embeddings' width, or a hierarchy that is
+            missing, not a tree, or lacks a class.
     """
 
     def __init__(
@@ -67,7 +76,8 @@ class CosineClassifier(Classifier):
         num_classes: int,
         backbone: nn.Module,
         class_names: Sequence[str] | None = None,
-        class_embeddings: Literal["one-hot", "simplex"] | Tensor = "one-hot",
+        class_embeddings: Literal["one-hot", "simplex"] | FilePath | int | Tensor = "one-hot",
+        class_list: FilePath | None = None,
         embedding_dim: Literal["auto"] | int | None = "auto",
         ce_weight: float = 0.1,
         head: Head = "paper",
@@ -77,8 +87,8 @@ class CosineClassifier(Classifier):
         lr_scheduler_interval: Interval = "epoch",
         class_weights: ClassWeights | None = None,
     ) -> None:
-        # The identity as a dense matrix would cost C x C: one-hot targets are an index.
-        targets = None if class_embeddings == "one-hot" else _class_embeddings(class_embeddings, num_classes)
+        dim = embedding_dim if isinstance(embedding_dim, int) else None
+        targets = _class_embeddings(class_embeddings, num_classes, class_names, class_list, dim)
         width = num_classes if targets is None else targets.shape[1]
         super().__init__(
             num_classes,
@@ -136,6 +146,20 @@ class CosineClassifier(Classifier):
         targets = self.criterion.class_embeddings
         return one_hot(self.num_classes).to(self.device) if targets is None else targets
 
+    def on_train_start(self) -> None:
+        if (targets := self.criterion.class_embeddings) is not None and targets.isnan().any():
+            raise UserError(
+                f"class_embeddings is {targets.shape[1]}, the width of a checkpoint's, and no checkpoint was loaded: "
+                "it must be 'one-hot', 'simplex', the file of a hierarchy or a (C, D) tensor"
+            )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        settings, targets = checkpoint["hyper_parameters"], self.criterion.class_embeddings
+        if targets is not None and settings.get("class_embeddings") not in _NAMED:
+            # They are in the state by now, and the file that they come from may be gone.
+            settings |= {"class_embeddings": targets.shape[1], "class_list": None}
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """All parameters, with the head's Linear weight apart where it has a weight decay of its own."""
         if self.head is None or self.head_weight_decay is None:
@@ -145,13 +169,32 @@ class CosineClassifier(Classifier):
         return [{"params": others}, {"params": [weight], "weight_decay": self.head_weight_decay}]
 
 
-def _class_embeddings(given: str | Tensor, num_classes: int) -> Tensor:
+def _class_embeddings(
+    given: FilePath | int | Tensor,
+    num_classes: int,
+    class_names: Sequence[str] | None,
+    class_list: FilePath | None,
+    dim: int | None,
+) -> Tensor | None:
+    """The (C, D) phi. None for one-hot, whose targets are an index: the identity as a dense matrix would cost C x C."""
     if isinstance(given, Tensor):
         if given.ndim != 2 or len(given) != num_classes:
             raise UserError(f"class_embeddings have shape {tuple(given.shape)}; they must be ({num_classes}, D)")
         if not (given.float().norm(dim=1) - 1).abs().max() < 1e-4:
             raise UserError("class_embeddings have rows whose norm is not 1: divide each by its norm")
         return given.float()
+    if isinstance(given, int):
+        return torch.full((num_classes, given), torch.nan)
+    if given in _NAMED and class_list is not None:
+        raise UserError(f"class_list is {str(class_list)!r}: it is for a hierarchy, and class_embeddings is {given!r}")
+    if given == "one-hot":
+        return None
     if given == "simplex":
         return simplex(num_classes)
-    raise UserError(f"class_embeddings is {given!r}; it must be 'one-hot', 'simplex' or a (C, D) tensor")
+    if not Path(given).is_file():
+        raise UserError(
+            f"class_embeddings is {str(given)!r}: it must be 'one-hot', 'simplex' or the file of a hierarchy, and "
+            "there is no such file"
+        )
+    names = [str(label) for label in range(num_classes)] if class_names is None else class_names
+    return semantic(Hierarchy.from_file(given, class_list=class_list), names, dim).float()

@@ -1,0 +1,78 @@
+"""How wrong the mistakes of ``test`` are in a class hierarchy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from metricloss_pl.class_embeddings import Hierarchy
+from metricloss_pl.errors import UserError
+from metricloss_pl.files import FilePath
+from metricloss_pl.metrics import HierarchicalAccuracy, HierarchicalPrecision, MistakeSeverity
+from metricloss_pl.regimes import Classifier
+
+__all__ = ["HierarchyMetrics"]
+
+
+class HierarchyMetrics(Callback):
+    """Measure ``test`` by a class hierarchy, for every regime; exact under several processes.
+
+    Logged are ``test/hierarchical_accuracy`` and ``test/mistake_severity`` of the predictions and, of searching the
+    test images for each other in the regime's space, ``test/hp_1``, ``_10``, ``_50``, ``_100`` and ``test/mahp_250``:
+    see :mod:`metricloss_pl.metrics.hierarchical`. What is not defined, as the severity of no mistakes, is not logged.
+
+    The command line adds this callback by itself where the cosine regime's class embeddings are a hierarchy.
+
+    Args:
+        hierarchy: File of the hierarchy; the classes are leaves of it, found by their names.
+        class_list: File of lines ``<id> <class name>``, where the leaves are not called as the classes.
+        retrieval: Whether to search the test images, which takes N^2 D steps for N of them.
+
+    Raises:
+        UserError: The hierarchy is missing, no tree, or lacks a class.
+    """
+
+    def __init__(self, hierarchy: FilePath, class_list: FilePath | None = None, retrieval: bool = True) -> None:
+        self.hierarchy = Hierarchy.from_file(hierarchy, class_list=class_list)
+        self.retrieval = retrieval
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if not isinstance(pl_module, Classifier):
+            raise UserError(f"HierarchyMetrics measures regimes of this package, not {type(pl_module).__name__}")
+        self._leaves = self.hierarchy.leaves_of(pl_module.class_names)  # before a training, not after it
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, Classifier)
+        heights, device = torch.from_numpy(self.hierarchy.lca_heights(self._leaves)), pl_module.device
+        heights = heights.to(device)
+        self._accuracy = HierarchicalAccuracy(heights, self.hierarchy.height).to(device)
+        self._severity = MistakeSeverity(heights).to(device)
+        self._precision = HierarchicalPrecision(heights, self.hierarchy.height).to(device)
+        none = torch.zeros(0, pl_module.embedding_dim, device=device)  # also where this process has no image
+        self._precision.update(pl_module.points(none), none[:, 0].long())
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        assert isinstance(pl_module, Classifier)
+        predictions, labels = outputs["predictions"], outputs["labels"]
+        self._accuracy.update(predictions, labels)
+        self._severity.update(predictions, labels)
+        if self.retrieval:
+            self._precision.update(pl_module.points(outputs["embeddings"]), labels)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        values = {"hierarchical_accuracy": self._accuracy.compute(), "mistake_severity": self._severity.compute()}
+        if self.retrieval:
+            values |= self._precision.compute()
+        defined = {f"test/{name}": value for name, value in values.items() if not value.isnan()}
+        pl_module.log_dict(defined, sync_dist=True)  # equal on all processes already
+        del self._accuracy, self._severity, self._precision

@@ -1,0 +1,375 @@
+"""A tree of classes: read from a file, its heights, and how similar it makes its leaves."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from metricloss_pl.errors import UserError, check_choice, reason
+from metricloss_pl.files import FilePath, replacing
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["Format", "Hierarchy"]
+
+Format = Literal["auto", "parent-child", "child-parent", "indented"]
+_WORDNET_ID = re.compile(r"[nvars]\d{8}")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Hierarchy:
+    """A tree whose leaves are classes (Barz & Denzler 2019, "Hierarchy-based Image Embeddings").
+
+    A leaf has height 0, any other node 1 + the largest height of its children; the similarity of two leaves is
+    1 - height(LCA) / height(root), LCA being their lowest common ancestor. Heights are those of the whole tree, also
+    where a data set has only some of its leaves. A node is told by its id, a text; "7" stands for the number 7.
+
+    Args:
+        parents: From each node to its parent; the root has none.
+        names: From ids to names of classes, where these are not the ids: see :meth:`leaves_of`.
+        source: What messages call the hierarchy.
+
+    Raises:
+        UserError: It is no tree: it has a cycle, several roots or no edge.
+    """
+
+    parents: Mapping[str, str]
+    names: Mapping[str, str] = field(default_factory=dict)
+    source: str = "the hierarchy"
+
+    def __post_init__(self) -> None:
+        order = _parents_first({child: [parent] for child, parent in self.parents.items()}, self.source)
+        roots = [node for node in order if node not in self.parents]
+        if not roots:
+            raise UserError(f"{self.source} holds no classes: it must have at least one pair of parent and child")
+        if len(roots) > 1:
+            raise UserError(
+                f"{self.source} has {len(roots)} roots, such as {roots[0]!r} and {roots[1]!r}: a tree has one, so join "
+                "them under a common parent"
+            )
+
+    # ------------------------------------------------------------------------------------------------------- origins
+
+    @classmethod
+    def from_pairs(
+        cls,
+        pairs: Iterable[tuple[str, str]],
+        names: Mapping[str, str] | None = None,
+        source: str = "the hierarchy",
+        allow_dag: bool = False,
+    ) -> Hierarchy:
+        """A hierarchy of (parent, child) pairs; a repeated pair counts once.
+
+        Args:
+            pairs: Ids of parent and child.
+            names: As of the class.
+            source: As of the class.
+            allow_dag: Whether a node may have several parents, of which it then keeps the one furthest from the root
+                (by the longest way; the first in text order of equally far ones). Inner nodes that lose all children
+                so are left out.
+
+        Raises:
+            UserError: It is no tree; or, with ``allow_dag``, has a cycle or several roots.
+        """
+        parents: dict[str, list[str]] = {}
+        for parent, child in dict.fromkeys(pairs):
+            parents.setdefault(child, []).append(parent)
+        if allow_dag:
+            return cls(_tree_within(parents, source), names or {}, source)
+        for child, given in parents.items():
+            if len(given) > 1:
+                raise UserError(f"{source}: {child!r} has two parents, {given[0]!r} and {given[1]!r}: a tree has one")
+        return cls({child: parent for child, (parent,) in parents.items()}, names or {}, source)
+
+    @classmethod
+    def from_file(
+        cls, path: FilePath, format: Format = "auto", class_list: FilePath | None = None, allow_dag: bool = False
+    ) -> Hierarchy:
+        """Reads a hierarchy from a text file; empty lines and lines that begin with # are passed over.
+
+        Args:
+            path: The file.
+            format: ``parent-child`` or ``child-parent``: two ids a line, of which the second may hold spaces.
+                ``indented``: a name a line, with a pair of dashes before it for each level below the root's; a ``?`` or
+                a comment in brackets behind it is no part of it. ``auto``: indented if a line begins with a dash, else
+                pairs, read so that fewer nodes have several parents (a tree can be read one way only).
+            class_list: File of lines ``<id> <name>``, where the classes are not called by the ids.
+            allow_dag: As in :meth:`from_pairs`.
+
+        Raises:
+            UserError: The file is missing, malformed, or holds no tree.
+        """
+        check_choice("format", format, Format)
+        source = f"hierarchy {path}"
+        lines = _lines(path, source)
+        if format == "indented" or (format == "auto" and any(line.startswith("-") for _, line in lines)):
+            pairs = _indented(lines, source)
+        else:
+            pairs = _pairs(lines, source)
+            if format == "child-parent" or (format == "auto" and _child_first(pairs)):
+                pairs = [(parent, child) for child, parent in pairs]
+        names = {} if class_list is None else _class_list(class_list)
+        return cls.from_pairs(pairs, names, source, allow_dag)
+
+    @classmethod
+    def from_wordnet(cls, synsets: Sequence[str]) -> Hierarchy:
+        """The part of WordNet above some synsets, which become its leaves; brought to a tree as by ``allow_dag``.
+
+        Args:
+            synsets: Ids such as n02084071 (the folders of ImageNet), or names such as dog.n.01.
+
+        Raises:
+            UserError: nltk or WordNet's files are missing, or there is no such synset.
+        """
+        try:
+            from nltk.corpus import wordnet
+            from nltk.corpus.reader.wordnet import WordNetError
+        except ImportError as error:
+            raise UserError("Hierarchy.from_wordnet needs nltk: pip install 'metricloss_pl[wordnet]'") from error
+        given: dict[Any, str] = {}
+        for key in synsets:
+            try:
+                by_id = _WORDNET_ID.fullmatch(key)
+                synset = wordnet.synset_from_pos_and_offset(key[0], int(key[1:])) if by_id else wordnet.synset(key)
+            except LookupError as error:
+                raise UserError("WordNet's files are missing: python -m nltk.downloader wordnet") from error
+            except (WordNetError, ValueError) as error:
+                raise UserError(f"synset {key!r} is none of WordNet's: dog.n.01 and n02084071 are such") from error
+            given[synset] = key
+        pairs: list[tuple[str, str]] = []
+        ahead, seen = list(given), set(given)
+        while ahead:
+            child = ahead.pop()
+            for parent in [*child.hypernyms(), *child.instance_hypernyms()]:
+                pairs.append((given.get(parent, parent.name()), given.get(child, child.name())))
+                if parent not in seen:
+                    seen.add(parent)
+                    ahead.append(parent)
+        return cls.from_pairs(pairs, source="WordNet", allow_dag=True)
+
+    def save(self, path: FilePath) -> None:
+        """Writes the tree in the indented form, which needs no class list where ids are names."""
+        with replacing(Path(path)) as beside:
+            beside.write_text("".join(f"{line}\n" for line in self.lines()), encoding="utf-8")
+
+    def lines(self) -> list[str]:
+        """The tree in the indented form."""
+        return [f"{'--' * self.levels[node]} {node}".lstrip() for node in self.nodes]
+
+    # ------------------------------------------------------------------------------------------------------- the tree
+
+    @cached_property
+    def children(self) -> dict[str, list[str]]:
+        """From each inner node to its children."""
+        children: dict[str, list[str]] = {}
+        for child, parent in self.parents.items():
+            children.setdefault(parent, []).append(child)
+        return children
+
+    @cached_property
+    def nodes(self) -> list[str]:
+        """All ids as a walk meets them: each node before its children, each subtree without a gap."""
+        nodes: list[str] = []
+        ahead = [next(parent for parent in self.parents.values() if parent not in self.parents)]
+        while ahead:
+            nodes.append(ahead.pop())
+            ahead += reversed(self.children.get(nodes[-1], []))
+        return nodes
+
+    @cached_property
+    def leaves(self) -> list[str]:
+        """Ids of the nodes without children, in ascending order: as numbers if all are, else as texts."""
+        leaves = [node for node in self.nodes if node not in self.children]
+        whole = all(leaf.isascii() and leaf.isdigit() for leaf in leaves)
+        return sorted(leaves, key=lambda leaf: (int(leaf) if whole else 0, leaf))
+
+    @cached_property
+    def heights(self) -> dict[str, int]:
+        """Edges from each node down to its furthest leaf."""
+        heights = dict.fromkeys(self.nodes, 0)
+        for node in reversed(self.nodes[1:]):
+            parent = self.parents[node]
+            heights[parent] = max(heights[parent], heights[node] + 1)
+        return heights
+
+    @cached_property
+    def levels(self) -> dict[str, int]:
+        """Edges from each node up to the root."""
+        levels = {self.nodes[0]: 0}
+        for node in self.nodes[1:]:
+            levels[node] = levels[self.parents[node]] + 1
+        return levels
+
+    @property
+    def height(self) -> int:
+        """Height of the root, at least 1."""
+        return self.heights[self.nodes[0]]
+
+    # -------------------------------------------------------------------------------------------------------- classes
+
+    def leaves_of(self, class_names: Sequence[str]) -> list[str]:
+        """The leaf of each class, by the first of these rules that finds the most of them.
+
+        1. The leaf of the same id.
+        2. The leaf that the class list says the same of: ``<leaf> <class name>`` or ``<class name> <leaf>``.
+        3. For names that begin with a number, such as 017.Cardinal: the leaf with this number, 17.
+
+        Raises:
+            UserError: A class has no leaf, or two have the same.
+        """
+        leaves = set(self.leaves)
+        listed: dict[str, str] = {}
+        for key, name in self.names.items():
+            leaf, other = (key, name) if key in leaves else (name, key)
+            if leaf in leaves and listed.setdefault(other, leaf) != leaf:
+                raise UserError(f"the class list says {other!r} of two leaves, {listed[other]!r} and {leaf!r}")
+        numbers = {name: str(int(match[0])) for name in class_names if (match := re.match(r"[0-9]+", name))}
+        rules = [{leaf: leaf for leaf in leaves}, listed, numbers]
+        found = max(([rule.get(name, "") for name in class_names] for rule in rules), key=lambda f: len(leaves & {*f}))
+        owner: dict[str, str] = {}
+        for name, leaf in zip(class_names, found, strict=True):
+            if leaf not in leaves:
+                what = "an inner node" if name in self.children else "no leaf"
+                right = sum(leaf in leaves for leaf in found)
+                raise UserError(
+                    f"class {name!r} is {what} of {self.source} ({right} of {len(found)} classes are leaves): leaves "
+                    f"are {', '.join(map(repr, self.leaves[:3]))}, ...; a class list may say which is which"
+                )
+            if owner.setdefault(leaf, name) != name:
+                raise UserError(f"classes {owner[leaf]!r} and {name!r} are both the leaf {leaf!r} of {self.source}")
+        return found
+
+    def lca_heights(self, leaves: Sequence[str]) -> NDArray[np.int16]:
+        """Heights of the lowest common ancestor of any two leaves: (C, C), 0 on the diagonal.
+
+        Args:
+            leaves: C ids of leaves.
+        """
+        place = {node: index for index, node in enumerate(self.nodes)}
+        order = np.array(sorted(range(len(leaves)), key=lambda label: place[leaves[label]]), dtype=np.intp)
+        walk = [leaves[label] for label in order]
+        # Between two leaves in the order of the walk lies their whole way up to the LCA and down again.
+        steps = np.array([self._lca_height(*pair) for pair in pairwise(walk)], dtype=np.int16)
+        heights = np.empty((len(leaves), len(leaves)), dtype=np.int16)
+        row = np.zeros(len(leaves), dtype=np.int16)
+        for index, label in enumerate(order):
+            row[index] = 0
+            np.maximum.accumulate(steps[index:], out=row[index + 1 :])
+            np.maximum.accumulate(steps[:index][::-1], out=row[:index][::-1])
+            heights[label, order] = row
+        return heights
+
+    def similarities(self, leaves: Sequence[str]) -> NDArray[np.float64]:
+        """1 - height(LCA) / height(root) of any two leaves: (C, C), in [0, 1], with ones on the diagonal.
+
+        Args:
+            leaves: C ids of leaves.
+        """
+        similarities = np.divide(self.lca_heights(leaves), -self.height, dtype=np.float64)
+        similarities += 1
+        return similarities
+
+    def _lca_height(self, first: str, second: str) -> int:
+        above = {first}
+        while first in self.parents:
+            first = self.parents[first]
+            above.add(first)
+        while second not in above:
+            second = self.parents[second]
+        return self.heights[second]
+
+
+# ---------------------------------------------------------------------------------------------------------- reading
+
+
+def _lines(path: FilePath, source: str) -> list[tuple[int, str]]:
+    """Number and text of each line that says something."""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise UserError(f"{source}: there is no such file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{source} can't be read as text: {reason(error)}") from error
+    stripped = ((number, line.strip()) for number, line in enumerate(text.splitlines(), start=1))
+    return [(number, line) for number, line in stripped if line and not line.startswith("#")]
+
+
+def _pairs(lines: Iterable[tuple[int, str]], source: str) -> list[tuple[str, str]]:
+    pairs = []
+    for number, line in lines:
+        words = line.split(maxsplit=1)
+        if len(words) != 2:
+            raise UserError(f"{source}, line {number}: {line!r} is one word, where two are needed")
+        pairs.append((words[0], words[1]))
+    return pairs
+
+
+def _class_list(path: FilePath) -> dict[str, str]:
+    """From ids to names."""
+    source = f"class list {path}"
+    names: dict[str, str] = {}
+    for key, name in _pairs(_lines(path, source), source):
+        if names.setdefault(key, name) != name:
+            raise UserError(f"{source}: {key!r} is listed twice, as {names[key]!r} and {name!r}")
+    return names
+
+
+def _child_first(pairs: list[tuple[str, str]]) -> bool:
+    """Whether fewer nodes have a second parent if the child stands first: a child with one parent stands there once."""
+    firsts, seconds = ({pair[column] for pair in pairs} for column in (0, 1))
+    return len(firsts) > len(seconds)
+
+
+def _indented(lines: Iterable[tuple[int, str]], source: str) -> list[tuple[str, str]]:
+    pairs: list[tuple[str, str]] = []
+    above: list[str] = []  # the nodes from the root to the line before
+    for number, line in lines:
+        place = f"{source}, line {number}"
+        dashes = len(line) - len(line.lstrip("-"))
+        name = re.sub(r"(\s+\?|\s+\([^()]*\))+$", "", line[dashes:].strip())
+        if dashes % 2 or not name:
+            raise UserError(f"{place}: {line!r} must be a name behind pairs of dashes")
+        level = dashes // 2
+        if level > len(above):
+            raise UserError(f"{place}: {name!r} is at level {level}, and the line before at {len(above) - 1}")
+        if level == 0 and above:
+            raise UserError(f"{place}: {name!r} is a second root beside {above[0]!r}: put -- before what lies below it")
+        above[level:] = [name]
+        if level:
+            pairs.append((above[level - 1], name))
+    return pairs
+
+
+# ---------------------------------------------------------------------------------------------------------- graphs
+
+
+def _parents_first(parents: Mapping[str, Sequence[str]], source: str) -> list[str]:
+    """All nodes, parents before their children."""
+    try:
+        return list(TopologicalSorter(parents).static_order())
+    except CycleError as error:
+        raise UserError(f"{source} has a cycle: {' -> '.join(error.args[1])}; a tree has none") from error
+
+
+def _tree_within(parents: Mapping[str, Sequence[str]], source: str) -> dict[str, str]:
+    """The tree that a directed graph without cycles is brought to: see :meth:`Hierarchy.from_pairs`."""
+    order = _parents_first(parents, source)
+    level: dict[str, int] = {}
+    for node in order:
+        level[node] = max((level[parent] + 1 for parent in parents.get(node, ())), default=0)
+    kept = {child: min(given, key=lambda parent: (-level[parent], parent)) for child, given in parents.items()}
+    inner = {parent for given in parents.values() for parent in given}
+    above_leaves = set(order) - inner
+    for node in reversed(order):
+        if node in above_leaves and node in kept:
+            above_leaves.add(kept[node])
+    return {child: parent for child, parent in kept.items() if child in above_leaves}

@@ -1,0 +1,77 @@
+"""``python cli.py hierarchy FILE``: what a class hierarchy looks like."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from metricloss_pl.class_embeddings import Hierarchy
+from metricloss_pl.class_embeddings.hierarchy import Format
+from metricloss_pl.cli.run import print_rows, short
+from metricloss_pl.files import FilePath
+
+__all__ = ["show_hierarchy"]
+
+_MAX_DRAWN = 1000
+
+
+def show_hierarchy(
+    path: FilePath,
+    format: Format = "auto",
+    class_list: FilePath | None = None,
+    allow_dag: bool = False,
+    tree: bool = False,
+    picture: str | None = None,
+) -> None:
+    """Prints the classes, levels, heights and similarities of a class hierarchy.
+
+    Args:
+        path: The file: lines ``<parent> <child>`` or ``<child> <parent>``, or an indented tree.
+        format: How to read it; ``auto`` tells the three apart.
+        class_list: File of lines ``<id> <class name>``.
+        allow_dag: Whether nodes may have several parents; each keeps the one furthest from the root.
+        tree: Whether to print the tree too.
+        picture: PNG file to draw the matrix of similarities into, classes in the order of the tree (a part of them
+            where they are more than 1000).
+
+    Raises:
+        UserError: The file is missing, malformed, or holds no tree.
+    """
+    hierarchy = Hierarchy.from_file(path, format, class_list, allow_dag)
+    names = {node: hierarchy.names.get(node, node) for node in hierarchy.nodes}
+    classes = [node for node in hierarchy.nodes if node not in hierarchy.children]
+    heights = hierarchy.lca_heights(classes)
+    pairs = max(1, len(classes) * (len(classes) - 1))
+    shares = {height: int((heights == height).sum()) / pairs for height in range(1, hierarchy.height + 1)}
+    similarities = [
+        f"{1 - height / hierarchy.height:.3g} ({100 * share:.1f} %)" for height, share in shares.items() if share
+    ]
+    print_rows(
+        [
+            ("hierarchy", short(Path(path))),
+            ("classes", f"{len(classes)}, from {names[classes[0]]} to {names[classes[-1]]}"),
+            ("nodes", f"{len(hierarchy.nodes)}, root {names[hierarchy.nodes[0]]}"),
+            ("levels", f"{_counted(hierarchy.levels[leaf] for leaf in classes)} (level: classes; the root's is 0)"),
+            ("heights", f"{_counted(hierarchy.heights.values())} (height: nodes; the classes' is 0)"),
+            ("similarity", f"{', '.join(similarities)} of the pairs"),
+        ]
+    )
+    if tree:
+        print()
+        for node in hierarchy.nodes:
+            print(f"{'--' * hierarchy.levels[node]} {names[node]} (height {hierarchy.heights[node]})".lstrip())
+    if picture is not None:
+        from metricloss_pl import plots
+
+        drawn = classes[:: math.ceil(len(classes) / _MAX_DRAWN)]
+        part = f"{len(drawn)} of " if len(drawn) < len(classes) else ""
+        title = f"{Path(path).stem}: {part}{len(classes)} classes, height {hierarchy.height}"
+        figure = plots.similarity_matrix(hierarchy.similarities(drawn), [names[leaf] for leaf in drawn], title)
+        plots.save_figure(figure, Path(picture))
+        print_rows([("picture", short(picture))])
+
+
+def _counted(numbers: Iterable[int]) -> str:
+    return ", ".join(f"{number}: {count}" for number, count in sorted(Counter(numbers).items()))

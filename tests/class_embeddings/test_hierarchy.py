@@ -1,0 +1,336 @@
+import random
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from metricloss_pl.class_embeddings import Hierarchy
+from metricloss_pl.errors import UserError
+from tests.class_embeddings.trees import (
+    BY_HAND,
+    LCA_HEIGHTS,
+    LEAVES,
+    balanced_pairs,
+    lca_heights_by_paths,
+    random_pairs,
+)
+
+
+def written(folder, text, name="tree.txt"):
+    (folder / name).write_text(text)
+    return folder / name
+
+
+# ---------------------------------------------------------------------------------------------------------- the tree
+
+
+def test_a_tree_by_hand():
+    tree = Hierarchy.from_pairs(BY_HAND)
+    assert tree.leaves == LEAVES
+    assert tree.nodes == ["r", "A", "a1", "a2", "B", "b1", "C", "c1", "c2", "d"]
+    assert tree.height == 3
+    assert {node: tree.heights[node] for node in "ABCrd"} == {"A": 1, "B": 2, "C": 1, "r": 3, "d": 0}
+    assert {node: tree.levels[node] for node in ("r", "B", "C", "c1", "d")} == {"r": 0, "B": 1, "C": 2, "c1": 3, "d": 1}
+    heights = tree.lca_heights(LEAVES)
+    assert heights.dtype == np.int16
+    np.testing.assert_array_equal(heights, LCA_HEIGHTS)
+    np.testing.assert_array_equal(tree.similarities(LEAVES), 1 - np.array(LCA_HEIGHTS) / 3)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_lca_heights_of_any_leaves_in_any_order(seed):
+    pairs = random_pairs(seed)
+    tree = Hierarchy.from_pairs(pairs)
+    assert set(tree.leaves) == {child for _, child in pairs} - {parent for parent, _ in pairs}
+    leaves = random.Random(seed).sample(tree.leaves, k=max(2, len(tree.leaves) * (1 + seed % 2) // 2))
+    np.testing.assert_array_equal(tree.lca_heights(leaves), lca_heights_by_paths(pairs, leaves))
+
+
+def test_heights_are_of_the_whole_tree():
+    """Also where the data have but few of the classes."""
+    similarities = Hierarchy.from_pairs(BY_HAND).similarities(["a1", "a2"])
+    np.testing.assert_allclose(similarities, [[1, 2 / 3], [2 / 3, 1]])
+
+
+def test_one_leaf_alone():
+    assert Hierarchy.from_pairs([("root", "only")]).lca_heights(["only"]).tolist() == [[0]]
+
+
+def test_similarities_of_a_balanced_tree():
+    tree = Hierarchy.from_pairs(balanced_pairs(3, 4))
+    similarities = tree.similarities(tree.leaves)
+    assert len(tree.leaves) == 81
+    shares = [1 / 81, 2 / 81, 6 / 81, 18 / 81, 54 / 81]  # equal, and common ancestor at height 1, 2, 3, 4
+    for height, share in enumerate(shares):
+        assert (similarities == 1 - height / 4).mean() == pytest.approx(share)
+
+
+def test_a_deep_tree():
+    chain = [(f"n{k}", f"n{k + 1}") for k in range(5000)]
+    tree = Hierarchy.from_pairs([*chain, *((f"n{k}", f"leaf {k}") for k in range(0, 5000, 500))])
+    assert tree.height == 5000
+    assert tree.lca_heights(["leaf 0", "leaf 4500", "n5000"]).tolist() == [
+        [0, 5000, 5000],
+        [5000, 0, 500],
+        [5000, 500, 0],
+    ]
+
+
+def test_ten_thousand_classes(tmp_path):
+    tree = Hierarchy.from_pairs(
+        [("root", f"g{k}") for k in range(100)] + [(f"g{k % 100}", f"{k}") for k in range(10000)]
+    )
+    heights = tree.lca_heights(tree.leaves)
+    assert heights.nbytes == 2 * 10**8
+    assert heights[:3, 100].tolist() == [1, 2, 2]
+    assert heights[9999, 99] == 1
+
+
+def test_leaves_are_sorted_as_numbers_where_all_are():
+    assert Hierarchy.from_pairs([("0", "10"), ("0", "9"), ("0", "2")]).leaves == ["2", "9", "10"]
+    assert Hierarchy.from_pairs([("0", "10"), ("0", "9"), ("0", "x")]).leaves == ["10", "9", "x"]
+
+
+# ----------------------------------------------------------------------------------------------------------- reading
+
+
+PARENT_CHILD = "".join(f"{parent} {child}\n" for parent, child in BY_HAND)
+CHILD_PARENT = "".join(f"{child}  {parent}\n" for parent, child in BY_HAND)
+INDENTED = """\
+# a comment
+r
+
+-- A ?
+---- a1
+---- a2 (made up) ?
+-- B  (subord)
+---- b1
+---- C
+------ c1
+------ c2
+-- d
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "format"),
+    [
+        (PARENT_CHILD, "auto"),
+        (PARENT_CHILD, "parent-child"),
+        (CHILD_PARENT, "auto"),
+        (CHILD_PARENT, "child-parent"),
+        (INDENTED, "auto"),
+        (INDENTED, "indented"),
+        (PARENT_CHILD.replace(" ", "\t").replace("\n", "\r\n") + "\n# end\n", "auto"),
+        (PARENT_CHILD + PARENT_CHILD, "auto"),
+    ],
+)
+def test_every_format_gives_the_same_tree(text, format, tmp_path):
+    tree = Hierarchy.from_file(written(tmp_path, text), format)
+    assert tree.parents == {child: parent for parent, child in BY_HAND}
+    assert tree.nodes[0] == "r"
+
+
+def test_spaces_within_names(tmp_path):
+    indented = written(
+        tmp_path, "Aves\n-- Larus\n---- Larus argentatus\n---- Larus californicus (a gull) \n-- Sterna\n"
+    )
+    assert Hierarchy.from_file(indented).leaves == ["Larus argentatus", "Larus californicus", "Sterna"]
+    pairs = written(tmp_path, "1 Larus argentatus\n1 Sterna hirundo\n")
+    assert Hierarchy.from_file(pairs).leaves == ["Larus argentatus", "Sterna hirundo"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_written_tree_reads_the_same(seed, tmp_path):
+    tree = Hierarchy.from_pairs(random_pairs(seed))
+    tree.save(tmp_path / "new" / "tree.txt")
+    read = Hierarchy.from_file(tmp_path / "new" / "tree.txt")
+    assert read.parents == tree.parents
+    assert read.nodes == tree.nodes
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a b\nc b\na d\n", "tree.txt: 'b' has two parents, 'a' and 'c': a tree has one"),
+        ("b a\nb c\nd a\n", "tree.txt: 'a' has two parents, 'b' and 'd': a tree has one"),
+        ("r s\na b\nb c\nc a\n", "tree.txt has a cycle: "),
+        ("a a\n", "tree.txt has a cycle: a -> a; a tree has none"),
+        ("a b\na c\nd e\nd f\n", "tree.txt has 2 roots, such as 'a' and 'd': a tree has one"),
+        ("", "tree.txt holds no classes"),
+        ("# nothing\n\n", "tree.txt holds no classes"),
+        ("a b\nlonely\n", "tree.txt, line 2: 'lonely' is one word, where two are needed"),
+        ("r\n--- a\n", "tree.txt, line 2: '--- a' must be a name behind pairs of dashes"),
+        ("r\n--\n", "tree.txt, line 2: '--' must be a name"),
+        ("r\n-- a\n------ b\n", "tree.txt, line 3: 'b' is at level 3, and the line before at 1"),
+        ("-- a\n", "tree.txt, line 1: 'a' is at level 1, and the line before at -1"),
+        ("r\n-- a\ns\n", "tree.txt, line 3: 's' is a second root beside 'r'"),
+        ("r\n-- a\n---- x\n-- b\n---- x\n", "tree.txt: 'x' has two parents, 'a' and 'b'"),
+    ],
+)
+def test_what_is_no_tree(text, message, tmp_path):
+    with pytest.raises(UserError) as caught:
+        Hierarchy.from_file(written(tmp_path, text))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_file(tmp_path):
+    with pytest.raises(UserError, match=r"hierarchy .*nowhere\.txt: there is no such file"):
+        Hierarchy.from_file(tmp_path / "nowhere.txt")
+    with pytest.raises(UserError, match="can't be read as text"):
+        Hierarchy.from_file(tmp_path)
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="can't be read as text"):
+        Hierarchy.from_file(tmp_path / "bytes")
+    with pytest.raises(UserError, match="format is 'yaml'; it must be one of 'auto', 'parent-child'"):
+        Hierarchy.from_file(written(tmp_path, PARENT_CHILD), "yaml")
+
+
+# ------------------------------------------------------------------------------------------- more parents than one
+
+
+def test_of_several_parents_the_one_furthest_from_the_root_stays():
+    """Of equally far ones the first by name; an inner node that so loses all its children is no class."""
+    deep = [("root", "a"), ("a", "b"), ("b", "dog"), ("root", "pet"), ("pet", "dog")]
+    tree = Hierarchy.from_pairs(
+        [*deep, ("root", "cat"), ("z", "fox"), ("y", "fox"), ("root", "z"), ("root", "y")], allow_dag=True
+    )
+    assert tree.parents == {"a": "root", "b": "a", "dog": "b", "cat": "root", "fox": "y", "y": "root"}
+    assert tree.leaves == ["cat", "dog", "fox"]
+    with pytest.raises(UserError, match="'dog' has two parents, 'b' and 'pet'"):
+        Hierarchy.from_pairs(deep)
+
+
+def test_a_tree_is_left_alone():
+    assert Hierarchy.from_pairs(BY_HAND, allow_dag=True).nodes == Hierarchy.from_pairs(BY_HAND).nodes
+
+
+def test_no_tree_is_within(tmp_path):
+    with pytest.raises(UserError, match="has a cycle: "):
+        Hierarchy.from_pairs([("r", "a"), ("a", "b"), ("b", "a")], allow_dag=True)
+    with pytest.raises(UserError, match="has 2 roots"):
+        Hierarchy.from_pairs([("r", "a"), ("s", "a"), ("s", "b")], allow_dag=True)
+
+
+class Synset:
+    def __init__(self, name, parents=(), instance_of=()):
+        self._name, self._parents, self._instance_of = name, list(parents), list(instance_of)
+
+    def name(self):
+        return self._name
+
+    def hypernyms(self):
+        return self._parents
+
+    def instance_hypernyms(self):
+        return self._instance_of
+
+
+@pytest.fixture
+def wordnet(monkeypatch):
+    """A miniature of nltk's."""
+    entity = Synset("entity.n.01")
+    animal = Synset("animal.n.01", [entity])
+    pet = Synset("domestic_animal.n.01", [animal])
+    canine = Synset("canine.n.02", [Synset("carnivore.n.01", [animal])])
+    dog = Synset("dog.n.01", [canine, pet])
+    laika = Synset("laika.n.01", instance_of=[animal])
+    synsets = {synset.name(): synset for synset in (entity, animal, dog, laika)}
+
+    class WordNetError(Exception):
+        pass
+
+    def synset(name):
+        if name not in synsets:
+            raise WordNetError(name)
+        return synsets[name]
+
+    corpus = types.SimpleNamespace(
+        synset=synset, synset_from_pos_and_offset=lambda pos, offset: {("n", 2084071): dog}[pos, offset]
+    )
+    for name in ("nltk", "nltk.corpus", "nltk.corpus.reader", "nltk.corpus.reader.wordnet"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    sys.modules["nltk.corpus"].wordnet = corpus
+    sys.modules["nltk.corpus.reader.wordnet"].WordNetError = WordNetError
+    return corpus
+
+
+def test_from_wordnet(wordnet):
+    tree = Hierarchy.from_wordnet(["laika.n.01", "n02084071"])
+    assert tree.leaves == ["laika.n.01", "n02084071"]
+    assert tree.levels["n02084071"] == 4
+    assert "domestic_animal.n.01" not in tree.nodes
+    assert tree.lca_heights(tree.leaves).tolist() == [[0, 3], [3, 0]]
+    with pytest.raises(UserError, match=r"synset 'unicorn.n.01' is none of WordNet's"):
+        Hierarchy.from_wordnet(["dog.n.01", "unicorn.n.01"])
+
+
+def test_wordnet_is_an_extra(wordnet, monkeypatch):
+    def missing(name):
+        raise LookupError("a long text of nltk")
+
+    monkeypatch.setattr(wordnet, "synset", missing)
+    with pytest.raises(UserError, match=r"WordNet's files are missing: python -m nltk\.downloader wordnet$"):
+        Hierarchy.from_wordnet(["dog.n.01"])
+    monkeypatch.setitem(sys.modules, "nltk.corpus", None)
+    with pytest.raises(UserError, match=r"needs nltk: pip install 'metricloss_pl\[wordnet\]'"):
+        Hierarchy.from_wordnet(["dog.n.01"])
+
+
+# ----------------------------------------------------------------------------------------------- names of the classes
+
+
+def test_classes_are_found_by_their_names(tmp_path):
+    by_id = Hierarchy.from_pairs([("0", "2"), ("0", "1"), ("0", "17")])
+    assert by_id.leaves_of(["17", "1"]) == ["17", "1"]
+    assert by_id.leaves_of(["017.Cardinal", "001.Black_footed_Albatross"]) == ["17", "1"]
+    assert by_id.leaves_of(["0017", "2_x"]) == ["17", "2"]
+
+    pairs = written(tmp_path, "0 2\n0 1\n0 17\n")
+    listed = written(tmp_path, "17 a gull\n1 crow\n2 jay\n0 bird\n", "names.txt")
+    tree = Hierarchy.from_file(pairs, class_list=listed)
+    assert tree.leaves_of(["jay", "a gull"]) == ["2", "17"]
+    assert tree.leaves_of(["1", "2"]) == ["1", "2"]
+
+    readable = written(tmp_path, "bird\n-- crow\n-- jay\n-- a gull\n")
+    assert Hierarchy.from_file(readable, class_list=listed).leaves_of(["17", "2"]) == ["a gull", "jay"]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            ["a1", "x", "b1"],
+            r"class 'x' is no leaf of .*tree.txt \(2 of 3 classes are leaves\): leaves are 'a1', 'a2', 'b1'",
+        ),
+        (["a1", "C"], "class 'C' is an inner node of "),
+        (["cat", "dog"], r"class 'cat' is no leaf of .* \(0 of 2 classes are leaves\)"),
+        (["first", "a1"], "class 'first' is no leaf"),
+    ],
+)
+def test_a_class_that_is_no_leaf(names, message, tmp_path):
+    tree = Hierarchy.from_file(written(tmp_path, PARENT_CHILD))
+    with pytest.raises(UserError, match=message) as caught:
+        tree.leaves_of(names)
+    assert "\n" not in str(caught.value)
+
+
+def test_two_classes_of_one_leaf(tmp_path):
+    tree = Hierarchy.from_pairs([("0", "1"), ("0", "2")], {"x": "1", "1": "first"})
+    with pytest.raises(UserError, match="classes '1a' and '01b' are both the leaf '1'"):
+        tree.leaves_of(["1a", "01b", "2"])
+    with pytest.raises(UserError, match="classes 'x' and 'first' are both the leaf '1'"):
+        tree.leaves_of(["x", "first"])
+
+
+def test_a_class_list_that_says_two_things(tmp_path):
+    pairs = written(tmp_path, "0 2\n0 1\n")
+    with pytest.raises(UserError, match=r"class list .*names.txt: '1' is listed twice, as 'crow' and 'jay'"):
+        Hierarchy.from_file(pairs, class_list=written(tmp_path, "1 crow\n1 jay\n", "names.txt"))
+    tree = Hierarchy.from_file(pairs, class_list=written(tmp_path, "1 crow\n2 crow\n", "names.txt"))
+    with pytest.raises(UserError, match="the class list says 'crow' of two leaves, '1' and '2'"):
+        tree.leaves_of(["crow"])
+    with pytest.raises(UserError, match=r"class list .*gone.txt: there is no such file"):
+        Hierarchy.from_file(pairs, class_list=tmp_path / "gone.txt")

@@ -1,0 +1,238 @@
+import os
+import pickle
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from metricloss_pl.class_embeddings import Hierarchy, read_embeddings, semantic
+from metricloss_pl.errors import UserError
+from tests.class_embeddings.trees import BY_HAND, LCA_HEIGHTS, LEAVES, balanced_pairs, random_pairs
+
+
+def similarities(tree: Hierarchy) -> np.ndarray:
+    return tree.similarities(tree.leaves)
+
+
+def unit_sphere_by_hand(matrix: np.ndarray) -> np.ndarray:
+    """Class by class: the point of the sphere with the given products with all the points before, in one more axis."""
+    points = np.zeros_like(matrix)
+    for row in range(len(matrix)):
+        for column in range(row):
+            rest = matrix[row, column] - points[row, :column] @ points[column, :column]
+            points[row, column] = rest / points[column, column]
+        points[row, row] = np.sqrt(1 - np.square(points[row, :row]).sum())
+    return points
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_products_are_the_similarities(seed):
+    tree = Hierarchy.from_pairs(random_pairs(seed))
+    embeddings = semantic(tree)
+    assert embeddings.dtype == torch.float64
+    assert embeddings.is_contiguous()
+    embeddings = embeddings.numpy()
+    assert embeddings.shape == (len(tree.leaves),) * 2
+    np.testing.assert_allclose(embeddings @ embeddings.T, similarities(tree), rtol=0, atol=1e-14)
+    np.testing.assert_allclose(embeddings, unit_sphere_by_hand(similarities(tree)), rtol=0, atol=1e-12)
+    np.testing.assert_array_equal(embeddings, np.tril(embeddings))
+    assert embeddings.min() >= -1e-15
+    assert np.linalg.eigvalsh(similarities(tree)).min() >= 1 / tree.height - 1e-12
+
+
+def test_rows_are_in_the_order_of_the_classes():
+    tree = Hierarchy.from_pairs(BY_HAND)
+    order = [4, 0, 5, 2]
+    embeddings = semantic(tree, [LEAVES[k] for k in order])
+    expected = 1 - torch.tensor(LCA_HEIGHTS, dtype=torch.float64)[order][:, order] / 3
+    torch.testing.assert_close(embeddings @ embeddings.T, expected)
+    assert torch.equal(embeddings, embeddings.tril())
+
+
+@pytest.mark.parametrize(("branches", "height"), [(2, 3), (3, 3), (2, 5), (4, 2)])
+def test_eigenvalues_of_a_balanced_tree(branches, height):
+    """Differences between the subtrees of a node at height h: (1 + b + ... + b^(h-1)) / H, the least being 1 / H."""
+    tree = Hierarchy.from_pairs(balanced_pairs(branches, height))
+    expected = []
+    for above in range(1, height + 1):
+        value = sum(branches**k for k in range(above)) / height
+        expected += [value] * (branches**height * (branches - 1) // branches**above)
+    expected.append(expected[-1])  # all leaves together: s is 0 at the root, so as much again
+    values = np.linalg.eigvalsh(similarities(tree))
+    np.testing.assert_allclose(values, sorted(expected), atol=1e-12)
+    assert values[0] == pytest.approx(1 / height)
+
+
+def test_a_star_is_one_hot():
+    tree = Hierarchy.from_pairs([("root", f"{k}") for k in range(5)])
+    assert torch.equal(semantic(tree), torch.eye(5, dtype=torch.float64))
+
+
+def approximate_by_hand(matrix: np.ndarray, dim: int) -> tuple[np.ndarray, float]:
+    """Cosines between the rows of Q sqrt(Lambda), and the gap behind the eigenvalues kept."""
+    values, vectors = np.linalg.eigh(matrix)
+    rows = vectors[:, -dim:] * np.sqrt(values[-dim:])
+    with np.errstate(invalid="ignore"):
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows @ rows.T, values[-dim] - values[-dim - 1]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_fewer_dimensions_are_those_of_the_largest_eigenvalues(seed):
+    tree = Hierarchy.from_pairs(
+        [*random_pairs(seed), *[(f"n{k}", f"leaf {k} {i}") for k in (30, 35) for i in range(4)]]
+    )
+    matrix, compared = similarities(tree), 0
+    for dim in range(1, len(matrix)):
+        expected, gap = approximate_by_hand(matrix, dim)
+        if gap < 1e-6 or np.isnan(expected).any():  # within equal eigenvalues any choice is as good
+            continue
+        try:
+            embeddings = semantic(tree, dim=dim).numpy()
+        except UserError:  # a class that is in none of the directions; by hand it is rounding
+            continue
+        compared += 1
+        assert embeddings.shape == (len(matrix), dim)
+        np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1)
+        np.testing.assert_allclose(embeddings @ embeddings.T, expected, atol=1e-8)
+    assert compared > 3
+    np.testing.assert_allclose(semantic(tree, dim=len(matrix)), semantic(tree))
+
+
+def test_within_equal_eigenvalues_the_directions_are_at_right_angles():
+    """Of 8 leaves of one parent: 7 eigenvalues 1 / H."""
+    tree = Hierarchy.from_pairs(
+        [("root", "a"), ("root", "b"), *[("a", f"a{k}") for k in range(8)], ("b", "b0"), ("b", "b1")]
+    )
+    for dim in range(2, 10):
+        embeddings = semantic(tree, dim=dim).numpy()
+        assert embeddings.shape == (10, dim)
+        np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1)
+        assert (np.abs(embeddings).max(axis=0) > 0.1).all()  # no direction is empty
+        assert np.linalg.matrix_rank(embeddings) == dim
+        np.testing.assert_allclose(embeddings[:8] @ embeddings[8:].T, 0, atol=1e-12)
+
+
+def test_a_class_that_too_few_dimensions_lose():
+    tree = Hierarchy.from_pairs([("root", "far"), ("root", "g"), *[("g", f"{k}") for k in range(5)]])
+    with pytest.raises(UserError, match="class 'far' of the hierarchy has no part in 1 dimensions"):
+        semantic(tree, dim=1)
+    with pytest.raises(UserError, match="class 'far'"):
+        semantic(tree, ["1", "far", "3"], dim=1)
+
+
+@pytest.mark.parametrize("dim", [0, -1, 7])
+def test_dimensions_out_of_range(dim):
+    with pytest.raises(UserError, match=f"^{dim} dimensions of semantic class embeddings: they must be 1 to 6"):
+        semantic(Hierarchy.from_pairs(BY_HAND), dim=dim)
+
+
+def test_one_class_is_too_few():
+    with pytest.raises(UserError, match="gives 1 class: class embeddings need at least 2"):
+        semantic(Hierarchy.from_pairs([("root", "only")]))
+
+
+# ------------------------------------------------------------------------------------------------------ authors' files
+
+ARRAY = np.arange(6.0).reshape(3, 2)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize(
+    "labels", [[3, 1, 2], np.array([3, 1, 2]), [np.int64(3), np.int64(1), np.int64(2)], ["3", "1", "2"]]
+)
+def test_pickles_of_arrays_are_read(protocol, labels, tmp_path):
+    content = {"embedding": ARRAY, "ind2label": labels, "label2ind": {label: k for k, label in enumerate(labels)}}
+    (tmp_path / "e.pickle").write_bytes(pickle.dumps(content, protocol=protocol))
+    names, array = read_embeddings(tmp_path / "e.pickle")
+    assert names == ["3", "1", "2"]
+    np.testing.assert_array_equal(array, ARRAY)
+    assert array.dtype == np.float64
+
+
+def test_pickles_of_older_numpy_are_read(tmp_path):
+    data = pickle.dumps({"embedding": ARRAY, "ind2label": [3, 1, 2]}, protocol=0)
+    (tmp_path / "e.pickle").write_bytes(data.replace(b"numpy._core", b"numpy.core"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # numpy 2 tells of its old names
+        np.testing.assert_array_equal(read_embeddings(tmp_path / "e.pickle")[1], ARRAY)
+
+
+def test_npz_is_read(tmp_path):
+    np.savez(tmp_path / "e.npz", embedding=ARRAY.astype(np.float32), ind2label=np.array(["x", "y", "z"]))
+    names, array = read_embeddings(tmp_path / "e.npz")
+    assert names == ["x", "y", "z"]
+    np.testing.assert_array_equal(array, ARRAY)
+    np.savez(tmp_path / "objects.npz", embedding=ARRAY, ind2label=np.array([1, "y", None], dtype=object))
+    with pytest.raises(UserError, match="allow_pickle=False"):
+        read_embeddings(tmp_path / "objects.npz")
+
+
+class Evil:
+    def __init__(self, function, *arguments):
+        self.called = function, arguments
+
+    def __reduce__(self):
+        return self.called
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "name"),
+    [
+        (os.mkdir, ["{}"], "mkdir"),
+        (Path.touch, [Path("here")], "pathlib"),
+        (eval, ["__import__('os').mkdir('{}')"], "builtins.eval"),
+        (np.save, ["{}", ARRAY], "numpy.save"),
+        (np.load, ["{}"], "numpy.load"),
+        (getattr, [ARRAY, "tofile"], "builtins.getattr"),
+    ],
+)
+def test_a_pickle_that_carries_code_is_not_run(function, arguments, name, tmp_path):
+    target = str(tmp_path / "executed")
+    arguments = [a.replace("{}", target) if isinstance(a, str) else a for a in arguments]
+    content = {"embedding": ARRAY, "ind2label": [3, 1, 2], "evil": Evil(function, *arguments)}
+    (tmp_path / "e.pickle").write_bytes(pickle.dumps(content))
+    with pytest.raises(UserError) as caught:
+        read_embeddings(tmp_path / "e.pickle")
+    assert name in str(caught.value)
+    assert "only numpy arrays and plain containers may be" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["e.pickle"]
+
+
+def test_an_array_within_which_code_hides(tmp_path):
+    hidden = np.array([Evil(os.mkdir, str(tmp_path / "executed"))], dtype=object)
+    (tmp_path / "e.pickle").write_bytes(pickle.dumps({"embedding": hidden, "ind2label": [1]}))
+    with pytest.raises(UserError, match=r"mkdir, where only numpy arrays"):
+        read_embeddings(tmp_path / "e.pickle")
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (pickle.dumps({"embedding": ARRAY})[:-20], "can't be read"),
+        (b"junk", "can't be read"),
+        (b"", "can't be read"),
+        (b"PK junk", "can't be read"),
+        (pickle.dumps([1, 2]), "can't be read"),
+        (pickle.dumps({"embedding": ARRAY}), "can't be read ('ind2label')"),
+        (pickle.dumps({"embedding": "x", "ind2label": [1]}), "can't be read"),
+        (pickle.dumps({"embedding": ARRAY, "ind2label": [1, 2]}), "(3, 2) numbers for 2 classes"),
+        (pickle.dumps({"embedding": ARRAY[0], "ind2label": [1, 2]}), "(2,) numbers for 2 classes"),
+        (pickle.dumps({"embedding": ARRAY * np.nan, "ind2label": [1, 2, 3]}), "finite are needed"),
+    ],
+)
+def test_what_holds_no_embeddings(content, message, tmp_path):
+    (tmp_path / "e.pickle").write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        read_embeddings(tmp_path / "e.pickle")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(UserError, match=r"embeddings .*nowhere: there is no such file"):
+        read_embeddings(tmp_path / "nowhere")

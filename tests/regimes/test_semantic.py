@@ -1,0 +1,111 @@
+"""The cosine regime on the class embeddings of a hierarchy."""
+
+import pytest
+import torch
+
+from metricloss_pl.class_embeddings import Hierarchy, semantic
+from metricloss_pl.errors import UserError
+from metricloss_pl.regimes import CosineClassifier
+from tests.regimes.blobs import C, Flat, loader, trainer
+
+NAMES = ["cat", "car", "dog"]
+SIMILARITIES = torch.tensor([[1.0, 0.0, 0.5], [0.0, 1.0, 0.0], [0.5, 0.0, 1.0]])
+
+
+@pytest.fixture
+def tree(tmp_path):
+    (tmp_path / "tree.txt").write_text("thing\n-- pet\n---- dog\n---- cat\n-- car\n")
+    return tmp_path / "tree.txt"
+
+
+def test_products_are_the_similarities_of_the_classes(tree):
+    model = CosineClassifier(C, Flat(), NAMES, tree)
+    assert model.embedding_dim == C
+    targets = model.class_prototypes
+    assert targets.dtype == torch.float32
+    torch.testing.assert_close(targets @ targets.T, SIMILARITIES)
+    torch.testing.assert_close(targets, semantic(Hierarchy.from_file(tree), NAMES).float())
+    labels = torch.arange(C)
+    assert model.losses(targets, labels)["cosine_loss"].abs() < 1e-6
+    torch.testing.assert_close(model.criterion.similarities(5 * targets), SIMILARITIES)
+
+
+def test_an_integer_embedding_dim_is_that_of_approximate_embeddings(tree):
+    model = CosineClassifier(C, Flat(num_features=7), NAMES, str(tree), embedding_dim=2)
+    assert model.embedding.weight.shape == (2, 7)
+    expected = semantic(Hierarchy.from_file(tree), NAMES, 2).float()
+    assert torch.equal(model.class_prototypes, expected)
+    assert CosineClassifier(C, Flat(num_features=C), NAMES, tree, embedding_dim=None).embedding_dim == C
+
+
+def test_names_of_ones_own(tmp_path):
+    (tmp_path / "pairs.txt").write_text("9 0\n9 1\n8 9\n8 2\n")
+    (tmp_path / "names.txt").write_text("0 cat\n1 dog\n2 car\n9 pet\n")
+    listed = CosineClassifier(C, Flat(), NAMES, tmp_path / "pairs.txt", tmp_path / "names.txt")
+    torch.testing.assert_close(listed.class_prototypes @ listed.class_prototypes.T, SIMILARITIES)
+    unnamed = CosineClassifier(C, Flat(), class_embeddings=tmp_path / "pairs.txt")
+    order = [0, 2, 1]
+    torch.testing.assert_close(unnamed.class_prototypes @ unnamed.class_prototypes.T, SIMILARITIES[order][:, order])
+
+
+@pytest.mark.parametrize(("given", "embedding_dim"), [("file", "auto"), ("file", 2), ("tensor", None)])
+def test_a_checkpoint_needs_neither_file_nor_tensor(given, embedding_dim, tree, tmp_path):
+    embeddings = semantic(Hierarchy.from_file(tree), NAMES, None if embedding_dim in ("auto", None) else embedding_dim)
+    backbone = {"num_features": C}
+    model = CosineClassifier(
+        C, Flat(**backbone), NAMES, tree if given == "file" else embeddings, embedding_dim=embedding_dim
+    )
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(model, loader(), loader())
+    path = tmp_path / "model.ckpt"
+    run.save_checkpoint(path)
+    tree.unlink()
+    settings = torch.load(path, weights_only=True)["hyper_parameters"]
+    assert settings["class_embeddings"] == embeddings.shape[1]
+    loaded = CosineClassifier.load_from_checkpoint(path, backbone=Flat(**backbone)).eval()
+    assert torch.equal(loaded.class_prototypes, embeddings.float())
+    images, _ = next(iter(loader()))
+    torch.testing.assert_close(loaded(images), model.eval()(images))
+    resumed = CosineClassifier(**{**settings, "backbone": Flat(**backbone)})
+    trainer(tmp_path, max_epochs=2).fit(resumed, loader(), ckpt_path=path, weights_only=True)
+    assert torch.equal(resumed.class_prototypes, embeddings.float())
+
+
+def test_a_checkpoint_of_named_class_embeddings_goes_on_naming_them(tmp_path):
+    for name in ("one-hot", "simplex"):
+        run = trainer(tmp_path, max_epochs=1)
+        run.fit(CosineClassifier(C, Flat(), NAMES, name), loader())
+        run.save_checkpoint(tmp_path / "model.ckpt")
+        assert torch.load(tmp_path / "model.ckpt", weights_only=True)["hyper_parameters"]["class_embeddings"] == name
+
+
+def test_a_width_without_a_checkpoint_is_refused(tmp_path):
+    model = CosineClassifier(C, Flat(), NAMES, 5)
+    with pytest.raises(
+        UserError, match="class_embeddings is 5, the width of a checkpoint's, and no checkpoint was loaded"
+    ):
+        trainer(tmp_path).fit(model, loader())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"class_embeddings": "onehot"},
+            "class_embeddings is 'onehot': it must be 'one-hot', 'simplex' or the file of a",
+        ),
+        ({"class_names": ["cat", "car", "cow"]}, r"class 'cow' is no leaf of hierarchy .*tree.txt \(2 of 3 classes"),
+        ({"class_names": ["cat", "dog", "pet"]}, "class 'pet' is an inner node"),
+        ({"embedding_dim": 4}, "4 dimensions of semantic class embeddings: they must be 1 to 3, the classes"),
+        ({"embedding_dim": None}, "the backbone's features are 4 wide and the class embeddings 3"),
+        ({"class_list": "gone.txt"}, "class list gone.txt: there is no such file"),
+        (
+            {"class_embeddings": "simplex", "class_list": "names.txt"},
+            "class_list is 'names.txt': it is for a hierarchy, and class_embeddings is 'simplex'",
+        ),
+    ],
+)
+def test_mistakes(options, message, tree):
+    settings = {"class_names": NAMES, "class_embeddings": tree, **options}
+    with pytest.raises(UserError, match=message):
+        CosineClassifier(C, Flat(), **settings)

@@ -1,0 +1,193 @@
+"""Class hierarchies on the command line: in a config, in a checkpoint without its file, and shown."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from metricloss_pl.class_embeddings import Hierarchy, semantic
+from metricloss_pl.cli import main
+from metricloss_pl.errors import UserError
+from tests.test_cli import CONFIGS, QUIET, fit, refusal
+
+TREE = "digit\n-- loops\n---- 0\n---- two loops\n------ 6\n------ 8\n------ 9\n-- straight\n---- 1\n---- 4\n---- 7\n"
+TREE += "-- open\n---- 2\n---- 3\n---- 5\n"
+MODEL = "class_path: CosineClassifier\ninit_args:\n  backbone: TinyConvNet\n  class_embeddings: trees/digits.txt\n"
+MEASURES = {
+    f"test/{name}"
+    for name in ("hierarchical_accuracy", "mistake_severity", "hp_1", "hp_10", "hp_50", "hp_100", "mahp_250")
+}
+
+
+@pytest.fixture
+def model_file(tmp_path):
+    """A model block whose hierarchy is named relative to it."""
+    (tmp_path / "blocks" / "trees").mkdir(parents=True)
+    (tmp_path / "blocks" / "trees" / "digits.txt").write_text(TREE)
+    (tmp_path / "blocks" / "semantic.yaml").write_text(MODEL)
+    return tmp_path / "blocks" / "semantic.yaml"
+
+
+def test_a_hierarchy_named_by_a_config(model_file, tmp_path, capsys):
+    """Its file is needed once; metrics of the hierarchy are there as long as the file is."""
+    tree = model_file.parent / "trees" / "digits.txt"
+    run = fit("digits_cosine", tmp_path / "runs", f"--model={model_file}", name="digits_cosine-semantic")
+    metrics = json.loads((run / "result.json").read_text())["metrics"]
+    assert metrics.keys() >= MEASURES
+    assert 0 < metrics["test/accuracy"] < metrics["test/hierarchical_accuracy"] < 1
+    assert 1 <= metrics["test/mistake_severity"] <= 3
+    assert "test/hierarchical_accuracy" in capsys.readouterr().out
+    named = yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["class_embeddings"]
+    assert named == str(tree)
+
+    checkpoint = run / "checkpoints" / "best.ckpt"
+    saved = torch.load(checkpoint, weights_only=True)
+    expected = semantic(Hierarchy.from_file(tree), [str(digit) for digit in range(10)]).float()
+    assert torch.equal(saved["state_dict"]["criterion.class_embeddings"], expected)
+    assert saved["hyper_parameters"]["class_embeddings"] == 10
+    main(["test", f"--ckpt_path={checkpoint}", *QUIET])
+    assert json.loads((run / "test.json").read_text())["metrics"] == pytest.approx(
+        {name: value for name, value in metrics.items() if name.startswith("test/")}
+    )
+
+    tree.rename(tmp_path / "elsewhere.txt")
+    with pytest.warns(UserWarning, match=r"digits.txt is gone, so that nothing is measured by this hierarchy"):
+        main(["test", f"--ckpt_path={checkpoint}", *QUIET])
+    tested = json.loads((run / "test.json").read_text())["metrics"]
+    assert tested["test/accuracy"] == pytest.approx(metrics["test/accuracy"])
+    assert not tested.keys() & MEASURES
+    Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(tmp_path / "image.png")
+    main(["predict", f"--ckpt_path={checkpoint}", f"--data.predict_dir={tmp_path}", "--data.image_size=8", *QUIET])
+    with pytest.warns(UserWarning, match="is gone"):
+        main(["fit", f"--resume={run}", "--trainer.max_epochs=2", *QUIET])
+    init_args = yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]
+    assert init_args["class_embeddings"] == str(tree)
+    assert init_args["class_list"] is None
+
+    (tmp_path / "elsewhere.txt").rename(tree)
+    main(
+        ["fit", f"--config={run / 'config.yaml'}", f"--runs_dir={tmp_path / 'again'}", "--trainer.max_epochs=1", *QUIET]
+    )
+
+
+def test_approximate_embeddings_and_a_class_list(tmp_path):
+    (tmp_path / "tree.txt").write_text(re.sub(r"(?m)(\d)$", r"leaf \1", TREE))
+    (tmp_path / "names.txt").write_text("".join(f"{digit} leaf {digit}\n" for digit in range(10)))
+    hierarchy = [f"--model.class_embeddings={tmp_path / 'tree.txt'}", f"--model.class_list={tmp_path / 'names.txt'}"]
+    run = fit(
+        "digits_cosine", tmp_path / "runs", *hierarchy, "--model.embedding_dim=6", "--trainer.limit_train_batches=2"
+    )
+    checkpoint = run / "checkpoints" / "best.ckpt"
+    assert torch.load(checkpoint, weights_only=True)["state_dict"]["criterion.class_embeddings"].shape == (10, 6)
+    assert json.loads((run / "result.json").read_text())["metrics"].keys() >= MEASURES
+    for name in ("tree.txt", "names.txt"):
+        (tmp_path / name).unlink()
+    with pytest.warns(UserWarning, match="is gone"):
+        main(["test", f"--ckpt_path={checkpoint}", *QUIET])
+    settings = yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]
+    assert settings["class_list"] == str(tmp_path / "names.txt")
+
+
+def test_every_regime_is_measured_by_a_hierarchy_of_the_callbacks(model_file, tmp_path):
+    callbacks = tmp_path / "trainer.yaml"
+    settings = "{class_path: HierarchyMetrics, init_args: {hierarchy: blocks/trees/digits.txt, retrieval: false}}"
+    callbacks.write_text(f"max_epochs: 1\nlimit_train_batches: 2\ncallbacks:\n  - {settings}\n")
+    config = f"--config={CONFIGS / 'digits_center.yaml'}"
+    main(["fit", config, f"--trainer={callbacks}", f"--runs_dir={tmp_path / 'runs'}", *QUIET])
+    run = tmp_path / "runs" / "digits_center" / "version_0"
+    metrics = json.loads((run / "result.json").read_text())["metrics"]
+    assert metrics.keys() & MEASURES == {"test/hierarchical_accuracy", "test/mistake_severity"}
+    saved = yaml.safe_load((run / "config.yaml").read_text())["trainer"]["callbacks"]
+    assert saved[0]["init_args"]["hierarchy"] == str(model_file.parent / "trees" / "digits.txt")
+
+
+def test_ones_own_metrics_take_the_place_of_those_that_come_by_themselves(model_file, tmp_path):
+    tree = model_file.parent / "trees" / "digits.txt"
+    flags = ["--trainer.callbacks=HierarchyMetrics", f"--trainer.callbacks.hierarchy={tree}"]
+    flags += ["--trainer.callbacks.retrieval=false", "--trainer.limit_train_batches=2", f"--model={model_file}"]
+    run = fit("digits_cosine", tmp_path / "runs", *flags, name="digits_cosine-semantic")
+    metrics = json.loads((run / "result.json").read_text())["metrics"]
+    assert metrics.keys() & MEASURES == {"test/hierarchical_accuracy", "test/mistake_severity"}
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "message"),
+    [
+        (None, [], "class_embeddings is 'tree.txt': it must be 'one-hot', 'simplex' or the file of a hierarchy, and"),
+        ("a b\nc b\na d\n", [], "tree.txt: 'b' has two parents, 'a' and 'c'"),
+        ("r\n-- 0\n-- 1\n", [], "class '2' is no leaf of hierarchy"),
+        (TREE, ["--model.embedding_dim=11"], "11 dimensions of semantic class embeddings: they must be 1 to 10"),
+        (TREE, ["--model.embedding_dim=null"], "set model.embedding_dim to auto"),
+        (TREE, ["--model.class_list=gone.txt"], "class list gone.txt: there is no such file"),
+    ],
+)
+def test_mistakes_in_one_line(text, flags, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    if text is not None:
+        Path("tree.txt").write_text(text)
+    config = f"--config={CONFIGS / 'digits_cosine.yaml'}"
+    line = refusal(capsys, "fit", config, "--trainer.callbacks=null", "--model.class_embeddings=tree.txt", *flags)
+    assert message in line
+    assert [path.name for path in tmp_path.iterdir()] == ([] if text is None else ["tree.txt"])
+
+
+# -------------------------------------------------------------------------------------------------------------- shown
+
+
+def test_a_hierarchy_is_shown(tmp_path, capsys):
+    (tmp_path / "tree.txt").write_text(TREE)
+    main(["hierarchy", str(tmp_path / "tree.txt"), "--tree=true", f"--picture={tmp_path / 'new' / 'tree.png'}"])
+    screen = capsys.readouterr().out
+    for line in (
+        r"classes +10, from 0 to 5",
+        r"nodes +15, root digit",
+        r"levels +2: 7, 3: 3 \(level: classes",
+        r"heights +0: 10, 1: 3, 2: 1, 3: 1 \(height: nodes",
+        r"similarity +0\.667 \(20\.0 %\), 0\.333 \(6\.7 %\), 0 \(73\.3 %\) of the pairs",
+        r"(?m)^---- two loops \(height 1\)$",
+    ):
+        assert re.search(line, screen), line
+    with Image.open(tmp_path / "new" / "tree.png") as picture:
+        assert min(picture.size) > 300
+    (tmp_path / "shown.txt").write_text(screen.partition("\n\n")[2].partition("picture")[0])
+    assert Hierarchy.from_file(tmp_path / "shown.txt").nodes == Hierarchy.from_file(tmp_path / "tree.txt").nodes
+
+
+def test_names_of_a_class_list_are_shown(tmp_path, capsys):
+    (tmp_path / "dag.txt").write_text("7 1\n7 2\n8 2\n8 3\n9 7\n9 8\n")
+    (tmp_path / "names.txt").write_text("1 crow\n3 cow\n9 animal\n")
+    flags = [f"--class_list={tmp_path / 'names.txt'}", "--format=parent-child"]
+    main(["hierarchy", str(tmp_path / "dag.txt"), *flags, "--allow_dag=true"])
+    screen = capsys.readouterr().out
+    assert "3, from crow to cow" in screen
+    assert "root animal" in screen
+    assert "'2' has two parents, '7' and '8'" in hierarchy_refusal(capsys, str(tmp_path / "dag.txt"), *flags)
+
+
+def hierarchy_refusal(capsys, *args):
+    with pytest.raises(SystemExit) as caught:
+        main(["hierarchy", *args])
+    assert caught.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_mistakes_of_the_command(tmp_path, capsys):
+    assert "there is no such file" in hierarchy_refusal(capsys, str(tmp_path / "gone.txt"))
+    assert hierarchy_refusal(capsys).startswith("error: ")
+    (tmp_path / "tree.txt").write_text(TREE)
+    assert "yaml" in hierarchy_refusal(capsys, str(tmp_path / "tree.txt"), "--format=yaml")
+    with pytest.raises(UserError, match="no such file"):
+        Hierarchy.from_file("gone.txt")
+
+
+def test_the_shipped_hierarchy_is_of_the_classes_of_cifar10():
+    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    tree = Hierarchy.from_file(CONFIGS / "hierarchies" / "cifar10.txt")
+    assert sorted(tree.leaves) == names
+    assert tree.similarities(["cat", "dog", "truck"])[0].tolist() == [1, 0.75, 0]

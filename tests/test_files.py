@@ -1,0 +1,36 @@
+"""A file that a config names, relative to the config."""
+
+from typing import Literal
+
+import pytest
+import torch
+from jsonargparse import ArgumentParser
+
+from metricloss_pl.files import FilePath
+
+
+@pytest.fixture
+def parser():
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_argument("--file", type=Literal["a", "b"] | FilePath | int | torch.Tensor | None)
+    return parser
+
+
+def test_it_is_relative_to_the_config_that_names_it(parser, tmp_path, monkeypatch):
+    (tmp_path / "configs" / "trees").mkdir(parents=True)
+    (tmp_path / "configs" / "trees" / "one.txt").write_text("a: 1")  # not to be taken for the value
+    (tmp_path / "configs" / "config.yaml").write_text("file: trees/one.txt")
+    monkeypatch.chdir(tmp_path)
+    expected = str(tmp_path / "configs" / "trees" / "one.txt")
+    for arguments in (["--config=configs/config.yaml"], ["--file=configs/trees/one.txt"], [f"--file={expected}"]):
+        config = parser.parse_args(arguments)
+        assert config.file == expected
+        assert parser.dump(config).strip() == f"file: {expected}"
+
+
+def test_what_is_no_file_stays_as_it_is(parser, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for given, expected in {"a": "a", "nowhere.txt": "nowhere.txt", "null": None, ".": "."}.items():
+        assert parser.parse_args([f"--file={given}"]).file == expected
+    assert parser.parse_object({"file": 7}).file == 7
