@@ -142,8 +142,10 @@ class Hierarchy:
                 synset = wordnet.synset_from_pos_and_offset(key[0], int(key[1:])) if by_id else wordnet.synset(key)
             except LookupError as error:
                 raise UserError("WordNet's files are missing: python -m nltk.downloader wordnet") from error
-            except (WordNetError, ValueError) as error:
-                raise UserError(f"synset {key!r} is none of WordNet's: dog.n.01 and n02084071 are such") from error
+            except (WordNetError, ValueError):
+                synset = None  # as for an unknown id
+            if synset is None:
+                raise UserError(f"synset {key!r} is none of WordNet's: dog.n.01 and n02084071 are such")
             given[synset] = key
         pairs: list[tuple[str, str]] = []
         ahead, seen = list(given), set(given)

@@ -84,17 +84,16 @@ def _of_largest_eigenvalues(hierarchy: Hierarchy, leaves: Sequence[str], dim: in
     values, vectors = eigh(
         between.T, subset_by_index=(len(parents) - number, len(parents) - 1), overwrite_a=True, check_finite=False
     )
-    within = [(own[index], index, k) for index in range(len(parents)) for k in range(1, sizes[index])]
-    found = [(value, -1, k) for k, value in enumerate(values)] + within
+    found = [(value, -1, k) for k, value in enumerate(values)]
+    found += [(own[parent], parent, k) for parent in range(len(parents)) for k in range(1, sizes[parent])]
     embeddings = np.zeros((len(leaves), dim))
-    members = {index: np.flatnonzero(group == index) for index in {index for _, index, _ in found} - {-1}}
-    for column, (value, index, k) in enumerate(sorted(found, key=lambda entry: (-entry[0], *entry[1:]))[:dim]):
-        if index == -1:
+    for column, (value, parent, k) in enumerate(sorted(found, reverse=True)[:dim]):
+        if parent == -1:
             vector = (vectors[:, k] / scale)[group]
-        else:
+        else:  # on the first k + 1 leaves of the parent
+            members = np.flatnonzero(group == parent)[: k + 1]
             vector = np.zeros(len(leaves))
-            vector[members[index][:k]] = 1 / np.sqrt(k * (k + 1))
-            vector[members[index][k]] = -k / np.sqrt(k * (k + 1))
+            vector[members] = [*[1.0] * k, -k] / np.sqrt(k * (k + 1))
         embeddings[:, column] = np.sqrt(max(value, 0.0)) * vector
     return embeddings
 

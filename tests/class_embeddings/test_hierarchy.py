@@ -248,7 +248,7 @@ def wordnet(monkeypatch):
         return synsets[name]
 
     corpus = types.SimpleNamespace(
-        synset=synset, synset_from_pos_and_offset=lambda pos, offset: {("n", 2084071): dog}[pos, offset]
+        synset=synset, synset_from_pos_and_offset=lambda pos, offset: {("n", 2084071): dog}.get((pos, offset))
     )
     for name in ("nltk", "nltk.corpus", "nltk.corpus.reader", "nltk.corpus.reader.wordnet"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
@@ -263,8 +263,9 @@ def test_from_wordnet(wordnet):
     assert tree.levels["n02084071"] == 4
     assert "domestic_animal.n.01" not in tree.nodes
     assert tree.lca_heights(tree.leaves).tolist() == [[0, 3], [3, 0]]
-    with pytest.raises(UserError, match=r"synset 'unicorn.n.01' is none of WordNet's"):
-        Hierarchy.from_wordnet(["dog.n.01", "unicorn.n.01"])
+    for unknown in ("unicorn.n.01", "n00000001"):
+        with pytest.raises(UserError, match=f"synset '{unknown}' is none of WordNet's"):
+            Hierarchy.from_wordnet(["dog.n.01", unknown])
 
 
 def test_wordnet_is_an_extra(wordnet, monkeypatch):
