@@ -136,6 +136,16 @@ def test_mistakes_in_one_line(text, flags, message, tmp_path, monkeypatch, capsy
     assert [path.name for path in tmp_path.iterdir()] == ([] if text is None else ["tree.txt"])
 
 
+def test_a_width_is_no_hierarchy(tmp_path, monkeypatch, capsys):
+    """What stands in a checkpoint means nothing in a config."""
+    monkeypatch.chdir(tmp_path)
+    Path("model.yaml").write_text(MODEL.replace("trees/digits.txt", "7"))
+    line = refusal(
+        capsys, "fit", f"--config={CONFIGS / 'digits_cosine.yaml'}", "--model=model.yaml", "--test_after_fit=false"
+    )
+    assert "class_embeddings is 7, the width of a checkpoint's, and no checkpoint was loaded" in line
+
+
 # -------------------------------------------------------------------------------------------------------------- shown
 
 

@@ -199,7 +199,7 @@ class MetricLossCLI(LightningCLI):
     def _hierarchy_metrics(self) -> list[HierarchyMetrics]:
         """What measures by the hierarchy that the class embeddings are of, as long as its file is there."""
         file = self.class_embeddings.get("class_embeddings", "one-hot")
-        if file in ("one-hot", "simplex"):
+        if not isinstance(file, str) or file in ("one-hot", "simplex"):  # a number is refused when training starts
             return []
         if not Path(file).is_file():
             rank_zero_warn(f"{file} is gone, so that nothing is measured by this hierarchy")
