@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from metricloss_pl.cli.messages import message_of
 from tests.ddp_fit import REGIMES
 
 
@@ -77,15 +78,31 @@ def test_a_process_in_trouble_ends_the_job(trouble, tmp_path):
             lines = (tmp_path / "screen").read_text().splitlines()
             errors = [line for line in lines if line.startswith("error: ")]
             # The first process may be killed by Lightning's watch over its children before it has found its words.
-            assert any(line.startswith(TROUBLES[trouble]) for line in errors) or any(
-                "terminated with" in x for x in lines
-            )
+            said = any(line.startswith(TROUBLES[trouble]) for line in errors)
+            assert said or any("terminated with" in line for line in lines), lines[-20:]
             assert len(errors) <= 2
             assert not any("Traceback" in line for line in lines)
             assert _is_gone(job.pid)
         finally:
             if not _is_gone(job.pid, seconds=0):
                 os.killpg(job.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "[/pytorch/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 9000ms for recv",
+        "Application timeout caused pair closure",
+        "Connection closed by peer [127.0.0.1]:41000",
+    ],
+)
+def test_every_word_of_gloo_is_understood(said):
+    """Which one comes is a matter of timing."""
+    assert message_of(RuntimeError(said)).startswith("process 0 lost contact with another one")
+
+
+def test_another_error_keeps_its_traceback():
+    assert message_of(RuntimeError("shape mismatch")) is None
 
 
 def _is_gone(group: int, seconds: float = 10) -> bool:

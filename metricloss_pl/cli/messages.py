@@ -28,6 +28,9 @@ _REFUSING_MODULES = (
     "lightning.",
 )
 
+# What gloo writes: where in its sources a wait ended, and for every later wait only that the connection is closed.
+_SIGNS_OF_GLOO = ("/gloo/", "timeout caused pair closure", "Connection closed by peer")
+
 
 def message_of(error: BaseException) -> str | None:
     """The line that tells the user what was wrong; None: no mistake of the user's, so the traceback is due."""
@@ -55,7 +58,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 def _is_lost_contact(error: BaseException) -> bool:
     """Whether a collective operation failed: torch has types for it, but those of gloo come as plain errors."""
     return isinstance(error, torch.distributed.DistError) or (
-        isinstance(error, RuntimeError) and "/gloo/" in str(error)
+        isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS_OF_GLOO)
     )
 
 
