@@ -8,6 +8,7 @@ from lightning.pytorch import Trainer, seed_everything
 from torch import nn
 
 from metricloss_pl.data import DigitsDataModule, ShiftCrop
+from metricloss_pl.mixing import CutMix
 from metricloss_pl.regimes import (
     CenterSoftmaxClassifier,
     CosineClassifier,
@@ -61,13 +62,11 @@ REGIMES = {
 }
 
 
-def fit(name: str, processes: int) -> dict[str, dict]:
+def build_run(processes: int) -> tuple[Trainer, DigitsDataModule]:
     seed_everything(0)
     data = DigitsDataModule(
         batch_size=GLOBAL_BATCH // processes, samples_per_class=37, val_fraction=0.3, augment=[ShiftCrop(pixels=1)]
     )
-    model = REGIMES[name](optimizer=lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9), class_weights="balanced")
-    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     trainer = Trainer(
         max_epochs=5,  # 20 steps of two batches each
         accelerator="cpu",
@@ -80,6 +79,13 @@ def fit(name: str, processes: int) -> dict[str, dict]:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+    return trainer, data
+
+
+def fit(name: str, processes: int) -> dict[str, dict]:
+    trainer, data = build_run(processes)
+    model = REGIMES[name](optimizer=lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9), class_weights="balanced")
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     trainer.fit(model, data)
     metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
     metrics.update(trainer.test(model, data, verbose=False)[0])
@@ -89,7 +95,20 @@ def fit(name: str, processes: int) -> dict[str, dict]:
     return {"state": after, "metrics": metrics, "steps": trainer.global_step, "moved": moved}
 
 
+def fit_mixed(processes: int) -> dict[str, torch.Tensor]:
+    """What each process has drawn, and the weights that each ends with."""
+    trainer, data = build_run(processes)
+    model, shares = CosineClassifier(10, Dense(), mixing=CutMix(probability=0.7)), []
+    model.mixing.register_forward_hook(lambda module, images, mixed: shares.append(mixed[2]))
+    trainer.fit(model, data)
+    return {
+        "shares": trainer.strategy.all_gather(torch.tensor(shares)),
+        "weights": trainer.strategy.all_gather(model.head.linear.weight.detach()),
+    }
+
+
 if __name__ == "__main__":
     ends = {name: fit(name, int(sys.argv[1])) for name in REGIMES}
+    ends["mixed"] = fit_mixed(int(sys.argv[1]))
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
         torch.save(ends, sys.argv[2])

@@ -228,6 +228,30 @@ def test_resumed_run_ends_as_the_uninterrupted_one(name, tmp_path):
     assert not (tmp_path / name / "version_8").exists()
 
 
+def test_mixing_from_a_file_and_with_the_checkpoint_alone(tmp_path):
+    """A model block names it; the checkpoint tells of it, for testing in the run and predicting far from it."""
+    block = yaml.safe_load((CONFIGS / "model" / "cosine_tiny.yaml").read_text())
+    for number, mixing in enumerate(("CutMix", {"class_path": "MixUp", "init_args": {"alpha": 0.4}})):
+        block["init_args"]["mixing"] = mixing
+        (tmp_path / "mixed.yaml").write_text(yaml.safe_dump(block))
+        flags = [f"--model={tmp_path / 'mixed.yaml'}", "--trainer.limit_train_batches=3"]
+        run = fit("digits_cosine", tmp_path, *flags, name="digits_cosine-mixed")
+        saved = yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["mixing"]
+        assert (
+            saved
+            == [
+                {"class_path": "metricloss_pl.mixing.CutMix", "init_args": {"alpha": 1.0, "probability": 1.0}},
+                {"class_path": "metricloss_pl.mixing.MixUp", "init_args": {"alpha": 0.4, "probability": 1.0}},
+            ][number]
+        )
+        main(["test", f"--ckpt_path={run / 'checkpoints' / 'best.ckpt'}", *QUIET])
+        away = shutil.copy(run / "checkpoints" / "best.ckpt", tmp_path / "model.ckpt")
+        predictions = tmp_path / f"{number}.csv"
+        flags = [f"--data.predict_dir={make_folder(tmp_path / 'new', images=2)}", f"--runs_dir={tmp_path / 'others'}"]
+        main(["predict", f"--ckpt_path={away}", f"--predictions.path={predictions}", *flags, *QUIET])
+        assert len(predictions.read_text().splitlines()) == 1 + 4
+
+
 def test_predict_takes_any_folder_with_the_checkpoint_alone(digits_run, tmp_path):
     """Names, size, channels and normalisation come from the checkpoint: a copy far from its run is enough."""
     checkpoint = shutil.copy(digits_run / "checkpoints" / "best.ckpt", tmp_path / "model.ckpt")
@@ -354,6 +378,12 @@ DIGITS = ["fit", f"--config={CONFIGS / 'digits_center.yaml'}", "--trainer.callba
         (["--model.optimizer=torch.optim.LBFGS"], "optimizer LBFGS can't train a network"),
         (["--model.center_weight=much"], "Got value: much"),
         (["--model.center_weight=-1"], "center_weight is -1.0; it must be at least 0"),
+        (
+            ["--model.mixing=CutMix"],
+            "mixing is CutMix, which CenterSoftmaxClassifier can't take: an image mixed of two classes has no one",
+        ),
+        (["--model.mixing=CutMix", "--model.mixing.alpha=0"], "alpha of CutMix is 0.0; it must be above 0 and finite"),
+        (["--model.mixing=Mixup"], "there is no class Mixup: is it MixUp"),
         (["--model.center_optimizer=torch.optim.Adam"], "center_optimizer is Adam, which takes no sparse gradients"),
         (["--model.center_optimizer.momentum=0.9"], "has momentum 0.9: leave it out"),
         (["--model.optimizer.lr=-1"], "Invalid learning rate: -1.0"),

@@ -54,6 +54,16 @@ def test_each_has_learned_something(name, ends):
     assert ends[1][name]["moved"] > 0.01
 
 
+@pytest.mark.parametrize("processes", [2, 3])
+def test_each_process_mixes_in_its_own_way(processes, ends):
+    """lambda, and whether a batch is mixed at all, are each process's own; the weights stay common."""
+    shares, weights = ends[processes]["mixed"]["shares"], ends[processes]["mixed"]["weights"]
+    assert shares.shape == (processes, 40)
+    assert all((shares[0] != shares[rank]).sum() > 20 for rank in range(1, processes))
+    assert ((shares == 1).any(0) & (shares < 1).any(0)).any()
+    assert all(torch.equal(weights[0], weights[rank]) for rank in range(1, processes))
+
+
 # What happens to process 1, and what the screen then says.
 TROUBLES = {
     "dies": "error: process 0 lost contact with another one, which has died or hangs",

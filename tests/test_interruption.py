@@ -12,6 +12,12 @@ import torch
 ROOT = Path(__file__).parent.parent
 REGIMES = ("softmax", "cosine", "center", "standalone")
 
+# Chance within the training step; the center regimes take no mixing.
+MIXING = {
+    "softmax": ["--model.mixing=MixUp", "--model.mixing.alpha=0.5"],
+    "cosine": ["--model.mixing=CutMix", "--model.mixing.probability=0.8"],
+}
+
 # In one fresh interpreter for all: it imports once, and its forks start without threads of torch.
 PROGRAM = """
 import json, sys
@@ -30,7 +36,7 @@ def statuses(*runs: tuple) -> list[int]:
 
 
 def arguments(regime: str, runs: Path, workers: int) -> list[str]:
-    """Three epochs of 20 steps, with dropout, augmentation and a last.ckpt every 7 steps."""
+    """Three epochs of 20 steps, with dropout, augmentation, mixing and a last.ckpt every 7 steps."""
     return [
         "fit",
         f"--config={ROOT / 'configs' / f'digits_{regime}.yaml'}",
@@ -43,6 +49,7 @@ def arguments(regime: str, runs: Path, workers: int) -> list[str]:
         f"--data.num_workers={workers}",
         "--save_every_n_steps=7",
         "--test_after_fit=false",
+        *MIXING.get(regime, []),
     ]
 
 

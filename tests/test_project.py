@@ -24,11 +24,12 @@ LAYERS = {
     "errors": set(),
     "files": {"errors"},
     "schedules": set(),
+    "mixing": {"errors"},
     "checkpoints": {"errors", "files"},
     **dict.fromkeys(GROUND[1:], BASICS),
-    "regimes": {*GROUND, *BASICS},
+    "regimes": {*GROUND, *BASICS, "mixing"},
     "callbacks": {*GROUND, *BASICS, "regimes"},
-    "cli": {*GROUND, *BASICS, "schedules", "regimes", "callbacks", ""},
+    "cli": {*GROUND, *BASICS, "schedules", "mixing", "regimes", "callbacks", ""},
 }
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 

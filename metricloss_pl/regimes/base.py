@@ -24,6 +24,7 @@ from metricloss_pl.checkpoints import plain_settings, read_checkpoint, tensor_no
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.errors import UserError, check_choice, reason
 from metricloss_pl.metrics import BalancedAccuracy, Temperature
+from metricloss_pl.mixing import Mixing, keep_statistics
 
 __all__ = ["ClassWeights", "Classifier", "Interval", "sgd"]
 
@@ -57,6 +58,7 @@ class Classifier(LightningModule, ABC):
         lr_scheduler: From an optimizer to a learning-rate schedule.
         lr_scheduler_interval: Whether the schedule steps each ``epoch`` or each ``step``.
         class_weights: ``balanced``: an image's loss weighs N / (C * N_class), counts of the training part. None: 1.
+        mixing: ``CutMix`` or ``MixUp`` of the training images, each process within its own batch. None: no mixing.
 
     Raises:
         UserError: A class count that the names contradict, or a backbone without ``num_features``.
@@ -77,6 +79,7 @@ class Classifier(LightningModule, ABC):
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_scheduler_interval: Interval = "epoch",
         class_weights: ClassWeights | None = None,
+        mixing: Mixing | None = None,
     ) -> None:
         super().__init__()
         with warnings.catch_warnings():  # a module among them is left out of the checkpoint, below
@@ -104,6 +107,7 @@ class Classifier(LightningModule, ABC):
         self.lr_scheduler = lr_scheduler
         self.lr_scheduler_interval = lr_scheduler_interval
         self.balance_classes = class_weights == "balanced"
+        self.mixing = mixing
         self.image_format: dict[str, int | None] | None = None
         self.register_buffer("mean", torch.zeros(1))
         self.register_buffer("std", torch.ones(1))
@@ -188,13 +192,24 @@ class Classifier(LightningModule, ABC):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
-        losses = self.losses(self(images), labels)
+        if self.mixing is None:
+            losses = self.losses(self(images), labels)
+        else:
+            images, partners, share = self.mixing(images)
+            losses = self._mixed_losses(self(images), labels, labels[partners], share)
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if batch_idx == 0 or (every and (batch_idx + 1) % every == 0):
             self._check_finite(losses)
         for name, value in losses.items():
             self.log(f"train/{name}", value.detach(), prog_bar=name == "loss", batch_size=len(labels))
         return losses["loss"]
+
+    def _mixed_losses(self, embeddings: Tensor, labels: Tensor, others: Tensor, share: float) -> dict[str, Tensor]:
+        """Each part of the loss as share * L(labels) + (1 - share) * L(others), of one batch of embeddings."""
+        own = self.losses(embeddings, labels)
+        with keep_statistics(self):
+            other = self.losses(embeddings, others)  # also where share is 1: all processes do alike
+        return {name: share * value + (1 - share) * other[name] for name, value in own.items()}
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         return self._evaluate(batch, "val", self.val_metrics)

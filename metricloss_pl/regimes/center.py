@@ -18,6 +18,7 @@ from metricloss_pl.errors import UserError, check_choice
 from metricloss_pl.losses import CenterLoss
 from metricloss_pl.losses import functional as F
 from metricloss_pl.losses.center import CenterRule
+from metricloss_pl.mixing import Mixing, refuse_mixing
 from metricloss_pl.regimes._evaluation import evaluation_mode
 from metricloss_pl.regimes.base import Classifier, ClassWeights, Interval, sgd
 
@@ -53,9 +54,10 @@ class CenterSoftmaxClassifier(Classifier):
         lr_scheduler: From an optimizer to a learning-rate schedule.
         lr_scheduler_interval: Whether the schedule steps each ``epoch`` or each ``step``.
         class_weights: ``balanced``: an image's loss weighs N / (C * N_class), counts of the training part. None: 1.
+        mixing: Not for this regime, since an image mixed of two classes has no one center.
 
     Raises:
-        UserError: A negative weight, or a center optimizer that would fail or move absent classes.
+        UserError: A negative weight, a mixing, or a center optimizer that would fail or move absent classes.
     """
 
     def __init__(
@@ -74,7 +76,9 @@ class CenterSoftmaxClassifier(Classifier):
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_scheduler_interval: Interval = "epoch",
         class_weights: ClassWeights | None = None,
+        mixing: Mixing | None = None,
     ) -> None:
+        refuse_mixing(mixing, type(self).__name__)
         super().__init__(
             num_classes,
             backbone,

@@ -15,6 +15,7 @@ from metricloss_pl.errors import UserError, check_choice
 from metricloss_pl.files import FilePath
 from metricloss_pl.losses import CosineLoss
 from metricloss_pl.losses import functional as F
+from metricloss_pl.mixing import Mixing
 from metricloss_pl.regimes.base import Classifier, ClassWeights, Interval, sgd
 
 __all__ = ["CosineClassifier"]
@@ -65,6 +66,7 @@ class CosineClassifier(Classifier):
         lr_scheduler: From an optimizer to a learning-rate schedule.
         lr_scheduler_interval: Whether the schedule steps each ``epoch`` or each ``step``.
         class_weights: ``balanced``: an image's loss weighs N / (C * N_class), counts of the training part. None: 1.
+        mixing: ``CutMix`` or ``MixUp`` of the training images, each process within its own batch. None: no mixing.
 
     Raises:
         UserError: A negative weight, an embedding_dim that is not the class embeddings' width, or a hierarchy that is
@@ -86,6 +88,7 @@ class CosineClassifier(Classifier):
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_scheduler_interval: Interval = "epoch",
         class_weights: ClassWeights | None = None,
+        mixing: Mixing | None = None,
     ) -> None:
         dim = embedding_dim if isinstance(embedding_dim, int) else None
         targets = _class_embeddings(class_embeddings, num_classes, class_names, class_list, dim)
@@ -99,6 +102,7 @@ class CosineClassifier(Classifier):
             lr_scheduler,
             lr_scheduler_interval,
             class_weights,
+            mixing=mixing,
         )
         check_choice("head", head, Head)
         if ce_weight < 0:

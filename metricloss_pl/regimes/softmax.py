@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from metricloss_pl.errors import UserError, check_choice
 from metricloss_pl.losses import functional as F
+from metricloss_pl.mixing import Mixing
 from metricloss_pl.regimes.base import Classifier, ClassWeights, Interval, sgd
 
 __all__ = ["SoftmaxClassifier"]
@@ -32,6 +33,7 @@ class SoftmaxClassifier(Classifier):
         lr_scheduler: From an optimizer to a learning-rate schedule.
         lr_scheduler_interval: Whether the schedule steps each ``epoch`` or each ``step``.
         class_weights: ``balanced``: an image's loss weighs N / (C * N_class), counts of the training part. None: 1.
+        mixing: ``CutMix`` or ``MixUp`` of the training images, each process within its own batch. None: no mixing.
 
     Raises:
         UserError: label_smoothing outside [0, 1), or with squared error.
@@ -50,6 +52,7 @@ class SoftmaxClassifier(Classifier):
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_scheduler_interval: Interval = "epoch",
         class_weights: ClassWeights | None = None,
+        mixing: Mixing | None = None,
     ) -> None:
         super().__init__(
             num_classes,
@@ -60,6 +63,7 @@ class SoftmaxClassifier(Classifier):
             lr_scheduler,
             lr_scheduler_interval,
             class_weights,
+            mixing=mixing,
         )
         check_choice("loss", loss, SoftmaxLoss)
         check_choice("smoothing", smoothing, F.Smoothing)

@@ -14,6 +14,7 @@ from metricloss_pl.errors import UserError
 from metricloss_pl.losses import StandaloneCenterLoss
 from metricloss_pl.losses import functional as F
 from metricloss_pl.losses.center import CenterInit
+from metricloss_pl.mixing import Mixing, refuse_mixing
 from metricloss_pl.regimes.base import Classifier, ClassWeights, Interval, sgd
 
 __all__ = ["StandaloneCenterClassifier"]
@@ -45,9 +46,10 @@ class StandaloneCenterClassifier(Classifier):
         lr_scheduler: From an optimizer to a learning-rate schedule; it scales center_lr too.
         lr_scheduler_interval: Whether the schedule steps each ``epoch`` or each ``step``.
         class_weights: ``balanced``: an image's loss weighs N / (C * N_class), counts of the training part. None: 1.
+        mixing: Not for this regime, since an image mixed of two classes has no one center.
 
     Raises:
-        UserError: A weight, margin or learning rate outside its range, or options that contradict each other.
+        UserError: A weight, margin or learning rate outside its range, a mixing, or options that contradict each other.
     """
 
     def __init__(
@@ -69,7 +71,9 @@ class StandaloneCenterClassifier(Classifier):
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_scheduler_interval: Interval = "epoch",
         class_weights: ClassWeights | None = None,
+        mixing: Mixing | None = None,
     ) -> None:
+        refuse_mixing(mixing, type(self).__name__)
         super().__init__(
             num_classes,
             backbone,

@@ -12,6 +12,7 @@ from metricloss_pl.backbones import TinyConvNet
 from metricloss_pl.class_embeddings import simplex
 from metricloss_pl.data import DigitsDataModule
 from metricloss_pl.errors import UserError
+from metricloss_pl.mixing import CutMix, MixUp
 from metricloss_pl.regimes import (
     CenterSoftmaxClassifier,
     Classifier,
@@ -25,8 +26,10 @@ from tests.regimes.blobs import C, D, Flat, loader, trainer
 REGIMES = {
     "softmax": lambda **o: SoftmaxClassifier(C, Flat(), **o),
     "smooth": lambda **o: SoftmaxClassifier(C, Flat(), label_smoothing=0.1, smoothing="others", **o),
+    "mixed": lambda **o: SoftmaxClassifier(C, Flat(), mixing=MixUp(probability=0.5), **o),
     "squared": lambda **o: SoftmaxClassifier(C, Flat(), loss="squared_error", **o),
     "cosine": lambda **o: CosineClassifier(C, Flat(), **o),
+    "cosine_mixed": lambda **o: CosineClassifier(C, Flat(), ce_weight=1.0, mixing=CutMix(probability=0.5), **o),
     "cosine_no_head": lambda **o: CosineClassifier(C, Flat(), head="none", class_embeddings="simplex", **o),
     "cosine_alone": lambda **o: CosineClassifier(C, Flat(), ce_weight=0, **o),
     "center": lambda **o: CenterSoftmaxClassifier(C, Flat(), **o),
@@ -342,6 +345,11 @@ def test_a_skipped_step_moves_no_center_and_drops_its_embeddings(tmp_path):
             ),
             "has weight_decay 0.1",
         ),
+        (
+            lambda: CenterSoftmaxClassifier(3, Flat(), mixing=CutMix()),
+            "CutMix, which CenterSoftmaxClassifier can't take",
+        ),
+        (lambda: StandaloneCenterClassifier(3, Flat(), mixing=MixUp()), "has no one center to be drawn to or to move"),
         (lambda: StandaloneCenterClassifier(3, Flat(), center_lr=-1), "center_lr is -1"),
         (lambda: StandaloneCenterClassifier(3, Flat(), inter_weight=-0.1), "inter_weight is -0.1"),
     ],

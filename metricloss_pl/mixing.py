@@ -1,0 +1,137 @@
+"""Training images mixed in pairs, their losses with them: CutMix and mixup."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from metricloss_pl.errors import UserError
+
+__all__ = ["CutMix", "MixUp", "Mixing", "keep_statistics", "refuse_mixing"]
+
+
+class Mixing(nn.Module, ABC):
+    """Mix each image of a batch with another one of it, by a share lambda ~ Beta(alpha, alpha).
+
+    lambda and the pairs are drawn once a batch, from torch's generator on the CPU. The loss of a mixed batch is
+    lambda * L(own labels) + (1 - lambda) * L(partners' labels). A subclass says in :meth:`mix` how two images mix.
+
+    Args:
+        alpha: Of the Beta distribution, above 0: small ones leave most images nearly as they are, 1 is uniform.
+        probability: Of a batch to be mixed, in [0, 1].
+
+    Raises:
+        UserError: alpha or probability outside its range.
+    """
+
+    def __init__(self, alpha: float = 1.0, probability: float = 1.0) -> None:
+        super().__init__()
+        if not 0 < alpha < math.inf:
+            raise UserError(f"alpha of {type(self).__name__} is {alpha}; it must be above 0 and finite")
+        if not 0 <= probability <= 1:
+            raise UserError(f"probability of {type(self).__name__} is {probability}; it must be in [0, 1]")
+        self.alpha = alpha
+        self.probability = probability
+
+    @abstractmethod
+    def mix(self, images: Tensor, partners: Tensor, share: float) -> tuple[Tensor, float]:
+        """Mix images (B, C, H, W) with ``images[partners]``.
+
+        Args:
+            images: Integers of their type's whole range, or floats in [0, 1]; they stay as they are.
+            partners: (B,) int64, the position of each image's partner.
+            share: lambda in [0, 1], the share of the image itself.
+
+        Returns:
+            The mixed images, and the share that they really have.
+        """
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, float]:
+        """Images (B, C, H, W) to mixed ones, the positions (B,) of their partners, and lambda; unmixed: 1."""
+        # Under half precision torch's default type is too coarse for a probability.
+        if torch.rand((), dtype=torch.float64) >= self.probability:
+            return images, torch.arange(len(images), device=images.device), 1.0
+        alpha = torch.tensor(self.alpha, dtype=torch.float64)
+        share = torch.distributions.Beta(alpha, alpha).sample().item()
+        partners = torch.randperm(len(images)).to(images.device)
+        mixed, share = self.mix(images, partners, share)
+        return mixed, partners, share
+
+    def extra_repr(self) -> str:
+        return f"alpha={self.alpha}, probability={self.probability}"
+
+
+class CutMix(Mixing):
+    """Paste a box of the partner into the image (Yun et al., ICCV 2019).
+
+    The box has the image's proportions, 1 - lambda of its area and its centre anywhere; what lies outside is cut off,
+    and lambda becomes the share of pixels that are the image's own.
+
+    Args:
+        alpha: Of lambda ~ Beta(alpha, alpha), above 0; 1 is uniform.
+        probability: Of a batch to be mixed, in [0, 1].
+    """
+
+    def mix(self, images: Tensor, partners: Tensor, share: float) -> tuple[Tensor, float]:
+        """Mix images (B, C, H, W) with ``images[partners]``; the type stays."""
+        height, width = images.shape[-2:]
+        side = math.sqrt(1 - share)
+        rows, columns = round(side * height), round(side * width)
+        top = int(torch.randint(height, ())) - rows // 2
+        left = int(torch.randint(width, ())) - columns // 2
+        bottom, right = min(top + rows, height), min(left + columns, width)
+        top, left = max(top, 0), max(left, 0)
+        mixed = images.clone()
+        mixed[..., top:bottom, left:right] = images[..., top:bottom, left:right][partners]
+        return mixed, 1 - (bottom - top) * (right - left) / (height * width)
+
+
+class MixUp(Mixing):
+    """Blend the image with its partner, lambda x + (1 - lambda) x' (Zhang et al., ICLR 2018).
+
+    Args:
+        alpha: Of lambda ~ Beta(alpha, alpha), above 0; 1 is uniform.
+        probability: Of a batch to be mixed, in [0, 1].
+    """
+
+    def __init__(self, alpha: float = 0.2, probability: float = 1.0) -> None:
+        super().__init__(alpha, probability)
+
+    def mix(self, images: Tensor, partners: Tensor, share: float) -> tuple[Tensor, float]:
+        """Mix images (B, C, H, W) with ``images[partners]``; integers become float32 in [0, 1], so nothing rounds."""
+        if not images.is_floating_point():
+            images = images.to(torch.float32) / torch.iinfo(images.dtype).max
+        return torch.lerp(images[partners], images, share), share
+
+
+@contextmanager
+def keep_statistics(module: nn.Module) -> Iterator[None]:
+    """Within it the batch norms of a module in training do not learn from what they see, so that it counts once."""
+    norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
+    learning = [norm for norm in norms if norm.training and norm.track_running_stats]
+    for norm in learning:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in learning:
+            norm.track_running_stats = True
+
+
+def refuse_mixing(mixing: Mixing | None, regime: str) -> None:
+    """For a regime of centers.
+
+    Raises:
+        UserError: There is a mixing.
+    """
+    if mixing is not None:
+        raise UserError(
+            f"mixing is {type(mixing).__name__}, which {regime} can't take: an image mixed of two classes has no one "
+            "center to be drawn to or to move; SoftmaxClassifier and CosineClassifier can, or leave model.mixing out"
+        )

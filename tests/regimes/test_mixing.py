@@ -1,0 +1,113 @@
+"""The loss of mixed images, beside a slow second version."""
+
+import copy
+
+import pytest
+import torch
+
+from metricloss_pl.class_embeddings import simplex
+from metricloss_pl.mixing import CutMix, Mixing, MixUp
+from metricloss_pl.regimes import CosineClassifier, SoftmaxClassifier
+from tests.regimes.blobs import C, Flat, loader, trainer
+
+WEIGHTS = torch.tensor([0.5, 1.0, 2.0])
+TARGETS = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.6, 0.8, 0.0, 0.0], [0.0, 0.6, 0.8, 0.0]])  # as a hierarchy gives
+
+REGIMES = {
+    "softmax": lambda **o: SoftmaxClassifier(C, Flat(), **o),
+    "squared": lambda **o: SoftmaxClassifier(C, Flat(), loss="squared_error", **o),
+    "cosine": lambda **o: CosineClassifier(C, Flat(), ce_weight=0.3, **o),
+    "cosine_alone": lambda **o: CosineClassifier(C, Flat(), ce_weight=0, class_embeddings="simplex", **o),
+    "cosine_semantic": lambda **o: CosineClassifier(C, Flat(), ce_weight=0.3, class_embeddings=TARGETS, **o),
+}
+
+
+def slow(name, model, x, y):
+    """The parts of the loss of each image, as lists: embeddings x, labels y."""
+    images = range(len(y))
+    if name in ("softmax", "squared"):
+        logits = x @ model.head.weight.T + model.head.bias
+        if name == "softmax":
+            return {"loss": entropies(logits, y)}
+        return {"loss": [sum((logits[i, k] - int(k == y[i])) ** 2 for k in range(C)) for i in images]}
+    targets = {"cosine": torch.eye(C), "cosine_alone": simplex(C), "cosine_semantic": TARGETS}[name]
+    unit = x / x.square().sum(1, keepdim=True).sqrt()
+    cosine = [1 - (unit[i] * targets[y[i]]).sum() for i in images]
+    if name == "cosine_alone":
+        return {"loss": cosine}
+    positive = unit.clamp(min=0)
+    scaled = (positive - positive.mean(0)) / (positive.var(0, correction=0) + 1e-5).sqrt()
+    scaled = scaled * model.head.norm.weight + model.head.norm.bias
+    entropy = entropies(scaled @ model.head.linear.weight.T + model.head.linear.bias, y)
+    return {
+        "loss": [cosine[i] + 0.3 * entropy[i] for i in images], "cosine_loss": cosine, "cross_entropy": entropy
+    }  # fmt: skip
+
+
+def entropies(logits, y):
+    return [-torch.log(logits[i].exp()[y[i]] / logits[i].exp().sum()) for i in range(len(y))]
+
+
+def step(model, folder, batch):
+    """One training step without the optimizer's: what it logs and what the mixing gave it."""
+    logged, seen = {}, []
+    model.trainer = trainer(folder)
+    model.log = lambda name, value, **_: logged.__setitem__(name.removeprefix("train/"), value)
+    hook = model.mixing.register_forward_hook(lambda module, args, mixed: seen.append(mixed)) if model.mixing else None
+    assert torch.equal(model.training_step(batch, 0), logged["loss"])
+    if hook is not None:
+        hook.remove()
+    return logged, seen
+
+
+@pytest.mark.parametrize("mixing", [CutMix(), MixUp(alpha=1.0)], ids=["cutmix", "mixup"])
+@pytest.mark.parametrize("name", REGIMES)
+def test_each_part_is_the_weighted_mean_over_both_labels(name, mixing, tmp_path):
+    torch.manual_seed(2)
+    model = REGIMES[name](mixing=mixing)
+    model.balance_classes = True
+    model.class_weights.copy_(WEIGHTS)
+    images, labels = next(iter(loader()))
+    logged, [(mixed, partners, share)] = step(model, tmp_path, (images, labels))
+    assert 0.05 < share < 0.95
+    assert not torch.equal(labels, labels[partners])
+    assert not torch.equal(mixed, images)
+    own, other = (slow(name, model, model(mixed), y) for y in (labels, labels[partners]))
+    assert own.keys() == logged.keys()
+    for part in own:
+        each = [
+            share * WEIGHTS[labels[i]] * own[part][i] + (1 - share) * WEIGHTS[labels[partners[i]]] * other[part][i]
+            for i in range(len(labels))
+        ]
+        expected = sum(each) / len(labels)
+        torch.testing.assert_close(logged[part], expected.detach(), rtol=1e-5, atol=1e-6)
+
+
+class Nothing(Mixing):
+    """Draws pairs and leaves the images alone: lambda is 1."""
+
+    def mix(self, images, partners, share):
+        return images, 1.0
+
+
+@pytest.mark.parametrize("name", ["softmax", "cosine", "cosine_alone"])
+@pytest.mark.parametrize("mixing", [Nothing(), CutMix(probability=0.0)], ids=["lambda_is_1", "never"])
+def test_lambda_1_is_no_mixing(name, mixing, tmp_path):
+    """The same losses, gradients and statistics of the head's batch norm, bit for bit, and the same end of a fit."""
+    torch.manual_seed(0)
+    ends, plain = [], REGIMES[name]()
+    for chosen in (None, mixing):
+        model, fitted = copy.deepcopy(plain), copy.deepcopy(plain)
+        model.mixing = fitted.mixing = chosen
+        logged, _ = step(model, tmp_path, next(iter(loader())))
+        trainer(tmp_path).fit(fitted, loader())
+        ends.append((logged, model.state_dict(), fitted.state_dict()))
+    for expected, found in zip(*ends, strict=True):
+        for key in expected:
+            assert torch.equal(expected[key], found[key]), key
+
+
+def test_the_heads_batch_norm_sees_each_batch_once(tmp_path):
+    model = CosineClassifier(C, Flat(), mixing=CutMix())
+    trainer(tmp_path, max_epochs=1).fit(model, loader())
+    assert model.head.norm.num_batches_tracked == 4
