@@ -228,6 +228,35 @@ def test_resumed_run_ends_as_the_uninterrupted_one(name, tmp_path):
     assert not (tmp_path / name / "version_8").exists()
 
 
+def test_views_of_the_test_images(digits_run, tmp_path):
+    """Metrics and predictions over each digit and its mirror image, beside the two directions' mean by hand."""
+    from metricloss_pl.backbones import TinyConvNet
+    from metricloss_pl.data import DigitsDataModule
+    from metricloss_pl.regimes import CosineClassifier
+
+    run = shutil.copytree(digits_run, tmp_path / "digits_cosine" / "version_0")
+    checkpoint = run / "checkpoints" / "best.ckpt"
+    accuracies, shares = [], []
+    for flags in ([], ["--data.test_views=flip"]):
+        main(["test", f"--ckpt_path={checkpoint}", *flags, *QUIET])
+        accuracies.append(json.loads((run / "test.json").read_text())["metrics"]["test/accuracy"])
+        main(["predict", f"--ckpt_path={checkpoint}", *flags, *QUIET])
+        with (run / "predictions_test.csv").open(newline="") as lines:
+            shares.append([(row["class"], float(row["probability"])) for row in csv.DictReader(lines)])
+    data = DigitsDataModule()
+    data.setup("test")
+    model = CosineClassifier.load_from_checkpoint(checkpoint, backbone=TinyConvNet(in_channels=1)).eval()
+    images, labels = data.samples("test").images, data.samples("test").labels
+    with torch.no_grad():
+        directions = [torch.nn.functional.normalize(model(view)) for view in (images, images.flip(-1))]
+        for number, points in enumerate((directions[0], (directions[0] + directions[1]) / 2)):
+            probabilities, classes = model.probabilities(model.class_scores(points)).max(1)
+            assert accuracies[number] == pytest.approx((classes == labels).double().mean().item(), abs=1e-6)
+            assert [name for name, _ in shares[number]] == [model.class_names[k] for k in classes]
+            assert [share for _, share in shares[number]] == pytest.approx(probabilities.tolist(), abs=2e-6)
+    assert accuracies[1] < accuracies[0]  # a mirrored digit is none
+
+
 def test_mixing_from_a_file_and_with_the_checkpoint_alone(tmp_path):
     """A model block names it; the checkpoint tells of it, for testing in the run and predicting far from it."""
     block = yaml.safe_load((CONFIGS / "model" / "cosine_tiny.yaml").read_text())
@@ -247,7 +276,8 @@ def test_mixing_from_a_file_and_with_the_checkpoint_alone(tmp_path):
         main(["test", f"--ckpt_path={run / 'checkpoints' / 'best.ckpt'}", *QUIET])
         away = shutil.copy(run / "checkpoints" / "best.ckpt", tmp_path / "model.ckpt")
         predictions = tmp_path / f"{number}.csv"
-        flags = [f"--data.predict_dir={make_folder(tmp_path / 'new', images=2)}", f"--runs_dir={tmp_path / 'others'}"]
+        flags = [f"--data.predict_dir={make_folder(tmp_path / 'new', images=2)}", "--data.test_views=flip"]
+        flags += [f"--runs_dir={tmp_path / 'others'}"]
         main(["predict", f"--ckpt_path={away}", f"--predictions.path={predictions}", *flags, *QUIET])
         assert len(predictions.read_text().splitlines()) == 1 + 4
 
@@ -384,6 +414,7 @@ DIGITS = ["fit", f"--config={CONFIGS / 'digits_center.yaml'}", "--trainer.callba
         ),
         (["--model.mixing=CutMix", "--model.mixing.alpha=0"], "alpha of CutMix is 0.0; it must be above 0 and finite"),
         (["--model.mixing=Mixup"], "there is no class Mixup: is it MixUp"),
+        (["--data.test_views=mirror"], "Expected a typing.Literal['flip', 'crops', 'crops_and_flips']"),
         (["--model.center_optimizer=torch.optim.Adam"], "center_optimizer is Adam, which takes no sparse gradients"),
         (["--model.center_optimizer.momentum=0.9"], "has momentum 0.9: leave it out"),
         (["--model.optimizer.lr=-1"], "Invalid learning rate: -1.0"),

@@ -25,6 +25,7 @@ from metricloss_pl.data.samples import (
     ImageStore,
     Samples,
     Statistics,
+    Views,
     as_it_is,
     check_samples,
     check_statistics,
@@ -32,7 +33,7 @@ from metricloss_pl.data.samples import (
     image_files,
 )
 from metricloss_pl.data.splits import choose_per_class, split_off
-from metricloss_pl.errors import UserError
+from metricloss_pl.errors import UserError, check_choice
 
 Part = Literal["train", "val", "test"]
 # What folders and lists may call a part.
@@ -59,6 +60,7 @@ class ImageDataModule(LightningDataModule, ABC):
 
     Batches are images (B, C, S, S), uint8 or (16-bit and floating-point sources) float32 in [0, 1], not normalised,
     and labels (B,) int64; batches of `predict` add each image's index (B,), and the label is -1 where it is unknown.
+    With `test_views`, the images of `test` and `predict` are (B, V, C, S, S).
 
     Args:
         batch_size: Images a step and process.
@@ -78,6 +80,9 @@ class ImageDataModule(LightningDataModule, ABC):
         num_workers: Processes that prepare batches. 0: none but the main one, which is the fastest for small images.
         cache_gb: Image files of a part are decoded once and kept in memory if they fit into so many GB.
         predict_dir: Folder of unlabelled images for `predict`. None: `predict` runs over the test part.
+        test_views: Views of each image of `test` and `predict`, whose embeddings are averaged: ``flip``, the image and
+            its mirror image; ``crops``, at the centre and in the four corners of the image as resized;
+            ``crops_and_flips``, all ten. None: the image alone.
 
     Raises:
         UserError: An argument is out of its range.
@@ -98,6 +103,7 @@ class ImageDataModule(LightningDataModule, ABC):
     num_workers: int = 0
     cache_gb: float = 2.0
     predict_dir: str | None = None
+    test_views: Views | None = None
 
     statistics: ClassVar[Statistics | None] = None  # of a published set; checked when it is read
 
@@ -238,11 +244,11 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def test_dataloader(self) -> DataLoader[Any]:
         """The test part in order, each image once."""
-        return self._evaluation_loader("test")
+        return self._evaluation_loader("test", views=self.test_views)
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """The images of `predict_dir`, else the test part, in order; batches are (images, labels, index)."""
-        return self._evaluation_loader("predict", with_index=True)
+        return self._evaluation_loader("predict", with_index=True, views=self.test_views)
 
     # How.
 
@@ -265,6 +271,7 @@ class ImageDataModule(LightningDataModule, ABC):
             raise UserError(f"seed {where} is {self.seed}: below 2**63 is needed")
         if not 0 <= self.val_fraction < 1:
             raise UserError(f"val_fraction {where} is {self.val_fraction}: a number from 0 to below 1 is needed")
+        check_choice(f"test_views {where}", self.test_views, Views | None)
         if self.in_channels not in (1, 3):
             raise UserError(f"in_channels {where} is {self.in_channels}: 1 (grey) or 3 (colour) is needed")
         for name, values in {"mean": self.mean, "std": self.std}.items():
@@ -441,7 +448,9 @@ class ImageDataModule(LightningDataModule, ABC):
             return epoch + 1, 0
         return epoch, ran
 
-    def _dataset(self, part: str, *, training: bool = False, with_index: bool = False) -> ImageDataset:
+    def _dataset(
+        self, part: str, *, training: bool = False, with_index: bool = False, views: Views | None = None
+    ) -> ImageDataset:
         samples = self.samples(part)
         return ImageDataset(
             self._stores[part],
@@ -452,10 +461,11 @@ class ImageDataModule(LightningDataModule, ABC):
             augment=self.augment,
             seed=self.seed,
             with_index=with_index,
+            views=views,
         )
 
-    def _evaluation_loader(self, part: str, *, with_index: bool = False) -> DataLoader[Any]:
-        dataset = self._dataset(part, with_index=with_index)
+    def _evaluation_loader(self, part: str, *, with_index: bool = False, views: Views | None = None) -> DataLoader[Any]:
+        dataset = self._dataset(part, with_index=with_index, views=views)
         num_replicas, rank = self._processes()
         if len(dataset) < num_replicas:
             raise UserError(

@@ -25,6 +25,8 @@ IMAGE_EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".p
 _DECODING_THREADS = 8
 _DEEP_MODES = ("I", "F")  # first letter of Pillow's modes of more than 8 bits: I, I;16, I;16B, I;16L, I;16N, F
 _LARGE = 64  # px from which slicing image by image is faster than one gather for the batch
+Views = Literal["flip", "crops", "crops_and_flips"]
+_CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))  # top and left, as shares of the room beside the crop
 _CROP_STREAM = 2**32  # a stream of draws that no position in a list of augmentations has
 
 
@@ -372,6 +374,11 @@ class ImageDataset(Dataset[Any]):
         augment: Augmentations in their order; used in training only.
         seed: Of crops and augmentations.
         with_index: Batches are (images, labels, index) instead of (images, labels).
+        views: Views of each image: itself and its mirror image, the crops at the centre and in the corners, or these
+            and their mirror images. Images are then (B, V, C, S, S), the usual one first. Not for training.
+
+    Raises:
+        UserError: Crops of images that are not larger than the crop.
     """
 
     def __init__(
@@ -385,7 +392,14 @@ class ImageDataset(Dataset[Any]):
         augment: Sequence[Augmentation] = (),
         seed: int = 0,
         with_index: bool = False,
+        views: Views | None = None,
     ) -> None:
+        whole = isinstance(store.images, Tensor) and store.images.shape[-2:] == (image_size, image_size)
+        if views in ("crops", "crops_and_flips") and (image_size is None or whole):
+            raise UserError(
+                f"test_views is {views!r} and image_size {image_size}, so there is nothing to crop: resize must be "
+                "above image_size; or set test_views to flip"
+            )
         self.store = store
         self.labels = labels
         self.names = names
@@ -394,6 +408,7 @@ class ImageDataset(Dataset[Any]):
         self.augment = list(augment)
         self.seed = seed
         self.with_index = with_index
+        self.views = views
 
     def __len__(self) -> int:
         return len(self.store)
@@ -403,7 +418,10 @@ class ImageDataset(Dataset[Any]):
         return tuple(part[0] for part in self.__getitems__([item]))
 
     def __getitems__(self, items: Sequence[int | tuple[int, int]]) -> tuple[Tensor, ...]:
-        """Returns the finished batch: images (B, C, S, S), labels (B,), and index (B,) where batches have one."""
+        """Returns the finished batch: images (B, C, S, S), labels (B,), and index (B,) where batches have one.
+
+        Where there are views, images are (B, V, C, S, S).
+        """
         try:
             with _one_thread():
                 return self._batch(items)
@@ -416,7 +434,15 @@ class ImageDataset(Dataset[Any]):
         pairs = [item if isinstance(item, tuple) else (int(item), 0) for item in items]
         indices = [index for index, _ in pairs]
         keys = image_keys(self.seed, [draw for _, draw in pairs], indices)
-        images = self._crop(self._augment_whole(self.store.fetch(indices), keys), indices, keys)
+        whole = self._augment_whole(self.store.fetch(indices), keys)
+        images = self._crop(whole, indices, keys)
+        if self.views is not None:
+            views = [images]
+            if self.views != "flip":
+                views += [self._crop(whole, indices, keys, corner) for corner in _CORNERS]
+            if self.views != "crops":
+                views += [view.flip(-1) for view in views]
+            images = torch.stack(views, dim=1)
         for position, augmentation in enumerate(self.augment):
             if self.training and not augmentation.before_crop:
                 images = augmentation(images, stream(keys, position))
@@ -435,16 +461,24 @@ class ImageDataset(Dataset[Any]):
                     images = [augmentation(image[None], own[i : i + 1])[0] for i, image in enumerate(images)]
         return images
 
-    def _crop(self, images: Tensor | list[Tensor], indices: list[int], keys: np.ndarray) -> Tensor:
+    def _crop(
+        self,
+        images: Tensor | list[Tensor],
+        indices: list[int],
+        keys: np.ndarray,
+        corner: tuple[int, int] | None = None,
+    ) -> Tensor:
         size = self.image_size
         if size is None:
             return images if isinstance(images, Tensor) else self._stack(images, indices)
         if isinstance(images, Tensor) and images.shape[-2:] == (size, size):
             return images
         if isinstance(images, Tensor) and size < _LARGE:
-            tops, lefts = self._places(torch.tensor(images.shape[-2:]).expand(len(images), 2), size, keys).unbind(1)
+            tops, lefts = self._places(
+                torch.tensor(images.shape[-2:]).expand(len(images), 2), size, keys, corner
+            ).unbind(1)
             return crop(images, tops, lefts, size, size)
-        places = self._places(torch.tensor([image.shape[-2:] for image in images]), size, keys)
+        places = self._places(torch.tensor([image.shape[-2:] for image in images]), size, keys, corner)
         return torch.cat(
             [
                 crop(image[None], place[:1], place[1:], size, size)
@@ -454,10 +488,12 @@ class ImageDataset(Dataset[Any]):
             ]
         )
 
-    def _places(self, sides: Tensor, size: int, keys: np.ndarray) -> Tensor:
+    def _places(self, sides: Tensor, size: int, keys: np.ndarray, corner: tuple[int, int] | None = None) -> Tensor:
         """Top and left (B, 2) of the crops; the centre, also where the image is smaller, unless in training."""
         room = sides - size
         centre = room.div(2, rounding_mode="floor")
+        if corner is not None:
+            return torch.where(room > 0, room * torch.tensor(corner), centre)
         if not self.training:
             return centre
         at_random = (uniform(stream(keys, _CROP_STREAM), 2) * (room + 1)).floor().to(torch.int64)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from metricloss_pl.checkpoints import read_checkpoint
 from metricloss_pl.data.base import ImageDataModule, Part
-from metricloss_pl.data.samples import Samples
+from metricloss_pl.data.samples import Samples, Views
 from metricloss_pl.errors import UserError
 
 
@@ -23,6 +23,8 @@ class UnlabelledFolderDataModule(ImageDataModule):
         batch_size: Images a step and process.
         num_workers: Processes that prepare batches. 0: none but the main one.
         cache_gb: The images are all decoded at the start if they fit into so many GB, else batch by batch.
+        test_views: Views of each image, whose embeddings are averaged: ``flip``, ``crops`` or ``crops_and_flips``, as
+            in :class:`~metricloss_pl.data.ImageDataModule`. None: the image alone.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class UnlabelledFolderDataModule(ImageDataModule):
         batch_size: int = 64,
         num_workers: int = 0,
         cache_gb: float = 0.0,
+        test_views: Views | None = None,
     ) -> None:
         self._class_names = list(class_names)
         super().__init__(
@@ -46,11 +49,18 @@ class UnlabelledFolderDataModule(ImageDataModule):
             batch_size=batch_size,
             num_workers=num_workers,
             cache_gb=cache_gb,
+            test_views=test_views,
         )
 
     @classmethod
     def from_checkpoint(
-        cls, path: str | Path, *, predict_dir: str, batch_size: int = 64, num_workers: int = 0
+        cls,
+        path: str | Path,
+        *,
+        predict_dir: str,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        test_views: Views | None = None,
     ) -> UnlabelledFolderDataModule:
         """Prepares the folder's images as those that the checkpoint was trained on.
 
@@ -59,6 +69,7 @@ class UnlabelledFolderDataModule(ImageDataModule):
             predict_dir: The folder of images.
             batch_size: Images a step and process.
             num_workers: Processes that prepare batches.
+            test_views: Views of each image, whose embeddings are averaged. None: the image alone.
 
         Raises:
             UserError: The checkpoint cannot be read, or does not hold these facts.
@@ -77,6 +88,7 @@ class UnlabelledFolderDataModule(ImageDataModule):
             image_size=images["image_size"],
             batch_size=batch_size,
             num_workers=num_workers,
+            test_views=test_views,
         )
 
     @property

@@ -186,6 +186,17 @@ class Classifier(LightningModule, ABC):
         embeddings: Tensor = self.embedding(self.backbone(images.contiguous(memory_format=torch.channels_last)))
         return embeddings
 
+    def embed(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) to embeddings (B, D), or views (B, V, C, H, W) to the mean of their :meth:`points`.
+
+        The mean point has the logits that are the views' mean. Its cosines and its negative squared distances are the
+        views' mean too, up to a factor or a term that is the same for all classes.
+        """
+        if images.ndim < 5:
+            embeddings: Tensor = self(images)
+            return embeddings
+        return torch.stack([self.points(self(view)) for view in images.unbind(1)]).mean(0)
+
     def probabilities(self, class_scores: Tensor) -> Tensor:
         """softmax(class_scores / T), (B, C); T is fitted on the validation part and 1 where there is none."""
         return torch.softmax(class_scores.float() / self.temperature.float(), dim=1)
@@ -219,7 +230,7 @@ class Classifier(LightningModule, ABC):
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], part: str, metrics: MetricCollection) -> dict[str, Tensor]:
         images, labels = batch
-        embeddings = self(images)
+        embeddings = self.embed(images)
         losses, scores = self.losses(embeddings, labels), self.class_scores(embeddings)
         metrics.update(scores, labels)
         if part == "val":
@@ -262,7 +273,7 @@ class Classifier(LightningModule, ABC):
         """Probabilities and embeddings of a batch: images, or (images, labels[, index])."""
         images, *rest = batch if isinstance(batch, (tuple, list)) else [batch]
         index = rest[1] if len(rest) > 1 else None
-        embeddings = self(images)
+        embeddings = self.embed(images)
         predictions = {"probabilities": self.probabilities(self.class_scores(embeddings)), "embeddings": embeddings}
         return predictions if index is None else {"index": index, **predictions}
 

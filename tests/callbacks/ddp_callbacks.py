@@ -27,7 +27,7 @@ def main(processes: int, file: str, folder: str) -> None:
         strategy="ddp" if processes > 1 else "auto",
         max_epochs=1,
     )
-    data = digits(batch_size=8, samples_per_class=None, test_fraction=0.95, val_fraction=0.19)
+    data = digits(batch_size=8, samples_per_class=None, test_fraction=0.95, val_fraction=0.19, test_views="flip")
     run.fit(model, data)
     geometry = {name: float(value) for name, value in run.callback_metrics.items() if name.startswith("geometry/")}
     run.test(model, data, verbose=False)
