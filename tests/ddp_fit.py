@@ -4,7 +4,8 @@ import os
 import sys
 
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import nn
 
 from metricloss_pl.data import DigitsDataModule, ShiftCrop
@@ -50,6 +51,7 @@ REGIMES = {
     "cosine_blog": lambda **o: CosineClassifier(10, Dense(), head="none", **o),
     "cosine_alone": lambda **o: CosineClassifier(10, Dense(), class_embeddings="simplex", ce_weight=0, **o),
     "center": lambda **o: CenterSoftmaxClassifier(10, Dense(), center_weight=0.1, **o),
+    "center_averaged": lambda **o: CenterSoftmaxClassifier(10, Dense(), center_weight=0.1, **o),
     "center_gradient": lambda **o: CenterSoftmaxClassifier(10, Dense(), center_rule="gradient", **o),
     "center_means": lambda **o: CenterSoftmaxClassifier(10, Dense(), center_init="class-means", **o),
     "standalone": standalone(),
@@ -62,7 +64,7 @@ REGIMES = {
 }
 
 
-def build_run(processes: int) -> tuple[Trainer, DigitsDataModule]:
+def build_run(processes: int, *callbacks: Callback) -> tuple[Trainer, DigitsDataModule]:
     seed_everything(0)
     data = DigitsDataModule(
         batch_size=GLOBAL_BATCH // processes, samples_per_class=37, val_fraction=0.3, augment=[ShiftCrop(pixels=1)]
@@ -74,6 +76,7 @@ def build_run(processes: int) -> tuple[Trainer, DigitsDataModule]:
         strategy="ddp" if processes > 1 else "auto",
         accumulate_grad_batches=2,
         gradient_clip_val=1.0,
+        callbacks=list(callbacks),
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -83,7 +86,7 @@ def build_run(processes: int) -> tuple[Trainer, DigitsDataModule]:
 
 
 def fit(name: str, processes: int) -> dict[str, dict]:
-    trainer, data = build_run(processes)
+    trainer, data = build_run(processes, *([EMAWeightAveraging(decay=0.8)] if name == "center_averaged" else []))
     model = REGIMES[name](optimizer=lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9), class_weights="balanced")
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     trainer.fit(model, data)

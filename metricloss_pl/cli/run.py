@@ -36,6 +36,7 @@ _NOISE = (
     "torch.distributed.nn.functional.all_gather is deprecated",
     "The number of training batches .* is smaller than the logging interval",
     "Total length of `list` across ranks is zero",  # val_fraction 0 means it
+    "You're using the WeightAveraging callback, but loading a checkpoint outside the 'fit' stage",
     "You're resuming from a checkpoint that ended before the epoch ended and your dataloader is not resumable",  # it is
 )
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -68,6 +71,7 @@ class Classifier(LightningModule, ABC):
     std: Tensor
     temperature: Tensor
     class_weights: Tensor
+    _fitted_temperature: Tensor | None
 
     def __init__(
         self,
@@ -127,6 +131,13 @@ class Classifier(LightningModule, ABC):
         self.loss_means = nn.ModuleDict()
         self.calibration = Temperature()
         self._check_optimizer()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # What builds the optimizers is shared: on the command line it holds on to the whole program, data and all.
+        memo |= {id(value): value for value in vars(self).values() if isinstance(value, functools.partial)}
+        memo[id(self)] = twin = type(self).__new__(type(self))
+        twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return twin
 
     # ------------------------------------------------------------------------------------------- what a regime says
 
@@ -268,6 +279,7 @@ class Classifier(LightningModule, ABC):
         self.calibration.reset()
         if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
             self.temperature.copy_(fitted)
+            self._fitted_temperature = fitted
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Probabilities and embeddings of a batch: images, or (images, labels[, index])."""
@@ -313,6 +325,8 @@ class Classifier(LightningModule, ABC):
 
     def on_train_end(self) -> None:
         torch.set_rng_state(self._state_of_chance)  # what on_train_batch_start has changed
+        if self._fitted_temperature is not None:  # weight averaging has put an average in its place
+            self.temperature.copy_(self._fitted_temperature)
 
     def _check_optimizer(self) -> None:
         """Build optimizer and schedule and step once, so that a wrong setting shows at construction."""
@@ -356,6 +370,7 @@ class Classifier(LightningModule, ABC):
         data = getattr(self.trainer, "datamodule", None)
         if stage != "fit":
             return
+        self._fitted_temperature = None
         if isinstance(data, ImageDataModule):
             mean, std = data.normalization
             self.mean = torch.tensor(mean, dtype=self.mean.dtype, device=self.device)
@@ -368,8 +383,13 @@ class Classifier(LightningModule, ABC):
                 raise UserError("class_weights and balanced_sampling both even out the classes: choose one of them")
             counts = data.class_counts.to(self.device)
             self.class_weights.copy_(counts.sum() / (self.num_classes * counts))
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, WeightAveraging):  # it has copied the module that did not know its images yet
+                callback.setup(self.trainer, self, stage)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if "current_model_state" in checkpoint:  # averaged weights; the temperature was fitted on them, not on others
+            checkpoint["state_dict"]["temperature"] = checkpoint["current_model_state"]["temperature"]
         if name := tensor_not_finite(checkpoint["state_dict"]):
             raise UserError(
                 f"{name} is not finite at step {checkpoint['global_step']}, so no checkpoint is written: lower the "
@@ -392,6 +412,9 @@ class Classifier(LightningModule, ABC):
         state = checkpoint["state_dict"]
         if name := tensor_not_finite(state):
             raise UserError(f"the checkpoint's {name} is not finite: it can't predict; take an earlier checkpoint")
+        resumed = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
+        if "current_model_state" in checkpoint and not resumed:
+            checkpoint["current_model_state"] = state  # the averaged weights are evaluated, not those behind them
         self.image_format = checkpoint.get("images")
         for name in ("mean", "std"):  # as wide as the images have channels
             setattr(self, name, torch.empty_like(state.get(name, getattr(self, name))))

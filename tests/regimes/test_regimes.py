@@ -1,6 +1,7 @@
 """What holds for every regime: it trains under every Trainer flag, logs, saves, loads, resumes and refuses."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -150,6 +151,24 @@ def test_a_loss_that_stops_being_finite_ends_the_run(build, tmp_path):
     parts = set(model.losses(*(torch.randn(4, model.embedding_dim), torch.tensor([0, 1, 2, 0])))) - {"loss"} or {"loss"}
     assert str(caught.value).partition(" ")[0] in {f"train/{part}" for part in parts}  # the part, not the total
     assert "\n" not in str(caught.value)
+
+
+def test_a_copy_shares_what_builds_its_optimizers_alone(build, tmp_path):
+    """On the command line that leads to the trainer and the data, which an average of the weights would then copy."""
+
+    class Program:
+        def __deepcopy__(self, memo):
+            raise AssertionError("the whole program is copied")
+
+    model = build()
+    model.optimizer = functools.partial(lambda program, p: torch.optim.SGD(p, lr=0.05), Program())
+    model.trainer = trainer(tmp_path)
+    twin = copy.deepcopy(model)
+    assert twin.optimizer is model.optimizer
+    assert twin._trainer is None
+    pairs = list(zip(model.state_dict().items(), twin.state_dict().items(), strict=True))
+    assert all(a == b and torch.equal(x, y) and x is not y for (a, x), (b, y) in pairs)
+    assert not {id(p) for p in model.parameters()} & {id(p) for p in twin.parameters()}
 
 
 def test_no_checkpoint_of_weights_that_are_not_finite(build, tmp_path):
