@@ -1,7 +1,9 @@
 """Class hierarchies on the command line: in a config, in a checkpoint without its file, and shown."""
 
 import json
+import pickle
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +12,11 @@ import torch
 import yaml
 from PIL import Image
 
-from metricloss_pl.class_embeddings import Hierarchy, semantic
+from metricloss_pl.class_embeddings import Hierarchy, published, semantic
 from metricloss_pl.cli import main
+from metricloss_pl.download import Resource
 from metricloss_pl.errors import UserError
+from tests.helpers import make_folder, md5
 from tests.test_cli import CONFIGS, QUIET, fit, refusal
 
 TREE = "digit\n-- loops\n---- 0\n---- two loops\n------ 6\n------ 8\n------ 9\n-- straight\n---- 1\n---- 4\n---- 7\n"
@@ -56,14 +60,14 @@ def test_a_hierarchy_named_by_a_config(model_file, tmp_path, capsys):
     )
 
     tree.rename(tmp_path / "elsewhere.txt")
-    with pytest.warns(UserWarning, match=r"digits.txt is gone, so that nothing is measured by this hierarchy"):
+    with pytest.warns(UserWarning, match=r"digits.txt: there is no such file; nothing is measured by it"):
         main(["test", f"--ckpt_path={checkpoint}", *QUIET])
     tested = json.loads((run / "test.json").read_text())["metrics"]
     assert tested["test/accuracy"] == pytest.approx(metrics["test/accuracy"])
     assert not tested.keys() & MEASURES
     Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(tmp_path / "image.png")
     main(["predict", f"--ckpt_path={checkpoint}", f"--data.predict_dir={tmp_path}", "--data.image_size=8", *QUIET])
-    with pytest.warns(UserWarning, match="is gone"):
+    with pytest.warns(UserWarning, match="nothing is measured by it"):
         main(["fit", f"--resume={run}", "--trainer.max_epochs=2", *QUIET])
     init_args = yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]
     assert init_args["class_embeddings"] == str(tree)
@@ -87,10 +91,81 @@ def test_approximate_embeddings_and_a_class_list(tmp_path):
     assert json.loads((run / "result.json").read_text())["metrics"].keys() >= MEASURES
     for name in ("tree.txt", "names.txt"):
         (tmp_path / name).unlink()
-    with pytest.warns(UserWarning, match="is gone"):
+    with pytest.warns(UserWarning, match="nothing is measured by it"):
         main(["test", f"--ckpt_path={checkpoint}", *QUIET])
     settings = yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]
     assert settings["class_list"] == str(tmp_path / "names.txt")
+
+
+def test_a_hierarchy_called_by_its_name(tmp_path, monkeypatch):
+    """It is fetched once; a checkpoint goes without it."""
+    (tmp_path / "cub_flat.txt").write_text("".join(f"2{digit % 3} {digit}\n30 2{digit % 3}\n" for digit in range(10)))
+    file = Resource("cub_flat.txt", (tmp_path / "cub_flat.txt").as_uri(), md5(tmp_path / "cub_flat.txt"))
+    monkeypatch.setattr(published, "_FILES", {**published._FILES, "cub-flat": (file,)})
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    flags = ["--model.class_embeddings=cub-flat", "--trainer.limit_train_batches=2"]
+    run = fit("digits_cosine", tmp_path / "runs", *flags)
+    (tmp_path / "cub_flat.txt").unlink()
+    assert json.loads((run / "result.json").read_text())["metrics"].keys() >= MEASURES
+    assert yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["class_embeddings"] == "cub-flat"
+    checkpoint = run / "checkpoints" / "best.ckpt"
+    targets = torch.load(checkpoint, weights_only=True)["state_dict"]["criterion.class_embeddings"].double()
+    same_group = torch.arange(10) % 3 == (torch.arange(10) % 3)[:, None]
+    torch.testing.assert_close(targets @ targets.T, same_group / 2 + torch.eye(10) / 2, check_dtype=False)
+    main(["test", f"--ckpt_path={checkpoint}", *QUIET])
+    assert json.loads((run / "test.json").read_text())["metrics"].keys() >= MEASURES
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.warns(UserWarning, match=r"cannot download .*; nothing is measured by it"):
+        main(["test", f"--ckpt_path={checkpoint}", *QUIET])
+    assert not json.loads((run / "test.json").read_text())["metrics"].keys() & MEASURES
+
+
+def test_embeddings_from_a_file(tmp_path, monkeypatch, capsys):
+    """The rows are those of the classes, in any order; nothing is known of a hierarchy."""
+    directions = np.random.default_rng(0).normal(size=(11, 6))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    ids = [4, 9, 0, 3, 7, 10, 1, 8, 2, 6, 5]
+    np.savez(tmp_path / "e.npz", embedding=directions, ind2label=ids)
+    flags = [f"--model.class_embeddings={tmp_path / 'e.npz'}", "--trainer.limit_train_batches=2"]
+    run = fit("digits_cosine", tmp_path / "runs", *flags)
+    metrics = json.loads((run / "result.json").read_text())["metrics"]
+    assert "test/accuracy" in metrics
+    assert not metrics.keys() & MEASURES
+    (tmp_path / "e.npz").unlink()
+    checkpoint = run / "checkpoints" / "best.ckpt"
+    main(["test", f"--ckpt_path={checkpoint}", *QUIET])
+    targets = torch.load(checkpoint, weights_only=True)["state_dict"]["criterion.class_embeddings"]
+    expected = directions[[ids.index(digit) for digit in range(10)]]
+    torch.testing.assert_close(targets, torch.from_numpy(expected).float())
+
+    monkeypatch.chdir(tmp_path)
+    Path("e.pkl").write_bytes(pickle.dumps({"embedding": directions[1:], "ind2label": ids[1:]}))
+    config = ["fit", f"--config={CONFIGS / 'digits_cosine.yaml'}", "--trainer.callbacks=null"]
+    line = refusal(capsys, *config, "--model.class_embeddings=e.pkl")
+    assert "class '4' is no row of embeddings " in line
+    assert "(9 of 10 classes are rows): rows are '9', '0', '3', ..." in line
+
+
+def test_a_folder_of_ones_own_with_its_hierarchy(tmp_path, monkeypatch):
+    """The shipped config as it is, but for size and epochs; the hierarchy as an editor of Windows writes it."""
+    monkeypatch.chdir(tmp_path)
+    make_folder(Path("my_images"), ["carrion crow", "mallard (female)", "mallard (male)", "cow"], images=10, size=32)
+    tree = "animal\n-- bird (class)\n---- duck ?\n------ mallard (male)\n------ mallard (female)\n"
+    tree += "---- carrion crow\n\n-- cow\n"
+    Path("my_images", "hierarchy.txt").write_text(tree, encoding="utf-8-sig", newline="\r\n")
+    flags = ["--data.image_size=32", "--trainer.max_epochs=1", "--trainer.callbacks=null"]
+    main(["fit", f"--config={CONFIGS / 'folder_semantic_cosine.yaml'}", *flags, *QUIET])
+    run = tmp_path / "runs" / "folder_semantic_cosine" / "version_0"
+    checkpoint = run / "checkpoints" / "best.ckpt"
+    saved = torch.load(checkpoint, weights_only=True)
+    assert saved["class_names"] == ["carrion crow", "cow", "mallard (female)", "mallard (male)"]
+    targets = saved["state_dict"]["criterion.class_embeddings"]
+    expected = torch.tensor([[3, 0, 1, 1], [0, 3, 0, 0], [1, 0, 3, 2], [1, 0, 2, 3]]) / 3
+    torch.testing.assert_close(targets @ targets.T, expected)
+    main(["test", f"--ckpt_path={checkpoint}", *QUIET])
+    metrics = json.loads((run / "test.json").read_text())["metrics"]
+    assert metrics.keys() >= {"test/hierarchical_accuracy", "test/hp_1", "test/mahp_250"}
+    assert metrics["test/accuracy"] <= metrics["test/hierarchical_accuracy"] <= 1
 
 
 def test_every_regime_is_measured_by_a_hierarchy_of_the_callbacks(model_file, tmp_path):
@@ -118,7 +193,7 @@ def test_ones_own_metrics_take_the_place_of_those_that_come_by_themselves(model_
 @pytest.mark.parametrize(
     ("text", "flags", "message"),
     [
-        (None, [], "class_embeddings is 'tree.txt': it must be 'one-hot', 'simplex' or the file of a hierarchy, and"),
+        (None, [], "'cifar100-superclasses' or the file of a hierarchy or of embeddings, and there is no such file"),
         ("a b\nc b\na d\n", [], "tree.txt: 'b' has two parents, 'a' and 'c'"),
         ("r\n-- 0\n-- 1\n", [], "class '2' is no leaf of hierarchy"),
         (TREE, ["--model.embedding_dim=11"], "11 dimensions of semantic class embeddings: they must be 1 to 10"),
@@ -165,15 +240,25 @@ def test_a_hierarchy_is_shown(tmp_path, capsys):
     with Image.open(tmp_path / "new" / "tree.png") as picture:
         assert min(picture.size) > 300
     (tmp_path / "shown.txt").write_text(screen.partition("\n\n")[2].partition("picture")[0])
-    assert Hierarchy.from_file(tmp_path / "shown.txt").nodes == Hierarchy.from_file(tmp_path / "tree.txt").nodes
+    shown, tree = (Hierarchy.from_file(tmp_path / name) for name in ("shown.txt", "tree.txt"))
+    expected = tree.lca_heights(tree.leaves)
+    np.testing.assert_array_equal(shown.lca_heights(shown.leaves_of(tree.leaves)), expected)
+
+
+def test_a_hierarchy_is_shown_by_its_name(capsys):
+    main(["hierarchy", "cifar100-superclasses"])
+    screen = capsys.readouterr().out
+    assert re.search(r"classes +100, from beaver to tractor", screen)
+    assert re.search(r"similarity +0\.5 \(4\.0 %\), 0 \(96\.0 %\) of the pairs", screen)
 
 
 def test_names_of_a_class_list_are_shown(tmp_path, capsys):
     (tmp_path / "dag.txt").write_text("7 1\n7 2\n8 2\n8 3\n9 7\n9 8\n")
     (tmp_path / "names.txt").write_text("1 crow\n3 cow\n9 animal\n")
     flags = [f"--class_list={tmp_path / 'names.txt'}", "--format=parent-child"]
-    main(["hierarchy", str(tmp_path / "dag.txt"), *flags, "--allow_dag=true"])
+    main(["hierarchy", str(tmp_path / "dag.txt"), *flags, "--allow_dag=true", f"--save={tmp_path / 'tree.txt'}"])
     screen = capsys.readouterr().out
+    assert (tmp_path / "tree.txt").read_text() == "9\n-- 7\n---- 1\n---- 2\n-- 8\n---- 3\n"
     assert "3, from crow to cow" in screen
     assert "root animal" in screen
     assert "'2' has two parents, '7' and '8'" in hierarchy_refusal(capsys, str(tmp_path / "dag.txt"), *flags)

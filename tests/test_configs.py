@@ -33,7 +33,7 @@ QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=
 
 def test_there_is_a_run_file_for_every_data_set_and_regime():
     expected = {f"{d}_{r}" for d in ("digits", "mnist", "fashion_mnist", "cifar10", "cub", "folder") for r in REGIMES}
-    assert {file.stem for file in RUN_FILES} == {*expected, "cifar10_semantic_cosine"}
+    assert {file.stem for file in RUN_FILES} == {*expected, "cifar10_semantic_cosine", "folder_semantic_cosine"}
 
 
 @pytest.mark.parametrize("file", RUN_FILES, ids=lambda file: file.stem)
@@ -82,7 +82,8 @@ def test_every_run_file_parses_and_instantiates(file, tmp_path, monkeypatch):
         make_cub(tmp_path)
         flags = [f"--data.root={tmp_path}"]
     elif file.stem.startswith("folder"):
-        flags = [f"--data.root={make_folder(tmp_path / 'images')}"]
+        flags = [f"--data.root={make_folder(tmp_path / 'my_images')}"]
+        (tmp_path / "my_images" / "hierarchy.txt").write_text("animal\n-- cat\n-- dog\n")
     main(["fit", f"--config={file}", *flags, *QUIET, "--test_after_fit=false"])
     [(trainer, model)] = fitted
     assert type(model).__name__.lower().startswith(file.stem.rpartition("_")[2])

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from metricloss_pl.class_embeddings import Hierarchy
+from metricloss_pl.class_embeddings import open_hierarchy
 from metricloss_pl.errors import UserError
 from metricloss_pl.files import FilePath
 from metricloss_pl.metrics import HierarchicalAccuracy, HierarchicalPrecision, MistakeSeverity
@@ -26,7 +26,8 @@ class HierarchyMetrics(Callback):
     The command line adds this callback by itself where the cosine regime's class embeddings are a hierarchy.
 
     Args:
-        hierarchy: File of the hierarchy; the classes are leaves of it, found by their names.
+        hierarchy: File or name of the hierarchy, as of
+            :func:`~metricloss_pl.class_embeddings.open_hierarchy`; the classes are leaves of it, found by their names.
         class_list: File of lines ``<id> <class name>``, where the leaves are not called as the classes.
         retrieval: Whether to search the test images, which takes N^2 D steps for N of them.
 
@@ -35,7 +36,7 @@ class HierarchyMetrics(Callback):
     """
 
     def __init__(self, hierarchy: FilePath, class_list: FilePath | None = None, retrieval: bool = True) -> None:
-        self.hierarchy = Hierarchy.from_file(hierarchy, class_list=class_list)
+        self.hierarchy = open_hierarchy(hierarchy, class_list)
         self.retrieval = retrieval
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

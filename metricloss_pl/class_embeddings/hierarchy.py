@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from metricloss_pl.errors import UserError, check_choice, reason
+from metricloss_pl.class_embeddings.matching import match_classes, read_class_list, read_lines, read_pairs
+from metricloss_pl.errors import UserError, check_choice
 from metricloss_pl.files import FilePath, replacing
 
 if TYPE_CHECKING:
@@ -99,9 +100,10 @@ class Hierarchy:
         Args:
             path: The file.
             format: ``parent-child`` or ``child-parent``: two ids a line, of which the second may hold spaces.
-                ``indented``: a name a line, with a pair of dashes before it for each level below the root's; a ``?`` or
-                a comment in brackets behind it is no part of it. ``auto``: indented if a line begins with a dash, else
-                pairs, read so that fewer nodes have several parents (a tree can be read one way only).
+                ``indented``: a name a line, with a pair of dashes before it for each level below the root's; classes
+                are found with or without a ``?`` or a comment in brackets behind it. ``auto``: indented if a line
+                begins with a dash, else pairs, read so that fewer nodes have several parents (a tree can be read one
+                way only).
             class_list: File of lines ``<id> <name>``, where the classes are not called by the ids.
             allow_dag: As in :meth:`from_pairs`.
 
@@ -110,14 +112,14 @@ class Hierarchy:
         """
         check_choice("format", format, Format)
         source = f"hierarchy {path}"
-        lines = _lines(path, source)
+        lines = read_lines(path, source)
         if format == "indented" or (format == "auto" and any(line.startswith("-") for _, line in lines)):
             pairs = _indented(lines, source)
         else:
-            pairs = _pairs(lines, source)
+            pairs = read_pairs(lines, source)
             if format == "child-parent" or (format == "auto" and _child_first(pairs)):
                 pairs = [(parent, child) for child, parent in pairs]
-        names = {} if class_list is None else _class_list(class_list)
+        names = {} if class_list is None else read_class_list(class_list)
         return cls.from_pairs(pairs, names, source, allow_dag)
 
     @classmethod
@@ -219,36 +221,12 @@ class Hierarchy:
     # -------------------------------------------------------------------------------------------------------- classes
 
     def leaves_of(self, class_names: Sequence[str]) -> list[str]:
-        """The leaf of each class, by the first of these rules that finds the most of them.
-
-        1. The leaf of the same id.
-        2. The leaf that the class list says the same of: ``<leaf> <class name>`` or ``<class name> <leaf>``.
-        3. For names that begin with a number, such as 017.Cardinal: the leaf with this number, 17.
+        """The leaf of each class, by its id or by what the class list says of it: see :func:`match_classes`.
 
         Raises:
             UserError: A class has no leaf, or two have the same.
         """
-        leaves = set(self.leaves)
-        listed: dict[str, str] = {}
-        for key, name in self.names.items():
-            leaf, other = (key, name) if key in leaves else (name, key)
-            if leaf in leaves and listed.setdefault(other, leaf) != leaf:
-                raise UserError(f"the class list says {other!r} of two leaves, {listed[other]!r} and {leaf!r}")
-        numbers = {name: str(int(match[0])) for name in class_names if (match := re.match(r"[0-9]+", name))}
-        rules = [{leaf: leaf for leaf in leaves}, listed, numbers]
-        found = max(([rule.get(name, "") for name in class_names] for rule in rules), key=lambda f: len(leaves & {*f}))
-        owner: dict[str, str] = {}
-        for name, leaf in zip(class_names, found, strict=True):
-            if leaf not in leaves:
-                what = "an inner node" if name in self.children else "no leaf"
-                right = sum(leaf in leaves for leaf in found)
-                raise UserError(
-                    f"class {name!r} is {what} of {self.source} ({right} of {len(found)} classes are leaves): leaves "
-                    f"are {', '.join(map(repr, self.leaves[:3]))}, ...; a class list may say which is which"
-                )
-            if owner.setdefault(leaf, name) != name:
-                raise UserError(f"classes {owner[leaf]!r} and {name!r} are both the leaf {leaf!r} of {self.source}")
-        return found
+        return match_classes(class_names, self.leaves, self.names, self.source, ("leaf", "leaves"), self.children)
 
     def lca_heights(self, leaves: Sequence[str]) -> NDArray[np.int16]:
         """Heights of the lowest common ancestor of any two leaves: (C, C), 0 on the diagonal.
@@ -293,38 +271,6 @@ class Hierarchy:
 # ---------------------------------------------------------------------------------------------------------- reading
 
 
-def _lines(path: FilePath, source: str) -> list[tuple[int, str]]:
-    """Number and text of each line that says something."""
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise UserError(f"{source}: there is no such file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{source} can't be read as text: {reason(error)}") from error
-    stripped = ((number, line.strip()) for number, line in enumerate(text.splitlines(), start=1))
-    return [(number, line) for number, line in stripped if line and not line.startswith("#")]
-
-
-def _pairs(lines: Iterable[tuple[int, str]], source: str) -> list[tuple[str, str]]:
-    pairs = []
-    for number, line in lines:
-        words = line.split(maxsplit=1)
-        if len(words) != 2:
-            raise UserError(f"{source}, line {number}: {line!r} is one word, where two are needed")
-        pairs.append((words[0], words[1]))
-    return pairs
-
-
-def _class_list(path: FilePath) -> dict[str, str]:
-    """From ids to names."""
-    source = f"class list {path}"
-    names: dict[str, str] = {}
-    for key, name in _pairs(_lines(path, source), source):
-        if names.setdefault(key, name) != name:
-            raise UserError(f"{source}: {key!r} is listed twice, as {names[key]!r} and {name!r}")
-    return names
-
-
 def _child_first(pairs: list[tuple[str, str]]) -> bool:
     """Whether fewer nodes have a second parent if the child stands first: a child with one parent stands there once."""
     firsts, seconds = ({pair[column] for pair in pairs} for column in (0, 1))
@@ -337,7 +283,7 @@ def _indented(lines: Iterable[tuple[int, str]], source: str) -> list[tuple[str, 
     for number, line in lines:
         place = f"{source}, line {number}"
         dashes = len(line) - len(line.lstrip("-"))
-        name = re.sub(r"(\s+\?|\s+\([^()]*\))+$", "", line[dashes:].strip())
+        name = line[dashes:].strip()
         if dashes % 2 or not name:
             raise UserError(f"{place}: {line!r} must be a name behind pairs of dashes")
         level = dashes // 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -12,14 +13,16 @@ import torch
 from torch import Tensor
 
 from metricloss_pl.class_embeddings.hierarchy import Hierarchy
+from metricloss_pl.class_embeddings.matching import match_classes, read_class_list
 from metricloss_pl.errors import UserError, reason
 from metricloss_pl.files import FilePath
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["read_embeddings", "semantic"]
+__all__ = ["are_embeddings", "read_embeddings", "semantic", "stored"]
 
+_SUFFIXES = (".npz", ".pickle", ".pkl")
 _LEAST_NORM = 1e-6  # of a row before it is brought to norm 1; less is rounding
 
 
@@ -123,7 +126,33 @@ def read_embeddings(path: FilePath) -> tuple[list[str], NDArray[np.float64]]:
         raise UserError(f"embeddings {path} can't be read ({reason(error)}): a pickle or .npz is needed") from error
     if array.ndim != 2 or len(array) != len(labels) or not np.isfinite(array).all():
         raise UserError(f"embeddings {path}: {array.shape} numbers for {len(labels)} classes; (C, D) finite are needed")
-    return [str(label) for label in labels], array
+    names = [str(label) for label in labels]
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise UserError(f"embeddings {path}: {repeated[0]!r} stands there twice; each class has one row")
+    return names, array
+
+
+def are_embeddings(path: FilePath) -> bool:
+    """Whether a file is one of embeddings by its name, not one of a hierarchy."""
+    return Path(path).suffix.lower() in _SUFFIXES
+
+
+def stored(path: FilePath, class_names: Sequence[str], class_list: FilePath | None = None) -> Tensor:
+    """Class embeddings (C, D), float64, of a file that :func:`read_embeddings` reads.
+
+    Args:
+        path: The file; it may hold more classes.
+        class_names: Names of the C classes in the order of their labels, matched as those of a hierarchy's leaves.
+        class_list: File of lines ``<id> <name>``, where the file does not call the classes by their names.
+
+    Raises:
+        UserError: As of :func:`read_embeddings`; or a class has no row.
+    """
+    ids, array = read_embeddings(path)
+    listed = {} if class_list is None else read_class_list(class_list)
+    rows = {key: row for row, key in enumerate(ids)}
+    found = match_classes(class_names, ids, listed, f"embeddings {path}", ("row", "rows"))
+    return torch.from_numpy(array[[rows[key] for key in found]])
 
 
 def _is_zip(file: IO[bytes]) -> bool:

@@ -23,6 +23,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from metricloss_pl import backbones, schedules  # noqa: F401  imported so that YAML may name their classes alone
 from metricloss_pl.callbacks import HierarchyMetrics, PredictionWriter
 from metricloss_pl.checkpoints import AtomicCheckpointIO, read_checkpoint
+from metricloss_pl.class_embeddings import are_embeddings
 from metricloss_pl.cli import run
 from metricloss_pl.cli.arguments import SUBCOMMANDS, name_of_run, prepare
 from metricloss_pl.cli.hierarchy import show_hierarchy
@@ -197,14 +198,16 @@ class MetricLossCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def _hierarchy_metrics(self) -> list[HierarchyMetrics]:
-        """What measures by the hierarchy that the class embeddings are of, as long as its file is there."""
-        file = self.class_embeddings.get("class_embeddings", "one-hot")
-        if not isinstance(file, str) or file in ("one-hot", "simplex"):  # a number is refused when training starts
+        """What measures by the hierarchy that the class embeddings are of, as long as it is there."""
+        given = self.class_embeddings.get("class_embeddings", "one-hot")
+        if not isinstance(given, str) or given in ("one-hot", "simplex") or are_embeddings(given):
+            return []  # a number is refused when training starts
+        try:
+            return [HierarchyMetrics(given, self.class_embeddings.get("class_list"))]
+        except UserError as error:
+            if self.checkpoint is not None:  # else the model will say so
+                rank_zero_warn(f"{error}; nothing is measured by it")
             return []
-        if not Path(file).is_file():
-            rank_zero_warn(f"{file} is gone, so that nothing is measured by this hierarchy")
-            return []
-        return [HierarchyMetrics(file, self.class_embeddings.get("class_list"))]
 
     def _choose_run_folder(self) -> Path:
         """The folder of this run: that of the checkpoint where it lies in one, else a new version."""

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from metricloss_pl.class_embeddings import Hierarchy
+from metricloss_pl.class_embeddings import open_hierarchy
 from metricloss_pl.class_embeddings.hierarchy import Format
 from metricloss_pl.cli.run import print_rows, short
 from metricloss_pl.files import FilePath
@@ -24,22 +24,25 @@ def show_hierarchy(
     allow_dag: bool = False,
     tree: bool = False,
     picture: str | None = None,
+    save: str | None = None,
 ) -> None:
     """Prints the classes, levels, heights and similarities of a class hierarchy.
 
     Args:
-        path: The file: lines ``<parent> <child>`` or ``<child> <parent>``, or an indented tree.
+        path: The file: lines ``<parent> <child>`` or ``<child> <parent>``, or an indented tree; or a name: cub-flat,
+            cub-wikispecies, cub-deep, cifar100 or cifar100-superclasses.
         format: How to read it; ``auto`` tells the three apart.
         class_list: File of lines ``<id> <class name>``.
         allow_dag: Whether nodes may have several parents; each keeps the one furthest from the root.
         tree: Whether to print the tree too.
         picture: PNG file to draw the matrix of similarities into, classes in the order of the tree (a part of them
             where they are more than 1000).
+        save: File to write the tree into, indented, by the ids.
 
     Raises:
         UserError: The file is missing, malformed, or holds no tree.
     """
-    hierarchy = Hierarchy.from_file(path, format, class_list, allow_dag)
+    hierarchy = open_hierarchy(path, class_list, format, allow_dag)
     names = {node: hierarchy.names.get(node, node) for node in hierarchy.nodes}
     classes = [node for node in hierarchy.nodes if node not in hierarchy.children]
     heights = hierarchy.lca_heights(classes)
@@ -71,6 +74,9 @@ def show_hierarchy(
         figure = plots.similarity_matrix(hierarchy.similarities(drawn), [names[leaf] for leaf in drawn], title)
         plots.save_figure(figure, Path(picture))
         print_rows([("picture", short(picture))])
+    if save is not None:
+        hierarchy.save(save)
+        print_rows([("saved", short(save))])
 
 
 def _counted(numbers: Iterable[int]) -> str:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from metricloss_pl.data.base import ImageDataModule, Part
-from metricloss_pl.data.download import Resource, fetch
 from metricloss_pl.data.index_files import anew, read_lines
 from metricloss_pl.data.samples import Samples, file_samples
+from metricloss_pl.download import Resource, fetch
 
 
 class Index(NamedTuple):

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from metricloss_pl.data.archives import ArchiveDataModule, Index
-from metricloss_pl.data.download import Resource
 from metricloss_pl.data.index_files import anew, read_mat
 from metricloss_pl.data.samples import Samples, Statistics, file_samples
+from metricloss_pl.download import Resource
 
 _PAGE = "https://github.com/pytorch/vision/issues/7545"  # where copies are collected: the authors' server is gone
 

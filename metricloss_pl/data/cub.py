@@ -7,11 +7,11 @@ from pathlib import Path
 
 from metricloss_pl.data.archives import ArchiveDataModule, Index
 from metricloss_pl.data.base import Part
-from metricloss_pl.data.download import Resource
 from metricloss_pl.data.file_list import read_file_lists
 from metricloss_pl.data.image_list import samples_of
 from metricloss_pl.data.index_files import Line, anew, read_pairs
 from metricloss_pl.data.samples import Samples, Statistics, file_samples
+from metricloss_pl.download import Resource
 from metricloss_pl.errors import UserError
 
 

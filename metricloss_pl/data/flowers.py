@@ -7,9 +7,9 @@ from pathlib import Path
 
 from metricloss_pl.data.archives import ArchiveDataModule, Index
 from metricloss_pl.data.base import Part
-from metricloss_pl.data.download import Resource
 from metricloss_pl.data.index_files import anew, read_mat
 from metricloss_pl.data.samples import Statistics, file_samples
+from metricloss_pl.download import Resource
 from metricloss_pl.errors import UserError
 
 _URL = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102"

@@ -14,9 +14,9 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from lightning.pytorch.utilities import rank_zero_info
 
 from metricloss_pl.data.base import ImageDataModule, Part
-from metricloss_pl.data.download import UNREADABLE_ARCHIVE, Resource, check_present, check_sum, make_folder, unpack
 from metricloss_pl.data.index_files import anew, read_lines, read_list, read_mat
 from metricloss_pl.data.samples import Samples, Statistics, file_samples
+from metricloss_pl.download import UNREADABLE_ARCHIVE, Resource, check_present, check_sum, make_folder, unpack
 from metricloss_pl.errors import UserError, check_choice, reason
 
 Subset = Literal["vipriors", "deic"]

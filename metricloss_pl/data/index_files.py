@@ -36,7 +36,7 @@ def read_lines(file: Path, remedy: str) -> list[Line]:
         UserError: The file is missing, cannot be read, or is empty.
     """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError as error:
         raise UserError(f"no file {file}: {remedy}") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -60,12 +60,13 @@ def read_pairs(file: Path, remedy: str, key: str = r"\d+") -> dict[str, Line]:
     """
     pairs: dict[str, Line] = {}
     for place, line in read_lines(file, remedy):
-        number, _, text = line.partition(" ")
-        if not re.fullmatch(key, number) or not text.strip():
+        words = line.split(maxsplit=1)
+        if len(words) != 2 or not re.fullmatch(key, words[0]):
             raise UserError(f"{place}: {line!r}, where a number and a text are needed")
+        number, text = words
         if number in pairs:
             raise UserError(f"{place}: number {number} is listed already, at {pairs[number].place}")
-        pairs[number] = Line(place, text.strip())
+        pairs[number] = Line(place, text)
     return pairs
 
 
@@ -80,10 +81,10 @@ def read_list(file: Path) -> list[tuple[str, str, str]]:
     """
     listed = []
     for place, line in read_lines(file, "a list of lines `<file> <label>` is needed"):
-        name, _, label = line.rpartition(" ")
-        if not name.strip():
+        words = line.rsplit(maxsplit=1)
+        if len(words) != 2:
             raise UserError(f"{place}: {line!r}, where a file and a label are needed")
-        listed.append((place, name.strip(), label))
+        listed.append((place, words[0], words[1]))
     return listed
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from metricloss_pl.data.archives import ArchiveDataModule, Index, index_by_folder
-from metricloss_pl.data.download import Resource
 from metricloss_pl.data.samples import Statistics
+from metricloss_pl.download import Resource
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

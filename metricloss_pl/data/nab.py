@@ -7,8 +7,8 @@ from pathlib import Path
 
 from metricloss_pl.data.archives import ArchiveDataModule, Index
 from metricloss_pl.data.cub import read_bird_index
-from metricloss_pl.data.download import Resource
 from metricloss_pl.data.samples import Statistics
+from metricloss_pl.download import Resource
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

@@ -10,7 +10,15 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from metricloss_pl.class_embeddings import Hierarchy, one_hot, semantic, simplex
+from metricloss_pl.class_embeddings import (
+    HIERARCHIES,
+    are_embeddings,
+    one_hot,
+    open_hierarchy,
+    semantic,
+    simplex,
+    stored,
+)
 from metricloss_pl.errors import UserError, check_choice
 from metricloss_pl.files import FilePath
 from metricloss_pl.losses import CosineLoss
@@ -51,10 +59,13 @@ class CosineClassifier(Classifier):
         backbone: Network from images to features, with an attribute ``num_features``.
         class_names: Names in the labels' order; linked from the data on the command line.
         class_embeddings: phi: ``one-hot``, ``simplex`` (C directions of largest equal angles), or the file of a class
-            hierarchy, whose similarities of classes become the dot products; in Python also any (C, D) tensor of rows
-            of norm 1. The classes are leaves of the hierarchy, found by their names. A checkpoint holds the class
-            embeddings and needs no file: its own setting is their width D, an integer.
-        class_list: File of lines ``<id> <class name>``, where the hierarchy's leaves are not called as the classes.
+            hierarchy, whose similarities of classes become the dot products, or the name of one: ``cub-flat``,
+            ``cub-wikispecies``, ``cub-deep``, ``cifar100`` (all downloaded once), ``cifar100-superclasses``. Or a file
+            of embeddings themselves, ``.npz`` or ``.pickle``, with arrays ``embedding`` (C, D) and ``ind2label``; in
+            Python also any (C, D) tensor. Rows are of norm 1. The classes are leaves of the hierarchy or rows of the
+            file, found by their names. A checkpoint holds the class embeddings and needs no file: its own setting is
+            their width D, an integer.
+        class_list: File of lines ``<id> <class name>``, where the file does not call its leaves or rows as the classes.
         embedding_dim: ``auto``: a linear layer as wide as the class embeddings. An integer or None (the features as
             they are) must agree with them; those of a hierarchy are approximated in so many dimensions as an integer
             says.
@@ -184,9 +195,7 @@ def _class_embeddings(
     if isinstance(given, Tensor):
         if given.ndim != 2 or len(given) != num_classes:
             raise UserError(f"class_embeddings have shape {tuple(given.shape)}; they must be ({num_classes}, D)")
-        if not (given.float().norm(dim=1) - 1).abs().max() < 1e-4:
-            raise UserError("class_embeddings have rows whose norm is not 1: divide each by its norm")
-        return given.float()
+        return _checked(given, "class_embeddings")
     if isinstance(given, int):
         return torch.full((num_classes, given), torch.nan)
     if given in _NAMED and class_list is not None:
@@ -195,10 +204,18 @@ def _class_embeddings(
         return None
     if given == "simplex":
         return simplex(num_classes)
-    if not Path(given).is_file():
+    if str(given) not in HIERARCHIES and not Path(given).is_file():
         raise UserError(
-            f"class_embeddings is {str(given)!r}: it must be 'one-hot', 'simplex' or the file of a hierarchy, and "
-            "there is no such file"
+            f"class_embeddings is {str(given)!r}: it must be {', '.join(map(repr, (*_NAMED, *HIERARCHIES)))} or the "
+            "file of a hierarchy or of embeddings, and there is no such file"
         )
     names = [str(label) for label in range(num_classes)] if class_names is None else class_names
-    return semantic(Hierarchy.from_file(given, class_list=class_list), names, dim).float()
+    if are_embeddings(given):
+        return _checked(stored(given, names, class_list), f"embeddings {given}")
+    return semantic(open_hierarchy(given, class_list), names, dim).float()
+
+
+def _checked(embeddings: Tensor, source: str) -> Tensor:
+    if not (embeddings.float().norm(dim=1) - 1).abs().max() < 1e-4:
+        raise UserError(f"{source} have rows whose norm is not 1: divide each by its norm")
+    return embeddings.float()

@@ -18,7 +18,7 @@ from tests.class_embeddings.trees import (
 
 
 def written(folder, text, name="tree.txt"):
-    (folder / name).write_text(text)
+    (folder / name).write_text(text, encoding="utf-8", newline="")
     return folder / name
 
 
@@ -101,10 +101,10 @@ INDENTED = """\
 # a comment
 r
 
--- A ?
+-- A
 ---- a1
----- a2 (made up) ?
--- B  (subord)
+---- a2
+-- B
 ---- b1
 ---- C
 ------ c1
@@ -124,6 +124,9 @@ r
         (INDENTED, "indented"),
         (PARENT_CHILD.replace(" ", "\t").replace("\n", "\r\n") + "\n# end\n", "auto"),
         (PARENT_CHILD + PARENT_CHILD, "auto"),
+        ("\ufeff" + PARENT_CHILD, "auto"),
+        ("\ufeff" + INDENTED.replace("\n", "\r\n"), "auto"),
+        (INDENTED.replace("-- ", "--\t"), "auto"),
     ],
 )
 def test_every_format_gives_the_same_tree(text, format, tmp_path):
@@ -133,9 +136,7 @@ def test_every_format_gives_the_same_tree(text, format, tmp_path):
 
 
 def test_spaces_within_names(tmp_path):
-    indented = written(
-        tmp_path, "Aves\n-- Larus\n---- Larus argentatus\n---- Larus californicus (a gull) \n-- Sterna\n"
-    )
+    indented = written(tmp_path, "Aves\n-- Larus\n---- Larus argentatus\n---- Larus californicus \n-- Sterna\n")
     assert Hierarchy.from_file(indented).leaves == ["Larus argentatus", "Larus californicus", "Sterna"]
     pairs = written(tmp_path, "1 Larus argentatus\n1 Sterna hirundo\n")
     assert Hierarchy.from_file(pairs).leaves == ["Larus argentatus", "Sterna hirundo"]
@@ -143,7 +144,9 @@ def test_spaces_within_names(tmp_path):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_written_tree_reads_the_same(seed, tmp_path):
-    tree = Hierarchy.from_pairs(random_pairs(seed))
+    tree = Hierarchy.from_pairs(
+        [*random_pairs(seed), ("n0", "duck (male)"), ("n0", "duck (female)"), ("n0", "Xinae ?")]
+    )
     tree.save(tmp_path / "new" / "tree.txt")
     read = Hierarchy.from_file(tmp_path / "new" / "tree.txt")
     assert read.parents == tree.parents
@@ -299,6 +302,45 @@ def test_classes_are_found_by_their_names(tmp_path):
     assert Hierarchy.from_file(readable, class_list=listed).leaves_of(["17", "2"]) == ["a gull", "jay"]
 
 
+def test_numbers_are_written_with_or_without_zeros():
+    padded = Hierarchy.from_pairs([("0", "001"), ("0", "017"), ("0", "200")])
+    assert padded.leaves_of(["17", "1.x", "0200"]) == ["017", "001", "200"]
+    both = Hierarchy.from_pairs([("0", "7"), ("0", "007")])
+    assert both.leaves_of(["007", "7"]) == ["007", "7"]
+    with pytest.raises(UserError, match="class '0007' is no leaf"):  # which of the two is meant, nobody can know
+        both.leaves_of(["0007"])
+
+
+def test_comments_behind_names(tmp_path):
+    """They are part of a name where the classes are called so."""
+    text = "birds\n-- ducks (a family) ?\n---- mallard (male)\n---- mallard (female)\n-- gull ?\n-- crow (a corvid) ?\n"
+    tree = Hierarchy.from_file(written(tmp_path, text))
+    names = ["crow", "gull ?", "mallard (female)", "mallard (male)"]
+    leaves = tree.leaves_of(names)
+    assert leaves == ["crow (a corvid) ?", "gull ?", "mallard (female)", "mallard (male)"]
+    assert tree.lca_heights(leaves)[2].tolist() == [2, 2, 0, 1]
+    with pytest.raises(UserError, match="class 'mallard' is no leaf"):
+        tree.leaves_of(["mallard"])
+    listed = written(tmp_path, "1 crow\n2 gull\n", "names.txt")
+    assert Hierarchy.from_file(tmp_path / "tree.txt", class_list=listed).leaves_of(["2", "1"]) == leaves[1::-1]
+
+
+def test_names_of_inner_nodes_that_are_those_of_classes(tmp_path):
+    """NABirds calls an order, a family and the species in it alike."""
+    pairs = written(tmp_path, "80 22\n433 80\n821 433\n22 0\n383 22\n937 383\n")
+    listed = written(
+        tmp_path, "0 Birds\n22 Perching Birds\n80 Verdin\n383 Shrike\n433 Verdin\n821 Verdin\n937 Shrike\n", "names.txt"
+    )
+    assert Hierarchy.from_file(pairs, class_list=listed).leaves_of(["Shrike", "Verdin"]) == ["937", "821"]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_class_list_as_an_editor_leaves_it(end, tmp_path):
+    listed = written(tmp_path, f"\ufeff1\tcrow{end}{end}2   a gull {end}", "names.txt")
+    tree = Hierarchy.from_file(written(tmp_path, "0 2\n0 1\n"), class_list=listed)
+    assert tree.leaves_of(["a gull", "crow"]) == ["2", "1"]
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [
@@ -309,6 +351,7 @@ def test_classes_are_found_by_their_names(tmp_path):
         (["a1", "C"], "class 'C' is an inner node of "),
         (["cat", "dog"], r"class 'cat' is no leaf of .* \(0 of 2 classes are leaves\)"),
         (["first", "a1"], "class 'first' is no leaf"),
+        (["a1", "b1", "a1"], "classes 'a1' and 'a1' are both the leaf 'a1'"),
     ],
 )
 def test_a_class_that_is_no_leaf(names, message, tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from metricloss_pl.class_embeddings import Hierarchy, read_embeddings, semantic
+from metricloss_pl.class_embeddings import Hierarchy, are_embeddings, read_embeddings, semantic, stored
 from metricloss_pl.errors import UserError
 from tests.class_embeddings.trees import BY_HAND, LCA_HEIGHTS, LEAVES, balanced_pairs, random_pairs
 
@@ -231,6 +231,31 @@ def test_what_holds_no_embeddings(content, message, tmp_path):
         read_embeddings(tmp_path / "e.pickle")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", ["pickle", "pkl", "npz", "PKL"])
+def test_rows_are_found_by_the_classes(suffix, tmp_path):
+    file = tmp_path / f"e.{suffix}"
+    content = {"embedding": ARRAY, "ind2label": [3, 1, 20]}
+    if suffix == "npz":
+        np.savez(file, **content)
+    else:
+        file.write_bytes(pickle.dumps(content))
+    assert are_embeddings(file)
+    assert stored(file, ["1", "3"]).tolist() == ARRAY[[1, 0]].tolist()
+    assert stored(file, ["020.Cardinal", "001.Albatross"]).tolist() == ARRAY[[2, 1]].tolist()
+    (tmp_path / "names.txt").write_text("1 crow\n20 jay\n3 gull\n")
+    assert stored(file, ["gull", "jay", "crow"], tmp_path / "names.txt").tolist() == ARRAY[[0, 2, 1]].tolist()
+    message = r"class 'cow' is no row of embeddings .* \(1 of 2 classes are rows\): rows are '3', '1', '20'"
+    with pytest.raises(UserError, match=message):
+        stored(file, ["1", "cow"])
+    assert not are_embeddings("tree.txt")
+
+
+def test_a_row_that_stands_there_twice(tmp_path):
+    (tmp_path / "e.pickle").write_bytes(pickle.dumps({"embedding": ARRAY, "ind2label": [3, "3", 1]}))
+    with pytest.raises(UserError, match=r"e.pickle: '3' stands there twice"):
+        read_embeddings(tmp_path / "e.pickle")
 
 
 def test_no_file(tmp_path):

@@ -25,7 +25,7 @@ from metricloss_pl.data import (
     NABirdsDataModule,
     StanfordCarsDataModule,
 )
-from metricloss_pl.data.download import Resource
+from metricloss_pl.download import Resource
 from metricloss_pl.errors import UserError
 from tests.helpers import Expected, make_cars, make_cub, make_flowers, make_image, make_mit67, make_nab, md5, pack
 

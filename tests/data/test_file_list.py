@@ -47,6 +47,14 @@ def test_lists_of_all_parts(root):
     assert next(iter(data.test_dataloader()))[0].shape == (2, 3, 8, 8)
 
 
+def test_a_list_as_an_editor_leaves_it(root):
+    lists = write(root, train="", test="b/1 bee")
+    Path(lists["train"]).write_bytes("\ufeffa/1\tant\r\nb/some image.jpg\t\tbee \r\n\r\n".encode())
+    data = FileListDataModule(**lists)
+    assert data.class_names == ["ant", "bee"]
+    assert data.read("train").names == ["a/1", "b/some image.jpg"]
+
+
 def test_parts_that_have_no_list_are_cut(root):
     data = FileListDataModule(**write(root, train="a/1 ant;a/2 ant;a/3 ant;b/1 bee;b/some image bee;b/2.v2 bee"))
     assert data.class_names == ["ant", "bee"]

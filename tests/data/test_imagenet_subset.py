@@ -12,8 +12,8 @@ import pytest
 from lightning.pytorch import Trainer
 
 from metricloss_pl.data import imagenet_subset
-from metricloss_pl.data.download import Resource
 from metricloss_pl.data.imagenet_subset import ImageNetSubsetDataModule
+from metricloss_pl.download import Resource
 from metricloss_pl.errors import UserError
 from tests.helpers import Expected, make_imagenet, md5
 

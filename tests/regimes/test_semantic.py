@@ -1,5 +1,6 @@
 """The cosine regime on the class embeddings of a hierarchy."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -87,12 +88,27 @@ def test_a_width_without_a_checkpoint_is_refused(tmp_path):
         trainer(tmp_path).fit(model, loader())
 
 
+def test_embeddings_from_a_file_agree_with_the_embedding_dim_and_have_norm_1(tmp_path):
+    rows = torch.tensor([[0.6, 0.8], [1.0, 0.0], [0.0, 1.0]]).numpy()
+    file = tmp_path / "e.npz"
+    np.savez(file, embedding=rows, ind2label=["dog", "car", "cat"])
+    assert CosineClassifier(C, Flat(), NAMES, file).class_prototypes.tolist() == rows[[2, 1, 0]].tolist()
+    assert CosineClassifier(C, Flat(), NAMES, file, embedding_dim=2).embedding_dim == 2
+    with pytest.raises(UserError, match="embedding_dim are 3 wide and the class embeddings 2"):
+        CosineClassifier(C, Flat(), NAMES, file, embedding_dim=3)
+    np.savez(file, embedding=2 * rows, ind2label=["dog", "car", "cat"])
+    with pytest.raises(UserError, match=r"embeddings .*e.npz have rows whose norm is not 1: divide each by its norm"):
+        CosineClassifier(C, Flat(), NAMES, file)
+    with pytest.raises(UserError, match=r"'gone.npz': it must be .* of embeddings, and there is no such file"):
+        CosineClassifier(C, Flat(), NAMES, "gone.npz")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (
             {"class_embeddings": "onehot"},
-            "class_embeddings is 'onehot': it must be 'one-hot', 'simplex' or the file of a",
+            "class_embeddings is 'onehot': it must be 'one-hot', 'simplex', 'cifar100', 'cub-flat', ",
         ),
         ({"class_names": ["cat", "car", "cow"]}, r"class 'cow' is no leaf of hierarchy .*tree.txt \(2 of 3 classes"),
         ({"class_names": ["cat", "dog", "pet"]}, "class 'pet' is an inner node"),

@@ -1,4 +1,4 @@
-"""Fetching what a data set's authors publish, so that what lies unpacked on disk is whole and what was published."""
+"""Fetching what authors publish, so that what lies unpacked on disk is whole and what was published."""
 
 from __future__ import annotations
 

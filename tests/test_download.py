@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from metricloss_pl.data.download import Resource, fetch, make_folder
+from metricloss_pl.download import Resource, fetch, make_folder
 from metricloss_pl.errors import UserError
 from tests.helpers import md5
 

@@ -1,0 +1,117 @@
+"""Which entry of a hierarchy or of a file of embeddings is which class of the data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from metricloss_pl.errors import UserError, reason
+from metricloss_pl.files import FilePath
+
+__all__ = ["match_classes", "read_class_list", "read_lines", "read_pairs"]
+
+_COMMENT = re.compile(r"(\s+\?|\s+\([^()]*\))+$")
+
+
+def match_classes(
+    class_names: Sequence[str],
+    ids: Sequence[str],
+    listed: Mapping[str, str],
+    source: str,
+    entry: tuple[str, str],
+    inner: Iterable[str] = (),
+) -> list[str]:
+    """The id of each class, by the first of these rules that finds the most of them.
+
+    1. The same id, or the same but for a ``?`` or a comment in brackets behind it.
+    2. The id that the class list says the same of: ``<id> <class name>`` or ``<class name> <id>``.
+    3. For names that begin with a number, such as 017.Cardinal: the id that is this number, 17 or 0017.
+
+    Args:
+        class_names: Names of the classes.
+        ids: What the source has.
+        listed: From ids to names, or from names to ids.
+        source: What messages call the source.
+        entry: What messages call one id, and several of them.
+        inner: Ids that are no classes though the source has them.
+
+    Raises:
+        UserError: A class has no id, or two have the same; or the class list says a name of two.
+    """
+    same = _of_one((_COMMENT.sub("", key), key) for key in ids) | {key: key for key in ids}
+    of_listed: dict[str, str] = {}
+    for first, second in listed.items():
+        found, other = (same[first], second) if first in same else (same.get(second), first)
+        if found is not None and of_listed.setdefault(other, found) != found:
+            raise UserError(f"the class list says {other!r} of two {entry[1]}, {of_listed[other]!r} and {found!r}")
+    numbers = _of_one((str(int(key)), key) for key in ids if re.fullmatch("[0-9]+", key))
+    numbered = {name: numbers.get(str(int(match[0]))) for name in class_names if (match := re.match("[0-9]+", name))}
+    rules: list[Mapping[str, str | None]] = [same, of_listed, numbered]
+    chosen = max(([rule.get(name) for name in class_names] for rule in rules), key=lambda keys: len({*keys} - {None}))
+    owner: dict[str, str] = {}
+    for name, key in zip(class_names, chosen, strict=True):
+        if key is None:
+            what = "an inner node" if name in inner else f"no {entry[0]}"
+            right = len(chosen) - chosen.count(None)
+            raise UserError(
+                f"class {name!r} is {what} of {source} ({right} of {len(chosen)} classes are {entry[1]}): {entry[1]} "
+                f"are {', '.join(map(repr, ids[:3]))}, ...; a class list may say which is which"
+            )
+        if key in owner:
+            raise UserError(f"classes {owner[key]!r} and {name!r} are both the {entry[0]} {key!r} of {source}")
+        owner[key] = name
+    return list(owner)
+
+
+def _of_one(pairs: Iterator[tuple[str, str]]) -> dict[str, str]:
+    """From what stands for one id alone to this id."""
+    found: dict[str, set[str]] = {}
+    for short, key in pairs:
+        found.setdefault(short, set()).add(key)
+    return {short: keys.pop() for short, keys in found.items() if len(keys) == 1}
+
+
+def read_class_list(path: FilePath) -> dict[str, str]:
+    """Reads lines ``<id> <name>`` into a dictionary; the name may hold spaces.
+
+    Raises:
+        UserError: The file is missing or malformed, or has an id twice.
+    """
+    source = f"class list {path}"
+    names: dict[str, str] = {}
+    for key, name in read_pairs(read_lines(path, source), source):
+        if names.setdefault(key, name) != name:
+            raise UserError(f"{source}: {key!r} is listed twice, as {names[key]!r} and {name!r}")
+    return names
+
+
+def read_lines(path: FilePath, source: str) -> list[tuple[int, str]]:
+    """Number and text of each line of a file that says something; the others are empty or begin with #.
+
+    Raises:
+        UserError: The file is missing or no text.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise UserError(f"{source}: there is no such file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{source} can't be read as text: {reason(error)}") from error
+    stripped = ((number, line.strip()) for number, line in enumerate(text.splitlines(), start=1))
+    return [(number, line) for number, line in stripped if line and not line.startswith("#")]
+
+
+def read_pairs(lines: Iterable[tuple[int, str]], source: str) -> list[tuple[str, str]]:
+    """Two words of each line, of which the second may hold spaces.
+
+    Raises:
+        UserError: A line has but one.
+    """
+    pairs = []
+    for number, line in lines:
+        words = line.split(maxsplit=1)
+        if len(words) != 2:
+            raise UserError(f"{source}, line {number}: {line!r} is one word, where two are needed")
+        pairs.append((words[0], words[1]))
+    return pairs

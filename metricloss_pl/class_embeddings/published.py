@@ -1,0 +1,92 @@
+"""Hierarchies that are called by a name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch.hub
+
+from metricloss_pl.class_embeddings.hierarchy import Format, Hierarchy
+from metricloss_pl.class_embeddings.matching import read_class_list
+from metricloss_pl.download import Resource, fetch
+from metricloss_pl.files import FilePath
+
+__all__ = ["HIERARCHIES", "open_hierarchy"]
+
+_AUTHORS = "https://raw.githubusercontent.com/cvjena/semantic-embeddings/c236a34daec5bcd054cbcb973207a8338c2f2cd1"
+
+
+def _of_authors(file: str, md5: str) -> Resource:
+    return Resource(file.rpartition("/")[2], f"{_AUTHORS}/{file}", md5)
+
+
+# Lines <parent> <child>, and names of the leaves. Those of CUB are the numbers with which its classes' names begin.
+_FILES = {
+    "cifar100": (
+        _of_authors("Cifar-Hierarchy/cifar.parent-child.txt", "7cdbaf9443fe897e4ab3f73b6fa24ee5"),
+        _of_authors("Cifar-Hierarchy/class_names.txt", "5c5f4aeddd4bf620d32e54efe675e545"),
+    ),
+    "cub-flat": (_of_authors("CUB-Hierarchy/cub_flat.parent-child.txt", "55eb40ff1ceabd564764b823488f1315"),),
+    "cub-wikispecies": (
+        _of_authors("CUB-Hierarchy/cub_wikispecies.parent-child.txt", "6b33c0630cbd77a62fe8c5cca3c3ac02"),
+    ),
+    "cub-deep": (_of_authors("CUB-Hierarchy/cub_balanced.parent-child.txt", "cf9c0b9a2027c65e3b3a868f126a34af"),),
+}
+
+# CIFAR-100's own (Krizhevsky 2009): its coarse labels, each with its five classes.
+_SUPERCLASSES = {
+    "aquatic_mammals": "beaver dolphin otter seal whale",
+    "fish": "aquarium_fish flatfish ray shark trout",
+    "flowers": "orchid poppy rose sunflower tulip",
+    "food_containers": "bottle bowl can cup plate",
+    "fruit_and_vegetables": "apple mushroom orange pear sweet_pepper",
+    "household_electrical_devices": "clock keyboard lamp telephone television",
+    "household_furniture": "bed chair couch table wardrobe",
+    "insects": "bee beetle butterfly caterpillar cockroach",
+    "large_carnivores": "bear leopard lion tiger wolf",
+    "large_man-made_outdoor_things": "bridge castle house road skyscraper",
+    "large_natural_outdoor_scenes": "cloud forest mountain plain sea",
+    "large_omnivores_and_herbivores": "camel cattle chimpanzee elephant kangaroo",
+    "medium_mammals": "fox porcupine possum raccoon skunk",
+    "non-insect_invertebrates": "crab lobster snail spider worm",
+    "people": "baby boy girl man woman",
+    "reptiles": "crocodile dinosaur lizard snake turtle",
+    "small_mammals": "hamster mouse rabbit shrew squirrel",
+    "trees": "maple_tree oak_tree palm_tree pine_tree willow_tree",
+    "vehicles_1": "bicycle bus motorcycle pickup_truck train",
+    "vehicles_2": "lawn_mower rocket streetcar tank tractor",
+}
+
+HIERARCHIES = (*_FILES, "cifar100-superclasses")
+
+
+def open_hierarchy(
+    hierarchy: FilePath, class_list: FilePath | None = None, format: Format = "auto", allow_dag: bool = False
+) -> Hierarchy:
+    """The hierarchy of a name, or of a file.
+
+    ``cub-flat``, ``cub-wikispecies`` and ``cub-deep`` (for CUB-200-2011) and ``cifar100`` are those of Barz & Denzler
+    (2019, 2020); their files are downloaded once, into ``metricloss_pl`` in torch.hub's folder.
+    ``cifar100-superclasses`` has CIFAR-100's twenty superclasses between its root and its classes.
+
+    Args:
+        hierarchy: The name or the file.
+        class_list: File of lines ``<id> <name>``, in place of the name's own one.
+        format: Of a file: see :meth:`Hierarchy.from_file`.
+        allow_dag: Of a file: see :meth:`Hierarchy.from_file`.
+
+    Raises:
+        UserError: The file is missing, cannot be downloaded, or holds no tree.
+    """
+    name = str(hierarchy)
+    if name == "cifar100-superclasses":
+        pairs = [(coarse, fine) for coarse, classes in _SUPERCLASSES.items() for fine in classes.split()]
+        names = {} if class_list is None else read_class_list(class_list)
+        return Hierarchy.from_pairs([("CIFAR-100", coarse) for coarse in _SUPERCLASSES] + pairs, names, name)
+    if name not in _FILES:
+        return Hierarchy.from_file(hierarchy, format, class_list, allow_dag)
+    folder = fetch(_FILES[name], Path(torch.hub.get_dir()) / "metricloss_pl", name)
+    file, *lists = (folder / resource.name for resource in _FILES[name])
+    if class_list is None and lists:
+        [class_list] = lists
+    return Hierarchy.from_file(file, "parent-child", class_list)
