@@ -4,6 +4,7 @@ import json
 import pickle
 import re
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -133,7 +134,9 @@ def test_embeddings_from_a_file(tmp_path, monkeypatch, capsys):
     assert not metrics.keys() & MEASURES
     (tmp_path / "e.npz").unlink()
     checkpoint = run / "checkpoints" / "best.ckpt"
-    main(["test", f"--ckpt_path={checkpoint}", *QUIET])
+    with warnings.catch_warnings(record=True) as caught:
+        main(["test", f"--ckpt_path={checkpoint}", *QUIET])
+    assert not [warning for warning in caught if "nothing is measured" in str(warning.message)]
     targets = torch.load(checkpoint, weights_only=True)["state_dict"]["criterion.class_embeddings"]
     expected = directions[[ids.index(digit) for digit in range(10)]]
     torch.testing.assert_close(targets, torch.from_numpy(expected).float())

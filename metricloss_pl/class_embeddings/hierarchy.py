@@ -142,7 +142,7 @@ class Hierarchy:
             try:
                 by_id = _WORDNET_ID.fullmatch(key)
                 synset = wordnet.synset_from_pos_and_offset(key[0], int(key[1:])) if by_id else wordnet.synset(key)
-            except LookupError as error:
+            except (LookupError, OSError) as error:  # none of them, or some
                 raise UserError("WordNet's files are missing: python -m nltk.downloader wordnet") from error
             except (WordNetError, ValueError):
                 synset = None  # as for an unknown id

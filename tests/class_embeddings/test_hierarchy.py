@@ -206,6 +206,25 @@ def test_of_several_parents_the_one_furthest_from_the_root_stays():
         Hierarchy.from_pairs(deep)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_the_tree_within_a_graph_depends_on_the_graph_alone(seed):
+    chance = random.Random(seed)
+    above = {child: chance.sample(range(child), k=min(child, 2)) for child in range(1, 30)}
+    pairs = [(f"n{parent}", f"n{child}") for child, parents in above.items() for parent in parents]
+    tree = Hierarchy.from_pairs(pairs, allow_dag=True)
+
+    def furthest(node):
+        return max((1 + furthest(parent) for parent, child in pairs if child == node), default=0)
+
+    for child, parent in tree.parents.items():
+        given = {other for other, node in pairs if node == child}
+        assert parent == min(given, key=lambda node: (-furthest(node), node))
+    assert set(tree.leaves) == {child for _, child in pairs} - {parent for parent, _ in pairs}
+    for _ in range(3):
+        chance.shuffle(pairs)
+        assert Hierarchy.from_pairs(pairs, allow_dag=True).parents == tree.parents
+
+
 def test_a_tree_is_left_alone():
     assert Hierarchy.from_pairs(BY_HAND, allow_dag=True).nodes == Hierarchy.from_pairs(BY_HAND).nodes
 
@@ -271,9 +290,10 @@ def test_from_wordnet(wordnet):
             Hierarchy.from_wordnet(["dog.n.01", unknown])
 
 
-def test_wordnet_is_an_extra(wordnet, monkeypatch):
+@pytest.mark.parametrize("error", [LookupError, FileNotFoundError])
+def test_wordnet_is_an_extra(error, wordnet, monkeypatch):
     def missing(name):
-        raise LookupError("a long text of nltk")
+        raise error("a long text of nltk")
 
     monkeypatch.setattr(wordnet, "synset", missing)
     with pytest.raises(UserError, match=r"WordNet's files are missing: python -m nltk\.downloader wordnet$"):

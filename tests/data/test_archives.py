@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import itertools
 import re
@@ -19,8 +20,10 @@ from lightning.pytorch import Trainer
 
 from metricloss_pl.data import (
     ArchiveDataModule,
+    CIFAR100DataModule,
     CUB200DataModule,
     Flowers102DataModule,
+    ImageNetSubsetDataModule,
     MIT67DataModule,
     NABirdsDataModule,
     StanfordCarsDataModule,
@@ -127,6 +130,17 @@ SETS: dict[type[ArchiveDataModule], tuple[Callable[..., Expected], Callable[[Pat
     MIT67DataModule: (make_mit67, pack_mit67, ("TrainImages.txt", "TestImages.txt")),
 }
 STATISTICS = {module: module.statistics for module in SETS}  # before the tests take them away
+# Mean and standard deviation in units of 1/255 and the sides before and after the crop, as Barz and Denzler (2020) have
+# them.
+PREPARED = {
+    CUB200DataModule: ((123.82988, 127.35117, 110.25606), (59.22309, 58.07361, 67.80252), 512, 448),
+    NABirdsDataModule: ((125.30513, 129.66607, 118.45121), (57.00455, 56.70059, 68.44430), 512, 448),
+    StanfordCarsDataModule: ((120.03731, 117.33781, 116.01303), (75.40416, 75.15394, 77.28287), 512, 448),
+    Flowers102DataModule: ((110.77991, 97.65649, 75.32890), (74.90388, 62.70219, 69.76566), 512, 448),
+    MIT67DataModule: ((124.62788, 110.01029, 94.95781), (68.56924, 66.86608, 67.35944), 256, 224),
+    ImageNetSubsetDataModule: ((122.65435, 116.65451, 103.99790), (71.40583, 69.56889, 73.04403), 256, 224),
+    CIFAR100DataModule: ((129.30386, 124.06987, 112.43356), (68.17020, 65.39176, 70.41801), None, None),
+}
 
 
 @pytest.fixture(params=SETS, ids=lambda module: module.__name__)
@@ -374,3 +388,12 @@ def test_example_of_contributing(tmp_path, monkeypatch):
     assert data.read("test").labels.tolist() == [1, 0]
     with pytest.raises(UserError, match="but 600 images of 12 classes"):
         data.setup("fit")
+
+
+@pytest.mark.parametrize("module", PREPARED, ids=lambda module: module.__name__)
+def test_images_are_prepared_as_published(module):
+    default = {field.name: field for field in dataclasses.fields(module)}
+    mean, std, resize, image_size = PREPARED[module]
+    assert [255 * value for value in default["mean"].default_factory()] == pytest.approx(mean, rel=1e-12)
+    assert [255 * value for value in default["std"].default_factory()] == pytest.approx(std, rel=1e-12)
+    assert (default["resize"].default, default["image_size"].default) == (resize, image_size)
