@@ -1,20 +1,47 @@
-"""Learning-rate schedules that torch lacks: those that know how long the training is."""
+"""Learning-rate schedules that torch lacks: two that know how long the training is, and a paper's warm restarts."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, LRScheduler
 
-__all__ = ["CosineDecay"]
+__all__ = ["CosineDecay", "StepDecay", "WarmRestarts"]
 
 _FIRST_WARMUP_FACTOR = 0.01
 
 
-class CosineDecay(LRScheduler):
+class _WholeTraining(LRScheduler, ABC):
+    """A schedule over the whole training, whatever its length.
+
+    The regime fills in ``length`` from the Trainer (epochs or steps, as the schedule is stepped), so that
+    `--trainer.max_epochs` alone changes it.
+    """
+
+    def __init__(self, optimizer: Optimizer, length: int | None, last_epoch: int) -> None:
+        if length is not None and length < 1:
+            raise ValueError(f"length is {length}; it must be at least 1")
+        self.length = length
+        super().__init__(optimizer, last_epoch)
+
+    @abstractmethod
+    def factor(self, step: int) -> float:
+        """Factor on the peak learning rate after ``step`` calls of ``step()``."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """As in torch, without the length, which belongs to the Trainer: a resumed run may be longer."""
+        return {name: value for name, value in super().state_dict().items() if name != "length"}
+
+    def get_lr(self) -> list[float | Tensor]:
+        """Learning rate of each group."""
+        return [peak * self.factor(self.last_epoch) for peak in self.base_lrs]
+
+
+class CosineDecay(_WholeTraining):
     """Linear warm-up, then half a cosine down to the end of the training, whatever its length.
 
     factor(t) = final + (1 - final) (1 + cos(pi t)) / 2 with t in [0, 1] over the training after the warm-up. The regime
@@ -44,12 +71,9 @@ class CosineDecay(LRScheduler):
             raise ValueError(f"warmup is {warmup}; it must be a share of the training in [0, 1)")
         if not 0 <= final <= 1:
             raise ValueError(f"final is {final}; it must be a factor in [0, 1]")
-        if length is not None and length < 1:
-            raise ValueError(f"length is {length}; it must be at least 1")
         self.warmup = warmup
         self.final = final
-        self.length = length
-        super().__init__(optimizer, last_epoch)
+        super().__init__(optimizer, length, last_epoch)
 
     def factor(self, step: int) -> float:
         """Factor on the peak learning rate after ``step`` calls of ``step()``."""
@@ -60,10 +84,80 @@ class CosineDecay(LRScheduler):
         decay = (progress - self.warmup) / (1 - self.warmup)
         return self.final + (1 - self.final) * (1 + math.cos(math.pi * decay)) / 2
 
-    def state_dict(self) -> dict[str, Any]:
-        """As in torch, without the length, which belongs to the Trainer: a resumed run may be longer."""
-        return {name: value for name, value in super().state_dict().items() if name != "length"}
+
+class StepDecay(_WholeTraining):
+    """The learning rate times ``gamma`` at each of some shares of the training, whatever its length.
+
+    With the defaults a training of 90 epochs goes down at 30 and 60, as `torch.optim.lr_scheduler.MultiStepLR` with
+    these milestones, and one of 180 at 60 and 120. The regime fills in ``length`` from the Trainer.
+
+    Args:
+        optimizer: Its groups' learning rates are the peak.
+        gamma: Factor of each step down, above 0.
+        at: Shares of the training in (0, 1).
+        length: Number of calls of ``step()`` in the whole training; None: the regime fills it in.
+        last_epoch: As in torch.
+
+    Raises:
+        ValueError: A share or a factor outside its range.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        gamma: float = 0.1,
+        at: tuple[float, ...] = (1 / 3, 2 / 3),
+        length: int | None = None,
+        last_epoch: int = -1,
+    ) -> None:
+        if not gamma > 0:
+            raise ValueError(f"gamma is {gamma}; it must be above 0")
+        if not all(0 < share < 1 for share in at):
+            raise ValueError(f"at is {list(at)}; it must be shares of the training in (0, 1)")
+        self.gamma = gamma
+        self.at = tuple(at)
+        super().__init__(optimizer, length, last_epoch)
+
+    def factor(self, step: int) -> float:
+        """Factor on the peak learning rate after ``step`` calls of ``step()``."""
+        if self.length is None:
+            return 1.0
+        return self.gamma ** sum(step >= max(1, round(share * self.length)) for share in self.at)
+
+
+class WarmRestarts(CosineAnnealingWarmRestarts):
+    """Cosine annealing with warm restarts (Loshchilov & Hutter 2017), as Barz & Denzler (WACV 2020) ran it.
+
+    lr(t) = eta_min + (peak - eta_min) (1 + cos(pi s / T)) / 2 in epoch t = 0, ..., T - 1 of a cycle of T. In the
+    authors' code s is 0 in the first epoch and t + 1 in the others, so that a cycle's last epoch runs at eta_min; in
+    torch's class s is t. With the defaults, the restarts are at 12, 36, 84, 180 and 372.
+
+    Args:
+        optimizer: Its groups' learning rates are the peak.
+        T_0: Epochs of the first cycle (or steps, as the schedule is stepped).
+        T_mult: Factor from one cycle's length to the next one's, at least 1.
+        eta_min: The lowest learning rate.
+        reach_minimum: Whether a cycle's last epoch runs at eta_min; false: torch's schedule.
+        last_epoch: As in torch.
+
+    Raises:
+        ValueError: A length below 1.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        T_0: int = 12,
+        T_mult: int = 2,
+        eta_min: float = 1e-6,
+        reach_minimum: bool = True,
+        last_epoch: int = -1,
+    ) -> None:
+        self.reach_minimum = reach_minimum
+        super().__init__(optimizer, T_0, T_mult, eta_min, last_epoch)
 
     def get_lr(self) -> list[float | Tensor]:
         """Learning rate of each group."""
-        return [peak * self.factor(self.last_epoch) for peak in self.base_lrs]
+        ahead = 1 if self.reach_minimum and self.T_cur > 0 else 0
+        factor = (1 + math.cos(math.pi * (self.T_cur + ahead) / self.T_i)) / 2
+        return [self.eta_min + (peak - self.eta_min) * factor for peak in self.base_lrs]
