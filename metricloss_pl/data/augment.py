@@ -7,6 +7,7 @@ hash of a counter: a bijective mix of 64-bit integers that needs no state and wo
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as transforms
 
 from metricloss_pl.errors import UserError
 
@@ -26,6 +28,7 @@ Fill = Literal["reflect", "nearest", "zero"]
 AreaFill = Literal["noise", "mean", "zero"]
 _FILLS: dict[Fill, str] = {"reflect": "reflection", "nearest": "border", "zero": "zeros"}  # torch's names
 
+_ATTEMPTS = 10  # at a rectangle that fits
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -114,7 +117,8 @@ class Augmentation(ABC):
     Called with images (B, C, H, W), uint8 or float32 in [0, 1], and the images' keys (B,), it returns images of the
     same dtype, shape and range. All of its randomness comes from the keys.
 
-    Where `before_crop` is true it sees whole images as they were resized, else the crops; the former come first.
+    Where `before_crop` is true it sees whole images as they were resized, else the crops; the former come first, and
+    may change the size.
     """
 
     before_crop: bool = False
@@ -122,6 +126,10 @@ class Augmentation(ABC):
     @abstractmethod
     def __call__(self, images: Tensor, keys: Keys) -> Tensor:
         """Returns the changed images (B, C, H, W)."""
+
+    def for_size(self, image_size: int | None) -> Augmentation:
+        """The augmentation for crops of this side in px (None: images as they are): itself, unless that matters."""
+        return self
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in vars(self).items() if not name.startswith("_"))
@@ -140,6 +148,31 @@ def _check_range(owner: Augmentation, name: str, values: tuple[float, float], up
         limit = f"at most {upper:g}" if math.isfinite(upper) else "finite"
         raise UserError(f"{type(owner).__name__}: {name} is {list(values)}: 0 < low <= high, {limit}, is needed")
     return float(low), float(high)
+
+
+def _draw_fitting(
+    height: int, width: int, area: tuple[float, float], aspect: tuple[float, float], draws: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The first rectangle of several that fits into (height, width) px.
+
+    Args:
+        height: Of the image.
+        width: Of the image.
+        area: Smallest and largest share of the image's area, drawn uniformly.
+        aspect: Smallest and largest ratio of height to width, drawn log-uniformly.
+        draws: (B, 2 * _ATTEMPTS) numbers in [0, 1).
+
+    Returns:
+        Heights and widths in px, (B,) int64, and whether any fits, (B,) bool.
+    """
+    shares = area[0] + (area[1] - area[0]) * draws[:, :_ATTEMPTS]
+    low, high = math.log(aspect[0]), math.log(aspect[1])
+    ratios = (low + (high - low) * draws[:, _ATTEMPTS:]).exp()
+    heights = (shares * height * width * ratios).sqrt().round().to(torch.int64)
+    widths = (shares * height * width / ratios).sqrt().round().to(torch.int64)
+    fits = (heights >= 1) & (widths >= 1) & (heights <= height) & (widths <= width)
+    first = fits.to(torch.int8).argmax(1, keepdim=True)
+    return heights.gather(1, first)[:, 0], widths.gather(1, first)[:, 0], fits.any(1)
 
 
 class HorizontalFlip(Augmentation):
@@ -231,6 +264,62 @@ class Rotation(Augmentation):
         return rotated.round_().to(torch.uint8) if images.dtype == torch.uint8 else rotated.clamp_(0, 1)
 
 
+class RandomResizedCrop(Augmentation):
+    """Cuts out a random rectangle and resizes it to the crop's size, in place of the random crop (Szegedy et al. 2015).
+
+    As torchvision's: the area is drawn uniformly and the aspect ratio log-uniformly, ten times at most until it fits
+    into the image; where none does, it is the largest rectangle of an allowed ratio, in the centre. Rectangles are cut
+    from images as they were resized before: `train_resize` of the data module keeps more pixels for it.
+
+    Args:
+        area: Smallest and largest share of the image's area.
+        aspect: Smallest and largest ratio of height to width.
+        size: Side in px of the result. None: the data module's `image_size`, or the image's own size without one.
+    """
+
+    before_crop = True
+
+    def __init__(
+        self,
+        area: tuple[float, float] = (0.08, 1.0),
+        aspect: tuple[float, float] = (3 / 4, 4 / 3),
+        size: int | None = None,
+    ) -> None:
+        if size is not None and size < 1:
+            raise UserError(f"RandomResizedCrop: size is {size}: at least 1 is needed")
+        self.area = _check_range(self, "area", area, 1.0)
+        self.aspect = _check_range(self, "aspect", aspect, math.inf)
+        self.size = size
+
+    def for_size(self, image_size: int | None) -> RandomResizedCrop:
+        """With that size, if it has none of its own."""
+        sized = copy.copy(self)
+        sized.size = image_size if self.size is None else self.size
+        return sized
+
+    def __call__(self, images: Tensor, keys: Keys) -> Tensor:
+        """Returns the crops (B, C, size, size)."""
+        size = list(images.shape[2:]) if self.size is None else [self.size, self.size]
+        rectangles = torch.stack(self.rectangles(images.shape[2], images.shape[3], keys), 1).tolist()
+        crops = torch.stack(
+            [
+                transforms.resize(image[:, top : top + height, left : left + width], size, antialias=True)
+                for image, (top, left, height, width) in zip(images, rectangles, strict=True)
+            ]
+        )
+        return crops if crops.dtype == torch.uint8 else crops.clamp_(0, 1)
+
+    def rectangles(self, height: int, width: int, keys: Keys) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Draws top, left, height and width in px, each (B,) int64."""
+        draws = uniform(keys, 2 + 2 * _ATTEMPTS)
+        heights, widths, found = _draw_fitting(height, width, self.area, self.aspect, draws[:, 2:])
+        heights = torch.where(found, heights, min(height, max(1, round(width * self.aspect[1]))))
+        widths = torch.where(found, widths, min(width, max(1, round(height / self.aspect[0]))))
+        room = torch.stack([height - heights, width - widths], 1)
+        places = torch.where(found[:, None], (draws[:, :2] * (room + 1)).floor().to(torch.int64), room // 2)
+        return places[:, 0], places[:, 1], heights, widths
+
+
 class RandomErasing(Augmentation):
     """Fills a random rectangle (Zhong et al. 2020, "Random Erasing Data Augmentation").
 
@@ -244,8 +333,6 @@ class RandomErasing(Augmentation):
         fill: With uniform noise, the image's own mean of each channel, or zero.
         before_crop: Erase in the whole image, and crop afterwards; else in the crop.
     """
-
-    _ATTEMPTS = 10
 
     def __init__(
         self,
@@ -268,17 +355,11 @@ class RandomErasing(Augmentation):
 
     def rectangles(self, height: int, width: int, keys: Keys) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Draws top, left, height and width in px, each (B,) int64; height and width 0 where nothing is erased."""
-        draws = uniform(keys, 3 + 2 * self._ATTEMPTS)
-        area = self.area[0] + (self.area[1] - self.area[0]) * draws[:, 3 : 3 + self._ATTEMPTS]
-        low, high = math.log(self.aspect[0]), math.log(self.aspect[1])
-        aspect = (low + (high - low) * draws[:, 3 + self._ATTEMPTS :]).exp()
-        heights = (area * height * width * aspect).sqrt().round().to(torch.int64)
-        widths = (area * height * width / aspect).sqrt().round().to(torch.int64)
-        fits = (heights >= 1) & (widths >= 1) & (heights <= height) & (widths <= width)
-        first = fits.to(torch.int8).argmax(1, keepdim=True)
-        erased = (draws[:, 0] < self.probability) & fits.any(1)
-        chosen_height = heights.gather(1, first)[:, 0] * erased
-        chosen_width = widths.gather(1, first)[:, 0] * erased
+        draws = uniform(keys, 3 + 2 * _ATTEMPTS)
+        heights, widths, found = _draw_fitting(height, width, self.area, self.aspect, draws[:, 3:])
+        erased = (draws[:, 0] < self.probability) & found
+        chosen_height = heights * erased
+        chosen_width = widths * erased
         tops = (draws[:, 1] * (height - chosen_height + 1)).floor().to(torch.int64)
         lefts = (draws[:, 2] * (width - chosen_width + 1)).floor().to(torch.int64)
         return tops, lefts, chosen_height, chosen_width

@@ -71,8 +71,13 @@ class ImageDataModule(LightningDataModule, ABC):
         augment: Augmentations of the training images, applied in this order.
         repeat: Times that each training image comes in an epoch, augmented anew each time.
         balanced_sampling: Draw each class equally often in training; images of small classes then come repeatedly.
+        per_class_in_batch: Images of each class in a training batch, for sets of far more classes than a batch can
+            hold: a global batch has so many of each of batch_size x processes / per_class_in_batch classes, and the
+            classes come equally often. An epoch has as many batches as without. None: batches are drawn at random.
         in_channels: 3 for colour, 1 for grey; images of the other kind are converted.
         resize: Shorter side in px to which images are resized before the crop. None: `image_size`.
+        train_resize: The same for the images that are augmented, such as a larger one for `RandomResizedCrop`, which
+            enlarges what it cuts out. None: as `resize`.
         image_size: Side in px of the square crop that the network sees: at random in training where the image is
             larger, else the centre; smaller images are padded by reflection. None: images as they are, of one size.
         mean: Mean of each channel in [0, 1] units. None: measured on the training part.
@@ -95,8 +100,10 @@ class ImageDataModule(LightningDataModule, ABC):
     augment: list[Augmentation] = field(default_factory=list)
     repeat: int = 1
     balanced_sampling: bool = False
+    per_class_in_batch: int | None = None
     in_channels: Literal[1, 3] = 3
     resize: int | None = None
+    train_resize: int | None = None
     image_size: int | None = None
     mean: list[float] | None = None
     std: list[float] | None = None
@@ -226,6 +233,7 @@ class ImageDataModule(LightningDataModule, ABC):
             seed=self.seed,
             repeat=self.repeat,
             balanced=self.balanced_sampling,
+            per_class=self.per_class_in_batch,
             num_replicas=num_replicas,
             rank=rank,
         )
@@ -259,7 +267,9 @@ class ImageDataModule(LightningDataModule, ABC):
             "samples_per_class": (self.samples_per_class, 1),
             "seed": (self.seed, 0),
             "repeat": (self.repeat, 1),
+            "per_class_in_batch": (self.per_class_in_batch, 1),
             "resize": (self.resize, 1),
+            "train_resize": (self.train_resize, 1),
             "image_size": (self.image_size, 1),
             "num_workers": (self.num_workers, 0),
             "cache_gb": (self.cache_gb, 0),
@@ -267,6 +277,16 @@ class ImageDataModule(LightningDataModule, ABC):
         for name, (value, least) in at_least.items():
             if value is not None and not value >= least:
                 raise UserError(f"{name} {where} is {value}: at least {least} is needed")
+        if self.train_resize is not None and self.image_format["resize"] is None:
+            raise UserError(
+                f"train_resize {where} is {self.train_resize} without resize and image_size: one of them has to give "
+                "the size in evaluation"
+            )
+        if self.balanced_sampling and self.per_class_in_batch is not None:
+            raise UserError(
+                f"per_class_in_batch {where} is {self.per_class_in_batch} and balanced_sampling is true: both even out "
+                "the classes; choose one of them"
+            )
         if self.seed >= 2**63:
             raise UserError(f"seed {where} is {self.seed}: below 2**63 is needed")
         if not 0 <= self.val_fraction < 1:
@@ -302,6 +322,8 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def _add(self, part: str, samples: Samples) -> None:
         resize = self.image_format["resize"]
+        if part == "train" and self.train_resize is not None:
+            resize = self.train_resize
         store = ImageStore(samples, in_channels=self.in_channels, resize=resize, cache_gb=self.cache_gb)
         self._parts[part] = samples
         self._stores[part] = store
@@ -457,6 +479,7 @@ class ImageDataModule(LightningDataModule, ABC):
             samples.labels,
             samples.names,
             image_size=self.image_size,
+            resize=None if training or self.train_resize is None else self.image_format["resize"],
             training=training,
             augment=self.augment,
             seed=self.seed,

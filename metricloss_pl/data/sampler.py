@@ -34,6 +34,12 @@ class TrainSampler(DistributedSampler[Any]):
     An item is (index, draw): the draw is the epoch, plus 2^32 for each time that the image came before in the epoch.
     Worker processes thereby know the epoch, and a repeated image is augmented anew.
 
+    With ``per_class`` a global batch of G images holds M = per_class images of each of P = G / M classes, drawn in
+    rounds: in a round of ceil(C / P) batches each class comes once, and what its last batch then lacks are classes of
+    its first one, a second time. Rounds go on from one epoch to the next, so that no class is left out however short
+    an epoch is. An epoch has as many batches as without, at least one; within it the images of a class come equally
+    often (within one), and twice in a batch only where the class has fewer than M.
+
     Args:
         labels: (N,) int64.
         batch_size: Images a step and process.
@@ -41,11 +47,13 @@ class TrainSampler(DistributedSampler[Any]):
         repeat: Times that each image comes in an epoch, anywhere in it.
         balanced: Every class comes equally often (within one) in each run of C images, and within a class every image
             equally often (within one). As many images an epoch as without.
+        per_class: M. None: batches are drawn without regard to classes.
         num_replicas: Number of processes. None: of the process group.
         rank: This process. None: of the process group.
 
     Raises:
-        UserError: There are fewer images than processes.
+        UserError: There are fewer images than processes; or per_class does not divide the global batch, or leaves it
+            one class or more classes than there are.
     """
 
     def __init__(
@@ -56,6 +64,7 @@ class TrainSampler(DistributedSampler[Any]):
         seed: int = 0,
         repeat: int = 1,
         balanced: bool = False,
+        per_class: int | None = None,
         num_replicas: int | None = None,
         rank: int | None = None,
     ) -> None:
@@ -68,12 +77,16 @@ class TrainSampler(DistributedSampler[Any]):
             raise UserError(f"{len(labels)} training images cannot be shared out to {num_replicas} processes")
         self.labels = labels.numpy()
         self.balanced = balanced
+        self.batch_size = batch_size
+        self.per_class = per_class
         num_images = len(labels) * repeat
+        if per_class is not None:
+            self._check_classes(per_class, global_batch)
+            num_images = max(num_images, global_batch)
         step = global_batch if num_images >= global_batch else num_replicas
         self.total_size = num_images // step * step
         self.repeat = repeat
         self.num_samples = self.total_size // num_replicas
-        self.batch_size = batch_size
         self._begin: Callable[[], tuple[int, int]] | None = None
         self._first_epoch = 0
         self._first_batch = 0
@@ -92,7 +105,9 @@ class TrainSampler(DistributedSampler[Any]):
             self.epoch, self._first_batch = self._begin()
             self._first_epoch, self._begin = self.epoch, None
         generator = np.random.Generator(np.random.PCG64([self.seed, self.epoch]))
-        if self.balanced:
+        if self.per_class is not None:
+            order = self._order_by_class(generator, self.per_class)
+        elif self.balanced:
             order = self._balanced_order(generator)
         else:
             order = generator.permutation(len(self.labels) * self.repeat)[: self.total_size] % len(self.labels)
@@ -100,6 +115,37 @@ class TrainSampler(DistributedSampler[Any]):
         start = self._first_batch * self.batch_size if self.epoch == self._first_epoch else 0
         own = slice(self.rank, None, self.num_replicas)
         return iter(list(zip(order[own].tolist(), draws[own].tolist(), strict=True))[start:])
+
+    def _check_classes(self, per_class: int, global_batch: int) -> None:
+        classes = len(np.unique(self.labels))
+        in_batch, rest = divmod(global_batch, per_class)
+        if rest or not 2 <= in_batch <= classes:
+            raise UserError(
+                f"per_class_in_batch is {per_class} and batch_size {self.batch_size} x {self.num_replicas} processes: "
+                f"they must make whole classes, at least 2 and at most the {classes} that there are"
+            )
+
+    def _order_by_class(self, generator: np.random.Generator, per_class: int) -> np.ndarray:
+        in_batch = self.batch_size * self.num_replicas // per_class
+        classes = np.unique(self.labels)
+        round_length = -(-len(classes) // in_batch)  # in batches
+        num_batches = self.total_size // (in_batch * per_class)
+        first, last = self.epoch * num_batches, (self.epoch + 1) * num_batches
+        rounds = range(first // round_length, -(-last // round_length))
+        batches = np.concatenate([self._round(number, classes, round_length, in_batch) for number in rounds])
+        begin = first - rounds.start * round_length
+        turns = batches[begin : begin + num_batches].ravel().repeat(per_class)
+        order = np.empty(self.total_size, dtype=np.int64)
+        for label in np.unique(turns):
+            members, places = np.flatnonzero(self.labels == label), np.flatnonzero(turns == label)
+            order[places] = np.resize(generator.permutation(members), len(places))
+        return order
+
+    def _round(self, number: int, classes: np.ndarray, round_length: int, in_batch: int) -> np.ndarray:
+        """The classes of a round's batches: (round_length, in_batch), each at least once, none twice in a batch."""
+        # One number more than an epoch's generator has, so that the two differ.
+        generator = np.random.Generator(np.random.PCG64([self.seed, number, 1]))
+        return np.resize(generator.permutation(classes), (round_length, in_batch))
 
     def _balanced_order(self, generator: np.random.Generator) -> np.ndarray:
         classes = np.unique(self.labels)

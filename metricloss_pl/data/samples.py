@@ -370,6 +370,7 @@ class ImageDataset(Dataset[Any]):
         labels: (N,) int64.
         names: One an image, for messages.
         image_size: Side in px of the square crop. None: as they are, all of one size.
+        resize: Shorter side in px to which fetched images are resized once more. None: as the store has them.
         training: Crop at random and augment; else crop the centre.
         augment: Augmentations in their order; used in training only.
         seed: Of crops and augmentations.
@@ -388,6 +389,7 @@ class ImageDataset(Dataset[Any]):
         names: list[str],
         *,
         image_size: int | None,
+        resize: int | None = None,
         training: bool = False,
         augment: Sequence[Augmentation] = (),
         seed: int = 0,
@@ -404,8 +406,9 @@ class ImageDataset(Dataset[Any]):
         self.labels = labels
         self.names = names
         self.image_size = image_size
+        self.resize = resize
         self.training = training
-        self.augment = list(augment)
+        self.augment = [augmentation.for_size(image_size) for augmentation in augment]
         self.seed = seed
         self.with_index = with_index
         self.views = views
@@ -434,7 +437,7 @@ class ImageDataset(Dataset[Any]):
         pairs = [item if isinstance(item, tuple) else (int(item), 0) for item in items]
         indices = [index for index, _ in pairs]
         keys = image_keys(self.seed, [draw for _, draw in pairs], indices)
-        whole = self._augment_whole(self.store.fetch(indices), keys)
+        whole = self._augment_whole(self._fetch(indices), keys)
         images = self._crop(whole, indices, keys)
         if self.views is not None:
             views = [images]
@@ -449,6 +452,12 @@ class ImageDataset(Dataset[Any]):
         index = torch.tensor(indices, dtype=torch.int64)
         batch = (images, self.labels[index])
         return (*batch, index) if self.with_index else batch
+
+    def _fetch(self, indices: list[int]) -> Tensor | list[Tensor]:
+        images = self.store.fetch(indices)
+        if isinstance(images, Tensor):
+            return _with_shorter_side(images, self.resize)
+        return [_with_shorter_side(image, self.resize) for image in images]
 
     def _augment_whole(self, images: Tensor | list[Tensor], keys: np.ndarray) -> Tensor | list[Tensor]:
         """Applies those augmentations that see the image before the crop."""

@@ -3,6 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
@@ -12,6 +14,7 @@ from metricloss_pl.data.augment import (
     HorizontalFlip,
     RandAugment,
     RandomErasing,
+    RandomResizedCrop,
     Rotation,
     ShiftCrop,
     TrivialAugment,
@@ -32,6 +35,8 @@ ALL: list[Augmentation] = [
     Rotation(20),
     Rotation(20, fill="reflect"),
     Rotation(20, fill="nearest"),
+    RandomResizedCrop(),
+    RandomResizedCrop(area=(0.1, 0.5), aspect=(0.3, 2.0)),
     RandomErasing(),
     RandomErasing(fill="mean"),
     RandomErasing(fill="zero"),
@@ -147,6 +152,49 @@ def test_rotation_is_torchvisions(keys: np.ndarray) -> None:
         assert torch.allclose(turned, torch.ones(()), atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("size", [8, 30, None])
+def test_random_resized_crop_is_torchvisions(dtype: torch.dtype, size: int | None, keys: np.ndarray) -> None:
+    """The same rectangle, cut out and resized by torchvision; and by Pillow, to within a grey level."""
+    images = batch(height=21, width=17)
+    if dtype == torch.float32:
+        images = images.float() / 255
+    cropping = RandomResizedCrop(area=(0.1, 1.0), size=size)
+    crops = cropping(images, keys)
+    sides = (21, 17) if size is None else (size, size)
+    assert crops.dtype == dtype
+    assert crops.shape == (64, 3, *sides)
+    for image, got, *place in zip(images, crops, *cropping.rectangles(21, 17, keys), strict=True):
+        top, left, height, width = (int(number) for number in place)
+        assert torch.equal(got, transforms.resized_crop(image, top, left, height, width, list(sides)))
+        if dtype == torch.uint8:
+            cut = Image.fromarray(image[:, top : top + height, left : left + width].permute(1, 2, 0).numpy())
+            want = np.asarray(cut.resize(sides[::-1], Image.Resampling.BILINEAR)).astype(int)
+            assert np.abs(want - got.permute(1, 2, 0).numpy()).max() <= 1
+
+
+@pytest.mark.parametrize(("height", "width"), [(60, 80), (50, 20)])
+def test_random_resized_crops_are_drawn_as_torchvisions(height: int, width: int) -> None:
+    area, aspect = (0.2, 0.9), (0.5, 1.5)
+    keys = image_keys(0, np.zeros(4000), np.arange(4000))
+    drawn = torch.stack(RandomResizedCrop(area, aspect).rectangles(height, width, keys), 1).double()
+    torch.manual_seed(0)
+    reference = v2.RandomResizedCrop(8, scale=area, ratio=(1 / aspect[1], 1 / aspect[0]))
+    boxes = [reference.make_params([torch.empty(1, height, width)]) for _ in range(4000)]
+    want = torch.tensor([[box[name] for name in ("top", "left", "height", "width")] for box in boxes]).double()
+    for level in (0.1, 0.5, 0.9):
+        torch.testing.assert_close(drawn.quantile(level, 0), want.quantile(level, 0), atol=1.5, rtol=0.02)
+    assert ((drawn[:, :2] >= 0) & (drawn[:, 2:] >= 1)).all()
+    assert (drawn[:, :2] + drawn[:, 2:] <= torch.tensor([height, width])).all()
+
+
+@pytest.mark.parametrize(("height", "width"), [(10, 100), (100, 10)])
+def test_a_crop_that_never_fits_is_the_largest_in_the_centre(height: int, width: int, keys: np.ndarray) -> None:
+    got = torch.stack(RandomResizedCrop(area=(0.9, 1.0)).rectangles(height, width, keys), 1)
+    box = v2.RandomResizedCrop(8, scale=(0.9, 1.0)).make_params([torch.empty(1, height, width)])
+    assert got.tolist() == [[box[name] for name in ("top", "left", "height", "width")]] * 64
+
+
 def test_erased_rectangles_are_in_range() -> None:
     keys = image_keys(0, np.zeros(4000), np.arange(4000))
     erasing = RandomErasing(probability=0.3, area=(0.1, 0.3), aspect=(0.5, 2.0))
@@ -217,7 +265,8 @@ def test_dtype_shape_and_range_stay(augmentation: Augmentation, channels: int, k
     assert floats.min() >= 0
     assert floats.max() <= 1
     if not isinstance(augmentation, RandAugment | TrivialAugment):
-        assert (floats * 255 - changed).abs().max() <= 0.51
+        coarse = isinstance(augmentation, RandomResizedCrop)  # torch resizes bytes by whole numbers
+        assert (floats * 255 - changed).abs().max() <= (1.01 if coarse else 0.51)
 
 
 @pytest.mark.parametrize("augmentation", ALL, ids=repr)
@@ -255,6 +304,9 @@ def test_the_global_random_state_is_neither_used_nor_changed(augmentation: Augme
         (lambda: RandomErasing(area=(0.5, 1.2)), "1.2"),
         (lambda: RandomErasing(aspect=(0, 1)), "aspect"),
         (lambda: RandomErasing(fill="blue"), "blue"),  # type: ignore[arg-type]
+        (lambda: RandomResizedCrop(area=(0, 1)), "area"),
+        (lambda: RandomResizedCrop(aspect=(2, 1)), "aspect"),
+        (lambda: RandomResizedCrop(size=0), "size is 0"),
         (lambda: Cutout(0), "0"),
         (lambda: RandAugment(magnitude=31), "31"),
         (lambda: RandAugment(num_ops=-1), "-1"),

@@ -250,6 +250,34 @@ def test_balanced_sampling(toy: Make, samples: Make) -> None:
     assert torch.bincount(labels).tolist() == [40, 40, 40]
 
 
+def test_batches_of_some_images_a_class(toy: Make, samples: Make) -> None:
+    parts = {"train": samples([50, 30, 2, 9])}
+    module = toy(parts=parts, names=[*"abcd"], per_class_in_batch=4, batch_size=8, val_fraction=0)
+    module.setup("fit")
+    batches = [labels for _, labels in module.train_dataloader()]
+    assert len(batches) == 91 // 8
+    for labels in batches:
+        assert sorted(labels.bincount(minlength=4).tolist()) == [0, 0, 4, 4]
+    assert len({label for labels in batches[:2] for label in labels.tolist()}) == 4
+
+
+def test_training_images_keep_more_pixels(toy: Make, samples: Make) -> None:
+    """Those that are augmented; the same part in evaluation is as the others."""
+    parts = {"train": samples([30, 20, 14], side=16)}
+    settings = {"parts": parts, "resize": 8, "image_size": 8, "val_fraction": 0, "batch_size": 64}
+    large, small = (toy(**settings, train_resize=train_resize) for train_resize in (16, None))
+    for module in (large, small):
+        module.setup("fit")
+    assert [module._dataset("train", training=True).store.images.shape[-1] for module in (large, small)] == [16, 8]
+    evaluated = [next(iter(module.train_eval_dataloader()))[0] for module in (large, small)]
+    assert torch.equal(*evaluated)
+    assert large.image_format == small.image_format
+    images = next(iter(large.train_dataloader()))[0]
+    order = [index for index, _ in large.train_dataloader().sampler]
+    windows = parts["train"].images[order].unfold(2, 8, 1).unfold(3, 8, 1)
+    assert (windows == images[:, :, None, None]).all((1, 4, 5)).any((1, 2)).all()  # cut out of 16 px
+
+
 def test_training_images_are_repeated(toy: Make, official: dict[str, Samples]) -> None:
     module = toy(parts=official, batch_size=len(official["train"]), repeat=3, augment=[ShiftCrop(2)])
     module.setup("fit")
@@ -312,6 +340,12 @@ def test_predict_dir(toy: Make, tmp_path: Path) -> None:
         ({"samples_per_class": 0}, "samples_per_class .* is 0"),
         ({"seed": -1}, "seed .* is -1"),
         ({"repeat": 0}, "repeat .* is 0"),
+        ({"per_class_in_batch": 0}, "per_class_in_batch .* is 0"),
+        (
+            {"per_class_in_batch": 4, "balanced_sampling": True},
+            "is 4 and balanced_sampling is true",
+        ),
+        ({"train_resize": 9}, "train_resize .* is 9 without resize and image_size"),
         ({"in_channels": 2}, "in_channels .* is 2"),
         ({"image_size": 0}, "image_size .* is 0"),
         ({"num_workers": -1}, "num_workers"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -121,12 +122,103 @@ def test_a_repeated_small_part_fills_its_batches() -> None:
     assert balanced == dict.fromkeys(range(5), 4)
 
 
-def test_resume_inside_an_epoch() -> None:
-    whole = TrainSampler(LABELS, 8)
+# Batches of M images of each of P classes.
+
+MANY = torch.tensor([label for label in range(23) for _ in range(1 + label % 9)])  # 1 to 9 images a class
+
+
+def class_batches(world: int, epoch: int, per_class: int = 4, **options: int) -> list[list[int]]:
+    """The global batches of 24 images of an epoch."""
+    parts = []
+    for rank in range(world):
+        sampler = TrainSampler(MANY, 24 // world, per_class=per_class, num_replicas=world, rank=rank, **options)
+        sampler.set_epoch(epoch)
+        items = list(sampler)
+        assert len(items) == len(sampler)
+        assert len(set(items)) == len(items)
+        parts.append([index for index, _ in items])
+    assert len({len(part) for part in parts}) == 1
+    size = 24 // world
+    steps = range(0, len(parts[0]), size)
+    return [sorted(index for part in parts for index in part[step : step + size]) for step in steps]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_a_batch_holds_as_many_images_of_each_of_its_classes(world: int) -> None:
+    for epoch in range(5):
+        batches = class_batches(world, epoch)
+        assert batches == class_batches(1, epoch)
+        assert len(batches) == len(MANY) // 24
+        for batch in batches:
+            by_class = Counter(MANY[batch].tolist())
+            assert len(by_class) == 6
+            assert set(by_class.values()) == {4}
+            for label in by_class:
+                often = Counter(index for index in batch if MANY[index] == label)
+                members = int((label == MANY).sum())
+                counts = [*often.values(), *([0] * (members - len(often)))]
+                assert max(counts) - min(counts) <= 1  # four images if there are four
+
+
+@pytest.mark.parametrize("per_class", [4, 12])
+def test_no_class_is_left_out_over_epochs(per_class: int) -> None:
+    """In a round of as few batches as can hold all classes each comes, at most twice; an epoch may be shorter."""
+    batches = [batch for epoch in range(12) for batch in class_batches(1, epoch, per_class)]
+    of_batch = 24 // per_class
+    in_round = -(-23 // of_batch)
+    assert len(batches) >= 4 * in_round
+    rounds = set()
+    for start in range(0, len(batches) - in_round + 1, in_round):
+        classes = [tuple(sorted(set(MANY[batch].tolist()))) for batch in batches[start : start + in_round]]
+        often = Counter(label for batch in classes for label in batch)
+        assert sum(often.values()) == of_batch * in_round
+        assert set(often) == set(range(23))
+        assert max(often.values()) <= 2
+        rounds.add(tuple(classes))
+    assert len(rounds) >= 4  # each one shuffled anew
+
+
+def test_images_of_a_class_come_equally_often_in_an_epoch() -> None:
+    indices = [index for batch in class_batches(1, 0, repeat=10) for index in batch]
+    assert len(indices) == len(MANY) * 10 // 24 * 24
+    often = torch.bincount(torch.tensor(indices), minlength=len(MANY))
+    for label in range(23):
+        counts = often[label == MANY]
+        assert counts.max() - counts.min() <= 1
+    classes = torch.bincount(MANY[indices], minlength=23) // 4
+    assert classes.max() - classes.min() <= 5
+
+
+def test_class_batches_depend_on_seed_and_epoch_alone() -> None:
+    orders = {(seed, epoch): str(class_batches(1, epoch, seed=seed)) for seed in (0, 1) for epoch in (0, 1, 2)}
+    assert len(set(orders.values())) == 6
+    torch.manual_seed(5)
+    assert str(class_batches(1, 2, seed=1)) == orders[1, 2]
+
+
+def test_a_part_smaller_than_a_batch_gives_one_of_classes() -> None:
+    labels = torch.arange(12) // 2
+    indices = [index for index, _ in TrainSampler(labels, 16, per_class=4)]
+    assert sorted(Counter(labels[indices].tolist()).values()) == [4] * 4
+    assert set(Counter(indices).values()) == {2}
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "world", "per_class"), [(10, 1, 4), (5, 2, 4), (8, 1, 8), (96, 1, 4), (48, 2, 4)]
+)
+def test_impossible_class_batches_are_refused(batch_size: int, world: int, per_class: int) -> None:
+    message = f"per_class_in_batch is {per_class} and batch_size {batch_size} x {world} processes: .* the 23 that"
+    with pytest.raises(UserError, match=message):
+        TrainSampler(MANY, batch_size, per_class=per_class, num_replicas=world, rank=0)
+
+
+@pytest.mark.parametrize("options", [{}, {"per_class": 2}, {"balanced": True}])
+def test_resume_inside_an_epoch(options: dict[str, Any]) -> None:
+    whole = TrainSampler(LABELS, 6, **options)
     whole.set_epoch(2)
-    resumed = TrainSampler(LABELS, 8)
+    resumed = TrainSampler(LABELS, 6, **options)
     resumed.resume(lambda: (2, 3))
-    assert list(resumed) == list(whole)[24:]
+    assert list(resumed) == list(whole)[18:]
     whole.set_epoch(3)
     resumed.set_epoch(3)
     assert list(resumed) == list(whole)

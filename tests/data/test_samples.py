@@ -10,7 +10,15 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from metricloss_pl.data.augment import HorizontalFlip, RandAugment, RandomErasing, ShiftCrop, image_keys, stream
+from metricloss_pl.data.augment import (
+    HorizontalFlip,
+    RandAugment,
+    RandomErasing,
+    RandomResizedCrop,
+    ShiftCrop,
+    image_keys,
+    stream,
+)
 from metricloss_pl.data.sampler import TrainSampler
 from metricloss_pl.data.samples import (
     ImageDataset,
@@ -373,6 +381,36 @@ def test_augmentations_follow_their_order_and_only_in_training(samples: Make) ->
     forth = dataset_of(whole, augment=augment, training=True).__getitems__(items)[0]
     back = dataset_of(whole, augment=augment[::-1], training=True).__getitems__(items)[0]
     assert not torch.equal(forth, back)
+
+
+@pytest.mark.parametrize("cache_gb", [0.0, 1.0])
+def test_random_resized_crops_take_the_place_of_the_crop(photos: list[Path], cache_gb: float) -> None:
+    """Cut from each image as it was resized, to the data's image_size; in evaluation the centre, as ever."""
+    store = store_of(photos, resize=14, cache_gb=cache_gb)
+    cropping = RandomResizedCrop(area=(0.1, 0.6))
+    arguments = (store, torch.zeros(5, dtype=torch.int64), [path.name for path in photos])
+    dataset = ImageDataset(*arguments, image_size=12, training=True, augment=[HorizontalFlip(), cropping])
+    images = dataset.__getitems__([(index, 3) for index in range(5)])[0]
+    keys = image_keys(0, [3] * 5, range(5))
+    whole = store.fetch(list(range(5)))
+    sized = RandomResizedCrop(area=(0.1, 0.6), size=12)
+    cut = torch.cat([sized(image[None], stream(keys[i : i + 1], 1)) for i, image in enumerate(whole)])
+    assert images.shape == (5, 3, 12, 12)
+    assert torch.equal(images, HorizontalFlip()(cut, stream(keys, 0)))
+    plain, evaluated = (
+        ImageDataset(*arguments, image_size=12, augment=augment).__getitems__(list(range(5)))[0]
+        for augment in ([], [cropping])
+    )
+    assert torch.equal(plain, evaluated)
+
+
+def test_images_are_resized_once_more(photos: list[Path]) -> None:
+    large, small = store_of(photos, resize=16), store_of(photos, resize=8)
+    arguments = (torch.zeros(5, dtype=torch.int64), [path.name for path in photos])
+    again = ImageDataset(large, *arguments, image_size=8, resize=8).__getitems__(list(range(5)))[0]
+    once = ImageDataset(small, *arguments, image_size=8).__getitems__(list(range(5)))[0]
+    assert again.shape == once.shape == (5, 3, 8, 8)
+    assert (again.float() - once.float()).abs().mean() < 12  # of noise: not exactly the same
 
 
 def crop_places(shapes: list[tuple[int, int]], side: int, items: list[tuple[int, int]]) -> list[tuple[int, int]]:
