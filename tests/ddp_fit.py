@@ -46,6 +46,7 @@ def standalone(**options):
 
 REGIMES = {
     "softmax": lambda **o: SoftmaxClassifier(10, Dense(), label_smoothing=0.1, smoothing="others", **o),
+    "softmax_classes": lambda **o: SoftmaxClassifier(10, Dense(), weight_decay_on="weights", **o),
     "softmax_squared_error": lambda **o: SoftmaxClassifier(10, Dense(), loss="squared_error", **o),
     "cosine": cosine_with_frozen_norm,
     "cosine_blog": lambda **o: CosineClassifier(10, Dense(), head="none", **o),
@@ -87,7 +88,10 @@ def build_run(processes: int, *callbacks: Callback) -> tuple[Trainer, DigitsData
 
 def fit(name: str, processes: int) -> dict[str, dict]:
     trainer, data = build_run(processes, *([EMAWeightAveraging(decay=0.8)] if name == "center_averaged" else []))
-    model = REGIMES[name](optimizer=lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9), class_weights="balanced")
+    class_weights = "balanced"
+    if name == "softmax_classes":  # batches of five images of each of six classes
+        data.per_class_in_batch, class_weights = 5, None
+    model = REGIMES[name](optimizer=lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9), class_weights=class_weights)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     trainer.fit(model, data)
     metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}

@@ -212,9 +212,19 @@ def test_training_on_everything_takes_the_last_checkpoint(tmp_path, capsys):
     assert str(run / "checkpoints" / "last.ckpt") in screen
 
 
-@pytest.mark.parametrize("name", ["digits_center", "digits_standalone"])
-def test_resumed_run_ends_as_the_uninterrupted_one(name, tmp_path):
-    flags = ["--trainer.max_epochs=3", "--checkpoint.save_top_k=-1", "--checkpoint.filename={epoch}"]
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [
+        ("digits_center", []),
+        ("digits_standalone", []),
+        (
+            "digits_softmax",
+            ["--model.lr_scheduler=WarmRestarts", "--model.lr_scheduler.T_0=1", "--data.per_class_in_batch=8"],
+        ),
+    ],
+)
+def test_resumed_run_ends_as_the_uninterrupted_one(name, extra, tmp_path):
+    flags = ["--trainer.max_epochs=3", "--checkpoint.save_top_k=-1", "--checkpoint.filename={epoch}", *extra]
     run = fit(name, tmp_path, *flags)
     broken = tmp_path / name / "version_7"
     shutil.copytree(run, broken)

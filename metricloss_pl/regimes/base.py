@@ -29,10 +29,11 @@ from metricloss_pl.errors import UserError, check_choice, reason
 from metricloss_pl.metrics import BalancedAccuracy, Temperature
 from metricloss_pl.mixing import Mixing, keep_statistics
 
-__all__ = ["ClassWeights", "Classifier", "Interval", "sgd"]
+__all__ = ["ClassWeights", "Classifier", "Decayed", "Interval", "sgd"]
 
 Interval = Literal["epoch", "step"]
 ClassWeights = Literal["balanced"]
+Decayed = Literal["all", "weights"]
 
 
 def sgd(parameters: Any) -> torch.optim.Optimizer:
@@ -62,6 +63,8 @@ class Classifier(LightningModule, ABC):
         lr_scheduler_interval: Whether the schedule steps each ``epoch`` or each ``step``.
         class_weights: ``balanced``: an image's loss weighs N / (C * N_class), counts of the training part. None: 1.
         mixing: ``CutMix`` or ``MixUp`` of the training images, each process within its own batch. None: no mixing.
+        weight_decay_on: What the optimizer's weight decay acts on: ``all`` parameters, or ``weights`` of convolutions
+            and dense layers alone, not biases and the parameters of norms.
 
     Raises:
         UserError: A class count that the names contradict, or a backbone without ``num_features``.
@@ -84,6 +87,7 @@ class Classifier(LightningModule, ABC):
         lr_scheduler_interval: Interval = "epoch",
         class_weights: ClassWeights | None = None,
         mixing: Mixing | None = None,
+        weight_decay_on: Decayed = "all",
     ) -> None:
         super().__init__()
         with warnings.catch_warnings():  # a module among them is left out of the checkpoint, below
@@ -96,6 +100,7 @@ class Classifier(LightningModule, ABC):
             raise UserError(f"{num_classes} classes and {len(names)} class names: they must be equally many")
         check_choice("lr_scheduler_interval", lr_scheduler_interval, Interval)
         check_choice("class_weights", class_weights, ClassWeights | None)
+        check_choice("weight_decay_on", weight_decay_on, Decayed)
         if embedding_dim is not None and embedding_dim < 1:
             raise UserError(
                 f"embedding_dim is {embedding_dim}; it must be at least 1, or null for the features as they are"
@@ -110,6 +115,7 @@ class Classifier(LightningModule, ABC):
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.lr_scheduler_interval = lr_scheduler_interval
+        self.weight_decay_on = weight_decay_on
         self.balance_classes = class_weights == "balanced"
         self.mixing = mixing
         self.image_format: dict[str, int | None] | None = None
@@ -169,7 +175,11 @@ class Classifier(LightningModule, ABC):
         return None
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Parameter groups of the optimizer; a regime may give some of its parameters settings of their own."""
+        """Parameter groups of the optimizer; a regime may give some of its parameters settings of their own.
+
+        With ``weight_decay_on="weights"``, a group without a weight decay of its own is parted before the optimizer
+        gets it.
+        """
         return [{"params": [parameter for parameter in self.parameters() if parameter.requires_grad]}]
 
     def average(self, values: Tensor, labels: Tensor) -> Tensor:
@@ -292,7 +302,7 @@ class Classifier(LightningModule, ABC):
     # ------------------------------------------------------------------------------------------------- optimization
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self.optimizer(self.parameter_groups())
+        optimizer = self.optimizer(self._decayed_apart(self.parameter_groups()))
         if self.lr_scheduler is None:
             return optimizer
         scheduler: Any = self.lr_scheduler(optimizer)
@@ -304,6 +314,23 @@ class Classifier(LightningModule, ABC):
         if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
             plan["monitor"] = getattr(scheduler, "monitor", "val/loss")
         return {"optimizer": optimizer, "lr_scheduler": plan}  # type: ignore[return-value]
+
+    def _decayed_apart(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The groups, those parted whose weight decay is to act on their weights alone."""
+        if self.weight_decay_on == "all":
+            return groups
+        # By name too, since class tokens, positions and the scales of layers may have two dimensions or more.
+        weights = {p for name, p in self.named_parameters() if name.endswith("weight") and p.ndim >= 2}
+        parted: list[dict[str, Any]] = []
+        for group in groups:
+            if "weight_decay" in group:
+                parted.append(group)
+                continue
+            decayed = [parameter for parameter in group["params"] if parameter in weights]
+            others = [parameter for parameter in group["params"] if parameter not in weights]
+            parted += [{**group, "params": decayed}] if decayed else []
+            parted += [{**group, "params": others, "weight_decay": 0.0}] if others else []
+        return parted
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
         self._tell_schedule_its_length(scheduler)
@@ -379,8 +406,9 @@ class Classifier(LightningModule, ABC):
         if self.balance_classes:
             if not isinstance(data, ImageDataModule):
                 raise UserError("class_weights is 'balanced', which needs an ImageDataModule that counts the classes")
-            if data.balanced_sampling:
-                raise UserError("class_weights and balanced_sampling both even out the classes: choose one of them")
+            if data.balanced_sampling or data.per_class_in_batch is not None:
+                setting = "balanced_sampling" if data.balanced_sampling else "per_class_in_batch"
+                raise UserError(f"class_weights and {setting} both even out the classes: choose one of them")
             counts = data.class_counts.to(self.device)
             self.class_weights.copy_(counts.sum() / (self.num_classes * counts))
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]

@@ -20,7 +20,7 @@ from metricloss_pl.losses import functional as F
 from metricloss_pl.losses.center import CenterRule
 from metricloss_pl.mixing import Mixing, refuse_mixing
 from metricloss_pl.regimes._evaluation import evaluation_mode
-from metricloss_pl.regimes.base import Classifier, ClassWeights, Interval, sgd
+from metricloss_pl.regimes.base import Classifier, ClassWeights, Decayed, Interval, sgd
 
 __all__ = ["CenterSoftmaxClassifier", "center_sgd"]
 
@@ -55,6 +55,8 @@ class CenterSoftmaxClassifier(Classifier):
         lr_scheduler_interval: Whether the schedule steps each ``epoch`` or each ``step``.
         class_weights: ``balanced``: an image's loss weighs N / (C * N_class), counts of the training part. None: 1.
         mixing: Not for this regime, since an image mixed of two classes has no one center.
+        weight_decay_on: What the optimizer's weight decay acts on: ``all`` parameters, or ``weights`` of convolutions
+            and dense layers alone, not biases and the parameters of norms.
 
     Raises:
         UserError: A negative weight, a mixing, or a center optimizer that would fail or move absent classes.
@@ -77,6 +79,7 @@ class CenterSoftmaxClassifier(Classifier):
         lr_scheduler_interval: Interval = "epoch",
         class_weights: ClassWeights | None = None,
         mixing: Mixing | None = None,
+        weight_decay_on: Decayed = "all",
     ) -> None:
         refuse_mixing(mixing, type(self).__name__)
         super().__init__(
@@ -88,6 +91,7 @@ class CenterSoftmaxClassifier(Classifier):
             lr_scheduler,
             lr_scheduler_interval,
             class_weights,
+            weight_decay_on=weight_decay_on,
         )
         check_choice("smoothing", smoothing, F.Smoothing)
         if center_weight < 0:

@@ -24,7 +24,7 @@ from metricloss_pl.files import FilePath
 from metricloss_pl.losses import CosineLoss
 from metricloss_pl.losses import functional as F
 from metricloss_pl.mixing import Mixing
-from metricloss_pl.regimes.base import Classifier, ClassWeights, Interval, sgd
+from metricloss_pl.regimes.base import Classifier, ClassWeights, Decayed, Interval, sgd
 
 __all__ = ["CosineClassifier"]
 
@@ -78,6 +78,8 @@ class CosineClassifier(Classifier):
         lr_scheduler_interval: Whether the schedule steps each ``epoch`` or each ``step``.
         class_weights: ``balanced``: an image's loss weighs N / (C * N_class), counts of the training part. None: 1.
         mixing: ``CutMix`` or ``MixUp`` of the training images, each process within its own batch. None: no mixing.
+        weight_decay_on: What the optimizer's weight decay acts on: ``all`` parameters, or ``weights`` of convolutions
+            and dense layers alone, not biases and the parameters of norms.
 
     Raises:
         UserError: A negative weight, an embedding_dim that is not the class embeddings' width, or a hierarchy that is
@@ -100,6 +102,7 @@ class CosineClassifier(Classifier):
         lr_scheduler_interval: Interval = "epoch",
         class_weights: ClassWeights | None = None,
         mixing: Mixing | None = None,
+        weight_decay_on: Decayed = "all",
     ) -> None:
         dim = embedding_dim if isinstance(embedding_dim, int) else None
         targets = _class_embeddings(class_embeddings, num_classes, class_names, class_list, dim)
@@ -114,6 +117,7 @@ class CosineClassifier(Classifier):
             lr_scheduler_interval,
             class_weights,
             mixing=mixing,
+            weight_decay_on=weight_decay_on,
         )
         check_choice("head", head, Head)
         if ce_weight < 0:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from metricloss_pl.errors import UserError, check_choice
 from metricloss_pl.losses import functional as F
 from metricloss_pl.mixing import Mixing
-from metricloss_pl.regimes.base import Classifier, ClassWeights, Interval, sgd
+from metricloss_pl.regimes.base import Classifier, ClassWeights, Decayed, Interval, sgd
 
 __all__ = ["SoftmaxClassifier"]
 
@@ -34,6 +34,8 @@ class SoftmaxClassifier(Classifier):
         lr_scheduler_interval: Whether the schedule steps each ``epoch`` or each ``step``.
         class_weights: ``balanced``: an image's loss weighs N / (C * N_class), counts of the training part. None: 1.
         mixing: ``CutMix`` or ``MixUp`` of the training images, each process within its own batch. None: no mixing.
+        weight_decay_on: What the optimizer's weight decay acts on: ``all`` parameters, or ``weights`` of convolutions
+            and dense layers alone, not biases and the parameters of norms.
 
     Raises:
         UserError: label_smoothing outside [0, 1), or with squared error.
@@ -53,6 +55,7 @@ class SoftmaxClassifier(Classifier):
         lr_scheduler_interval: Interval = "epoch",
         class_weights: ClassWeights | None = None,
         mixing: Mixing | None = None,
+        weight_decay_on: Decayed = "all",
     ) -> None:
         super().__init__(
             num_classes,
@@ -64,6 +67,7 @@ class SoftmaxClassifier(Classifier):
             lr_scheduler_interval,
             class_weights,
             mixing=mixing,
+            weight_decay_on=weight_decay_on,
         )
         check_choice("loss", loss, SoftmaxLoss)
         check_choice("smoothing", smoothing, F.Smoothing)

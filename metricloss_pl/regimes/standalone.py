@@ -15,7 +15,7 @@ from metricloss_pl.losses import StandaloneCenterLoss
 from metricloss_pl.losses import functional as F
 from metricloss_pl.losses.center import CenterInit
 from metricloss_pl.mixing import Mixing, refuse_mixing
-from metricloss_pl.regimes.base import Classifier, ClassWeights, Interval, sgd
+from metricloss_pl.regimes.base import Classifier, ClassWeights, Decayed, Interval, sgd
 
 __all__ = ["StandaloneCenterClassifier"]
 
@@ -47,6 +47,8 @@ class StandaloneCenterClassifier(Classifier):
         lr_scheduler_interval: Whether the schedule steps each ``epoch`` or each ``step``.
         class_weights: ``balanced``: an image's loss weighs N / (C * N_class), counts of the training part. None: 1.
         mixing: Not for this regime, since an image mixed of two classes has no one center.
+        weight_decay_on: What the optimizer's weight decay acts on: ``all`` parameters, or ``weights`` of convolutions
+            and dense layers alone, not biases and the parameters of norms.
 
     Raises:
         UserError: A weight, margin or learning rate outside its range, a mixing, or options that contradict each other.
@@ -72,6 +74,7 @@ class StandaloneCenterClassifier(Classifier):
         lr_scheduler_interval: Interval = "epoch",
         class_weights: ClassWeights | None = None,
         mixing: Mixing | None = None,
+        weight_decay_on: Decayed = "all",
     ) -> None:
         refuse_mixing(mixing, type(self).__name__)
         super().__init__(
@@ -83,6 +86,7 @@ class StandaloneCenterClassifier(Classifier):
             lr_scheduler,
             lr_scheduler_interval,
             class_weights,
+            weight_decay_on=weight_decay_on,
         )
         weights = {"intra_weight": intra_weight, "inter_weight": inter_weight, "margin": margin, "center_lr": center_lr}
         for name, value in weights.items():

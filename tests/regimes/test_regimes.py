@@ -2,11 +2,14 @@
 
 import copy
 import functools
+import inspect
 
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from metricloss_pl.backbones import TinyConvNet
@@ -21,7 +24,7 @@ from metricloss_pl.regimes import (
     SoftmaxClassifier,
     StandaloneCenterClassifier,
 )
-from metricloss_pl.schedules import CosineDecay
+from metricloss_pl.schedules import CosineDecay, StepDecay, WarmRestarts
 from tests.regimes.blobs import C, D, Flat, loader, trainer
 
 REGIMES = {
@@ -255,8 +258,88 @@ def test_centers_have_a_group_of_their_own():
     assert centers["params"][0] is model.criterion.centers
 
 
+class Layers(nn.Module):
+    """Everything that may have a weight decay, or should not: (B, 1, 4, 4) to (B, D)."""
+
+    num_features = D
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, D, 3)
+        self.norm = nn.BatchNorm2d(D)
+        self.activation = nn.PReLU()
+        self.dense = nn.Linear(D, D)
+        self.token = nn.Parameter(torch.ones(1, D))
+        self.frozen = nn.Linear(D, D).requires_grad_(False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        maps = self.activation(self.norm(self.conv(images)))
+        return self.frozen(self.dense(maps.mean((2, 3))) + self.token)
+
+
+class DecayedToken(SoftmaxClassifier):
+    """A regime of a user's, which gives a parameter that is no weight a weight decay of its own."""
+
+    def parameter_groups(self):
+        token = self.backbone.token
+        others = [parameter for parameter in self.parameters() if parameter.requires_grad and parameter is not token]
+        return [{"params": others}, {"params": [token], "weight_decay": 0.125}]
+
+
+@pytest.mark.parametrize(
+    ("regime", "options", "own"),
+    [
+        (SoftmaxClassifier, {}, {"head.weight": 0.25}),
+        (DecayedToken, {}, {"head.weight": 0.25, "backbone.token": 0.125}),
+        (CosineClassifier, {}, {"head.linear.weight": 0.25}),
+        (CosineClassifier, {"head_weight_decay": 0.5}, {"head.linear.weight": 0.5}),
+        (CenterSoftmaxClassifier, {}, {"head.weight": 0.25}),
+        (StandaloneCenterClassifier, {"center_lr": 0.1}, {}),
+    ],
+)
+@pytest.mark.parametrize("weight_decay_on", ["all", "weights"])
+def test_weight_decay_acts_on_what_it_should(regime, options, own, weight_decay_on):
+    """A step without a gradient shrinks a parameter by lr * weight decay, and leaves those that have none."""
+    optimizer = lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.25)  # noqa: E731
+    model = regime(C, Layers(), embedding_dim=3, optimizer=optimizer, weight_decay_on=weight_decay_on, **options)
+    decays = {"backbone.conv.weight": 0.25, "backbone.dense.weight": 0.25, "embedding.weight": 0.25, **own}
+    for name, parameter in model.named_parameters():
+        parameter.data.fill_(1.0)
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+        if weight_decay_on == "all" and parameter.requires_grad and name != "criterion.centers":
+            decays.setdefault(name, 0.25)
+    stepper = model.configure_optimizers()
+    given = [parameter for group in stepper.param_groups for parameter in group["params"]]
+    assert len(given) == sum(parameter.requires_grad for parameter in model.parameters())
+    model.losses(torch.ones(6, 3), torch.arange(6) % C)  # where all centers lie already
+    stepper.step()
+    for name, parameter in model.named_parameters():
+        expected = torch.full_like(parameter, 1 - 0.1 * decays.pop(name, 0.0))
+        torch.testing.assert_close(parameter.data, expected, msg=name)
+    assert decays == {}
+
+
+def test_checkpoints_older_than_a_setting_load(tmp_path):
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(SoftmaxClassifier(C, Flat(), weight_decay_on="weights"), loader())
+    run.save_checkpoint(tmp_path / "new.ckpt")
+    checkpoint = torch.load(tmp_path / "new.ckpt", weights_only=True)
+    assert checkpoint["hyper_parameters"].pop("weight_decay_on") == "weights"
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    assert SoftmaxClassifier.load_from_checkpoint(tmp_path / "old.ckpt", backbone=Flat()).weight_decay_on == "all"
+
+
+@pytest.mark.parametrize("regime", [REGIMES[name] for name in ("softmax", "cosine", "center", "standalone")])
+def test_every_regime_takes_the_arguments_of_the_base(regime):
+    def arguments(of):
+        return inspect.signature(of).parameters.keys()
+
+    assert arguments(type(regime())) >= arguments(Classifier)
+
+
 @pytest.mark.parametrize("name", ["center", "standalone"])
 def test_centers_move_and_are_in_the_checkpoint(name, tmp_path):
+    torch.manual_seed(0)
     model = REGIMES[name]()
     before = model.criterion.centers.detach().clone()
     run = trainer(tmp_path, max_epochs=1)
@@ -440,6 +523,13 @@ def test_balanced_class_weights(tmp_path):
     torch.testing.assert_close(model.losses(embeddings, labels)["loss"], expected)
 
 
+@pytest.mark.parametrize("setting", [{"balanced_sampling": True}, {"per_class_in_batch": 8}])
+def test_classes_are_evened_out_once(setting, tmp_path):
+    model = SoftmaxClassifier(10, TinyConvNet(width=8), class_weights="balanced")
+    with pytest.raises(UserError, match=f"class_weights and {next(iter(setting))} both even out"):
+        trainer(tmp_path).fit(model, DigitsDataModule(**setting))
+
+
 def test_centers_start_at_the_class_means(tmp_path):
     class FirstCenters(CenterSoftmaxClassifier):
         def on_train_start(self):
@@ -466,6 +556,7 @@ def test_centers_start_at_the_class_means(tmp_path):
     [
         {"class_weights": "balance"},
         {"lr_scheduler_interval": "batch"},
+        {"weight_decay_on": "biases"},
         {"loss": "mse"},
         {"smoothing": "some"},
     ],
@@ -514,6 +605,33 @@ def test_torchs_own_chance_is_given_back_after_a_fit(tmp_path):
             trainer(tmp_path, max_epochs=1).fit(model, data)
         draws.append(torch.rand(1).item())
     assert draws[0] == draws[1]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        (lambda o: WarmRestarts(o, T_0=2), [1, 1e-6, 1, 0.5, 0.5 * (1 - 0.5**0.5), 1e-6]),
+        (lambda o: StepDecay(o), [1, 1, 0.1, 0.1, 0.01, 0.01]),
+    ],
+    ids=["restarts", "steps"],
+)
+def test_a_schedule_by_epochs_goes_on_after_a_resume(schedule, rates, tmp_path):
+    seen = []
+
+    class Rates(Callback):
+        def on_train_epoch_start(self, trainer, *args):
+            seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    def build():
+        return SoftmaxClassifier(C, Flat(), optimizer=lambda p: torch.optim.SGD(p, lr=1.0), lr_scheduler=schedule)
+
+    checkpoints = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+    trainer(tmp_path, max_epochs=6, callbacks=[Rates(), checkpoints], enable_checkpointing=True).fit(build(), loader())
+    assert seen == pytest.approx(rates, rel=1e-5)
+    seen.clear()
+    again = trainer(tmp_path, max_epochs=6, callbacks=[Rates()])
+    again.fit(build(), loader(), ckpt_path=tmp_path / "epoch=2.ckpt", weights_only=True)
+    assert seen == pytest.approx(rates[3:], rel=1e-5)
 
 
 def test_a_run_that_goes_on_for_longer_leaves_the_rate_of_its_old_end(tmp_path):
