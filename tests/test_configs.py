@@ -12,7 +12,7 @@ import yaml
 from lightning.pytorch import Trainer
 
 from metricloss_pl.cli import main
-from metricloss_pl.data import Flowers102DataModule
+from metricloss_pl.data import Flowers102DataModule, RandomErasing
 from tests.helpers import make_cars, make_cub, make_flowers, make_folder, make_imagenet, make_mit67, make_nab
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -26,9 +26,19 @@ MINIATURES = {
     "mit67": make_mit67,
     "imagenet_subset": lambda root: make_imagenet(root, root / "lists"),
     "cifar100": lambda root: None,
+    "cub_224": make_cub,
 }
+FOLDERS = ("data", "model", "trainer")
 PAPER = ("nab", "cars", "flowers", "mit67")
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
+
+
+# Blocks of published protocols that no run file names: data, model, trainer.
+PROTOCOLS = [
+    *(("cub_224", f"{regime}_resnet50_cosine_decay", "cub_224") for regime in REGIMES),
+    *(("imagenet_subset", f"{regime}_resnet50_step_decay", "imagenet_subset") for regime in ("softmax", "cosine")),
+    *(("cifar100", f"{regime}_resnet110", "cub") for regime in ("softmax", "cosine")),
+]
 
 
 def test_there_is_a_run_file_for_every_data_set_and_regime():
@@ -92,12 +102,14 @@ def test_every_run_file_parses_and_instantiates(file, tmp_path, monkeypatch):
 
 
 def test_no_block_stands_unused():
-    used = set()
+    used = {f"data/{name}.yaml" for name in MINIATURES}
     for file in RUN_FILES:
-        used |= {Path(block).name for block in yaml.safe_load(file.read_text()).values() if isinstance(block, str)}
-    for folder in ("data", "model", "trainer"):
+        used |= {block for block in yaml.safe_load(file.read_text()).values() if isinstance(block, str)}
+    for protocol in PROTOCOLS:
+        used |= {f"{folder}/{name}.yaml" for folder, name in zip(FOLDERS, protocol, strict=True)}
+    for folder in FOLDERS:
         for block in (CONFIGS / folder).glob("*.yaml"):
-            assert block.name in used or (folder == "data" and block.stem in MINIATURES), block
+            assert f"{folder}/{block.name}" in used, block
 
 
 @pytest.mark.parametrize("name", MINIATURES)
@@ -120,7 +132,53 @@ def test_data_block_in_place_of_a_run_files(name, tmp_path, monkeypatch):
     assert data.batch_size == block["init_args"]["batch_size"]
     assert len(data.augment) == len(block["init_args"]["augment"])
     assert model.class_names == data.class_names
-    assert any(augmentation.before_crop for augmentation in data.augment) == (name in PAPER)
+    assert any(isinstance(augmentation, RandomErasing) for augmentation in data.augment) == (name in PAPER)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda protocol: protocol[1])
+def test_blocks_of_a_protocol_fit_together(protocol, tmp_path, monkeypatch):
+    fitted = []
+
+    @functools.wraps(Trainer.fit)  # the command line reads its arguments off the signature
+    def remember(trainer, model, **rest):
+        fitted.append((trainer, model, rest["datamodule"]))
+
+    monkeypatch.setattr(Trainer, "fit", remember)
+    monkeypatch.chdir(tmp_path)
+    MINIATURES[protocol[0]](tmp_path)
+    blocks = {folder: CONFIGS / folder / f"{name}.yaml" for folder, name in zip(FOLDERS, protocol, strict=True)}
+    flags = [f"--{folder}={block}" for folder, block in blocks.items()] + [f"--data.root={tmp_path}"]
+    flags += ["--data.lists=lists"] if protocol[0] == "imagenet_subset" else []
+    main(["fit", f"--config={CONFIGS / 'digits_softmax.yaml'}", *flags, *QUIET, "--test_after_fit=false"])
+    [(trainer, model, data)] = fitted
+    settings = {folder: yaml.safe_load(block.read_text()) for folder, block in blocks.items()}
+    assert type(data).__name__ == settings["data"]["class_path"]
+    assert type(model).__name__ == settings["model"]["class_path"]
+    assert trainer.max_epochs == settings["trainer"]["max_epochs"]
+    plan = settings["model"]["init_args"]
+    model.trainer = trainer
+    optimizer = model.configure_optimizers()["optimizer"]
+    decays = {group["weight_decay"] for group in optimizer.param_groups}
+    assert plan["optimizer"]["init_args"]["weight_decay"] in decays
+    assert (0 in decays) == (plan.get("weight_decay_on") == "weights" or protocol[1].startswith("standalone"))
+    assert type(model.lr_scheduler(optimizer)).__name__ == plan["lr_scheduler"]
+
+
+@pytest.mark.usefixtures("miniatures")
+def test_a_protocol_runs_on_a_miniature(tmp_path, monkeypatch, capsys):
+    """Random resized crops of files, from more pixels than in evaluation, and a schedule by steps."""
+    make_cub(tmp_path, classes=4, images_per_class=12, size=48)
+    monkeypatch.chdir(tmp_path)
+    blocks = zip(FOLDERS, ("cub_224", "softmax_resnet50_cosine_decay", "cub_224"), strict=True)
+    flags = [f"--{folder}={CONFIGS / folder / name}.yaml" for folder, name in blocks]
+    flags += [f"--data.root={tmp_path}", "--data.resize=32", "--data.train_resize=40", "--data.image_size=32"]
+    small = ["--data.batch_size=8", "--data.num_workers=0", "--model.backbone.name=resnet18", "--trainer.max_epochs=2"]
+    main(["fit", f"--config={CONFIGS / 'cub_softmax.yaml'}", *flags, *small, *QUIET, "--trainer.callbacks=null"])
+    assert "test/accuracy" in capsys.readouterr().out
+    [checkpoint] = (tmp_path / "runs").glob("*/version_0/checkpoints/last.ckpt")
+    saved = torch.load(checkpoint, weights_only=True)
+    assert saved["images"] == {"in_channels": 3, "resize": 32, "image_size": 32}
+    assert saved["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(0, abs=1e-9)
 
 
 @pytest.mark.parametrize("regime", REGIMES)
