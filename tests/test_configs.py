@@ -14,6 +14,7 @@ from lightning.pytorch import Trainer
 from metricloss_pl.cli import main
 from metricloss_pl.data import Flowers102DataModule, RandomErasing
 from tests.helpers import make_cars, make_cub, make_flowers, make_folder, make_imagenet, make_mit67, make_nab
+from tests.reproduced import FITS, files_of
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 RUN_FILES = sorted(CONFIGS.glob("*.yaml"))
@@ -107,6 +108,8 @@ def test_no_block_stands_unused():
         used |= {block for block in yaml.safe_load(file.read_text()).values() if isinstance(block, str)}
     for protocol in PROTOCOLS:
         used |= {f"{folder}/{name}.yaml" for folder, name in zip(FOLDERS, protocol, strict=True)}
+    for command in FITS:
+        used |= {value.removeprefix("configs/") for value in files_of(command).values()}
     for folder in FOLDERS:
         for block in (CONFIGS / folder).glob("*.yaml"):
             assert f"{folder}/{block.name}" in used, block

@@ -1,0 +1,269 @@
+"""docs/reproduce.md keeps its word: each figure has a command, commands run, hours follow from the FLOPs."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision import models
+
+from metricloss_pl import backbones, data
+from metricloss_pl.cli import MetricLossCLI, command_line, main
+from metricloss_pl.data import Flowers102DataModule, ImageDataModule, ImageNetSubsetDataModule
+from metricloss_pl.data.samples import Samples
+from metricloss_pl.data.torchvision_sets import CIFAR10DataModule, MNISTDataModule
+from metricloss_pl.regimes import Classifier
+from tests.helpers import make_cars, make_cub, make_flowers, make_imagenet, make_mit67, make_nab
+from tests.reproduced import (
+    DOCUMENT,
+    FIGURES,
+    FITS,
+    HOURS,
+    ROOT,
+    ROWS,
+    Row,
+    blocks,
+    configured,
+    covering,
+    files_of,
+    options_of,
+    rows_of,
+    settings,
+    table_of,
+)
+
+QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
+SUSTAINED = 30e12  # FLOP/s
+LAUNCH = 1e-4  # s a layer
+NOT_PUBLISHED = ("curve", "open")  # what stands in place of a figure
+TRAINED_ELSEWHERE = {  # tests/test_configs.py
+    ("--data", "configs/data/cub.yaml"),
+    ("--trainer", "configs/trainer/cub.yaml"),
+    *(("--model", f"configs/model/{regime}_resnet50.yaml") for regime in ("softmax", "cosine")),
+}
+TRAINED = covering(FITS, blocks, TRAINED_ELSEWHERE)
+
+# ------------------------------------------------------------------------------------------------------- the document
+
+
+def test_rows_are_found():
+    section = (
+        "## Title\n```bash\npython cli.py fit --a <a> --b <b> --lr <rate>\n```\n\n"
+        "| loss | `<a>` | X `1` | Y `2` |\n|---|---|---|---|\n"
+        "| l | `x` | 1.5 @ 0.1, **1.6** | |\n| hours | `y` | 2 | |\n"
+    )
+    assert list(rows_of(section)) == [
+        Row("Title: l, X `1`", "1.5", "python cli.py fit --a x --b 1 --lr 0.1", False),
+        Row("Title: hours, X `1`", "2", "python cli.py fit --a y --b 1 --lr 0.1", True),
+    ]
+    assert options_of("python cli.py fit --a x --b 1") == [("--a", "x"), ("--b", "1")]
+
+
+def test_covering_leaves_nothing_out():
+    assert covering(["ab", "abc", "c", "d", "xy"], set, done="y") == ["abc", "d", "xy"]
+
+
+@pytest.mark.parametrize("row", FIGURES, ids=lambda row: row.place)
+def test_every_figure_has_a_whole_command(row):
+    assert "<" not in row.command
+    assert row.command.startswith("python cli.py ")
+    assert re.fullmatch(r"\d+\.\d+", row.figure) or row.figure in NOT_PUBLISHED, row.figure
+
+
+def test_every_number_of_a_table_has_a_command():
+    """No table stands without a template but that of the networks, and no row loses its numbers on the way."""
+    text = re.sub(r"^## Hours.*?(?=^## )", "", DOCUMENT, flags=re.MULTILINE | re.DOTALL)
+    rows = [line for line in text.splitlines() if re.match(r"\| .*\d", line)]
+    published = sum(len(re.findall(r"(?<=\| )\d+\.\d+(?= )", row)) for row in rows)
+    assert published == sum(re.fullmatch(r"\d+\.\d+", row.figure) is not None for row in ROWS) > 60
+
+
+def test_example_is_one_of_the_commands():
+    example, _, _ = DOCUMENT.split("```bash\n", 1)[1].partition("\n```")
+    assert [row.figure for row in FIGURES if row.command == example] == ["68.3"]
+
+
+def test_our_figures_stand_in_the_results():
+    results = [
+        json.loads(line) for file in (ROOT / "results").glob("*.jsonl") for line in file.read_text().splitlines()
+    ]
+    for line in DOCUMENT.splitlines():
+        for ours in re.findall(r"\*\*(\d+\.\d+)\*\*", line):
+            accuracies = [result.get("metrics", {}).get("test/accuracy", 0) for result in results]
+            assert any(abs(float(ours) / factor - value) < 5e-5 for factor in (1, 100) for value in accuracies), line
+
+
+# ------------------------------------------------------------------------------------------------------- the commands
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A place for the commands to run at, with miniatures of what they name."""
+    place = tmp_path_factory.mktemp("reproduce")
+    (place / "configs").symlink_to(ROOT / "configs")
+    data = place / "data"
+    cub = make_cub(data, size=48)
+    for images in (5, 10, 20):
+        shutil.copy(cub / "train_test_split.txt", cub / f"train_test_split_{images}.txt")
+    make_nab(data, size=48)
+    make_cars(data, size=48)
+    make_mit67(data, size=48)
+    make_flowers(data, Flowers102DataModule.classes, size=32)
+    make_imagenet(data, place / "vipriors-challenges-toolkit" / "image-classification", images_per_class=12)
+    unpacked = data / "imagenet_vipriors"
+    shutil.copytree(data / "work", unpacked / "train", ignore=shutil.ignore_patterns("train", "val", "ILSVRC*"))
+    for part in ("val", "ILSVRC2012_devkit_t12"):
+        shutil.copytree(data / "work" / part, unpacked / part)
+    lists = place / "deic" / "datasets" / "cub"
+    lists.mkdir(parents=True)
+    files = [f"{image.parent.name}/{image.name} {int(image.parent.name[:3]) - 1}" for image in cub.rglob("*.jpg")]
+    for number, part in enumerate(("train", "val", "test")):
+        (lists / f"{part}.txt").write_text("\n".join(files[number::3]))
+    return place
+
+
+@pytest.fixture
+def at_folder(folder, monkeypatch) -> Path:
+    """The command line there, with `fit` alone, since building the parsers takes longest."""
+    monkeypatch.setattr(command_line, "SUBCOMMANDS", ("fit",))
+    subcommands = {"fit": MetricLossCLI.subcommands()["fit"]}
+    monkeypatch.setattr(MetricLossCLI, "subcommands", staticmethod(lambda: subcommands))
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def instantiate(at_folder, monkeypatch) -> Callable[[str], tuple[Trainer, Classifier, ImageDataModule]]:
+    """Takes a command to where training would begin; networks of torchvision have no weights, to be fast."""
+    get_model, fitted = models.get_model, []
+
+    @functools.wraps(Trainer.fit)  # the command line reads its arguments off the signature
+    def remember(trainer, model, **rest):
+        fitted.append((trainer, model, rest["datamodule"]))
+
+    def without_weights(name, weights=None, **rest):
+        with torch.device("meta"):
+            return get_model(name, **rest)
+
+    monkeypatch.setattr(Trainer, "fit", remember)
+    monkeypatch.setattr(models, "get_model", without_weights)
+
+    def run(command: str) -> tuple[Trainer, Classifier, ImageDataModule]:
+        main([*shlex.split(command)[2:], *QUIET, "--test_after_fit=false"])
+        return fitted.pop()
+
+    return run
+
+
+@pytest.mark.parametrize("command", covering(FITS, settings, {part for run in TRAINED for part in settings(run)}))
+def test_command_parses_and_instantiates(command, instantiate):
+    trainer, model, data = instantiate(command)
+    options = dict(options_of(command))
+    regime = re.findall(r"(softmax|cosine|center|standalone)", options.get("--model", options["--config"]))[0]
+    assert type(model).__name__.lower().startswith(regime)
+    assert model.class_names == data.class_names
+    optimizer = model.optimizer([torch.zeros(1)])
+    assert optimizer.defaults["lr"] == float(options.get("--model.optimizer.lr", optimizer.defaults["lr"]))
+    assert trainer.max_epochs == int(options.get("--trainer.max_epochs", trainer.max_epochs))
+    assert "FreezeBackbone" not in command or {"FreezeBackbone", "EmbeddingPlot"} <= {
+        type(callback).__name__ for callback in trainer.callbacks
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------- the hours
+
+
+class Cost(NamedTuple):
+    """Of a network at a size: what the forward pass of one image takes."""
+
+    name: str
+    side: int
+    flops: int
+    layers: int
+
+
+@functools.cache
+def cost_of(class_path: str, side: int, channels: int, **arguments: Any) -> Cost:
+    with torch.device("meta"):
+        network = getattr(backbones, class_path)(in_channels=channels, **arguments)
+        with FlopCounterMode(display=False) as counter:
+            network(torch.empty(1, channels, side, side))
+    name = f"`{arguments.get('name', class_path)}`" + (", full convolutions" * arguments.get("full_convolution", False))
+    return Cost(name, side, counter.get_total_flops(), sum(not list(module.children()) for module in network.modules()))
+
+
+def training_images(module: type[ImageDataModule], val_fraction: float) -> int:
+    """In an epoch of the whole set."""
+    if module is ImageNetSubsetDataModule:
+        return 50_000  # the official validation part does not train
+    images = module.statistics.train if module.statistics else 60_000 if issubclass(module, MNISTDataModule) else 50_000
+    return round(images * (1 - val_fraction))
+
+
+def test_hours_follow_from_the_networks():
+    costs = set()
+    for row in HOURS:
+        config = configured(row.command)
+        module = getattr(data, config["data.class_path"])
+        channels, side = (1, 28) if issubclass(module, MNISTDataModule) else (3, 32)
+        of_backbone = {name.rpartition(".")[2]: value for name, value in config.items() if "model.backbone." in name}
+        of_backbone["side"] = config.get("data.image_size") or module.image_size or side
+        cost = cost_of(channels=channels, **of_backbone)
+        batch_size = config["data.batch_size"]
+        steps = training_images(module, config.get("data.val_fraction", module.val_fraction)) // batch_size
+        seconds = max(3 * cost.flops * batch_size / SUSTAINED, LAUNCH * cost.layers)
+        hours = config["trainer.max_epochs"] * steps * seconds / 3600
+        assert row.figure == (f"{hours:.1f}" if hours >= 1 else f"{hours:.2f}"), row
+        costs.add(cost)
+    section = DOCUMENT.split("## Hours", 1)[1].split("\n## ", 1)[0]
+    stated = {tuple(cells) for cells in table_of(section)[2:]}
+    assert stated == {(name, str(side), f"{flops / 1e9:.3g}", str(layers)) for name, side, flops, layers in costs}
+    assert f"{SUSTAINED / 1e12:g} TFLOP/s" in section
+    assert f"{LAUNCH * 1e3:g} ms" in section
+
+
+# ----------------------------------------------------------------------------------------------------------- training
+
+
+def noise(data: ImageDataModule, part: str) -> Samples | None:
+    """In place of what torchvision would read."""
+    count = max(200, 2 * data.num_classes)
+    images = torch.randint(0, 256, (count, data.in_channels, 12, 12), dtype=torch.uint8)
+    names = [str(index) for index in range(count)]
+    return None if part == "val" else Samples(images=images, labels=torch.arange(count) % data.num_classes, names=names)
+
+
+@pytest.mark.parametrize("command", TRAINED)
+@pytest.mark.usefixtures("miniatures", "at_folder")
+def test_blocks_train_and_test(command, tmp_path, monkeypatch, capsys):
+    """Two steps on small images, and a test of what they left."""
+    for module in (MNISTDataModule, CIFAR10DataModule):
+        monkeypatch.setattr(module, "prepare_data", lambda self: None)
+        monkeypatch.setattr(module, "read", noise)
+    get_model = models.get_model
+    monkeypatch.setattr(models, "get_model", lambda name, weights=None, **rest: get_model(name, **rest))
+    flags = ["--data.batch_size=4", f"--runs_dir={tmp_path}", "--trainer.max_epochs=1", "--trainer.precision=32-true"]
+    if not {name for name, _ in options_of(command)} & {"--trainer.callbacks+"}:
+        flags.append("--trainer.callbacks=null")
+    files = files_of(command)
+    if not any(name in files["--data"] for name in ("mnist", "cifar")):
+        flags += ["--data.resize=40", "--data.image_size=32", "--data.num_workers=0"]
+    if any(name in files["--data"] for name in ("cub_224", "imagenet")):
+        flags.append("--data.train_resize=48")
+    if "resnet50" in files["--model"] and "--model.backbone.name" not in command:
+        flags.append("--model.backbone.name=resnet18")
+    limits = ["--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1", "--trainer.limit_test_batches=1"]
+    main([*shlex.split(command)[2:], *flags, *limits, *QUIET])
+    screen = capsys.readouterr().out
+    assert "1 epochs, 2 steps" in screen
+    assert re.search(r"^test/accuracy +[01]\.\d{4}$", screen, flags=re.MULTILINE)
