@@ -88,10 +88,10 @@ def settings(command: str) -> set[tuple[str, str]]:
     return {(name, re.sub(r"\d+(\.\d+)?", "0", value)) for name, value in options_of(command)}
 
 
-def blocks(command: str) -> set[tuple[str, str]]:
-    """What a command's training is made of: its blocks, those of the run file too, and its settings but for numbers."""
-    texts = {(name, value) for name, value in settings(command) if re.search("[a-zA-Z]", value)}
-    return {(name, value) for name, value in texts if name != "--config"} | set(files_of(command).items())
+def blocks(command: str) -> set[str]:
+    """What a command's training is made of: its blocks, those of the run file too, and settings that are no numbers."""
+    names = {name for name, value in options_of(command) if re.search("[a-zA-Z]", value)}
+    return (names | set(files_of(command).values())) - {"--config", "--data", "--model", "--trainer"}
 
 
 def files_of(command: str) -> dict[str, str]:
