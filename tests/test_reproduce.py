@@ -18,10 +18,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models
 
 from metricloss_pl import backbones, data
+from metricloss_pl.class_embeddings import published
 from metricloss_pl.cli import MetricLossCLI, command_line, main
 from metricloss_pl.data import Flowers102DataModule, ImageDataModule, ImageNetSubsetDataModule
 from metricloss_pl.data.samples import Samples
-from metricloss_pl.data.torchvision_sets import CIFAR10DataModule, MNISTDataModule
+from metricloss_pl.data.torchvision_sets import CIFAR10DataModule, CIFAR100DataModule, MNISTDataModule
 from metricloss_pl.regimes import Classifier
 from tests.helpers import make_cars, make_cub, make_flowers, make_imagenet, make_mit67, make_nab
 from tests.reproduced import (
@@ -120,6 +121,13 @@ def folder(tmp_path_factory) -> Path:
     make_cars(data, size=48)
     make_mit67(data, size=48)
     make_flowers(data, Flowers102DataModule.classes, size=32)
+    trees = {"cub": "10 11\n10 12\n11 1\n11 2\n12 3\n12 4\n", "cifar": "".join(f"100 {i}\n" for i in range(100))}
+    names = "".join(f"{label} {name}\n" for label, name in enumerate(CIFAR100DataModule.classes))
+    for name, resources in published._FILES.items():
+        hierarchy = place / "hub" / "metricloss_pl" / name
+        hierarchy.mkdir(parents=True)
+        for resource in resources:
+            (hierarchy / resource.name).write_text(trees.get(re.split(r"[._]", resource.name)[0], names))
     make_imagenet(data, place / "vipriors-challenges-toolkit" / "image-classification", images_per_class=12)
     unpacked = data / "imagenet_vipriors"
     shutil.copytree(data / "work", unpacked / "train", ignore=shutil.ignore_patterns("train", "val", "ILSVRC*"))
@@ -139,6 +147,7 @@ def at_folder(folder, monkeypatch) -> Path:
     monkeypatch.setattr(command_line, "SUBCOMMANDS", ("fit",))
     subcommands = {"fit": MetricLossCLI.subcommands()["fit"]}
     monkeypatch.setattr(MetricLossCLI, "subcommands", staticmethod(lambda: subcommands))
+    monkeypatch.setenv("TORCH_HOME", str(folder))
     monkeypatch.chdir(folder)
     return folder
 
