@@ -1,0 +1,1 @@
+"""Many runs, and one honest report on them."""
