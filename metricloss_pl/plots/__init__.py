@@ -5,19 +5,45 @@ and Pillow are imported at the first use, so that importing this package costs n
 """
 
 from metricloss_pl.plots._style import MAX_COUNTED_CLASSES, MAX_LEGEND_CLASSES, MAX_TICKS, class_colours
+from metricloss_pl.plots.comparison import (
+    WIDTH,
+    Look,
+    accuracy_against_rate,
+    accuracy_against_size,
+    class_differences,
+    embedding_maps,
+    geometry_curves,
+    learning_curves,
+    looks,
+    reliability_diagram,
+)
 from metricloss_pl.plots.embeddings import align, embedding_scatter, project
 from metricloss_pl.plots.matrices import confusion_matrix, similarity_matrix
-from metricloss_pl.plots.saving import save_figure, save_gif
+from metricloss_pl.plots.saving import figure_bytes, save_figure, save_gif
+from metricloss_pl.plots.sources import loss_surfaces, pair_weights
 
 __all__ = [
     "MAX_COUNTED_CLASSES",
     "MAX_LEGEND_CLASSES",
     "MAX_TICKS",
+    "WIDTH",
+    "Look",
+    "accuracy_against_rate",
+    "accuracy_against_size",
     "align",
     "class_colours",
+    "class_differences",
     "confusion_matrix",
+    "embedding_maps",
     "embedding_scatter",
+    "figure_bytes",
+    "geometry_curves",
+    "learning_curves",
+    "looks",
+    "loss_surfaces",
+    "pair_weights",
     "project",
+    "reliability_diagram",
     "save_figure",
     "save_gif",
     "similarity_matrix",

@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 
-def confusion_matrix(counts: Array, class_names: Sequence[str], title: str = "") -> Figure:
+def confusion_matrix(counts: Array, class_names: Sequence[str], title: str = "", width: float | None = None) -> Figure:
     """Draws a confusion matrix: rows are the true classes, columns the predicted ones, each row's colours sum to one.
 
     Args:
         counts: (C, C) counts of images, [true, predicted]. They are written into the cells up to C = 20.
         class_names: Names of the C classes in label order; ticks are thinned where there are many.
         title: Title of the figure.
+        width: Of the figure, in inches, which then has no colour bar; by default it grows with C and has one.
 
     Returns:
         The figure.
@@ -33,17 +34,21 @@ def confusion_matrix(counts: Array, class_names: Sequence[str], title: str = "")
     num_classes = len(class_names)
     totals = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
-    side = float(np.clip(3.2 + 0.42 * num_classes, 5.0, 10.5))
-    figure = Figure(figsize=(side + 0.8, side), dpi=120, layout="compressed", facecolor="white")
+    side = float(np.clip(3.2 + 0.42 * num_classes, 5.0, 10.5)) if width is None else width
+    counted = num_classes <= (MAX_COUNTED_CLASSES if width is None else int(2.4 * width))
+    figure = Figure(
+        figsize=(side + (0.8 if width is None else 0), side), dpi=120, layout="compressed", facecolor="white"
+    )
     ax = figure.add_subplot()
     image = ax.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-    bar = figure.colorbar(image, ax=ax, shrink=0.8, aspect=30, pad=0.02)
-    bar.set_label("share of the true class", fontsize=11, color=INK)
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(labelsize=10, colors=INK)
+    if width is None:
+        bar = figure.colorbar(image, ax=ax, shrink=0.8, aspect=30, pad=0.02)
+        bar.set_label("share of the true class", fontsize=11, color=INK)
+        bar.outline.set_visible(False)
+        bar.ax.tick_params(labelsize=10, colors=INK)
 
-    if num_classes <= MAX_COUNTED_CLASSES:
-        size = 11 if counts.max(initial=0) < 1000 else 8.5
+    if counted:
+        size = 11 if counts.max(initial=0) < 1000 and (width is None or num_classes <= width) else 8.5
         for row, column in np.argwhere(counts > 0):
             colour = "white" if shares[row, column] > 0.55 else INK
             ax.text(column, row, f"{int(counts[row, column])}", ha="center", va="center", fontsize=size, color=colour)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from metricloss_pl.errors import UserError
 from metricloss_pl.files import replacing
@@ -13,15 +14,44 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+_FORMATS = ("png", "svg", "pdf")
+
+
 def save_figure(figure: Figure, path: Path) -> None:
-    """Writes a figure as PNG.
+    """Writes a figure as PNG, SVG or PDF, by the file's ending.
 
     Args:
         figure: The figure.
         path: File to write; its folder is made.
+
+    Raises:
+        UserError: Another ending.
     """
+    ending = path.suffix.lstrip(".").lower()
+    if ending not in _FORMATS:
+        raise UserError(f"{path} is no file to write a figure to: it must end in .png, .svg or .pdf")
     with replacing(path) as beside:
-        figure.savefig(beside, format="png", facecolor="white")
+        _save(figure, beside, ending)
+
+
+def figure_bytes(figure: Figure, format: Literal["png", "svg"]) -> bytes:
+    """A figure as the content of a file; of the same figure always the same.
+
+    Args:
+        figure: The figure.
+        format: Of the file.
+    """
+    stream = io.BytesIO()
+    _save(figure, stream, format)
+    return stream.getvalue()
+
+
+def _save(figure: Figure, file: Path | io.BytesIO, format: str) -> None:
+    import matplotlib
+
+    undated = {"Date": None} if format == "svg" else None
+    with matplotlib.rc_context({"svg.hashsalt": "metricloss_pl"}):
+        figure.savefig(file, format=format, facecolor="white", metadata=undated)
 
 
 def save_gif(frames: Sequence[Path], path: Path, seconds_per_frame: float = 0.4) -> None:

@@ -1,0 +1,129 @@
+"""The figures that compare variants: what is drawn, and that nothing is cut off."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from metricloss_pl import plots
+
+NAMES = ["softmax", "cosine", "a rather long name of a variant", "$x_1$ <b>"]
+STYLE = plots.looks(NAMES)
+
+
+def series(rows, generator):
+    mean = generator.uniform(0.5, 0.9, rows)
+    return mean, mean - 0.05, mean + 0.05
+
+
+def figures():
+    """Each figure by name, with data of four variants."""
+    generator = np.random.default_rng(0)
+    classes = [f"a long name of class {k}" for k in range(40)]
+    epochs = np.arange(1, 21)
+    parts = {"train": (epochs, np.linspace(0.2, 1, 20)), "val": (epochs, np.linspace(0.2, 0.8, 20))}
+    curves = dict.fromkeys(NAMES, parts)
+    labels = np.arange(80) % 40
+    return {
+        "sizes": plots.accuracy_against_size([10, 50, 250], {n: series(3, generator) for n in NAMES}, STYLE),
+        "sizes with all": plots.accuracy_against_size([10, None], {n: series(2, generator) for n in NAMES}, STYLE),
+        "one size": plots.accuracy_against_size([10], {n: series(1, generator) for n in NAMES}, STYLE),
+        "curves": plots.learning_curves(curves, dict.fromkeys(NAMES, 0.7), STYLE),
+        "training alone": plots.learning_curves({"cosine": {"train": (epochs, np.linspace(0, 1, 20))}}, {}, STYLE),
+        "rates": plots.accuracy_against_rate(
+            {n: (10 ** generator.uniform(-4, 0, 20), generator.random(20)) for n in NAMES}, STYLE
+        ),
+        "classes": plots.class_differences({n: generator.normal(0, 0.1, 40) for n in NAMES}, classes, NAMES[2], STYLE),
+        "reliability": plots.reliability_diagram(
+            {n: (np.linspace(0.3, 1, 5), np.linspace(0, 1, 5)) for n in NAMES}, STYLE
+        ),
+        "geometry": plots.geometry_curves(
+            {
+                "variance": dict.fromkeys(NAMES, (epochs, np.geomspace(9, 0.1, 20))),
+                "s": {"cosine": (epochs, np.ones(20))},
+            },
+            STYLE,
+        ),
+        "maps": plots.embedding_maps({n: (generator.normal(size=(80, 2)), labels) for n in NAMES}, classes),
+        "five maps": plots.embedding_maps(
+            {f"center_weight {k}": (generator.normal(size=(80, 2)), labels % 3) for k in range(5)}, classes[:3], 5, 11
+        ),
+        "confusion": plots.confusion_matrix(np.eye(40, dtype=int), classes, NAMES[2], width=plots.WIDTH),
+        "surfaces": plots.loss_surfaces({"one": np.eye(9), "other": np.ones((9, 9)) + np.eye(9)}, 2.0),
+        "weights": plots.pair_weights(
+            np.geomspace(0.1, 10, 9), {"margin": np.repeat([1.0, 0], [4, 5]), "b": np.ones(9)}
+        ),
+    }
+
+
+FIGURES = figures()
+
+
+@pytest.mark.parametrize(("name", "figure"), FIGURES.items(), ids=FIGURES)
+def test_nothing_is_cut_off(name, figure):
+    with Image.open(io.BytesIO(plots.figure_bytes(figure, "png"))) as opened:
+        picture = np.asarray(opened.convert("RGB")).astype(int)
+    border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
+    assert (border == 255).all()
+    assert (picture < 250).any(axis=2).mean() > 0.005
+    if name not in ("five maps", "surfaces", "weights"):
+        assert figure.get_size_inches()[0] == plots.WIDTH
+
+
+def lines_of(ax):
+    return [line for line in ax.lines if len(line.get_xdata()) > 1]
+
+
+def test_variants_keep_their_colour():
+    for name in ("sizes", "rates", "reliability"):
+        colours = [line.get_color() for line in lines_of(FIGURES[name].axes[0]) if line.get_linestyle() == "-"]
+        assert [look.colour for look in STYLE.values()] == colours
+    assert len({look.marker for look in STYLE.values()}) == len({look.colour for look in STYLE.values()}) == 4
+
+
+def test_accuracy_against_size_draws_means_and_bands():
+    mean = np.array([0.5, np.nan, 0.9])
+    figure = plots.accuracy_against_size([10, 50, 250], {"cosine": (mean, mean - 0.1, mean + 0.1)}, STYLE)
+    (ax,) = figure.axes
+    np.testing.assert_allclose(ax.lines[0].get_xydata(), [[10, 50], [250, 90]])
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["10", "50", "250"]
+    assert ax.get_xscale() == "log"
+    low, high = ax.collections[0].get_datalim(ax.transData).intervaly
+    assert (low, high) == pytest.approx((40, 100))
+
+
+def test_the_gap_is_training_minus_validation():
+    train, val = (np.array([2, 4, 6]), np.array([0.5, 0.9, 1.0])), (np.array([2, 5]), np.array([0.4, 0.6]))
+    curves = {"cosine": {"train": train, "val": val}}
+    _, below = plots.learning_curves(curves, {"cosine": 0.7}, STYLE).axes
+    np.testing.assert_allclose(below.lines[0].get_xydata(), [[2, 10], [5, 35]])
+
+
+def test_the_line_over_rates_joins_medians():
+    rates, accuracies = np.array([0.01, 0.0101, 0.0099, 1.0]), np.array([0.2, 0.9, 0.8, 0.1])
+    (ax,) = plots.accuracy_against_rate({"cosine": (rates, accuracies)}, STYLE).axes
+    np.testing.assert_allclose(ax.lines[1].get_xydata(), [[0.01, 80], [1, 10]])
+
+
+def test_of_many_classes_those_that_differ_most_are_drawn():
+    differences = np.zeros(60)
+    differences[[5, 50]] = [0.3, -0.4]
+    (ax,) = plots.class_differences({"cosine": differences}, [f"c{k}" for k in range(60)], "softmax", STYLE).axes
+    names = [tick.get_text() for tick in ax.get_yticklabels()]
+    assert len(names) == 24
+    assert (names[0], names[-1]) == ("c5", "c50")
+    np.testing.assert_allclose([ax.lines[0].get_xdata()[k] for k in (0, -1)], [30, -40])
+
+
+def test_a_class_without_images_leaves_a_gap():
+    values = np.array([0.1, np.nan, -0.1])
+    (ax,) = plots.class_differences({"cosine": values}, ["a", "b", "c"], "softmax", STYLE).axes
+    assert len(ax.get_yticklabels()) == 3
+
+
+def test_an_svg_is_always_the_same():
+    points = {name: (np.linspace(0.3, 1, 5), np.linspace(0, 1, 5)) for name in NAMES}
+    first, second = (plots.figure_bytes(plots.reliability_diagram(points, STYLE), "svg") for _ in range(2))
+    assert first == second
+    assert first.startswith(b"<?xml")
