@@ -30,7 +30,8 @@ LAYERS = {
     **dict.fromkeys(GROUND[1:], BASICS),
     "regimes": {*GROUND, *BASICS, "mixing"},
     "callbacks": {*GROUND, *BASICS, "regimes"},
-    "cli": {*GROUND, *BASICS, "schedules", "mixing", "regimes", "callbacks", ""},
+    "compare": {*GROUND, *BASICS, "regimes", "callbacks"},
+    "cli": {*GROUND, *BASICS, "schedules", "mixing", "regimes", "callbacks", "compare", ""},
 }
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 

@@ -72,11 +72,11 @@ def estimate(values: Array, pseudo: Sequence[float] = ()) -> Estimate:
         T = s^2 / U, at least (mean over u of var_u / n_u - I) / U
 
     T is what training again changes, and can't be less than what chance among the images makes of it; I is what other
-    images would change in all repetitions alike, which s^2 can't see. Where each repetition has tested all images, T + I
+    images would change in all repetitions alike, which s^2 can't see. Where each repetition has tested all images, this
     is the two-way random-effects analysis that is usual for several readers of the same cases (Obuchowski & Rockette
-    1995; Hillis 2007), and where no two have an image in common, the t test over repetitions. The degrees of freedom,
-    (T + I) / (T / (U - 1) + I / (N - 1)), are fewer than Satterthwaite's, with which two or three repetitions give up
-    to twice as many false alarms as they should.
+    1995; Hillis 2007); where no two have an image in common, it is the t test over repetitions. The degrees of freedom,
+    (T + I) / (T / (U - 1) + I / (N - 1)), are fewer than Satterthwaite's, with which two or three repetitions give more
+    false alarms than they should.
 
     Args:
         values: (N, U), a row an image, a column a repetition; NaN where a repetition has not tested an image.
@@ -128,8 +128,8 @@ def accuracy_estimate(correct: Array) -> Estimate:
     """Accuracy with its interval, which stays within [0, 1].
 
     Args:
-        correct: (N, U), 1 where repetition u is right about image i, 0 where it is wrong, NaN where it has not tested it;
-            or means of such numbers.
+        correct: (N, U), 1 where repetition u is right about image i, 0 where it is wrong, NaN where it has not tested
+            it; or means of such numbers.
     """
     found = estimate(correct, pseudo=(0, 0, 1, 1))
     if found.low is None or found.high is None:
@@ -170,15 +170,25 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def mean_line(curves: Sequence[Sequence[float | None]]) -> Array:
-    """Mean of curves of unequal length, position by position over those that are there; NaN where none is."""
-    longest = max(map(len, curves), default=0)
-    table = np.full((len(curves), longest), np.nan)
-    for row, curve in zip(table, curves, strict=True):
-        row[: len(curve)] = [np.nan if value is None else value for value in curve]
-    counts = (~np.isnan(table)).sum(axis=0)
-    mean: Array = np.where(counts > 0, np.nansum(table, axis=0) / np.maximum(counts, 1), np.nan)
-    return mean
+def mean_line(curves: Sequence[tuple[Sequence[float], Sequence[float | None]]]) -> tuple[Array, Array]:
+    """Mean of curves over all their places; between its own a curve is interpolated, beyond them it counts no more.
+
+    Args:
+        curves: Rising places and values of each; None and NaN are left out.
+
+    Returns:
+        (P,) places and (P,) means; empty for no values at all.
+    """
+    known = []
+    for places, values in curves:
+        x, y = np.array(places, dtype=np.float64), np.array(values, dtype=np.float64)
+        sound = np.isfinite(y)
+        if sound.any():
+            known.append((x[sound], y[sound]))
+    grid = np.unique(np.concatenate([x for x, _ in known])) if known else np.empty(0)
+    table = [np.interp(grid, x, y, left=np.nan, right=np.nan) for x, y in known]
+    mean: Array = np.nanmean(table, axis=0) if known else np.empty(0)
+    return grid, mean
 
 
 # ------------------------------------------------------------------------------------------------------ one set of runs

@@ -1,0 +1,361 @@
+"""The report on a comparison: a verdict in words, tables, figures, and the conditions, from stored results alone."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from metricloss_pl.compare import statistics
+from metricloss_pl.compare.document import (
+    Block,
+    Cell,
+    Facts,
+    Heading,
+    Picture,
+    Table,
+    TableRow,
+    Text,
+    Verdict,
+    to_html,
+    to_markdown,
+)
+from metricloss_pl.compare.pictures import Pictures
+from metricloss_pl.compare.statistics import LEVEL
+from metricloss_pl.compare.summary import Comparison, Row, count, named, read
+from metricloss_pl.compare.words import (
+    distinct,
+    duration,
+    estimate_cell,
+    listed,
+    minute,
+    p_equals,
+    p_value,
+    percent,
+    settings_text,
+    shortened,
+    signed,
+    size_name,
+    text_of,
+)
+from metricloss_pl.files import replacing
+
+__all__ = ["write_report"]
+
+_FIGURES = "figures"
+_MAX_FAILURES = 100
+_MAX_CLASSES_NAMED = 12
+_MAX_VARIANTS_NAMED = 3
+
+
+def write_report(folder: Path) -> Path:
+    """Writes ``report.html``, ``report.md``, ``report.csv`` and ``figures/`` beside the results of a comparison.
+
+    The same results give the same files, byte for byte.
+
+    Args:
+        folder: Of the comparison, with ``plan.json`` and ``results.jsonl``, which may be incomplete.
+
+    Returns:
+        ``report.html``.
+
+    Raises:
+        UserError: There is no sound plan in the folder.
+    """
+    folder = Path(folder)
+    comparison = read(folder)
+    title = f"Comparison: {comparison.plan.get('name') or folder.resolve().name}"
+    blocks = _Report(comparison).blocks()
+    for old in [*(folder / _FIGURES).glob("*.svg"), *(folder / _FIGURES).glob("*.jpg")]:
+        old.unlink()
+    for image in (image for block in blocks if isinstance(block, Picture) for image in block.images):
+        _write(folder / _FIGURES / image.file, image.content)
+    _write(folder / "report.md", to_markdown(title, blocks, _FIGURES).encode())
+    _write(folder / "report.csv", _csv(comparison).encode())
+    _write(folder / "report.html", to_html(title, blocks).encode())
+    return folder / "report.html"
+
+
+def _write(file: Path, content: bytes) -> None:
+    with replacing(file) as beside:
+        beside.write_bytes(content)
+
+
+class _Report:
+    """The blocks of a report.
+
+    Args:
+        comparison: The results.
+    """
+
+    def __init__(self, comparison: Comparison) -> None:
+        self.comparison = comparison
+        missing, planned = len(comparison.missing), len(comparison.planned)
+        self.mark = f"Incomplete: {missing} of {count(planned, 'final run')} missing. " if missing else ""
+        self.pictures = Pictures(comparison, self.mark)
+        self.metric = "Balanced accuracy" if comparison.balanced else "Accuracy"
+
+    def blocks(self) -> list[Block]:
+        """All of them, in their order."""
+        return [
+            *self.verdict(),
+            *self.tables(),
+            *self.pictures.blocks(),
+            *self.settings(),
+            *self.left_out(),
+            *self.conditions(),
+        ]
+
+    # --------------------------------------------------------------------------------------------------------- verdict
+
+    def verdict(self) -> list[Block]:
+        """What was found, in words."""
+        comparison = self.comparison
+        sizes = len(comparison.sizes)
+        others = [row for row in comparison.overall if row.variant != comparison.baseline]
+        tested = [row for row in others if row.p is not None]
+        found = [row for row in tested if _is_shown(row)]
+        if not others:
+            headline = f"Nothing to compare: {comparison.baseline} is the only variant."
+        elif not tested:
+            headline = f"No test: {self._why_no_test()}"
+        else:
+            headline = self._finding(found) if found else "No difference shown."
+        averaged = f", averaged over {sizes} sizes" if sizes > 1 else ""
+        before = (
+            f"{self.metric} minus that of {comparison.baseline}{averaged}, with 95 % intervals; p corrected for "
+            f"{count(len(tested), 'test')}:"
+        )
+        items = [
+            f"{row.variant}: {signed(row.difference.mean)} points, {signed(row.difference.low)} to "
+            f"{signed(row.difference.high)}; {p_equals(row.p)}, {'a' if row in found else 'no'} difference"
+            f"{'' if row in found else ' shown'}"
+            for row in tested
+            if row.difference is not None and row.p is not None
+        ]
+        after = []
+        if tested and len(tested) < len(others):
+            untested = [row.variant for row in others if row not in tested]
+            after.append(f"Not tested for want of complete results: {listed(untested)}.")
+        if tested and sizes > 1:
+            after.append(self._by_size())
+        means = {row.variant: row.accuracy.mean for row in comparison.overall if row.accuracy is not None}
+        if len(means) > 1 and not found:
+            best = max(means, key=means.__getitem__)
+            after.append(f"The highest mean is that of {best}, {percent(means[best])} %; that alone shows nothing.")
+        blocks: list[Block] = [Verdict(headline, [before] if items else [], items, after)]
+        if comparison.plan.get("warnings"):
+            blocks.append(Text([f"Of the data: {warning}" for warning in comparison.plan["warnings"]], warning=True))
+        if self.mark:
+            blocks.append(
+                Text([f"{self.mark}What is said here may change with them. They are listed below."], warning=True)
+            )
+        return blocks
+
+    def _finding(self, found: Sequence[Row]) -> str:
+        """Which variants differ from the baseline, and by how much."""
+        parts = []
+        for sign, word in ((1, "better"), (-1, "worse")):
+            names = [
+                f"{row.variant} ({signed(row.difference.mean)} points)"
+                for row in found
+                if row.difference is not None and sign * row.difference.mean > 0
+            ]
+            if names:
+                subject = listed(names) if len(names) <= _MAX_VARIANTS_NAMED else count(len(names), "variant")
+                parts.append(f"{subject} {'is' if len(names) == 1 else 'are'} {word}")
+        return f"Compared with {self.comparison.baseline}, {' and '.join(parts)}."
+
+    def _by_size(self) -> str:
+        tests = count(sum(row.p is not None for row in self.comparison.rows), "test")
+        found = [row for row in self.comparison.rows if _is_shown(row)]
+        if not found:
+            return f"At no single size is a difference shown ({tests}, corrected together)."
+        parts = [
+            f"{row.variant} at {size_name(row.size)} ({signed(row.difference.mean)} points)"
+            for row in found
+            if row.difference is not None
+        ]
+        return f"At single sizes differences are shown for {listed(parts)} ({tests}, corrected together)."
+
+    def _why_no_test(self) -> str:
+        if not self.comparison.finals:
+            return "there is no final run yet."
+        if not self.comparison.predictions:
+            return "no predictions are stored."
+        if all(row.accuracy is None or row.accuracy.repetitions < 2 for row in self.comparison.rows):
+            return (
+                "one training of each variant says nothing of what training again would change; two or more seeds do."
+            )
+        return "too few runs of the same size, split and seed are complete."
+
+    # ---------------------------------------------------------------------------------------------------------- tables
+
+    def tables(self) -> list[Block]:
+        """Over all sizes, then for each."""
+        comparison = self.comparison
+        several = len(comparison.sizes) > 1
+        tests = sum(row.p is not None for row in comparison.rows)
+        blocks: list[Block] = [Heading("Results", "results")]
+        if several:
+            blocks.append(self._table(comparison.overall, f"Mean over {len(comparison.sizes)} sizes."))
+        for size in comparison.sizes:
+            rows = [row for row in comparison.rows if row.size == size]
+            together = f" p is corrected for {count(tests, 'test')} at all sizes." if several and tests else ""
+            blocks.append(self._table(rows, f"{size_name(size).capitalize()}.{together}"))
+        repetitions = max((row.accuracy.repetitions for row in comparison.rows if row.accuracy), default=0)
+        notes = [
+            "Accuracy is in % of the test images; differences and gaps are in points. Balanced accuracy is the mean "
+            "over the classes; the gap is training minus test accuracy, neither balanced."
+        ]
+        if repetitions > 1:
+            notes.append(
+                f"± is the standard deviation between {repetitions} repetitions of the training. Below it is the 95 % "
+                "interval over images and repetitions, each for itself."
+            )
+            notes.append(
+                f"p is that of the paired test against {comparison.baseline}, a two-way random-effects t test, "
+                f"corrected after Holm for the number of tests; up to {LEVEL} a difference counts as shown. "
+                f"{statistics.ASSUMPTION}"
+            )
+            if repetitions < 5:
+                notes.append(
+                    f"With {repetitions} repetitions only large differences can be shown; more seeds show smaller."
+                )
+        else:
+            notes.append("With one repetition of the training there is no spread, no interval and no test.")
+        return [*blocks, Text(notes)]
+
+    def _table(self, rows: Sequence[Row], caption: str) -> Table:
+        baseline = self.comparison.baseline
+        lines = []
+        for row in rows:
+            difference = "baseline" if row.variant == baseline else estimate_cell(row.difference, signed, spread=False)
+            cells: list[Cell] = [
+                estimate_cell(row.accuracy, percent),
+                difference,
+                p_value(row.p),
+                percent(row.other),
+                signed(row.gap),
+                duration(row.seconds),
+                str(row.done) if row.done >= row.planned else f"{row.done} of {row.planned}",
+            ]
+            lines.append(TableRow(row.variant, cells, self.pictures.colour(row.variant)))
+        names = ("balanced, %", "accuracy, %") if self.comparison.balanced else ("accuracy, %", "balanced, %")
+        columns = ["variant", names[0], f"minus {baseline}", "p", names[1], "gap", "time a run", "runs"]
+        return Table(f"{self.mark}{caption}", columns, lines)
+
+    def settings(self) -> list[Block]:
+        """What tuning has chosen."""
+        rows = []
+        for variant in self.comparison.variants:
+            cells = []
+            for size in self.comparison.sizes:
+                runs = self.comparison.finals_of(variant, size).values()
+                chosen = dict.fromkeys(settings_text(self._tuned(run)) for run in runs)
+                cells.append("; ".join(filter(None, chosen)) or ("as configured" if chosen else ""))
+            rows.append(TableRow(variant, cells, self.pictures.colour(variant)))
+        columns = ["variant", *map(size_name, self.comparison.sizes)]
+        caption = f"{self.mark}Settings of the final runs, as tuning has chosen them."
+        return [Heading("Chosen settings", "settings"), Table(caption, columns, rows)]
+
+    def _tuned(self, run: dict[str, Any]) -> dict[str, Any]:
+        """Those settings of a run that are tuned, where the plan names them."""
+        space = self.comparison.plan["variants"][run["variant"]].get("space")
+        settings: dict[str, Any] = run.get("settings") or {}
+        return settings if space is None else {name: value for name, value in settings.items() if name in space}
+
+    # ------------------------------------------------------------------------------------------------------ conditions
+
+    def left_out(self) -> list[Block]:
+        """What is missing, what failed, and what could not be read."""
+        comparison = self.comparison
+        blocks: list[Block] = []
+        if comparison.missing:
+            failed = {run["key"] for run in comparison.failed}
+            lines = [f"{named(run)}{' (failed)' if key in failed else ''}" for key, run in comparison.missing.items()]
+            blocks += [Heading("Missing", "missing"), Text(shortened(lines), as_list=True)]
+        if comparison.failed:
+            rows = [
+                TableRow(
+                    named(run), ["trial" if run["kind"] == "trial" else "final", str(run.get("reason") or "unknown")]
+                )
+                for run in comparison.failed[:_MAX_FAILURES]
+            ]
+            some = f" These are the first {len(rows)}." if len(rows) < len(comparison.failed) else ""
+            caption = f"{self.mark}{count(len(comparison.failed), 'run')} failed.{some}"
+            blocks += [Heading("Failures", "failures"), Table(caption, ["run", "kind", "reason"], rows)]
+        if comparison.notes:
+            blocks += [Heading("Left out", "left-out"), Text(shortened(comparison.notes), as_list=True)]
+        return blocks
+
+    def conditions(self) -> list[Block]:
+        """How the numbers came about."""
+        comparison, plan = self.comparison, self.comparison.plan
+        runs = [*comparison.finals.values(), *comparison.trials]
+        dates = sorted(str(run["date"]) for run in runs if run.get("date"))
+        seconds = sum(run.get("seconds") or 0 for run in runs)
+        named_classes = comparison.class_names[:_MAX_CLASSES_NAMED]
+        more = len(comparison.class_names) - len(named_classes)
+        pairs = {(run["seed"], run["split"]) for run in comparison.planned.values()}
+        repetitions = [
+            count(len({seed for seed, _ in pairs}), "seed"),
+            count(len({split for _, split in pairs}), "split"),
+        ]
+        if len(pairs) == len({seed for seed, _ in pairs}) == len({split for _, split in pairs}) > 1:
+            repetitions = [f"{count(len(pairs), 'seed')}, each with a draw of training images of its own"]
+        if plan.get("folds"):
+            repetitions.append(f"{plan['folds']} folds, each tested by a network that has not seen it")
+        tuning = "none: each variant as it is configured"
+        if plan.get("trials"):
+            ended = Counter(str(run["status"]) for run in comparison.trials)
+            sums = f" ({listed([f'{number} {status}' for status, number in sorted(ended.items())])})" if ended else ""
+            tuning = f"{count(plan['trials'], 'trial')} for each variant and size, the same for all{sums}; chosen on "
+            tuning += "validation images"
+        items = [
+            ("Data", text_of(plan.get("data"))),
+            (
+                "Classes",
+                f"{len(comparison.class_names)}: {', '.join(named_classes)}{f' and {more} more' if more else ''}",
+            ),
+            ("Training images a class", ", ".join("all" if n is None else str(n) for n in comparison.sizes)),
+            ("Repetitions", ", ".join(repetitions)),
+            ("Tuning", tuning),
+            ("Test", "once, at the end of each final run; test images choose nothing"),
+            ("Versions", distinct(runs, "versions")),
+            ("Hardware", distinct(runs, "hardware")),
+            ("Git", distinct(runs, "git")),
+            ("Command", text_of(plan.get("command"))),
+            ("Time", f"{minute(dates[0])} to {minute(dates[-1])}; {duration(seconds)} of runs" if dates else ""),
+        ]
+        return [Heading("Conditions", "conditions"), Facts([(name, value) for name, value in items if value])]
+
+
+def _is_shown(row: Row) -> bool:
+    return row.p is not None and row.p <= LEVEL
+
+
+def _csv(comparison: Comparison) -> str:
+    """The table with a line a size and variant, in shares of 1; nothing stands where nothing is known."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    first, other = ("balanced_accuracy", "accuracy") if comparison.balanced else ("accuracy", "balanced_accuracy")
+    writer.writerow(
+        ["samples_per_class", "variant", "runs", "planned", first, "spread", "low", "high", "difference",
+         "difference_low", "difference_high", "p_corrected", other, "train_accuracy", "gap", "seconds"]
+    )  # fmt: skip
+    rows = [("all" if row.size is None else str(row.size), row) for row in comparison.rows]
+    if len(comparison.sizes) > 1:
+        rows = [("mean over sizes", row) for row in comparison.overall] + rows
+    for size, row in rows:
+        own, paired = row.accuracy, row.difference
+        numbers = [
+            *((None,) * 4 if own is None else (own.mean, own.spread, own.low, own.high)),
+            *((None,) * 3 if paired is None else (paired.mean, paired.low, paired.high)),
+            row.p, row.other, row.train, row.gap, row.seconds,
+        ]  # fmt: skip
+        writer.writerow([size, row.variant, row.done, row.planned, *("" if n is None else f"{n:.6g}" for n in numbers)])
+    return stream.getvalue()

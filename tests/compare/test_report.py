@@ -1,0 +1,380 @@
+"""The report on simulated results: true, complete, safe, and honest about what is missing."""
+
+import base64
+import csv
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+
+from metricloss_pl.compare.report import write_report
+from metricloss_pl.compare.summary import read
+from metricloss_pl.errors import UserError
+from tests.compare.simulated import make_results
+
+PIXEL = b'<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"></svg>'
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+SMALL = {"sizes": (10, 20), "epochs": 5, "trials": 3, "images": 90}
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Figures are made but not drawn, which takes most of a report's time."""
+    monkeypatch.setattr("metricloss_pl.plots.figure_bytes", lambda figure, format: PIXEL)
+
+
+class Page(HTMLParser):
+    """A page's elements, and its text; it fails where tags do not balance."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.elements, self.text = [], [], ""
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open[-1:] != ["style"]:
+            self.text += data
+
+    def all(self, tag):
+        return [attrs for name, attrs in self.elements if name == tag]
+
+
+def page_of(folder):
+    return Page(write_report(folder).read_text(encoding="utf-8"))
+
+
+def check(page):
+    """What every page keeps: accessible, self-contained, without programs."""
+    assert page.elements[0] == ("html", {"lang": "en"})
+    assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in page.all("meta")
+    ids = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    assert page.all("img")
+    assert all(attrs["alt"] for attrs in page.all("img"))
+    assert all(attrs["scope"] in ("col", "row") for attrs in page.all("th"))
+    assert not {"script", "link", "iframe", "object", "form"} & {tag for tag, _ in page.elements}
+    for tag, attrs in page.elements:
+        for name, value in attrs.items():
+            assert not name.startswith("on")
+            if name in ("src", "href", "aria-labelledby"):
+                target = value if name != "aria-labelledby" else f"#{value}"
+                assert target.startswith("data:image/") or target[1:] in ids, (tag, name)
+    for attrs in page.all("img"):
+        kind, data = attrs["src"].removeprefix("data:image/").split(";base64,")
+        content = base64.b64decode(data, validate=True)
+        if kind == "svg+xml":
+            assert not re.search(rb'(?:href|src)="(?!#|data:)|<script|url\((?!#)', content)
+    levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch(r"h\d", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+
+
+def test_a_whole_report(tmp_path):
+    folder = make_results(tmp_path, {"softmax": 0.0, "cosine": 1.5, "center": 0.0}, seeds=range(5))
+    page = page_of(folder)
+    check(page)
+    assert re.search(r"Compared with softmax, cosine \(\+\d+\.\d points\) is better\.", page.text)
+    assert re.search(r"center: [+\u2212].*no difference shown", page.text)
+    assert "Incomplete" not in page.text
+    for heading in (
+        "results",
+        "accuracy",
+        "curves",
+        "learning-rate",
+        "classes",
+        "calibration",
+        "geometry",
+        "embeddings",
+    ):
+        assert {"id": heading} in page.all("h2")
+    for words in (
+        "python cli.py compare --config",
+        "torch 2.14.1",
+        "12 trials for each variant and size",
+        "ebfc3c5",
+        "cores 2",
+    ):
+        assert words in page.text
+    first = (folder / "report.html").read_bytes()
+    assert len(first) < 2e6
+    assert write_report(folder).read_bytes() == first
+
+
+def test_the_table_as_csv_and_markdown(tmp_path, undrawn):
+    folder = make_results(tmp_path, seeds=range(3), **SMALL)
+    write_report(folder)
+    comparison = read(folder)
+    with (folder / "report.csv").open(encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [line["samples_per_class"] for line in lines] == ["mean over sizes"] * 4 + ["10"] * 4 + ["20"] * 4
+    for line, row in zip(lines, comparison.overall + comparison.rows, strict=True):
+        assert (line["variant"], int(line["runs"])) == (row.variant, row.done)
+        assert float(line["accuracy"]) == pytest.approx(row.accuracy.mean, rel=1e-5)
+        assert line["p_corrected"] == ("" if row.p is None else f"{row.p:.6g}")
+    stored = [json.loads(text) for text in (folder / "results.jsonl").read_text().splitlines()]
+    finals = [
+        run for run in stored if (run["kind"], run["variant"], run["samples_per_class"]) == ("final", "cosine", 20)
+    ]
+    accuracies = [run["metrics"]["test/accuracy"] for run in finals]
+    cosine = lines[9]
+    assert float(cosine["accuracy"]) == pytest.approx(np.mean(accuracies), rel=1e-5)
+    assert float(cosine["spread"]) == pytest.approx(np.std(accuracies, ddof=1), rel=1e-5)
+    gaps = [run["metrics"]["train/accuracy"] - run["metrics"]["test/accuracy"] for run in finals]
+    assert float(cosine["gap"]) == pytest.approx(np.mean(gaps), rel=1e-4)
+    assert float(cosine["difference"]) == pytest.approx(
+        np.mean(accuracies) - float(lines[8]["accuracy"]), rel=1e-3, abs=1e-6
+    )
+
+    markdown = (folder / "report.md").read_text(encoding="utf-8")
+    table = [line.strip("| ").split(" | ") for line in markdown.splitlines() if line.startswith("| ")]
+    assert table[0][:2] == ["variant", "accuracy, %"]
+    assert [row[0] for row in table[2:6]] == ["softmax", "cosine", "center", "standalone"]
+    assert table[3][1].startswith(f"{100 * float(lines[1]['accuracy']):.1f} ± ")
+    pictures = re.findall(r"!\[[^\]]+\]\((figures/[^)]+)\)", markdown)
+    assert len(pictures) == len(list((folder / "figures").iterdir())) > 8
+    assert all((folder / picture).is_file() for picture in pictures)
+
+
+def test_a_tie_is_called_a_tie(tmp_path, undrawn):
+    folder = make_results(tmp_path, {"softmax": 0.0, "cosine": 0.0}, seeds=range(4), **SMALL)
+    text = page_of(folder).text
+    assert "No difference shown." in text
+    assert "that alone shows nothing" in text
+    assert "At no single size is a difference shown (2 tests, corrected together)." in text
+    assert "is better" not in text
+
+
+def test_what_is_missing_is_marked_on_every_table(tmp_path, undrawn):
+    folder = make_results(
+        tmp_path, seeds=range(3), **SMALL,
+        without=lambda run: run["variant"] == "standalone" and run["seed"] == 2,
+        failing=lambda run: run["variant"] == "center" and run["samples_per_class"] == 10,
+    )  # fmt: skip
+    stored = (folder / "results.jsonl").read_text().splitlines()
+    foreign = json.dumps(json.loads(stored[0]) | {"key": "final-of-another-plan"})
+    odd = json.dumps(json.loads(stored[0]) | {"variant": ["softmax"]})
+    stranger = json.dumps(json.loads(stored[0]) | {"variant": "unheard-of"})
+    (folder / "results.jsonl").write_text(
+        "\n".join([*stored, foreign, stranger, '{"key": "final-co', "[7]", odd, stored[0]])
+    )
+    page = page_of(folder)
+    check(page)
+    n = len(stored)
+    mark = "Incomplete: 5 of 24 final runs missing."
+    captions = re.findall(r'<p class="caption"[^>]*>(.*?)</p>', (folder / "report.html").read_text())
+    assert len(captions) >= 6
+    assert all(caption.startswith(mark) for caption in captions)
+    figures = re.findall(r"<figcaption>(.*?)</figcaption>", (folder / "report.html").read_text())
+    assert all(caption.startswith(mark) for caption in figures)
+    assert "Not tested for want of complete results: center." in page.text
+    assert "standalone, 20 images a class, split 0, seed 2" in page.text
+    assert "center, 10 images a class, split 0, seed 1 (failed)" in page.text
+    assert "train/loss is nan at step 12 <b>" in page.text
+    assert "3 runs failed." in page.text
+    assert f"3 lines of results.jsonl left out, torn or no result: {n + 3}, {n + 4}, {n + 5}" in page.text
+    assert "2 results of another plan left out" in page.text
+    assert "1 result replaced by a later one of the same run" in page.text
+    rows = {(row.variant, row.size): row for row in read(folder).rows}
+    assert rows["center", 10].accuracy is None
+    assert (rows["standalone", 10].done, rows["standalone", 10].planned) == (2, 3)
+    overall = {row.variant: row for row in read(folder).overall}
+    assert overall["center"].accuracy is None  # the mean of the easier size alone would mislead
+    assert overall["center"].p is None
+
+
+def test_names_are_text_and_never_markup(tmp_path):
+    evil = "<script>alert('x')</script>"
+    folder = make_results(
+        tmp_path, {f"soft|max & *{evil}*": 0.0, '"><img src=x onerror=y>': 0.5}, seeds=(0, 1), sizes=(10,),
+        class_names=[evil, "a_b $x$", "[c](http://example.org)"], images=60, trials=2, epochs=3,
+        name_image=lambda k: f"{evil} {k}", name=evil, data={"root": evil}, command=evil,
+    )  # fmt: skip
+    page = page_of(folder)
+    check(page)
+    assert page.text.count(evil) >= 8
+    assert f"Comparison: {evil}" in page.text
+    markdown = (folder / "report.md").read_text(encoding="utf-8")
+    assert evil not in markdown
+    assert "<script>" not in markdown
+    widths = {len(re.findall(r"(?<!\\)\|", line)) for line in markdown.splitlines() if line.startswith("| soft")}
+    assert widths <= {9, 4, 3, 5}
+    with (folder / "report.csv").open(encoding="utf-8", newline="") as file:
+        assert next(csv.DictReader(file))["variant"] == f"soft|max & *{evil}*"
+
+
+def test_one_size_and_one_seed(tmp_path, undrawn):
+    folder = make_results(tmp_path, {"softmax": 0.0, "cosine": 3.0}, (None,), (0,), images=90, validation=False)
+    page = page_of(folder)
+    check(page)
+    assert "No test: one training of each variant" in page.text
+    assert "With one repetition of the training there is no spread, no interval and no test." in page.text
+    assert "Mean over" not in page.text
+    table = page.text[page.text.index("All images.") : page.text.index("Accuracy is in %")]
+    assert "±" not in table
+    assert " to " not in table
+
+
+def test_two_classes(tmp_path, undrawn):
+    folder = make_results(
+        tmp_path, {"softmax": 0.0, "cosine": 1.0}, (10,), range(3), class_names=["benign", "malignant"], images=80
+    )
+    page = page_of(folder)
+    check(page)
+    assert "Sensitivity is the share of malignant that is recognised." in page.text
+    aucs, recalls = [], []
+    for file in sorted((folder / "predictions").glob("final-cosine*")):
+        with np.load(file) as stored:
+            aucs.append(roc_auc_score(stored["labels"], stored["probabilities"][:, 1]))
+            recalls.append((stored["probabilities"].argmax(1) == 1)[stored["labels"] == 1].mean())
+    assert f"{np.mean(aucs):.3f} ± {np.std(aucs, ddof=1):.3f}" in page.text
+    assert f"{100 * np.mean(recalls):.1f} ± {100 * np.std(recalls, ddof=1):.1f}" in page.text
+
+
+def test_balanced_accuracy_where_it_counts(tmp_path, undrawn):
+    folder = make_results(
+        tmp_path, {"softmax": 0.0, "cosine": 1.0}, (10,), range(3), class_names=["rare", "common"],
+        labels=[0] * 12 + [1] * 60, metric="balanced_accuracy",
+    )  # fmt: skip
+    page = page_of(folder)
+    assert "Balanced accuracy minus that of softmax, with 95 % intervals" in page.text
+    expected = {}
+    for variant in ("softmax", "cosine"):
+        scores = []
+        for file in sorted((folder / "predictions").glob(f"final-{variant}*")):
+            with np.load(file) as stored:
+                scores.append(balanced_accuracy_score(stored["labels"], stored["probabilities"].argmax(1)))
+        expected[variant] = np.mean(scores)
+    with (folder / "report.csv").open(encoding="utf-8", newline="") as file:
+        first, second = csv.DictReader(file)
+    assert float(first["balanced_accuracy"]) == pytest.approx(expected["softmax"], rel=1e-5)
+    assert float(second["difference"]) == pytest.approx(expected["cosine"] - expected["softmax"], rel=1e-5)
+    assert float(first["accuracy"]) != pytest.approx(expected["softmax"], rel=1e-3)
+
+
+def test_what_the_plan_says_of_data_and_tuning(tmp_path, undrawn):
+    """Its warnings are shown; of the settings those that are tuned; trials that it does not name are foreign."""
+    folder = make_results(tmp_path, {"softmax": 0.0, "cosine": 0.5}, seeds=(0, 1), **SMALL)
+    plan = json.loads((folder / "plan.json").read_text())
+    plan["warnings"] = ["2 images stand in training and test <parts>"]
+    plan["variants"]["cosine"] = {"space": {"model.optimizer.lr": {"low": 0.1, "high": 1}}}
+    lines = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    trials = [line for line in lines if line["kind"] == "trial"]
+    plan["keys"] |= {
+        line["key"]: {name: line[name] for name in ("kind", "variant", "seed", "split")} for line in trials[1:]
+    }
+    (folder / "plan.json").write_text(json.dumps(plan))
+    text = page_of(folder).text
+    assert "Of the data: 2 images stand in training and test <parts>" in text
+    assert text.count("lr 0.03, weight_decay 0.0001") == text.count("lr 0.03") - 2 == 2
+    assert "1 result of another plan left out" in text
+    assert len(read(folder).trials) == len(trials) - 1
+    assert len(read(folder).planned) == 8
+
+
+def test_repetitions_of_splits_and_folds(tmp_path):
+    """Splits are the repetitions, each with its seeds averaged; else seeds over all folds; else the folds."""
+    two = {"softmax": 0.0, "cosine": 1.0}
+    splits = read(make_results(tmp_path / "splits", two, (10,), (0, 1), splits=4, images=90, trials=0))
+    seeds = read(make_results(tmp_path / "seeds", two, (10,), (0, 1, 2), folds=3, images=90, trials=0))
+    folds = read(make_results(tmp_path / "folds", two, (10,), (0,), folds=5, images=90, trials=0))
+    for comparison, repetitions in ((splits, 4), (seeds, 3), (folds, 5)):
+        own, other = comparison.rows
+        assert other.difference.repetitions == own.accuracy.repetitions == repetitions
+        assert 0 < other.p < 1
+        runs = [run["metrics"]["test/accuracy"] for run in comparison.finals_of("softmax", 10).values()]
+        assert own.accuracy.mean == pytest.approx(np.mean(runs))
+    assert (seeds.rows[0].accuracy.images, folds.rows[0].accuracy.images) == (90, 90)
+    # A repetition that lacks a fold is none.
+    gap = {"variant": "cosine", "fold": 1, "seed": 2}
+    again = read(
+        make_results(
+            tmp_path / "gap", two, (10,), (0, 1, 2), folds=3, images=90, trials=0,
+            without=lambda run: gap.items() <= run.items(),
+        )
+    )  # fmt: skip
+    assert again.rows[1].difference.repetitions == 2
+
+
+def test_pictures_of_the_images_where_variants_disagree(tmp_path, undrawn):
+    for k in range(60):
+        mode, value = [("L", 200), ("RGB", (200, 100, 0)), ("I;16", 40000)][k % 3]
+        Image.new(mode, (30 + k, 40), value).save(tmp_path / f"{k}.png")
+    (tmp_path / "7.png").write_bytes(b"no picture")
+    folder = make_results(
+        tmp_path / "results", {"softmax": 0.0, "cosine": 0.5}, (10,), range(3), images=60, trials=0,
+        name_image=lambda k: str(tmp_path / f"{k}.png"),
+    )  # fmt: skip
+    page = page_of(folder)
+    check(page)
+    pictures = [attrs for attrs in page.all("img") if attrs["src"].startswith("data:image/jpeg")]
+    assert 6 < len(pictures) <= 12
+    assert re.search(r"softmax [01] of 3\ncosine [23] of 3|softmax [23] of 3\ncosine [01] of 3", page.text)
+
+
+def test_without_predictions_there_is_no_test(tmp_path, undrawn):
+    folder = make_results(tmp_path, {"softmax": 0.0, "cosine": 3.0}, seeds=(0, 1, 2), **SMALL)
+    for file in (folder / "predictions").iterdir():
+        file.write_bytes(file.read_bytes()[:100])
+    page = Page(write_report(folder).read_text(encoding="utf-8"))
+    assert "No test: no predictions are stored." in page.text
+    assert "its predictions can't be read" in page.text
+    assert all(row.p is None and row.accuracy.spread is not None for row in read(folder).rows)
+
+
+def test_before_any_result(tmp_path, undrawn):
+    folder = make_results(tmp_path, {"softmax": 0.0, "cosine": 3.0}, without=lambda run: True, trials=0)
+    text = Page(write_report(folder).read_text(encoding="utf-8")).text
+    assert "No test: there is no final run yet." in text
+    assert "Incomplete: 18 of 18 final runs missing." in text
+    (folder / "results.jsonl").unlink()
+    assert "Incomplete: 18 of 18" in Page(write_report(folder).read_text(encoding="utf-8")).text
+
+
+def test_the_last_word_on_a_run_counts(tmp_path):
+    folder = make_results(tmp_path, {"softmax": 0.0}, (10,), (0, 1), images=30, trials=0)
+    first, second = (json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines())
+    failed = {name: second[name] for name in ("key", "kind", "variant", "samples_per_class", "split", "fold", "seed")}
+    failed |= {"status": "failed", "reason": "out of memory"}
+    for lines, finals, failures in (([first, failed, second], 2, 0), ([first, second, failed], 1, 1)):
+        (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        comparison = read(folder)
+        assert (len(comparison.finals), len(comparison.failed)) == (finals, failures)
+
+
+def test_one_variant(tmp_path, undrawn):
+    folder = make_results(tmp_path, {"softmax": 0.0}, seeds=(0, 1), **SMALL)
+    assert "Nothing to compare: softmax is the only variant." in page_of(folder).text
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        (None, r"plan\.json can't be read"),
+        ("{", r"plan\.json is no JSON"),
+        ("[]", r"holds no 'variants'"),
+        ('{"variants": {"a": {}}}', r"holds no 'baseline'"),
+        (
+            '{"variants": {"a": {}}, "baseline": "b", "samples_per_class": [1], "class_names": [], "keys": {}}',
+            r"the baseline 'b' is none of the variants \['a'\]",
+        ),
+    ],
+)
+def test_no_sound_plan(tmp_path, plan, message):
+    if plan is not None:
+        (tmp_path / "plan.json").write_text(plan)
+    with pytest.raises(UserError, match=message):
+        write_report(tmp_path)
+    assert not (tmp_path / "report.html").exists()

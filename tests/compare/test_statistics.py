@@ -1,0 +1,204 @@
+"""The tests of the comparison keep their level and find what is there; everything beside an independent reference."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from metricloss_pl.compare import statistics
+from metricloss_pl.compare.statistics import LEVEL
+from tests.compare.simulated import correctness
+
+REPEATS = 500
+MOST_ALARMS = LEVEL + 2.6 * math.sqrt(LEVEL * (1 - LEVEL) / REPEATS)
+
+
+def slow_estimate(values):
+    """Mean, standard error and degrees of freedom by loops over repetitions and images."""
+    images, repetitions = values.shape
+    columns = [{i: values[i, u] for i in range(images) if not math.isnan(values[i, u])} for u in range(repetitions)]
+    means = [sum(column.values()) / len(column) for column in columns]
+    mean = sum(means) / repetitions
+    between = sum((value - mean) ** 2 for value in means) / (repetitions - 1)
+
+    def shared(u, v):
+        both = sorted(columns[u].keys() & columns[v].keys())
+        if len(both) < 2:
+            return 0.0
+        x, y = [columns[u][i] for i in both], [columns[v][i] for i in both]
+        covariance = sum((a - sum(x) / len(x)) * (b - sum(y) / len(y)) for a, b in zip(x, y, strict=True)) / (
+            len(x) - 1
+        )
+        return covariance * len(both) / (len(columns[u]) * len(columns[v]))
+
+    own = sum(shared(u, u) for u in range(repetitions)) / repetitions
+    pairs = [(u, v) for u in range(repetitions) for v in range(repetitions) if u != v]
+    common = max(0.0, sum(shared(u, v) for u, v in pairs) / len(pairs))
+    training = max(between, own - common) / repetitions
+    degrees = (training + common) / (training / (repetitions - 1) + common / (images - 1))
+    return mean, math.sqrt(training + common), degrees
+
+
+@pytest.mark.parametrize("tested", [1.0, 0.4])
+def test_estimate_is_that_of_the_slow_reference(tested):
+    generator = np.random.default_rng(3)
+    values = generator.normal(size=(40, 1)) + generator.normal(size=(40, 4)) + generator.normal(size=(1, 4))
+    values[generator.random((40, 4)) > tested] = np.nan
+    values = values[~np.isnan(values).all(axis=1)]
+    found = statistics.estimate(values)
+    mean, error, degrees = slow_estimate(values)
+    low, high = stats.t.interval(0.95, degrees, mean, error)
+    assert (found.mean, found.low, found.high) == pytest.approx((mean, low, high))
+    assert found.p == pytest.approx(2 * stats.t.sf(abs(mean) / error, degrees))
+    assert found.spread == pytest.approx(np.nanmean(values, axis=0).std(ddof=1))
+    assert (found.repetitions, found.images) == (4, len(values))
+
+
+def test_where_only_images_differ_it_is_the_t_test_over_images():
+    values = np.random.default_rng(0).normal(0.2, 1, (30, 1))
+    found, expected = statistics.estimate(np.repeat(values, 5, axis=1)), stats.ttest_1samp(values[:, 0], 0)
+    assert found.p == pytest.approx(expected.pvalue)
+    assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval(0.95)))
+
+
+def test_where_only_trainings_differ_it_is_the_t_test_over_trainings():
+    means = np.random.default_rng(0).normal(0.2, 1, 6)
+    found, expected = statistics.estimate(np.repeat(means[None], 30, axis=0)), stats.ttest_1samp(means, 0)
+    assert found.p == pytest.approx(expected.pvalue)
+    assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval(0.95)))
+
+
+def test_one_repetition_has_no_spread_and_no_test():
+    found = statistics.difference_estimate(np.array([[1.0], [0.0], [-1.0], [1.0]]))
+    assert found.mean == 0.25
+    assert (found.spread, found.low, found.high, found.p) == (None,) * 4
+
+
+def test_variants_that_predict_alike_do_not_differ():
+    found = statistics.difference_estimate(np.zeros((20, 3)))
+    assert (found.mean, found.p) == (0.0, 1.0)
+
+
+def test_few_images_show_nothing():
+    """Five images of five on which one variant is always right and the other always wrong: p is 1 / 16."""
+    assert statistics.difference_estimate(np.ones((5, 4))).p == 1 / 16
+    assert statistics.difference_estimate(np.ones((9, 4))).p == 1 / 256
+
+
+def test_the_interval_of_an_accuracy_knows_its_bounds():
+    everything = statistics.accuracy_estimate(np.ones((20, 3)))
+    assert (everything.mean, everything.high) == (1.0, 1.0)
+    assert 0.75 < everything.low < 0.95
+    nothing = statistics.accuracy_estimate(np.zeros((20, 3)))
+    assert (nothing.mean, nothing.low) == (0.0, 0.0)
+    assert 0.05 < nothing.high < 0.25
+
+
+def test_the_interval_of_an_accuracy_covers_it():
+    generator = np.random.default_rng(1)
+    covered = 0
+    truth = correctness(np.random.default_rng(2), 200_000, 20)[0].mean()
+    for _ in range(REPEATS):
+        found = statistics.accuracy_estimate(correctness(generator, 100, 3)[0])
+        covered += found.low <= truth <= found.high
+    assert covered / REPEATS > 0.93
+
+
+@pytest.mark.parametrize("repetitions", [2, 3, 5])
+@pytest.mark.parametrize(("images", "training_spread"), [(8, 0.3), (60, 0.0), (400, 0.3), (400, 1.0)])
+def test_a_planted_tie_is_called_a_tie(images, repetitions, training_spread):
+    """False alarms at most at the level, with few images or many, and with trainings that vary little or much."""
+    generator = np.random.default_rng(images + repetitions)
+    alarms = 0
+    for _ in range(REPEATS):
+        baseline, variant = correctness(generator, images, repetitions, 0.0, training_spread)
+        alarms += statistics.difference_estimate(variant - baseline).p <= LEVEL
+    assert alarms / REPEATS <= MOST_ALARMS
+
+
+def test_false_alarms_of_several_variants_together():
+    generator = np.random.default_rng(5)
+    alarms = 0
+    for _ in range(REPEATS):
+        (baseline, first), (_, second) = correctness(generator, 200, 3), correctness(generator, 200, 3)
+        other = correctness(generator, 200, 3)[1]
+        p_values = [statistics.difference_estimate(v - baseline).p for v in (first, second, other)]
+        alarms += min(statistics.holm(p_values)) <= LEVEL
+    assert alarms / REPEATS <= MOST_ALARMS
+
+
+@pytest.mark.parametrize(
+    ("images", "repetitions", "difference", "variants"), [(400, 5, 0.8, 3), (2000, 3, 0.9, 1), (60, 5, 2.0, 3)]
+)
+def test_a_planted_difference_is_found(images, repetitions, difference, variants):
+    """Also where p is corrected for several variants; three repetitions then need more than that."""
+    generator = np.random.default_rng(7)
+    found = 0
+    for _ in range(100):
+        baseline, variant = correctness(generator, images, repetitions, difference, training_spread=0.15, level=1.0)
+        p = statistics.difference_estimate(variant - baseline).p
+        found += variants * p <= LEVEL and variant.mean() > baseline.mean()
+    assert found > 80
+
+
+def step_down(p_values, level):
+    """Holm's procedure as he states it: which are rejected at a level."""
+    rejected = [False] * len(p_values)
+    for rank, index in enumerate(np.argsort(p_values, kind="stable")):
+        if p_values[index] > level / (len(p_values) - rank):
+            break
+        rejected[index] = True
+    return rejected
+
+
+def test_holm_rejects_what_the_procedure_rejects():
+    generator = np.random.default_rng(0)
+    for _ in range(200):
+        p_values = np.round(generator.random(generator.integers(1, 8)) ** 3, 2).tolist()
+        corrected = statistics.holm(p_values)
+        assert all(p <= c <= 1 for p, c in zip(p_values, corrected, strict=True))
+        for level in (0.0101, 0.0501, 0.2001, 0.7001):
+            assert [c <= level for c in corrected] == step_down(p_values, level)
+    assert statistics.holm([]) == []
+
+
+def test_calibration_beside_a_loop_over_the_bins():
+    generator = np.random.default_rng(0)
+    confidence = np.concatenate([generator.random(300), [0.0, 0.1, 1.0]])
+    correct = generator.random(303) < confidence**2
+    error, points = 0.0, []
+    for k in range(10):
+        inside = (confidence > k / 10) & (confidence <= (k + 1) / 10) | ((confidence == 0) & (k == 0))
+        if inside.any():
+            points.append((confidence[inside].mean(), correct[inside].mean(), inside.sum()))
+            error += inside.mean() * abs(confidence[inside].mean() - correct[inside].mean())
+    found = statistics.calibration(confidence, correct)
+    assert found.error == pytest.approx(error)
+    np.testing.assert_allclose(np.array(points).T, [found.confidence, found.accuracy, found.count])
+
+
+def test_rates_of_two_classes():
+    labels = np.array([1, 1, 1, 1, 0, 0, 0])
+    positive = np.array([0.9, 0.6, 0.4, 0.2, 0.7, 0.3, 0.2])
+    rates = statistics.two_class_rates(labels, positive)
+    assert (rates["sensitivity"], rates["specificity"]) == (0.5, pytest.approx(2 / 3))
+    pairs = [(a > b) + 0.5 * (a == b) for a in positive[labels == 1] for b in positive[labels == 0]]
+    assert rates["auc"] == pytest.approx(np.mean(pairs))
+    alone = statistics.two_class_rates(np.ones(3, dtype=int), positive[:3])
+    assert math.isnan(alone["auc"])
+    assert math.isnan(alone["specificity"])
+
+
+def test_confusion_counts():
+    counts = statistics.confusion(np.array([0, 0, 2, 2]), np.array([0, 1, 2, 2]), 3)
+    assert counts.tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 2]]
+
+
+def test_mean_of_curves_of_unequal_length():
+    places, values = statistics.mean_line([([1, 2, 3], [1, 2, 3]), ([1, 3], [3, 7]), ([1, 2], [None, math.nan])])
+    assert places.tolist() == [1, 2, 3]
+    assert values.tolist() == [2, (2 + 5) / 2, 5]
+    places, values = statistics.mean_line([([1, 2], [5, 6]), ([1, 2, 9], [7, None, 9])])
+    assert (places.tolist(), values.tolist()) == ([1, 2, 9], [6, (6 + 7.25) / 2, 9])
+    assert all(len(part) == 0 for part in statistics.mean_line([]))
