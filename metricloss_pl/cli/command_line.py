@@ -6,7 +6,7 @@ import math
 import shlex
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,10 @@ from metricloss_pl.checkpoints import AtomicCheckpointIO, read_checkpoint
 from metricloss_pl.class_embeddings import are_embeddings
 from metricloss_pl.cli import run
 from metricloss_pl.cli.arguments import SUBCOMMANDS, name_of_run, prepare
+from metricloss_pl.cli.figure import draw_figure
 from metricloss_pl.cli.hierarchy import show_hierarchy
 from metricloss_pl.cli.messages import message_of
+from metricloss_pl.cli.report import show_report
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.errors import UserError
 from metricloss_pl.regimes import Classifier
@@ -58,7 +60,8 @@ class MetricLossCLI(LightningCLI):
             auto_configure_optimizers=False,
             parser_kwargs={
                 **strict,
-                "epilog": "Another subcommand: hierarchy FILE shows a class hierarchy (hierarchy --help).",
+                "epilog": "Other subcommands: hierarchy FILE shows a class hierarchy, report FOLDER writes a "
+                "comparison's report again, figure NAME draws what the losses do; each has a --help.",
                 **{name: dict(strict) for name in SUBCOMMANDS},
             },
             args=prepare(self.arguments),
@@ -339,6 +342,14 @@ def _loaded_class(class_path: str) -> object:
     return getattr(sys.modules.get(module), name, class_path)
 
 
+# What the command line does besides running a Trainer.
+_FUNCTIONS: dict[str, Callable[..., None]] = {
+    "figure": draw_figure,
+    "hierarchy": show_hierarchy,
+    "report": show_report,
+}
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line, as ``python cli.py`` does.
 
@@ -352,10 +363,11 @@ def main(args: Sequence[str] | None = None) -> None:
     refusal = None
     try:
         with run.less_noise():
-            if arguments[:1] == ["hierarchy"]:
-                parser = ArgumentParser(prog="cli.py hierarchy", exit_on_error=False)
-                parser.add_function_arguments(show_hierarchy, as_positional=True)
-                show_hierarchy(**parser.parse_args(arguments[1:]))
+            function = _FUNCTIONS.get(arguments[0]) if arguments else None
+            if function is not None:
+                parser = ArgumentParser(prog=f"cli.py {arguments[0]}", exit_on_error=False)
+                parser.add_function_arguments(function, as_positional=True)
+                function(**parser.parse_args(arguments[1:]))
             else:
                 MetricLossCLI(arguments)
     except SIGTERMException as error:

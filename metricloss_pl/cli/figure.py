@@ -1,0 +1,124 @@
+"""``python cli.py figure NAME``: the figures that the losses' sources explain themselves with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from metricloss_pl.cli.run import print_rows, short
+from metricloss_pl.errors import UserError
+from metricloss_pl.losses import functional as F
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
+__all__ = ["draw_figure", "pair_weight", "surface"]
+
+_HALF = 2.0  # of the plane's side
+_POINTS = 201  # of a grid, so that one of them is its middle
+_SURFACES: dict[str, Callable[..., Tensor]] = {
+    "squared error": F.squared_error,
+    "softmax cross-entropy": F.cross_entropy,
+    "cosine loss": F.cosine_loss,
+}
+
+
+def draw_figure(
+    figure: Literal["loss-surfaces", "pair-weights", "embeddings"],
+    out: str | None = None,
+    results: str | None = None,
+    samples_per_class: int | None = None,
+) -> None:
+    """Draws a figure into a file.
+
+    Args:
+        figure: ``loss-surfaces``: squared error, cross-entropy and cosine loss over the plane of two features (Barz &
+            Denzler 2020, Figure 1). ``pair-weights``: how much two embeddings of different classes push each other, by
+            their distance, with each inter term of the standalone center loss. ``embeddings``: the test embeddings of
+            each variant of a comparison side by side, such as one over center weights (Wen et al. 2016, Figure 5).
+        out: File to write, .png, .svg or .pdf; by default the figure's name and .png.
+        results: For ``embeddings``: folder of the comparison.
+        samples_per_class: For ``embeddings``: which size of the comparison; by default the largest.
+
+    Raises:
+        UserError: The folder holds no comparison with embeddings, or the file has another ending.
+    """
+    from metricloss_pl import plots
+
+    path = Path(out if out is not None else f"{figure}.png")
+    drawn = _embeddings(results, samples_per_class) if figure == "embeddings" else _of_losses(figure)
+    plots.save_figure(drawn, path)
+    print_rows([("figure", short(path))])
+
+
+def surface(loss: str, half: float = _HALF, points: int = _POINTS) -> Array:
+    """A loss of class 0 over the plane of two features, without class weights and batch.
+
+    Args:
+        loss: ``squared error``, ``softmax cross-entropy`` or ``cosine loss``; one-hot class embeddings.
+        half: Half the plane's side.
+        points: G, points a side.
+
+    Returns:
+        (G, G), rows from the bottom.
+    """
+    axis = torch.linspace(-half, half, points)
+    second, first = torch.meshgrid(axis, axis, indexing="ij")
+    features = torch.stack([first.flatten(), second.flatten()], dim=1)
+    labels = torch.zeros(len(features), dtype=torch.int64)
+    values: Array = _SURFACES[loss](features, labels, reduction="none").reshape(points, points).numpy()
+    return values
+
+
+def pair_weight(inter: F.PairTerm, distances: Array) -> Array:
+    """Derivative of the push of a pair by its squared distance, by autograd.
+
+    Args:
+        inter: Term of the standalone center loss.
+        distances: (G,) Euclidean distances of the two embeddings, above 0.
+
+    Returns:
+        (G,).
+    """
+    labels, weights = torch.tensor([0, 1]), []
+    for distance in distances.tolist():
+        embeddings = torch.tensor([[0.0, 0.0], [distance, 0.0]], dtype=torch.float64, requires_grad=True)
+        _, push = F.standalone_center_loss(embeddings, labels, embeddings.detach(), inter=inter, pairs="mean")
+        (gradient,) = torch.autograd.grad(push, embeddings)
+        weights.append(gradient[1, 0].item() / (2 * distance))  # d(d^2)/dx = 2 d
+    found: Array = torch.tensor(weights, dtype=torch.float64).numpy()
+    return found
+
+
+def _of_losses(figure: str) -> Figure:
+    from metricloss_pl import plots
+
+    if figure == "loss-surfaces":
+        return plots.loss_surfaces({name: surface(name) for name in _SURFACES}, _HALF)
+    distances: Array = torch.logspace(-2, 2, 400, dtype=torch.float64).numpy()
+    return plots.pair_weights(distances, {term: pair_weight(term, distances) for term in get_args(F.PairTerm)})
+
+
+def _embeddings(results: str | None, samples_per_class: int | None) -> Figure:
+    from metricloss_pl import plots
+    from metricloss_pl.compare.pictures import embedding_panels
+    from metricloss_pl.compare.summary import read
+
+    if results is None:
+        raise UserError("--results is missing: embeddings are drawn from the folder of a comparison")
+    comparison = read(Path(results))
+    size = comparison.sizes[-1] if samples_per_class is None else samples_per_class
+    if size not in comparison.sizes:
+        raise UserError(f"--samples_per_class is {size}: the sizes of {results} are {comparison.sizes}")
+    panels = embedding_panels(comparison, size)
+    if not panels:
+        raise UserError(f"{results} has stored no embeddings with {size or 'all'} images a class")
+    columns = min(5, len(panels))
+    return plots.embedding_maps(panels, comparison.class_names, columns=columns, width=max(4.8, 2.2 * columns))

@@ -1,0 +1,25 @@
+"""``python cli.py report FOLDER``: the report on a comparison, written again from its results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from metricloss_pl.cli.run import print_rows, short
+
+__all__ = ["show_report"]
+
+
+def show_report(folder: str) -> None:
+    """Writes the report and the figures of a comparison from what is stored, without any training.
+
+    Args:
+        folder: Of the comparison, which may be incomplete.
+
+    Raises:
+        UserError: The folder holds no plan of a comparison.
+    """
+    from metricloss_pl.compare.report import write_report
+
+    page = write_report(Path(folder))
+    rows = [("report", page), ("Markdown", page.with_suffix(".md")), ("table", page.with_suffix(".csv"))]
+    print_rows([(name, short(path)) for name, path in rows])
