@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests.side_by_side import run_scripts
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted(file for file in (ROOT / "benchmarks").glob("[!_]*.py"))
@@ -18,15 +17,15 @@ MACHINE = {"cpu", "cores", "threads", "system", "python", "torch", "metricloss_p
 RATIO = {"ours", "against", "ours_median", "against_median", "unit", "ratio"}
 
 
+@pytest.fixture(scope="module")
+def results():
+    """How each of the scripts ended."""
+    return dict(zip(SCRIPTS, run_scripts(*((script, "--quick") for script in SCRIPTS)), strict=True))
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
-def test_a_benchmark_prints_lines_of_one_form(script):
-    result = subprocess.run(
-        [sys.executable, str(script), "--quick"],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
+def test_a_benchmark_prints_lines_of_one_form(script, results):
+    result = results[script]
     assert result.returncode == 0, result.stderr
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     assert lines

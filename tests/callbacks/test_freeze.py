@@ -1,6 +1,4 @@
 import copy
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +20,7 @@ from metricloss_pl.regimes import (
 from metricloss_pl.schedules import CosineDecay
 from tests.callbacks.runs import digits, trainer
 from tests.regimes import blobs
+from tests.side_by_side import run_scripts
 
 REGIMES = {
     "softmax": SoftmaxClassifier,
@@ -177,11 +176,10 @@ def test_mistakes_get_one_line(tmp_path):
 
 def test_processes_train_as_one(tmp_path):
     """With momentum, weight decay, clipping and accumulation, without find_unused_parameters."""
+    files = [tmp_path / f"{processes}.pt" for processes in (0, 1, 2)]
+    script = Path(__file__).parent / "ddp_freeze.py"
     ends = []
-    for processes in (0, 1, 2):
-        file = tmp_path / f"{processes}.pt"
-        arguments = [sys.executable, Path(__file__).parent / "ddp_freeze.py", str(processes), file]
-        run = subprocess.run(arguments, capture_output=True, text=True, timeout=300, check=False)
+    for file, run in zip(files, run_scripts(*((script, file.stem, file) for file in files)), strict=True):
         assert file.is_file(), run.stderr[-3000:]
         ends.append(torch.load(file, weights_only=True))
     for name, (frozen, expected) in ends[0].items():

@@ -1,6 +1,4 @@
 import csv
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ from torch.utils.data import DataLoader
 from metricloss_pl.callbacks import GeometryMonitor
 from metricloss_pl.errors import UserError
 from tests.callbacks.runs import digits, fit, regime, trainer
+from tests.side_by_side import run_scripts
 
 NAMES = {
     "accuracy", "intra_variance", "mean_distance", "min_distance", "intra_inter_ratio", "norm", "nearest_mean_accuracy",
@@ -121,10 +120,9 @@ def test_two_processes_measure_exactly_what_one_does(tmp_path):
     """Of odd numbers of images, and the network does not move: batch norm sees other batches on two processes."""
     script = Path(__file__).parent / "ddp_callbacks.py"
     results = []
-    for processes in (1, 2):
-        file = tmp_path / f"{processes}.pt"
-        arguments = [sys.executable, script, str(processes), file, tmp_path / f"run{processes}"]
-        run = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=False)
+    files = [tmp_path / f"{processes}.pt" for processes in (1, 2)]
+    runs = run_scripts(*((script, file.stem, file, tmp_path / f"run{file.stem}") for file in files))
+    for file, run in zip(files, runs, strict=True):
         assert file.is_file(), run.stderr[-3000:]
         assert "sync_dist" not in run.stderr
         results.append(torch.load(file, weights_only=True))

@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ from metricloss_pl.errors import UserError
 from metricloss_pl.metrics import HierarchicalAccuracy, HierarchicalPrecision, MistakeSeverity
 from metricloss_pl.regimes import CosineClassifier
 from tests.callbacks.runs import digits, regime, trainer
+from tests.side_by_side import run_scripts
 
 DIGITS = "some\n-- round\n---- 0\n---- loops\n------ 6\n------ 8\n------ 9\n-- 1\n-- 2\n-- 3\n-- 4\n-- 5\n-- 7\n"
 
@@ -111,9 +110,9 @@ def test_mistakes_show_before_the_training(tree, tmp_path):
 
 def test_two_processes_measure_as_one(tree, tmp_path):
     files = [tmp_path / f"{processes}.pt" for processes in (1, 2)]
-    for processes, file in enumerate(files, start=1):
-        command = [sys.executable, Path(__file__).parent / "ddp_hierarchy.py", str(processes), file, tree, tmp_path]
-        subprocess.run(command, check=True, timeout=300, capture_output=True)
+    script = Path(__file__).parent / "ddp_hierarchy.py"
+    for run in run_scripts(*((script, file.stem, file, tree, tmp_path) for file in files)):
+        assert run.returncode == 0, run.stderr[-3000:]
     one, two = (torch.load(file) for file in files)
     assert len(one) == 7
     assert two == pytest.approx(one, rel=1e-6)
