@@ -11,6 +11,7 @@ if TYPE_CHECKING:
         CenterSoftmaxClassifier,
         Classifier,
         CosineClassifier,
+        MetricLearningClassifier,
         SoftmaxClassifier,
         StandaloneCenterClassifier,
     )
@@ -23,6 +24,7 @@ __all__ = [
     "Classifier",
     "CosineClassifier",
     "CosineLoss",
+    "MetricLearningClassifier",
     "SoftmaxClassifier",
     "StandaloneCenterClassifier",
     "StandaloneCenterLoss",

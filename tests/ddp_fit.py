@@ -13,6 +13,7 @@ from metricloss_pl.mixing import CutMix
 from metricloss_pl.regimes import (
     CenterSoftmaxClassifier,
     CosineClassifier,
+    MetricLearningClassifier,
     SoftmaxClassifier,
     StandaloneCenterClassifier,
 )
@@ -55,6 +56,7 @@ REGIMES = {
     "center_averaged": lambda **o: CenterSoftmaxClassifier(10, Dense(), center_weight=0.1, **o),
     "center_gradient": lambda **o: CenterSoftmaxClassifier(10, Dense(), center_rule="gradient", **o),
     "center_means": lambda **o: CenterSoftmaxClassifier(10, Dense(), center_init="class-means", **o),
+    "arcface": lambda **o: MetricLearningClassifier(10, Dense(), loss_args={"scale": 16}, **o),
     "standalone": standalone(),
     "standalone_log": standalone(inter="log"),
     "standalone_margin": standalone(inter="margin", margin=20.0),

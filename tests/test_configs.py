@@ -44,7 +44,8 @@ PROTOCOLS = [
 
 def test_there_is_a_run_file_for_every_data_set_and_regime():
     expected = {f"{d}_{r}" for d in ("digits", "mnist", "fashion_mnist", "cifar10", "cub", "folder") for r in REGIMES}
-    assert {file.stem for file in RUN_FILES} == {*expected, "cifar10_semantic_cosine", "folder_semantic_cosine"}
+    others = {"cifar10_semantic_cosine", "folder_semantic_cosine", "digits_arcface"}
+    assert {file.stem for file in RUN_FILES} == expected | others
 
 
 @pytest.mark.parametrize("file", RUN_FILES, ids=lambda file: file.stem)
@@ -97,7 +98,8 @@ def test_every_run_file_parses_and_instantiates(file, tmp_path, monkeypatch):
         (tmp_path / "my_images" / "hierarchy.txt").write_text("animal\n-- cat\n-- dog\n")
     main(["fit", f"--config={file}", *flags, *QUIET, "--test_after_fit=false"])
     [(trainer, model)] = fitted
-    assert type(model).__name__.lower().startswith(file.stem.rpartition("_")[2])
+    stem = file.stem.rpartition("_")[2]
+    assert type(model).__name__.lower().startswith({"arcface": "metriclearning"}.get(stem, stem))
     assert len(model.class_names) == model.num_classes
     assert {type(callback).__name__ for callback in trainer.callbacks} >= {"GeometryMonitor", "EmbeddingPlot"}
 
@@ -184,7 +186,7 @@ def test_a_protocol_runs_on_a_miniature(tmp_path, monkeypatch, capsys):
     assert saved["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(0, abs=1e-9)
 
 
-@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("regime", [*REGIMES, "arcface"])
 def test_digits_fit_test_predict(regime, tmp_path, monkeypatch, capsys):
     """The shipped config as it is, figures included; each regime reaches 0.97 on the test part."""
     monkeypatch.chdir(tmp_path)

@@ -3,6 +3,7 @@
 from metricloss_pl.regimes.base import Classifier
 from metricloss_pl.regimes.center import CenterSoftmaxClassifier
 from metricloss_pl.regimes.cosine import CosineClassifier
+from metricloss_pl.regimes.metric_learning import MetricLearningClassifier
 from metricloss_pl.regimes.softmax import SoftmaxClassifier
 from metricloss_pl.regimes.standalone import StandaloneCenterClassifier
 
@@ -10,6 +11,7 @@ __all__ = [
     "CenterSoftmaxClassifier",
     "Classifier",
     "CosineClassifier",
+    "MetricLearningClassifier",
     "SoftmaxClassifier",
     "StandaloneCenterClassifier",
 ]

@@ -7,7 +7,7 @@ import torch
 
 from metricloss_pl.class_embeddings import simplex
 from metricloss_pl.mixing import CutMix, Mixing, MixUp
-from metricloss_pl.regimes import CosineClassifier, SoftmaxClassifier
+from metricloss_pl.regimes import CosineClassifier, MetricLearningClassifier, SoftmaxClassifier
 from tests.regimes.blobs import C, Flat, loader, trainer
 
 WEIGHTS = torch.tensor([0.5, 1.0, 2.0])
@@ -19,6 +19,9 @@ REGIMES = {
     "cosine": lambda **o: CosineClassifier(C, Flat(), ce_weight=0.3, **o),
     "cosine_alone": lambda **o: CosineClassifier(C, Flat(), ce_weight=0, class_embeddings="simplex", **o),
     "cosine_semantic": lambda **o: CosineClassifier(C, Flat(), ce_weight=0.3, class_embeddings=TARGETS, **o),
+    "cosface": lambda **o: MetricLearningClassifier(
+        C, Flat(), loss="CosFaceLoss", loss_args={"margin": 0.2, "scale": 8}, **o
+    ),
 }
 
 
@@ -30,6 +33,10 @@ def slow(name, model, x, y):
         if name == "softmax":
             return {"loss": entropies(logits, y)}
         return {"loss": [sum((logits[i, k] - int(k == y[i])) ** 2 for k in range(C)) for i in images]}
+    if name == "cosface":
+        weights = model.criterion.weight.t()
+        cosines = torch.stack([torch.cosine_similarity(x, weight[None]) for weight in weights], 1)
+        return {"loss": entropies(8 * (cosines - 0.2 * torch.eye(C)[y]), y)}
     targets = {"cosine": torch.eye(C), "cosine_alone": simplex(C), "cosine_semantic": TARGETS}[name]
     unit = x / x.square().sum(1, keepdim=True).sqrt()
     cosine = [1 - (unit[i] * targets[y[i]]).sum() for i in images]

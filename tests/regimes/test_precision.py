@@ -8,6 +8,7 @@ from torch import nn
 from metricloss_pl.regimes import (
     CenterSoftmaxClassifier,
     CosineClassifier,
+    MetricLearningClassifier,
     SoftmaxClassifier,
     StandaloneCenterClassifier,
 )
@@ -50,6 +51,9 @@ REGIMES = {
     "standalone": lambda scale, weight: StandaloneCenterClassifier(
         C, Scaled(scale), inter_weight=weight, center_lr=1e-3, optimizer=sgd(scale, weight)
     ),
+    "arcface": lambda scale, weight: MetricLearningClassifier(
+        C, Scaled(scale), loss_args={"scale": 1 + weight}, optimizer=sgd(1, weight)
+    ),
 }
 
 
@@ -81,12 +85,12 @@ def test_no_nan_and_no_frozen_centers(name, precision, scale, weight, tmp_path):
 
 
 @pytest.mark.parametrize("precision", ["16-true", "bf16-true"])
-def test_centers_and_class_embeddings_stay_float32(precision, tmp_path):
+def test_centers_class_embeddings_and_class_weights_stay_float32(precision, tmp_path):
     """The network is half precision, what small steps add up in is not."""
-    for name in ("cosine", "center", "standalone"):
+    for name in ("cosine", "center", "standalone", "arcface"):
         model = REGIMES[name](1.0, 0.1)
         trainer(tmp_path, precision=precision, max_epochs=1).fit(model, loader())
-        kept = model.criterion.class_embeddings if name == "cosine" else model.criterion.centers
+        kept = getattr(model.criterion, {"cosine": "class_embeddings", "arcface": "weight"}.get(name, "centers"))
         assert kept.dtype == torch.float32
         assert model.backbone.net[1].weight.dtype != torch.float32
         assert torch.isfinite(kept).all()

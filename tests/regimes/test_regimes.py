@@ -21,6 +21,7 @@ from metricloss_pl.regimes import (
     CenterSoftmaxClassifier,
     Classifier,
     CosineClassifier,
+    MetricLearningClassifier,
     SoftmaxClassifier,
     StandaloneCenterClassifier,
 )
@@ -44,6 +45,7 @@ REGIMES = {
     ),
     "standalone_softmax": lambda **o: StandaloneCenterClassifier(C, Flat(), inter="softmax", inter_weight=1.0, **o),
     "standalone_mean": lambda **o: StandaloneCenterClassifier(C, Flat(), pairs="mean", inter_weight=1.0, **o),
+    "arcface": lambda **o: MetricLearningClassifier(C, Flat(), loss_args={"scale": 16}, **o),
 }
 
 
@@ -295,6 +297,7 @@ class DecayedToken(SoftmaxClassifier):
         (CosineClassifier, {"head_weight_decay": 0.5}, {"head.linear.weight": 0.5}),
         (CenterSoftmaxClassifier, {}, {"head.weight": 0.25}),
         (StandaloneCenterClassifier, {"center_lr": 0.1}, {}),
+        (MetricLearningClassifier, {}, {}),
     ],
 )
 @pytest.mark.parametrize("weight_decay_on", ["all", "weights"])
@@ -329,7 +332,7 @@ def test_checkpoints_older_than_a_setting_load(tmp_path):
     assert SoftmaxClassifier.load_from_checkpoint(tmp_path / "old.ckpt", backbone=Flat()).weight_decay_on == "all"
 
 
-@pytest.mark.parametrize("regime", [REGIMES[name] for name in ("softmax", "cosine", "center", "standalone")])
+@pytest.mark.parametrize("regime", [REGIMES[name] for name in ("softmax", "cosine", "center", "standalone", "arcface")])
 def test_every_regime_takes_the_arguments_of_the_base(regime):
     def arguments(of):
         return inspect.signature(of).parameters.keys()
