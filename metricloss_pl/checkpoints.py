@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
+from jsonargparse.typing import Path_fr
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 
@@ -17,6 +21,7 @@ from metricloss_pl.files import replacing
 
 __all__ = ["AtomicCheckpointIO", "plain_settings", "read_checkpoint", "tensor_not_finite", "where_classes_differ"]
 
+_YAMLLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # jsonargparse's choice
 # What a checkpoint's settings may name: a regime, its network, optimizers and schedules.
 _BUILT = (nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler)
 
@@ -68,33 +73,55 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     tensors = all(isinstance(tensor, Tensor) for tensor in checkpoint["state_dict"].values())
     if not tensors or not isinstance(checkpoint.get("images"), dict | None):
         raise UserError(f"checkpoint {path} holds no regime of metricloss_pl: give a file that `fit` has written")
-    for name in _names(checkpoint["hyper_parameters"]):
-        _check_name(path, name)
+    for key, text in _texts(checkpoint["hyper_parameters"]):
+        for reading in _readings(text):
+            _check_name(path, reading, is_class=key.endswith("class_path"))
     return checkpoint
 
 
-def _names(hyper_parameters: dict[str, Any]) -> Iterator[str]:
-    """Every text that could name something to be built or called."""
-    values: list[Any] = [
-        value for key, value in hyper_parameters.items() if key not in ("class_names", "_instantiator")
-    ]
+def _texts(hyper_parameters: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Every text among the settings, with the key that it stands under."""
+    values = [(key, value) for key, value in hyper_parameters.items() if key not in ("class_names", "_instantiator")]
     while values:
-        value = values.pop()
+        key, value = values.pop()
         if isinstance(value, dict):
-            values += value.values()
-        elif isinstance(value, list):
-            values += value
-        elif isinstance(value, str) and "." in value:
-            yield value
+            values += value.items()
+        elif isinstance(value, (list, tuple, set)):
+            values += [(key, item) for item in value]
+        elif isinstance(value, str):
+            yield str(key), value
 
 
-def _check_name(path: str | Path, name: str) -> None:
+def _readings(text: str) -> Iterator[str]:
+    """The text, and all that jsonargparse may find in it: YAML's texts within it and within a file that it names."""
+    here = os.getcwd()
+    waiting, seen = [(text, here)], set()
+    while waiting:
+        text, folder = waiting.pop()  # where a file stands, those that it names are looked for
+        if (text, folder) in seen:
+            continue
+        seen.add((text, folder))
+        yield text
+        for base in (folder, here):
+            with suppress(TypeError, OSError, ValueError):  # no such file, or none of text
+                file = Path(Path_fr(text, cwd=base).absolute)
+                waiting.append((file.read_text(encoding="utf-8"), str(file.parent)))
+        with suppress(yaml.YAMLError):
+            events = yaml.parse(text, _YAMLLoader)
+            waiting += [(event.value, folder) for event in events if isinstance(event, yaml.ScalarEvent)]
+
+
+def _check_name(path: str | Path, name: str, is_class: bool) -> None:
     """Whoever reads the settings builds the classes they name; a function, or any other class, could do anything."""
+    if "." not in name or not all(part.isidentifier() for part in name.split(".")):
+        return
     module, _, attribute = name.rpartition(".")
     named = getattr(sys.modules.get(module), attribute, None)
-    if (isinstance(named, type) and issubclass(named, _BUILT)) or (named is None and not _is_class_path(name)):
+    if isinstance(named, type) and issubclass(named, _BUILT):
         return
     if named is None:
+        if not is_class and not _can_be_imported(name):  # stats.npz
+            return
         raise UserError(
             f"checkpoint {path} names {name}, which is not imported for a checkpoint's sake: give the --config that it "
             "was trained with too"
@@ -104,9 +131,10 @@ def _check_name(path: str | Path, name: str) -> None:
     raise UserError(f"checkpoint {path} names {name}, which is no network, optimizer or schedule: it is not trusted")
 
 
-def _is_class_path(text: str) -> bool:
-    """Whether it looks like one: no file's name, no number."""
-    return all(part.isidentifier() for part in text.split("."))
+def _can_be_imported(name: str) -> bool:
+    """Whether there is a package or module for the name to be in; finding the topmost one imports nothing."""
+    top = name.partition(".")[0]
+    return top in sys.modules or importlib.util.find_spec(top) is not None
 
 
 def plain_settings(hyper_parameters: dict[str, Any]) -> dict[str, Any]:

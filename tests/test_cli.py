@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
+from torch import nn
 
 from metricloss_pl.cli import main
+from metricloss_pl.regimes import CosineClassifier, MetricLearningClassifier
 from tests.helpers import make_folder
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -295,7 +298,6 @@ def test_mixing_from_a_file_and_with_the_checkpoint_alone(tmp_path):
 def test_predict_takes_any_folder_with_the_checkpoint_alone(digits_run, tmp_path):
     """Names, size, channels and normalisation come from the checkpoint: a copy far from its run is enough."""
     checkpoint = shutil.copy(digits_run / "checkpoints" / "best.ckpt", tmp_path / "model.ckpt")
-    from PIL import Image
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -312,12 +314,33 @@ def test_predict_takes_any_folder_with_the_checkpoint_alone(digits_run, tmp_path
     assert np.load(tmp_path / "out.npz")["embeddings"].shape == (30, 10)
 
 
+def test_a_loss_of_pytorch_metric_learning(tmp_path, capsys):
+    """Another than the config's, by flags; the checkpoint alone predicts; one line for mistakes."""
+    cosface = ["--model.loss=CosFaceLoss", "--model.loss_args.margin=0.2"]
+    checkpoint = shutil.copy(fit("digits_arcface", tmp_path, *cosface) / "checkpoints" / "best.ckpt", tmp_path)
+    model = MetricLearningClassifier.load_from_checkpoint(checkpoint, weights_only=True)
+    assert type(model.criterion.loss).__name__ == "CosFaceLoss"
+    assert (model.criterion.loss.margin, model.criterion.loss.scale) == (0.2, 64)
+    (tmp_path / "new").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "new" / "a.png")
+    flags = [f"--data.predict_dir={tmp_path / 'new'}", f"--predictions.path={tmp_path / 'out.csv'}"]
+    main(["predict", f"--ckpt_path={checkpoint}", *flags, *QUIET])
+    assert len((tmp_path / "out.csv").read_text().splitlines()) == 2
+
+    arcface = ["fit", f"--config={CONFIGS / 'digits_arcface.yaml'}", f"--runs_dir={tmp_path}"]
+    line = refusal(capsys, *arcface, "--model.loss_args.margn=20")
+    assert "ArcFaceLoss has no setting 'margn'; it has margin, scale" in line
+    assert "margin of CosFaceLoss is 28.6" in refusal(capsys, *arcface, "--model.loss=CosFaceLoss")
+    assert "ProxyAnchorLoss" in refusal(capsys, *arcface, "--model.loss=ProxyAnchorLoss")
+
+
 def test_help_is_quick():
     """Not a timing: what --help must not import."""
     program = (
         "import sys\nfrom metricloss_pl.cli import main\n"
         "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
-        "print([m for m in ('sklearn', 'tensorboard', 'metricloss_pl.plots') if m in sys.modules], file=sys.stderr)"
+        "heavy = ('sklearn', 'tensorboard', 'pytorch_metric_learning', 'metricloss_pl.plots')\n"
+        "print([m for m in heavy if m in sys.modules], file=sys.stderr)"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stderr.splitlines()[-1] == "[]"
@@ -577,6 +600,9 @@ def test_a_checkpoint_that_carries_code_is_not_run(tmp_path, capsys):
         {"optimizer": "os.system"},
         {"backbone": {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", "executed"]}}},
         {"backbone": {"class_path": "torch.utils.collect_env.run", "init_args": {"command": "touch executed"}}},
+        {"optimizer": '{"class_path": "subprocess\\u002egetoutput", "init_args": {"cmd": "touch executed"}}'},
+        {"optimizer": ("os.system",)},
+        {"optimizer": "./sub/settings"},  # a file that names one beside it, with a text, as YAML, that is YAML
     ],
 )
 def test_a_checkpoint_that_names_functions_runs_none(setting, digits_run, tmp_path, monkeypatch, capsys):
@@ -584,18 +610,58 @@ def test_a_checkpoint_that_names_functions_runs_none(setting, digits_run, tmp_pa
     import torch.utils.collect_env
 
     from metricloss_pl.errors import UserError
-    from metricloss_pl.regimes import CosineClassifier
 
     monkeypatch.chdir(tmp_path)
     evil = torch.load(digits_run / "checkpoints" / "best.ckpt", weights_only=True)
     evil["hyper_parameters"] |= setting
     torch.save(evil, "evil.ckpt")
+    Path("sub").mkdir()
+    Path("sub/settings").write_text("[inner]")
+    Path("sub/inner").write_text("'{class_path: subprocess.getoutput, init_args: {cmd: touch executed}}'")
     (tmp_path / "images").mkdir()
     line = refusal(capsys, "predict", "--ckpt_path=evil.ckpt", f"--data.predict_dir={tmp_path / 'images'}")
     assert "which is no network, optimizer or schedule: it is not trusted" in line
     with pytest.raises(UserError, match="it is not trusted"):
         CosineClassifier.load_from_checkpoint("evil.ckpt", weights_only=True)
     assert not (tmp_path / "executed").exists()
+
+
+class Annotated(CosineClassifier):
+    """Settings of texts that look like import paths and are none."""
+
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: nn.Module,
+        class_names: list[str] | None = None,
+        stats: str = "stats.npz",
+        note: str = "from: resnet50.a1_in1k",
+    ) -> None:
+        super().__init__(num_classes, backbone, class_names)
+        self.stats, self.note = stats, note
+
+
+def test_a_text_that_can_not_be_imported_is_no_danger(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("stats.npz").write_bytes(b"PK\x03\x04\xff")
+    run = fit("digits_cosine", tmp_path, "--model=tests.test_cli.Annotated", name="digits_cosine-Annotated")
+    checkpoint = run / "checkpoints" / "best.ckpt"
+    model = Annotated.load_from_checkpoint(checkpoint, weights_only=True)
+    assert (model.stats, model.note) == ("stats.npz", "from: resnet50.a1_in1k")
+    Path("new").mkdir()
+    Image.new("L", (8, 8)).save("new/a.png")
+    main(["predict", f"--ckpt_path={checkpoint}", "--data.predict_dir=new", *QUIET])
+    assert (run / "predictions.csv").is_file()
+
+    changed = torch.load(checkpoint, weights_only=True)
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("stats.py").write_text("from pathlib import Path\nPath('executed').touch()\n")  # now it can be
+    for setting in ({"stats": "stats.npz"}, {"note": "a: [stats.Net]"}):
+        torch.save({**changed, "hyper_parameters": {**changed["hyper_parameters"], **setting}}, "changed.ckpt")
+        line = refusal(capsys, "predict", "--ckpt_path=changed.ckpt", "--data.predict_dir=new")
+        assert "names stats." in line
+        assert "which is not imported for a checkpoint's sake" in line
+    assert not Path("executed").exists()
 
 
 def test_resuming_with_nothing_to_resume(tmp_path, capsys):

@@ -152,7 +152,9 @@ def _complete_from_checkpoint(args: Sequence[str]) -> list[str]:
     model = {"class_path": hparams.pop("_class_path"), "init_args": hparams}
     for linked in ("_instantiator", "num_classes", "class_names"):
         hparams.pop(linked, None)
-    hparams.get("backbone", {}).get("init_args", {}).pop("in_channels", None)
+    backbone = hparams.get("backbone")
+    if isinstance(backbone, dict) and isinstance(settings := backbone.get("init_args"), dict):
+        settings.pop("in_channels", None)
     data = {
         "class_path": "metricloss_pl.data.UnlabelledFolderDataModule",
         "init_args": {"class_names": checkpoint["class_names"], **images},

@@ -440,6 +440,9 @@ class Classifier(LightningModule, ABC):
         state = checkpoint["state_dict"]
         if name := tensor_not_finite(state):
             raise UserError(f"the checkpoint's {name} is not finite: it can't predict; take an earlier checkpoint")
+        for name in ("std", "temperature"):
+            if not (state.get(name, getattr(self, name)) > 0).all():
+                raise UserError(f"the checkpoint's {name} is not above 0: it can't predict; take another checkpoint")
         resumed = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
         if "current_model_state" in checkpoint and not resumed:
             checkpoint["current_model_state"] = state  # the averaged weights are evaluated, not those behind them

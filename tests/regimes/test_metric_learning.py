@@ -11,6 +11,7 @@ from torch import nn
 
 from metricloss_pl.errors import UserError
 from metricloss_pl.regimes import MetricLearningClassifier
+from metricloss_pl.regimes._safe_cosine import SafeCosine
 from metricloss_pl.regimes.metric_learning import _SETTINGS
 from tests.regimes.blobs import C, D, Flat, loader, trainer
 
@@ -105,6 +106,14 @@ def test_gradients_stay_finite(name):
     assert torch.isfinite(embeddings.grad).all()
     assert embeddings.grad.abs().max() < 1e5
     assert torch.isfinite(model.criterion.weight.grad).all()
+
+
+def test_the_angle_has_a_gradient_everywhere():
+    vectors = torch.tensor([[3.0, 0.0], [-0.5, 0.0], [0.0, 0.0]], requires_grad=True)
+    cosines = SafeCosine()(vectors, torch.tensor([[2.0, 0.0]]))
+    torch.testing.assert_close(cosines, torch.tensor([[1.0], [-1.0], [0.0]]), rtol=0, atol=2e-6)
+    torch.acos(cosines).sum().backward()
+    assert torch.isfinite(vectors.grad).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

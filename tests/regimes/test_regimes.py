@@ -115,6 +115,18 @@ def test_resumed_fit_equals_one_uninterrupted_fit(build, tmp_path):
     assert any(not torch.equal(tensor, first.state_dict()[name]) for name, tensor in whole.state_dict().items())
 
 
+@pytest.mark.parametrize(("name", "value"), [("std", 0.0), ("std", -0.3), ("temperature", 0.0), ("temperature", -1.0)])
+def test_a_checkpoint_that_would_predict_nan_is_refused(name, value, tmp_path):
+    model = SoftmaxClassifier(C, Flat())
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(model, loader())
+    getattr(model, name).fill_(value)
+    run.save_checkpoint(tmp_path / "forged.ckpt")
+    with pytest.raises(UserError, match=f"the checkpoint's {name} is not above 0: it can't predict") as caught:
+        SoftmaxClassifier.load_from_checkpoint(tmp_path / "forged.ckpt", backbone=Flat())
+    assert "\n" not in str(caught.value)
+
+
 def test_checkpoint_reads_weights_only_and_loads_back(build, tmp_path):
     model = build(class_names=["a", "b", "c"])
     run = trainer(tmp_path, max_epochs=1)
