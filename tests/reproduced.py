@@ -30,6 +30,8 @@ def rows_of(section: str) -> Iterator[Row]:
         template, _, text = block.partition("\n```\n")
         header, _, *body = table_of(text) or [[], []]
         named = {column: cell.strip("`<>") for column, cell in enumerate(header) if cell.startswith("`<")}
+        if unknown := set(named.values()) - set(re.findall(r"<(\w+)>", template)):
+            raise ValueError(f"{title}: {template} has no place for {unknown}")
         for cells in body:
             command = filled(template, {name: cells[column].strip("`") for column, name in named.items()})
             for column, cell in enumerate(cells):
@@ -69,7 +71,7 @@ FITS = [
 def options_of(command: str) -> list[tuple[str, str]]:
     """Names and values of a command's options."""
     words = shlex.split(command)
-    return list(zip(words[3::2], words[4::2], strict=True))
+    return list(zip(words[3::2], words[4::2], strict=False))
 
 
 def covering(commands: Iterable[str], parts: Callable[[str], set[Any]], done: Iterable[Any] = ()) -> list[str]:

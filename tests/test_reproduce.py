@@ -68,6 +68,8 @@ def test_rows_are_found():
         Row("Title: l, X `1`", "1.5", "python cli.py fit --a x --b 1 --lr 0.1", False),
         Row("Title: hours, X `1`", "2", "python cli.py fit --a y --b 1 --lr 0.1", True),
     ]
+    with pytest.raises(ValueError, match=r"Title: .* has no place for \{'a'\}"):
+        list(rows_of(section.replace("--a <a>", "")))
     assert options_of("python cli.py fit --a x --b 1") == [("--a", "x"), ("--b", "1")]
 
 
@@ -78,7 +80,8 @@ def test_covering_leaves_nothing_out():
 @pytest.mark.parametrize("row", FIGURES, ids=lambda row: row.place)
 def test_every_figure_has_a_whole_command(row):
     assert "<" not in row.command
-    assert row.command.startswith("python cli.py ")
+    assert row.command.startswith("python cli.py fit --config ")
+    assert len(shlex.split(row.command)) % 2 == 1, "each option has a value"
     assert re.fullmatch(r"\d+\.\d+", row.figure) or row.figure in NOT_PUBLISHED, row.figure
 
 
@@ -188,6 +191,13 @@ def test_command_parses_and_instantiates(command, instantiate):
     assert "FreezeBackbone" not in command or {"FreezeBackbone", "EmbeddingPlot"} <= {
         type(callback).__name__ for callback in trainer.callbacks
     }
+
+
+def test_figure_is_drawn(tmp_path, monkeypatch):
+    [command] = re.findall(r"^python cli.py (?!fit).*", DOCUMENT, flags=re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    main(shlex.split(command)[2:])
+    assert [file.suffix for file in tmp_path.iterdir()] == [".png"]
 
 
 # ---------------------------------------------------------------------------------------------------------- the hours
