@@ -13,14 +13,14 @@ from metricloss_pl.checkpoints import read_checkpoint
 from metricloss_pl.cli.run import run_of
 from metricloss_pl.errors import UserError, reason
 
-__all__ = ["name_of_run", "prepare"]
+__all__ = ["HARMLESS", "name_of_run", "prepare"]
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 _CONFIG = ("-c", "--config")
 _BLOCKS = ("data", "model", "trainer")
 _SPLIT = ("seed", "val_fraction", "test_fraction", "samples_per_class")
 # Settings of the data that a resumed run may change: where they lie and how they are fetched.
-_HARMLESS = ("root", "csv", "images_dir", "path", "download", "num_workers", "cache_gb")
+HARMLESS = ("root", "csv", "images_dir", "path", "download", "num_workers", "cache_gb")
 
 
 def prepare(args: Sequence[str]) -> list[str]:
@@ -117,7 +117,7 @@ def _resume(args: Sequence[str]) -> list[str]:
             raise UserError(f"--resume {run}: nothing to resume, {file} is missing; give a run's folder")
     for name, _, _ in _options(args):
         block, _, setting = name.partition(".")
-        if name in (*_CONFIG, "--ckpt_path") or block == "--model" or (block == "--data" and setting not in _HARMLESS):
+        if name in (*_CONFIG, "--ckpt_path") or block == "--model" or (block == "--data" and setting not in HARMLESS):
             raise UserError(
                 f"{name} with --resume: a run goes on with its own config, checkpoint, model and data; for others "
                 "start a new run"

@@ -20,8 +20,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from metricloss_pl import backbones, schedules  # noqa: F401  imported so that YAML may name their classes alone
-from metricloss_pl.callbacks import HierarchyMetrics, PredictionWriter
+from metricloss_pl.callbacks import HierarchyMetrics
 from metricloss_pl.checkpoints import AtomicCheckpointIO, read_checkpoint
 from metricloss_pl.class_embeddings import are_embeddings
 from metricloss_pl.cli import run
@@ -29,6 +28,7 @@ from metricloss_pl.cli.arguments import SUBCOMMANDS, name_of_run, prepare
 from metricloss_pl.cli.figure import draw_figure
 from metricloss_pl.cli.hierarchy import show_hierarchy
 from metricloss_pl.cli.messages import message_of
+from metricloss_pl.cli.parser import add_run_arguments
 from metricloss_pl.cli.report import show_report
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.errors import UserError
@@ -70,39 +70,7 @@ class MetricLossCLI(LightningCLI):
     # ----------------------------------------------------------------------------------------------------- arguments
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        for fact in ("num_classes", "class_names"):
-            parser.link_arguments(f"data.{fact}", f"model.init_args.{fact}", apply_on="instantiate")
-        parser.link_arguments(
-            "data.in_channels", "model.init_args.backbone.init_args.in_channels", apply_on="instantiate"
-        )
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.set_defaults(
-            {
-                "checkpoint.monitor": "val/accuracy",
-                "checkpoint.mode": "max",
-                "checkpoint.filename": "best",
-                "checkpoint.enable_version_counter": False,
-                "trainer.enable_model_summary": False,  # the screen has one line for it
-            }
-        )
-        parser.add_lightning_class_args(PredictionWriter, "predictions")
-        parser.add_argument("--runs_dir", type=str, default="runs", help="Folder that holds a folder a run.")
-        parser.add_argument(
-            "--resume", type=str | None, default=None, help="fit: folder of a run to continue from its last checkpoint."
-        )
-        parser.add_argument(
-            "--save_every_n_steps",
-            type=int | None,
-            default=None,
-            help="fit: write last.ckpt also within epochs, each time so many steps are done.",
-        )
-        parser.add_argument("--compile", type=bool, default=False, help="fit: train the backbone under torch.compile.")
-        parser.add_argument(
-            "--timeout_minutes", type=float, default=5.0, help="How long processes wait for one that died or hangs."
-        )
-        parser.add_argument(
-            "--test_after_fit", type=bool, default=False, help="fit: test the best checkpoint once at the end."
-        )
+        add_run_arguments(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         self.config = parser.parse_args(args)  # type: ignore[arg-type]

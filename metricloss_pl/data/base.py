@@ -331,7 +331,7 @@ class ImageDataModule(LightningDataModule, ABC):
     def _set_up_fit(self) -> None:
         if "train" in self._parts:
             return
-        train, val = self._split()
+        train, val = self.divide()
         counts = torch.bincount(train.labels, minlength=self.num_classes)
         empty = [name for name, count in zip(self.class_names, counts.tolist(), strict=True) if count == 0]
         if empty:
@@ -346,8 +346,8 @@ class ImageDataModule(LightningDataModule, ABC):
         self._add("train", train)
         self._warn_of_duplicates("train", "val")
 
-    def _split(self) -> tuple[Samples, Samples | None]:
-        """The training and validation images in use."""
+    def divide(self) -> tuple[Samples, Samples | None]:
+        """Lists the training and validation images in use, which nothing decodes yet."""
         train, val = self._read("train"), self._read("val")
         if train is None:
             raise UserError(f"{type(self).__name__} has no training part")

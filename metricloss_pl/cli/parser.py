@@ -1,0 +1,46 @@
+"""What a run file may say besides its data, model and trainer, and what the model learns from the data."""
+
+from __future__ import annotations
+
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser
+
+from metricloss_pl import backbones, schedules  # noqa: F401  imported so that YAML may name their classes alone
+from metricloss_pl.callbacks import PredictionWriter
+
+__all__ = ["add_run_arguments"]
+
+
+def add_run_arguments(parser: LightningArgumentParser) -> None:
+    """Add a run's own settings to those of data, model and trainer, and link the data's facts into the model."""
+    for fact in ("num_classes", "class_names"):
+        parser.link_arguments(f"data.{fact}", f"model.init_args.{fact}", apply_on="instantiate")
+    parser.link_arguments("data.in_channels", "model.init_args.backbone.init_args.in_channels", apply_on="instantiate")
+    parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+    parser.set_defaults(
+        {
+            "checkpoint.monitor": "val/accuracy",
+            "checkpoint.mode": "max",
+            "checkpoint.filename": "best",
+            "checkpoint.enable_version_counter": False,
+            "trainer.enable_model_summary": False,  # the screen has one line for it
+        }
+    )
+    parser.add_lightning_class_args(PredictionWriter, "predictions")
+    parser.add_argument("--runs_dir", type=str, default="runs", help="Folder that holds a folder a run.")
+    parser.add_argument(
+        "--resume", type=str | None, default=None, help="fit: folder of a run to continue from its last checkpoint."
+    )
+    parser.add_argument(
+        "--save_every_n_steps",
+        type=int | None,
+        default=None,
+        help="fit: write last.ckpt also within epochs, each time so many steps are done.",
+    )
+    parser.add_argument("--compile", type=bool, default=False, help="fit: train the backbone under torch.compile.")
+    parser.add_argument(
+        "--timeout_minutes", type=float, default=5.0, help="How long processes wait for one that died or hangs."
+    )
+    parser.add_argument(
+        "--test_after_fit", type=bool, default=False, help="fit: test the best checkpoint once at the end."
+    )
