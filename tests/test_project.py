@@ -30,7 +30,7 @@ LAYERS = {
     **dict.fromkeys(GROUND[1:], BASICS),
     "regimes": {*GROUND, *BASICS, "mixing"},
     "callbacks": {*GROUND, *BASICS, "regimes"},
-    "compare": {*GROUND, *BASICS, "regimes", "callbacks"},
+    "compare": {*GROUND, *BASICS, "regimes", "callbacks", "cli", ""},  # reads run files with the command line's parser
     "cli": {*GROUND, *BASICS, "schedules", "mixing", "regimes", "callbacks", "compare", ""},
 }
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())

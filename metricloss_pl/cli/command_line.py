@@ -60,8 +60,9 @@ class MetricLossCLI(LightningCLI):
             auto_configure_optimizers=False,
             parser_kwargs={
                 **strict,
-                "epilog": "Other subcommands: hierarchy FILE shows a class hierarchy, report FOLDER writes a "
-                "comparison's report again, figure NAME draws what the losses do; each has a --help.",
+                "epilog": "Other subcommands: compare runs many trainings and says which is best, report FOLDER writes "
+                "its report again, hierarchy FILE shows a class hierarchy, figure NAME draws what the losses do; each "
+                "has a --help.",
                 **{name: dict(strict) for name in SUBCOMMANDS},
             },
             args=prepare(self.arguments),
@@ -332,7 +333,11 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         with run.less_noise():
             function = _FUNCTIONS.get(arguments[0]) if arguments else None
-            if function is not None:
+            if arguments[:1] == ["compare"]:
+                from metricloss_pl.compare.command import compare  # it reads run files with this package's parser
+
+                compare(arguments[1:])
+            elif function is not None:
                 parser = ArgumentParser(prog=f"cli.py {arguments[0]}", exit_on_error=False)
                 parser.add_function_arguments(function, as_positional=True)
                 function(**parser.parse_args(arguments[1:]))

@@ -1,0 +1,64 @@
+"""``python cli.py compare``: a comparison as a YAML file and flags say it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
+
+import metricloss_pl
+from metricloss_pl.cli.arguments import option
+from metricloss_pl.compare.plan import Comparison
+from metricloss_pl.compare.run import run_comparison
+from metricloss_pl.errors import UserError
+
+__all__ = ["compare"]
+
+_OWN_IMAGES = Path("configs", "compare", "folder.yaml")
+
+
+def compare(arguments: Sequence[str]) -> None:
+    """Runs the comparison that the arguments describe; a folder of images alone stands for configs/compare/folder.yaml.
+
+    Args:
+        arguments: What follows ``compare`` on the command line.
+
+    Raises:
+        UserError: An unknown setting, or a plan that can't be run.
+    """
+    parser = ArgumentParser(
+        prog="cli.py compare",
+        description="Which variant is best on these images: tuned alike, run with several seeds, tested once each.",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help="The comparison, as YAML.")
+    names = parser.add_class_arguments(Comparison)
+    parser.add_function_arguments(run_comparison, skip={"comparison", "command"})
+    given = list(arguments)
+    file = option(given, "--config") or option(given, "-c")
+    if file is None and option(given, "--data_root") is not None:
+        file = str(_own_images())
+        given = [f"--config={file}", *given]
+    elif file is None and not {"-h", "--help"} & set(given) and option(given, "--report_only") is None:
+        raise UserError(
+            "compare needs to know what: give --config with a comparison, such as configs/compare/digits.yaml, or "
+            "--data_root with your folder of images"
+        )
+    settings = parser.instantiate_classes(parser.parse_args(given)).as_dict()
+    settings.pop("config")
+    described = {name: settings.pop(name) for name in names}
+    if described["name"] is None:
+        root = described["data_root"]
+        described["name"] = Path(root).resolve().name if root else Path(file or "comparison").stem
+    typed = shlex.join(["python", "cli.py", "compare", *arguments])
+    run_comparison(Comparison(**described), **settings, command=typed)
+
+
+def _own_images() -> Path:
+    for folder in (Path.cwd(), Path(metricloss_pl.__file__).parent.parent):
+        if (folder / _OWN_IMAGES).is_file():
+            return folder / _OWN_IMAGES
+    raise UserError(f"--data_root alone takes {_OWN_IMAGES}, which is not here: give --config")

@@ -1,0 +1,112 @@
+"""All images of a data set in k folds, each of them the test part once."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metricloss_pl.data import ImageDataModule
+from metricloss_pl.data.base import Part
+from metricloss_pl.data.samples import Samples, check_samples, concatenate
+from metricloss_pl.data.splits import split_off
+from metricloss_pl.errors import UserError
+
+__all__ = ["FoldDataModule", "digest", "fold_numbers", "official_parts"]
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class FoldDataModule(ImageDataModule):
+    """One fold of another data module's images as the test part, and the others as the training part.
+
+    Args:
+        source: Whose images, an official test part too; its settings are taken over by :meth:`of`.
+        folds: Number of folds.
+        fold: Which of them is the test part.
+        partition: Seed of the division into folds.
+    """
+
+    source: ImageDataModule
+    folds: int
+    fold: int
+    partition: int
+
+    @classmethod
+    def of(cls, source: ImageDataModule, folds: int, fold: int, partition: int) -> FoldDataModule:
+        """One fold with the batch size, augmentations and all else of ``source``."""
+        settings = {field.name: getattr(source, field.name) for field in dataclasses.fields(ImageDataModule)}
+        return cls(**settings, source=source, folds=folds, fold=fold, partition=partition)
+
+    @property
+    def class_names(self) -> list[str]:
+        """Those of the source."""
+        return self.source.class_names
+
+    def prepare_data(self) -> None:
+        self.source.prepare_data()
+
+    def read(self, part: Part) -> Samples | None:
+        """The fold, or all but it."""
+        if part == "val":
+            return None
+        images = _joined(official_parts(self.source))
+        check_samples(images, self.num_classes, "whole")
+        in_fold = fold_numbers(images, self.folds, self.partition, self.class_names) == self.fold
+        return images.subset(np.flatnonzero(in_fold if part == "test" else ~in_fold))
+
+
+def official_parts(data: ImageDataModule) -> dict[Part, Samples | None]:
+    """The training, validation and test part as the data set has them; None where it has none."""
+    parts: tuple[Part, ...] = ("train", "val", "test")
+    return {part: data.read(part) for part in parts}
+
+
+def _joined(parts: dict[Part, Samples | None]) -> Samples:
+    return functools.reduce(concatenate, [samples for samples in parts.values() if samples is not None])
+
+
+def fold_numbers(images: Samples, folds: int, seed: int, class_names: list[str]) -> np.ndarray:
+    """The fold of each image (N,): as equally many of each class as can be, and whole groups.
+
+    Raises:
+        UserError: A class has fewer images than there are folds, or all its images are of one group.
+    """
+    counts = torch.bincount(images.labels, minlength=len(class_names))
+    for name, count in zip(class_names, counts.tolist(), strict=True):
+        if count < folds:
+            raise UserError(f"class {name!r} has {count} images: folds is {folds}, and each fold needs one")
+    numbers = np.zeros(len(images), dtype=np.int64)
+    rest = np.arange(len(images))
+    for fold in range(folds - 1):
+        groups = None if images.groups is None else images.groups[rest]
+        kept, cut = split_off(images.labels[rest], 1 / (folds - fold), seed, groups=groups)
+        numbers[rest[cut]] = fold
+        rest = rest[kept]
+    numbers[rest] = folds - 1
+    for fold in range(folds):
+        outside = torch.bincount(images.labels[np.flatnonzero(numbers != fold)], minlength=len(class_names))
+        if not (numbers == fold).any() or (outside == 0).any():
+            missing = class_names[int((outside == 0).int().argmax())]
+            raise UserError(
+                f"folds is {folds}: there are too few groups to share out class {missing!r} among so many; give fewer"
+            )
+    return numbers
+
+
+def digest(images: Samples) -> str:
+    """Tells sets of images apart: by names, labels, groups, and the images themselves or the size of their files."""
+    found = hashlib.blake2b(digest_size=10)
+    found.update("\0".join(images.names).encode("utf-8", "surrogateescape"))
+    found.update(images.labels.numpy().tobytes())
+    if images.groups is not None:
+        found.update(images.groups.numpy().tobytes())
+    if isinstance(images.images, Tensor):
+        found.update(images.images.contiguous().numpy().tobytes())
+    else:
+        found.update(repr([file.stat().st_size for file in images.images]).encode())
+    return found.hexdigest()

@@ -1,0 +1,440 @@
+"""A comparison from begin to end: what is refused before it starts, its runs one after the other or side by side."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from metricloss_pl.cli.run import print_rows, short
+from metricloss_pl.compare.folds import digest, official_parts
+from metricloss_pl.compare.plan import Comparison, Plan, Run
+from metricloss_pl.compare.report import write_report
+from metricloss_pl.compare.results import Results
+from metricloss_pl.compare.settings import blaming
+from metricloss_pl.compare.tuning import check_optuna
+from metricloss_pl.compare.worker import Cost, Worker, quiet
+from metricloss_pl.errors import UserError
+
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerContext, SpawnContext
+
+__all__ = ["run_comparison"]
+
+Costs = Mapping[tuple[str, int | None], Cost]  # by variant and size
+
+_GRACE = 10.0  # seconds in which other processes end once they are told to
+_LOOK_EVERY = 0.5  # seconds between two looks at what other processes have done
+
+
+def run_comparison(
+    comparison: Comparison,
+    folder: str | None = None,
+    jobs: int = 1,
+    max_hours: float | None = None,
+    dry_run: bool = False,
+    report_only: bool = False,
+    command: str | None = None,
+) -> Path:
+    """Do the runs of a comparison that are not done yet, and write the report.
+
+    A second start goes on where the first one ended, however it ended. Several processes, also on machines that share
+    the folder, may be at it at the same time. Lines deleted from its ``results.jsonl`` are run again.
+
+    Args:
+        comparison: What is compared.
+        folder: Where the results are. None: ``runs/compare/<name>``.
+        jobs: Runs side by side, each in a process of its own; they take turns with the GPUs, where there are some.
+        max_hours: Time in which all must be done; a plan that needs longer is refused.
+        dry_run: Whether to print the plan, with its time and memory from a few measured steps, and stop.
+        report_only: Whether to write the report from what is there, and run nothing.
+        command: What the user has typed, for the report.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: The plan can't be run: by its own fault, or for data, time or memory; nothing has run then.
+    """
+    place = Path(folder or Path("runs", "compare", comparison.name or "comparison"))
+    if report_only:
+        if not (place / "results.jsonl").is_file():
+            raise UserError(f"{place} holds no results.jsonl: run the comparison first, without report_only")
+        _write_report(place)
+        return place
+    if jobs < 1:
+        raise UserError(f"jobs is {jobs}: at least 1 is needed")
+    if max_hours is not None and not 0 < max_hours < math.inf:
+        raise UserError(f"max_hours is {max_hours}: it must be above 0 and finite")
+    comparison = comparison.checked()
+    if comparison.tuning.trials:
+        check_optuna()
+    with quiet():
+        worker = Worker(comparison)
+        plan, facts = _prepare(worker)
+        results = Results(place)
+        done = results.read(_keys(plan))
+        missing = [run for run in plan.runs if run.key not in done]
+        if missing:
+            _check_parts(worker, plan, missing, facts)
+        costs = _measure(worker, plan, missing)
+    _check_cost(missing, costs, jobs, max_hours)
+    _announce(plan, missing, costs, jobs, place, facts)
+    for left_out in results.left_out:
+        print(f"left out: {left_out}")
+    if dry_run:
+        return place
+    if missing:
+        results.make()
+        results.write_plan({"command": command, **_described(plan, facts)})
+        try:
+            _do(worker, plan, results, min(jobs, len(missing)), costs)
+        except (KeyboardInterrupt, SystemExit):
+            print(f"stopped; the same command goes on with what is in {short(place)}")
+            raise
+    failed = [line for line in results.read(_keys(plan)).values() if line["status"] == "failed"]
+    titles = {run.key: run.title for run in plan.runs}
+    for line in failed:
+        print(f"failed: {titles[line['key']]}: {line['reason']}")
+    _write_report(place)
+    return place
+
+
+def _keys(plan: Plan) -> set[str]:
+    return {run.key for run in plan.runs}
+
+
+def _size(samples_per_class: int | None) -> str:
+    return "all images" if samples_per_class is None else f"{samples_per_class} a class"
+
+
+# --------------------------------------------------------------------------------------------------- before it starts
+
+
+def _prepare(worker: Worker) -> tuple[Plan, dict[str, Any]]:
+    """The plan, and facts about the data; every variant's data and network are built once on the way."""
+    comparison = worker.comparison
+    settings, digests, facts = {}, {}, {}
+    for name, variant in comparison.variants.items():
+        with blaming(name):
+            config = worker.files.parse(variant.config, comparison.overriding(name))
+            settings[name] = worker.files.decisive(config)
+            for tuned in comparison.space(name) if comparison.tuning.trials else ():
+                low = comparison.space(name)[tuned].at(0.0)
+                worker.files.parse(variant.config, {**comparison.overriding(name), tuned: low})
+            data = worker.files.build(config).data
+            data.prepare_data()
+            parts = official_parts(data)
+            counts = {part: 0 if samples is None else len(samples) for part, samples in parts.items()}
+            digests[name] = " ".join(digest(samples) for samples in parts.values() if samples is not None)
+            facts[name] = {
+                "warnings": [],
+                "class_names": data.class_names,
+                "data": f"{type(data).__name__}: {counts['train'] + counts['val']} images to train on and "
+                f"{counts['test']} to test on, of {data.num_classes} classes",
+            }
+            if parts["test"] is None and comparison.folds is None:
+                raise UserError(f"{type(data).__name__} has no test part: give folds, so that each image is tested")
+    baseline = comparison.baseline or ""
+    for name in comparison.variants:
+        if (digests[name], facts[name]["class_names"]) != (digests[baseline], facts[baseline]["class_names"]):
+            raise UserError(
+                f"variant {name} has other images or classes than {baseline} ({facts[name]['data']}; "
+                f"{facts[baseline]['data']}): variants are compared on the same images"
+            )
+    plan = Plan.of(comparison, settings, digests[baseline])
+    return plan, {**facts[baseline], "settings": settings}
+
+
+def _check_parts(worker: Worker, plan: Plan, missing: Sequence[Run], facts: dict[str, Any]) -> None:
+    """Cut all parts that the missing runs need, and decode every image once; notes duplicates among the facts.
+
+    What a size, split or fold lacks, and an image that is missing or broken, so shows now.
+    """
+    parts: dict[Any, Run] = {}
+    for run in missing:  # a variant may have data settings of its own
+        own = json.dumps(facts["settings"][run.variant]["data"])
+        parts.setdefault((own, run.kind, run.samples_per_class, run.split, run.fold), run)
+    for run in parts.values():
+        with blaming(run.variant):
+            worker.build(run).data.divide()
+    finals = [run for run in plan.runs if run.kind == "final"]
+    data = worker.build(max(finals, key=lambda run: run.samples_per_class or math.inf)).data
+    data.setup("fit")
+    data.setup("test")
+    if found := data.duplicates():
+        first = found[0]
+        facts["warnings"] = [
+            f"{len(found)} images stand in more than one part, so that figures flatter: {first.name} ({first.part}) = "
+            f"{first.earlier_name} ({first.earlier_part})"
+        ]
+
+
+def _measure(worker: Worker, plan: Plan, missing: Iterable[Run]) -> Costs:
+    """What a final run takes, of each variant and size that misses any run."""
+    wanted = {(run.variant, run.samples_per_class) for run in missing}
+    costs = {}
+    for run in plan.runs:
+        at = (run.variant, run.samples_per_class)
+        if run.kind == "final" and at in wanted and at not in costs:
+            with blaming(run.variant):
+                costs[at] = worker.measure(run)
+    return costs
+
+
+def _seconds(runs: Iterable[Run], costs: Costs) -> float:
+    """About how long these runs take, one after the other."""
+    return sum(costs[run.variant, run.samples_per_class].seconds for run in runs)
+
+
+def _check_cost(
+    missing: Sequence[Run],
+    costs: Costs,
+    jobs: int,
+    max_hours: float | None,
+) -> None:
+    if not missing:
+        return
+    left = _seconds(missing, costs) / jobs
+    if max_hours is not None and left > max_hours * 3600:
+        raise UserError(
+            f"max_hours is {max_hours:g}, and what is left of the plan takes about {_time(left)}: lower the trials, "
+            "seeds, sizes or epochs, or raise jobs where there is room"
+        )
+    most = max(costs.values(), key=lambda cost: cost.gigabytes)
+    if most.accelerator:
+        sharing = math.ceil(jobs / torch.cuda.device_count())
+        room, where = torch.cuda.get_device_properties(0).total_memory / 1e9, "GPU memory"
+    else:
+        sharing, room, where = jobs, _free_gigabytes(), "memory"
+    if sharing * most.gigabytes > room:
+        raise UserError(
+            f"{sharing} runs side by side need about {sharing * most.gigabytes:.1f} GB of {where}, and there are "
+            f"{room:.1f}: lower jobs or data.batch_size"
+        )
+
+
+def _free_gigabytes() -> float:
+    try:
+        rows = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return math.inf  # not known here
+    sizes = {name: float(value.split()[0]) for name, _, value in (row.partition(":") for row in rows)}
+    return sizes.get("MemAvailable", math.inf) / 1e6
+
+
+def _announce(
+    plan: Plan,
+    missing: Sequence[Run],
+    costs: Costs,
+    jobs: int,
+    place: Path,
+    facts: Mapping[str, Any],
+) -> None:
+    comparison, tuning = plan.comparison, plan.comparison.tuning
+    finals = [run for run in plan.runs if run.kind == "final"]
+    trials = len(plan.runs) - len(finals)
+    rows = [
+        ("data", facts["data"]),
+        ("variants", ", ".join(comparison.variants) + f" (baseline {comparison.baseline})"),
+        ("sizes", ", ".join(_size(size) for size in comparison.samples_per_class)),
+        ("final runs", f"{len(finals)}, tested once each"),
+    ]
+    if trials:
+        studies = len({run.study for run in plan.runs})
+        rows.append(("trials", f"{trials}: {tuning.trials} for each of {studies} (variant, size) on validation images"))
+    else:
+        rows.append(("trials", "none: the configs' own values are taken"))
+    rows.append(("done", f"{len(plan.runs) - len(missing)} of {len(plan.runs)} runs"))
+    if missing:
+        beside = f" with {jobs} runs at a time" if jobs > 1 else ""
+        rows.append(("time left", f"about {_time(_seconds(missing, costs) / jobs)}{beside}"))
+        rows.append(("memory", f"about {max(cost.gigabytes for cost in costs.values()):.1f} GB a run"))
+    rows.append(("folder", short(place)))
+    print_rows(rows)
+    for warning in facts["warnings"]:
+        print(f"warning: {warning}")
+
+
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def _described(plan: Plan, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What plan.json holds."""
+    comparison = plan.comparison
+    variants = {
+        name: {**asdict(variant), "space": {k: asdict(v) for k, v in comparison.space(name).items()}}
+        for name, variant in comparison.variants.items()
+    }
+    for name, variant in variants.items():
+        variant["overrides"] = comparison.overriding(name)
+        variant["settings"] = facts["settings"][name]
+    return {
+        "name": comparison.name,
+        "variants": variants,
+        "baseline": comparison.baseline,
+        "samples_per_class": comparison.samples_per_class,
+        "seeds": comparison.seeds,
+        "splits": len({run.split for run in plan.runs}),
+        "folds": comparison.folds,
+        "trials": comparison.tuning.trials,
+        "tuning": {**asdict(comparison.tuning), "space": None},
+        "metric": comparison.metric,
+        "class_names": facts["class_names"],
+        "data": facts["data"],
+        "warnings": facts["warnings"],
+        "keys": {
+            run.key: {
+                "kind": run.kind,
+                "variant": run.variant,
+                "samples_per_class": run.samples_per_class,
+                "split": run.split,
+                "fold": run.fold,
+                "seed": run.seed,
+                "trial": run.trial,
+            }
+            for run in plan.runs
+        },
+    }
+
+
+def _write_report(place: Path) -> None:
+    print_rows([("report", short(write_report(place)))])
+
+
+# ----------------------------------------------------------------------------------------------------------- the runs
+
+
+def _do(worker: Worker, plan: Plan, results: Results, jobs: int, costs: Costs) -> None:
+    with _Bar(plan, results, costs) as bar:
+        if jobs == 1:
+            with quiet():
+                _work(worker, plan, results, bar.look)
+            return
+        context = _context()
+        processes = [  # no daemons: those may not have processes that load images
+            context.Process(target=_work_alone, args=(plan, results.folder, number, jobs)) for number in range(jobs)
+        ]
+        for process in processes:
+            process.start()
+        try:
+            while any(process.is_alive() for process in processes):
+                time.sleep(_LOOK_EVERY)
+                bar.look()
+        finally:
+            for process in processes:
+                process.terminate()
+            for process in processes:
+                process.join(_GRACE)
+                process.kill()
+        bar.look()
+    _check_ends(plan, results, processes)
+
+
+def _context() -> ForkServerContext | SpawnContext:
+    """Starts processes quickly, and without what this one has done to an accelerator."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+def _check_ends(plan: Plan, results: Results, processes: Sequence[BaseProcess]) -> None:
+    missing = len(_keys(plan)) - len(results.read(_keys(plan)))
+    if missing:
+        codes = sorted({process.exitcode or 0 for process in processes})
+        raise UserError(
+            f"{missing} runs are missing: their processes ended with status {', '.join(map(str, codes))} (-9: killed, "
+            "perhaps for memory); what they said, if anything, is above. The same command goes on; fewer jobs need less"
+        )
+
+
+def _work_alone(plan: Plan, folder: Path, number: int, jobs: int) -> None:
+    """What a process does that stands beside others."""
+    _die_with_parent()
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = visible.split(",") if visible else [str(gpu) for gpu in range(torch.cuda.device_count())]
+    if gpus and not torch.cuda.is_initialized():
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
+    with quiet(), contextlib.suppress(KeyboardInterrupt):
+        _work(Worker(plan.comparison), plan, Results(folder))
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _work(worker: Worker, plan: Plan, results: Results, look: Callable[[], None] = lambda: None) -> None:
+    """Do what no other process does, until all runs are done."""
+    keys = _keys(plan)
+    while True:
+        look()
+        done = results.read(keys)
+        missing = [run for run in plan.runs if run.key not in done]
+        if not missing:
+            return
+        ready = [run for run in missing if all(other.key in done for other in plan.awaited(run))]
+        for run in ready:
+            with results.claimed(run.key) as mine:
+                if not mine or run.key in results.read(keys):
+                    continue
+                results.append(*worker.run(plan, run, done))
+                break
+        else:
+            time.sleep(_LOOK_EVERY)
+
+
+class _Bar:
+    """The progress over the whole plan, with the time left."""
+
+    def __init__(self, plan: Plan, results: Results, costs: Costs) -> None:
+        self._plan, self._results, self._costs = plan, results, costs
+        self._begin = time.monotonic()
+        self._before: set[str] = set(results.read(_keys(plan)))
+        text = "{task.description}", "{task.fields[left]}"
+        columns = TextColumn(text[0]), BarColumn(), MofNCompleteColumn(), TextColumn(text[1])
+        self._progress = Progress(*columns, console=Console(stderr=True))
+        self._task = self._progress.add_task("runs", total=len(plan.runs), completed=len(self._before), left="")
+
+    def __enter__(self) -> _Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+    def look(self) -> None:
+        """Show what is done by now."""
+        done = self._results.read(_keys(self._plan))
+        runs = self._plan.runs
+        now = _seconds((run for run in runs if run.key in done.keys() - self._before), self._costs)  # of this start
+        left = _seconds((run for run in runs if run.key not in done), self._costs)
+        text = f"{_time(left * (time.monotonic() - self._begin) / now)} left" if now and left else ""
+        self._progress.update(self._task, completed=len(done), left=text)

@@ -1,0 +1,451 @@
+"""One run in this process: trained, tested or validated once, and everything that the report needs of it."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import importlib.util
+import logging
+import math
+import os
+import platform
+import subprocess
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from torch import Tensor
+
+import metricloss_pl
+from metricloss_pl.callbacks import GeometryMonitor
+from metricloss_pl.checkpoints import tensor_not_finite
+from metricloss_pl.compare.folds import FoldDataModule
+from metricloss_pl.compare.plan import Comparison, Plan, Run
+from metricloss_pl.compare.results import Line
+from metricloss_pl.compare.settings import Built, RunFiles
+from metricloss_pl.compare.tuning import MEASUREMENTS, Search, best_trial
+from metricloss_pl.errors import UserError, reason
+from metricloss_pl.metrics import Temperature
+from metricloss_pl.regimes import Classifier
+
+__all__ = ["Cost", "Worker", "quiet"]
+
+_FEW_STEPS = 6  # of a measured one
+_MAX_HALF = 65504.0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run of a variant takes, from a few measured steps.
+
+    Args:
+        seconds: Of a whole final run.
+        steps: Of a whole final run.
+        gigabytes: Most memory taken so far, on the accelerator where there is one, else of the process.
+        accelerator: Whether it is the accelerator's.
+    """
+
+    seconds: float
+    steps: int
+    gigabytes: float
+    accelerator: bool
+
+
+class Worker:
+    """Does the runs of a plan, one after the other.
+
+    Args:
+        comparison: As :meth:`~metricloss_pl.compare.Comparison.checked` gives it.
+    """
+
+    def __init__(self, comparison: Comparison) -> None:
+        self.comparison = comparison
+        self.files = RunFiles()
+
+    # ------------------------------------------------------------------------------------------------------- a run
+
+    def run(self, plan: Plan, run: Run, done: Mapping[str, Line]) -> tuple[Line, dict[str, np.ndarray] | None]:
+        """Does a run.
+
+        Args:
+            plan: The plan that it is of.
+            run: One whose :meth:`~metricloss_pl.compare.plan.Plan.awaited` runs are done.
+            done: Their lines, at least, by key.
+
+        Returns:
+            The line for the results, and a final run's arrays: ``probabilities (N, C)``, ``labels (N,)``,
+            ``names (N,)`` and ``embeddings (N, D)``. A failure of the run is a result as well.
+        """
+        begin = time.perf_counter()
+        line: Line = {
+            "key": run.key,
+            "kind": run.kind,
+            "variant": run.variant,
+            "samples_per_class": run.samples_per_class,
+            "split": run.split,
+            "fold": run.fold,
+            "seed": run.seed,
+            "settings": {},
+            "trial": run.trial,
+            "status": "ok",
+            "reason": None,
+            "metrics": {},
+            "history": {},
+            "seconds": 0.0,
+            "steps": 0,
+            "epochs": 0,
+            "predictions": None,
+        }
+        arrays = None
+        try:
+            if run.kind == "trial":
+                self._trial(plan, run, [done[other.key] for other in plan.awaited(run)], line)
+            else:
+                arrays = self._final(run, [done[other.key] for other in plan.awaited(run)], line)
+        except Exception as error:  # whatever it is, the other runs go on
+            text = reason(error)
+            line["status"] = "failed"
+            line["reason"] = text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+            line["metrics"] = {}
+        if torch.cuda.is_available():  # else the next run may find no room
+            gc.collect()
+            torch.cuda.empty_cache()
+        line["seconds"] = round(time.perf_counter() - begin, 3)
+        return {**line, **_surroundings(), "date": datetime.now(UTC).isoformat(timespec="seconds")}, arrays
+
+    def _trial(self, plan: Plan, run: Run, before: Sequence[Line], line: Line) -> None:
+        tuning, space = self.comparison.tuning, self.comparison.space(run.variant)
+        base = self._settings(run)
+        search = Search(tuning, space, run.trial or 0, before, self.comparison.metric)
+        line["settings"] = {**self._sized(run), **search.settings}
+        built = self.build(run, {**base, **search.settings})
+        epochs = _epochs(built.trainer)
+        recorder = Recorder(epochs, lambda epoch, value: search.hopeless(epoch / epochs, value))
+        trainer = _fit(built, recorder, line)
+        if recorder.hopeless_after is not None:
+            accuracy = recorder.history["val/accuracy"][-1]
+            line["status"] = "pruned"
+            line["reason"] = f"val/accuracy {accuracy:.4f} after {recorder.hopeless_after} of {epochs} epochs"
+            return
+        scores = Scores(built.model)
+        trainer.callbacks.append(scores)  # type: ignore[attr-defined]
+        trainer.validate(built.model, built.data, verbose=False)
+        temperature = Temperature()
+        temperature.update(scores.class_scores, scores.labels)
+        fitted = temperature.compute()
+        logits = scores.class_scores.double() / fitted.double()
+        line["metrics"] = {
+            **_numbers(trainer),
+            "val/nll": torch.nn.functional.cross_entropy(logits, scores.labels).item(),
+            "val/temperature": fitted.item(),
+            "train/accuracy": recorder.history["geometry/train_accuracy"][-1],
+        }
+
+    def _final(self, run: Run, trials: Sequence[Line], line: Line) -> dict[str, np.ndarray]:
+        tuned: dict[str, Any] = {}
+        temperature = 1.0
+        if trials:
+            best = best_trial(trials, self.comparison.metric)
+            if best is None:
+                raise UserError(f"none of the {len(trials)} trials has ended well: {trials[0]['reason']}")
+            tuned = {name: best["settings"][name] for name in self.comparison.space(run.variant)}
+            temperature = best["metrics"]["val/temperature"]
+        line["settings"] = {**self._sized(run), **tuned}
+        built = self.build(run, {**self._settings(run), **tuned})
+        recorder = Recorder(_epochs(built.trainer))
+        trainer = _fit(built, recorder, line)
+        built.model.temperature.fill_(temperature)
+        scores = Scores(built.model)
+        trainer.callbacks.append(scores)  # type: ignore[attr-defined]
+        trainer.test(built.model, built.data, verbose=False)
+        line["metrics"] = {
+            **_numbers(trainer),
+            "temperature": temperature,
+            "train/accuracy": recorder.history["geometry/train_accuracy"][-1],
+        }
+        points = scores.points
+        return {
+            "probabilities": built.model.probabilities(scores.class_scores.to(built.model.device)).cpu().numpy(),
+            "labels": scores.labels.numpy(),
+            "names": np.array(built.data.samples("test").names),
+            **({"embeddings": points.half().numpy()} if points.abs().max() < _MAX_HALF else {}),
+        }
+
+    # ---------------------------------------------------------------------------------------------------- settings
+
+    def _sized(self, run: Run) -> dict[str, Any]:
+        """What the plan itself sets, as the results name it."""
+        sized: dict[str, Any] = {"data.samples_per_class": run.samples_per_class, "data.seed": run.split}
+        sized["seed_everything"] = run.seed
+        if run.kind == "final":
+            return {**sized, "data.val_fraction": 0}
+        tuning = self.comparison.tuning
+        own = {"trainer.max_epochs": tuning.epochs, "data.val_fraction": tuning.val_fraction}
+        return {**sized, **{name: value for name, value in own.items() if value is not None}}
+
+    def _settings(self, run: Run) -> dict[str, Any]:
+        return {**self.comparison.overriding(run.variant), **self._sized(run)}
+
+    def _parse(self, variant: str, settings: Mapping[str, Any]) -> Any:
+        return self.files.parse(self.comparison.variants[variant].config, settings)
+
+    def build(self, run: Run, settings: Mapping[str, Any] | None = None) -> Built:
+        """The network, the data and the Trainer's settings of a run.
+
+        Args:
+            run: The run.
+            settings: What its config is overridden with. None: what is known before any tuning.
+        """
+        config = self._parse(run.variant, self._settings(run) if settings is None else settings)
+        seed_everything(run.seed, verbose=False)
+        built = self.files.build(config)
+        if run.fold is not None:
+            assert self.comparison.folds is not None
+            built = built._replace(data=FoldDataModule.of(built.data, self.comparison.folds, run.fold, run.split))
+        if self.comparison.steps is not None:
+            built.data.prepare_data()
+            built.data.setup("fit")
+            an_epoch = math.ceil(len(built.data.train_dataloader()) / built.trainer["accumulate_grad_batches"])
+            built.trainer["max_epochs"] = max(1, round(self.comparison.steps / an_epoch))
+        return built
+
+    # ------------------------------------------------------------------------------------------------------ the cost
+
+    def measure(self, run: Run) -> Cost:
+        """Trains a final run for a few steps, to an epoch's end, and tests it not at all."""
+        begin = time.perf_counter()
+        built = self.build(run)
+        clock = _Clock()
+        epochs = _epochs(built.trainer)
+        # Without the check of logged losses: the config's own learning rate may diverge, and trials choose another one.
+        built.trainer.update(max_epochs=1, limit_train_batches=_FEW_STEPS, log_every_n_steps=0)
+        recorder = Recorder(1)
+        trainer = _trainer(built, [clock, recorder])
+        trainer.fit(built.model, built.data)
+        batches = len(built.data.train_dataloader())
+        step = float(np.median(clock.steps[1:] or clock.steps))
+        measured = recorder.seconds / len(built.data.samples("train"))  # an image
+        steps = epochs * batches
+        images = MEASUREMENTS * len(built.data.samples("train"))
+        around = max(0.0, time.perf_counter() - begin - sum(clock.steps) - recorder.seconds)
+        accelerator = trainer.strategy.root_device.type == "cuda"
+        memory = torch.cuda.max_memory_reserved() if accelerator else _peak_memory()
+        return Cost(around + steps * step + images * measured, steps, memory / 1e9, accelerator)
+
+
+# ------------------------------------------------------------------------------------------------------------ training
+
+
+class Recorder(GeometryMonitor):
+    """The history of a training, epoch by epoch.
+
+    Args:
+        epochs: Of the whole training, in which so many measurements are spread evenly as there are epochs for.
+        hopeless: Tells from an epoch and its validation accuracy whether to stop.
+    """
+
+    def __init__(self, epochs: int, hopeless: Callable[[int, float], bool] | None = None) -> None:
+        super().__init__()
+        self._due = {math.ceil(epochs * number / MEASUREMENTS) for number in range(1, MEASUREMENTS + 1)}
+        self.history: dict[str, list[float]] = {"epoch": [], "train/loss": []}
+        self.hopeless_after: int | None = None
+        self.seconds = 0.0
+        self._hopeless = hopeless
+        self._losses: list[Tensor] = []
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._losses = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:
+        self._losses.append(outputs["loss"].detach())
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        epochs = trainer.current_epoch + 1
+        if epochs in self._due:
+            self._record(trainer, pl_module, epochs)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.history["epoch"][-1:] != [trainer.current_epoch]:
+            self._record(trainer, pl_module, trainer.current_epoch)
+
+    def _record(self, trainer: Trainer, pl_module: LightningModule, epochs: int) -> None:
+        begin = time.perf_counter()
+        values = {name: value.item() for name, value in self._measure(trainer, pl_module).items()}
+        values["epoch"], values["train/loss"] = epochs, torch.stack(self._losses).mean().item()
+        values["train/accuracy"] = values["geometry/train_accuracy"]
+        if (accuracy := values.get("geometry/val_accuracy")) is not None:
+            values["val/accuracy"] = accuracy
+            if self._hopeless is not None and epochs != trainer.max_epochs and self._hopeless(epochs, accuracy):
+                self.hopeless_after = epochs
+                trainer.should_stop = True
+        for name, value in values.items():
+            self.history.setdefault(name, []).append(value if math.isfinite(value) else None)  # type: ignore[arg-type]
+        self.seconds += time.perf_counter() - begin
+
+
+class Scores(Callback):
+    """What a validation or test finds for each image, in their order."""
+
+    def __init__(self, model: Classifier) -> None:
+        self._model = model
+        self._batches: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def _take(self, trainer: Trainer, outputs: Any) -> None:
+        embeddings = outputs["embeddings"]
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
+            scores, points = self._model.class_scores(embeddings), self._model.points(embeddings)
+        self._batches.append((scores.float().cpu(), outputs["labels"].cpu(), points.float().cpu()))
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:
+        self._take(trainer, outputs)
+
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:
+        self._take(trainer, outputs)
+
+    @property
+    def class_scores(self) -> Tensor:
+        """(N, C)."""
+        return torch.cat([batch[0] for batch in self._batches])
+
+    @property
+    def labels(self) -> Tensor:
+        """(N,)."""
+        return torch.cat([batch[1] for batch in self._batches])
+
+    @property
+    def points(self) -> Tensor:
+        """(N, D), in the space in which the regime compares."""
+        return torch.cat([batch[2] for batch in self._batches])
+
+
+class _Clock(Callback):
+    def __init__(self) -> None:
+        self.steps: list[float] = []
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        self._begin = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)
+        self.steps.append(time.perf_counter() - self._begin)
+
+
+def _trainer(built: Built, callbacks: Sequence[Callback]) -> Trainer:
+    trainer = Trainer(
+        **{
+            **built.trainer,
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "num_sanity_val_steps": 0,
+            "callbacks": [*built.callbacks, *callbacks],
+        }
+    )
+    if trainer.world_size > 1:
+        raise UserError(
+            f"trainer.devices asks for {trainer.world_size} processes, and a compared run has one: set it to 1, and "
+            "--jobs to so many runs side by side"
+        )
+    return trainer
+
+
+def _fit(built: Built, recorder: Recorder, line: Line) -> Trainer:
+    """Train; what came of it stands in the line, also of a training that fails."""
+    # What the recorder measures holds the validation images, so that Lightning's own passes over them are not needed.
+    line["settings"]["trainer.max_epochs"] = _epochs(built.trainer)
+    built.trainer["limit_val_batches"], limit = 0, built.trainer.get("limit_val_batches")
+    trainer = _trainer(built, [recorder])
+    try:
+        trainer.fit(built.model, built.data)
+    finally:
+        line["history"], line["steps"], line["epochs"] = recorder.history, trainer.global_step, trainer.current_epoch
+    if name := tensor_not_finite(built.model.state_dict()):
+        raise UserError(f"{name} is not finite at the end of the training: lower the learning rate")
+    trainer.limit_val_batches = 1.0 if limit is None else limit
+    return trainer
+
+
+def _epochs(trainer: Mapping[str, Any]) -> int:
+    epochs = trainer["max_epochs"]
+    if epochs is None or epochs < 1 or trainer["max_steps"] != -1:
+        raise UserError(
+            f"trainer.max_epochs is {epochs} and max_steps {trainer['max_steps']}: a comparison counts in epochs, so "
+            "that every variant trains equally long; give --epochs"
+        )
+    return int(epochs)
+
+
+def _numbers(trainer: Trainer) -> dict[str, float]:
+    values = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    parts = ("val/", "test/")
+    return {name: value for name, value in values.items() if name.startswith(parts) and math.isfinite(value)}
+
+
+# -------------------------------------------------------------------------------------------------------- surroundings
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what Lightning says of each run."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@functools.cache
+def _surroundings() -> dict[str, Any]:
+    """With what a result was found."""
+    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    packages = ["torch", "torchvision", "lightning", *(["optuna"] if importlib.util.find_spec("optuna") else [])]
+    return {
+        "versions": {
+            "python": platform.python_version(),
+            "metricloss_pl": metricloss_pl.__version__,
+            **{name: version(name) for name in packages},
+        },
+        "hardware": {"device": accelerator or "CPU", "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+        "git": _git(),
+    }
+
+
+def _git() -> str | None:
+    """The commit of the package's own sources, and whether they have changed since."""
+    folder = Path(metricloss_pl.__file__).parent
+
+    def git(*arguments: str) -> str:
+        asked = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
+        return asked.stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _peak_memory() -> float:
+    """Bytes; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if platform.system() == "Darwin" else 1024)

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from metricloss_pl.compare.folds import FoldDataModule, digest, fold_numbers
+from metricloss_pl.data import DigitsDataModule, ImageListDataModule
+from metricloss_pl.data.samples import Samples
+from metricloss_pl.errors import UserError
+from tests.helpers import make_image
+
+
+def labelled(labels: list[int], groups: list[int] | None = None) -> Samples:
+    return Samples(
+        images=torch.zeros(len(labels), 1, 2, 2, dtype=torch.uint8),
+        labels=torch.tensor(labels),
+        names=[str(index) for index in range(len(labels))],
+        groups=None if groups is None else torch.tensor(groups),
+    )
+
+
+def test_every_image_is_tested_once_and_every_class_in_every_fold():
+    folds = [FoldDataModule.of(DigitsDataModule(val_fraction=0.2), 4, fold, 3) for fold in range(4)]
+    tested: list[str] = []
+    for data in folds:
+        data.setup(None)
+        parts = {part: set(data.samples(part).names) for part in ("train", "val", "test")}
+        assert len(set.union(*parts.values())) == sum(len(names) for names in parts.values()) == 1797
+        counts = torch.bincount(data.samples("test").labels)
+        assert int(counts.max() - counts.min()) <= 4  # the digits come 174 to 183 times
+        tested += data.samples("test").names
+    assert len(tested) == len(set(tested)) == 1797
+
+
+def test_a_fold_keeps_the_settings_and_the_source_reads_no_part_by_itself():
+    source = DigitsDataModule(samples_per_class=10, batch_size=7, val_fraction=0, seed=5)
+    data = FoldDataModule.of(source, 3, 1, 0)
+    data.setup("fit")
+    assert (data.batch_size, data.seed, data.num_classes, data.image_format) == (7, 5, 10, source.image_format)
+    assert data.class_counts.tolist() == [10] * 10
+    assert not data.has_validation
+
+
+def test_groups_stay_whole():
+    generator = np.random.default_rng(0)
+    groups = generator.integers(0, 30, 200)
+    images = labelled((groups % 3).tolist(), groups.tolist())
+    numbers = fold_numbers(images, 4, 0, ["a", "b", "c"])
+    assert all(len(set(numbers[groups == group])) == 1 for group in range(30))
+    assert min(np.bincount(numbers)) > 30
+
+
+def test_a_list_with_groups_has_them_on_one_side_of_every_split(tmp_path):
+    rows = ["file,label,group"]
+    for image in range(36):
+        make_image(tmp_path / f"{image}.png", 8, image)
+        rows.append(f"{image}.png,{'ab'[image % 2]},{image // 4}")
+    (tmp_path / "list.csv").write_text("\n".join(rows))
+    for fold in range(3):
+        source = ImageListDataModule(csv=str(tmp_path / "list.csv"), val_fraction=0.3, image_size=8)
+        data = FoldDataModule.of(source, 3, fold, 0)
+        data.setup(None)
+        sides = [set(data.samples(part).groups.tolist()) for part in ("train", "val", "test")]
+        assert all(sides)
+        assert len(set.union(*sides)) == sum(len(side) for side in sides) == 9
+
+
+def test_folds_that_cannot_be_filled_are_refused():
+    with pytest.raises(UserError, match="class 'b' has 3 images: folds is 4"):
+        fold_numbers(labelled([0] * 9 + [1] * 3), 4, 0, ["a", "b"])
+    with pytest.raises(UserError, match="too few groups to share out class 'b'"):
+        fold_numbers(labelled([0] * 9 + [1] * 4, [*range(9), 9, 9, 9, 9]), 3, 0, ["a", "b"])
+
+
+def test_a_digest_tells_images_apart():
+    images = labelled([0, 1, 1])
+    other = labelled([0, 1, 1])
+    assert isinstance(other.images, torch.Tensor)
+    other.images[2, 0, 1, 1] = 1
+    differing = [images, labelled([0, 1, 0]), labelled([0, 1, 1], [0, 0, 1]), images.subset([0, 1]), other]
+    assert len({digest(samples) for samples in differing}) == 5
+    assert digest(images) == digest(labelled([0, 1, 1]))

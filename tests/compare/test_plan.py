@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from metricloss_pl.compare import Range, Tuning, Variant
+from metricloss_pl.compare.plan import Plan
+from metricloss_pl.errors import UserError
+from tests.compare.tiny import RATES, tiny
+
+SETTINGS = {"softmax": {"model": "a"}, "cosine": {"model": "b"}, "center": {"model": "c"}}
+
+
+def planned(data: str = "images", settings=SETTINGS, **changes):
+    return Plan.of(tiny(**changes).checked(), settings, data)
+
+
+def keys(plan: Plan) -> set[str]:
+    assert len({run.key for run in plan.runs}) == len(plan.runs)
+    return {run.key for run in plan.runs}
+
+
+def test_every_variant_has_the_same_runs():
+    plan = planned(samples_per_class=[5, None], seeds=[3, 4, 5], trials=4)
+    assert len(plan.runs) == 2 * 2 * (4 + 3)
+    runs = {
+        variant: [
+            (run.kind, run.samples_per_class, run.split, run.fold, run.seed, run.trial)
+            for run in plan.runs
+            if run.variant == variant
+        ]
+        for variant in ("softmax", "cosine")
+    }
+    assert runs["softmax"] == runs["cosine"]
+    assert {(run.seed, run.split) for run in plan.runs if run.kind == "final"} == {(3, 3), (4, 4), (5, 5)}
+    assert {(run.seed, run.split) for run in plan.runs if run.kind == "trial"} == {(3, 3)}
+
+
+def test_splits_are_crossed_with_seeds():
+    plan = planned(seeds=[0, 7], splits=3, trials=0, samples_per_class=[5, None])
+    pairs = [(run.seed, run.split) for run in plan.runs if run.variant == "cosine" and run.samples_per_class == 5]
+    assert sorted(pairs) == [(seed, split) for seed in (0, 7) for split in range(3)]
+    every_image = [run.split for run in plan.runs if run.variant == "cosine" and run.samples_per_class is None]
+    assert every_image == [0, 0]
+
+
+def test_each_fold_is_tuned_on_its_own():
+    plan = planned(folds=3, seeds=[0, 1], trials=2, splits=2)
+    finals = [run for run in plan.runs if run.kind == "final"]
+    assert Counter(run.fold for run in finals) == dict.fromkeys(range(3), 2 * 2 * 2)
+    for run in finals:
+        assert (run.study.fold, run.study.split) == (run.fold, run.split)
+        assert [(trial.fold, trial.split, trial.trial) for trial in plan.awaited(run)] == [
+            (run.fold, run.split, 0),
+            (run.fold, run.split, 1),
+        ]
+
+
+def test_trials_wait_for_those_of_earlier_rounds():
+    plan = planned(tuning=Tuning(trials=5, space=RATES, at_once=2))
+    trials = plan.trials_of(plan.runs[0].study)
+    assert [run.trial for run in trials] == [0, 1, 2, 3, 4]
+    assert [[before.trial for before in plan.awaited(run)] for run in trials] == [[], [], [0, 1], [0, 1], [0, 1, 2, 3]]
+
+
+def test_keys_stay_where_a_plan_grows_and_change_with_what_decides_a_run():
+    plan = planned()
+    assert keys(plan) == keys(planned())
+    assert keys(plan) < keys(planned(seeds=[0, 1], samples_per_class=[10, 5], regimes=("softmax", "cosine", "center")))
+    trials = {run.key for run in plan.runs if run.kind == "trial"}
+    assert keys(plan) & keys(planned(trials=3)) == trials  # the choice may fall on the third
+    for other in (
+        planned("other images"),
+        planned(seeds=[1]),
+        planned(folds=2),
+        planned(tuning=Tuning(2, space={"model.optimizer.lr": Range(0.005, 0.6)})),
+    ):
+        assert not keys(plan) & keys(other)
+    changed = planned(settings={**SETTINGS, "cosine": {"model": "d"}})
+    assert keys(plan) & keys(changed) == {run.key for run in plan.runs if run.variant == "softmax"}
+
+
+def test_preset_is_overridden_by_the_space_and_common_settings_come_first():
+    variants = {"a": Variant("a.yaml"), "b": Variant("b.yaml", space={"model.ce_weight": Range(0.1, 1.0)})}
+    tuning = Tuning(1, "gem", {"data.batch_size": Range(choices=[4])})
+    comparison = tiny(variants=variants, tuning=tuning).checked()
+    assert list(comparison.space("b")) == [*comparison.space("a"), "model.ce_weight"]
+    assert comparison.space("a")["model.optimizer.lr"] == Range(1e-4, 0.1, log=True)
+    assert comparison.space("a")["data.batch_size"].choices == [4]
+
+
+def test_ranges_are_drawn_evenly():
+    assert np.allclose([Range(1e-3, 10.0, log=True).at(share) for share in (0, 0.25, 0.5)], [1e-3, 1e-2, 1e-1])
+    assert Range(2.0, 4.0).at(0.75) == 3.5
+    assert [Range(choices=[8, 16, 32]).at(share) for share in (0.0, 0.34, 0.99)] == [8, 16, 32]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"variants": {}}, "there is no variant"),
+        ({"only": ["softmax", "triplet"]}, "triplet: there is no such variant, but softmax, cosine"),
+        ({"baseline": "center"}, "baseline is center: it must be one of the variants, softmax, cosine"),
+        ({"seeds": []}, "seeds is empty"),
+        ({"seeds": [2**32]}, "seeds holds 4294967296"),
+        ({"steps": 5}, "epochs is 1 and steps 5"),
+        ({"seeds": [1, 1]}, "seeds holds 1 twice"),
+        ({"samples_per_class": [0]}, "samples_per_class holds 0: at least 1"),
+        ({"folds": 1}, "folds is 1: at least 2"),
+        ({"splits": 2, "samples_per_class": [None]}, "all splits would be the same"),
+        ({"metric": "f1"}, "metric is 'f1'"),
+        ({"tuning": Tuning(2)}, "variant softmax: tuning.trials is 2, and nothing is named to tune"),
+        ({"tuning": Tuning(-1)}, "tuning.trials is -1"),
+        ({"tuning": Tuning(1, space={"x": Range(1.0, 0.5)})}, "range of x is 1.0 to 0.5: low below high"),
+        ({"tuning": Tuning(1, space={"x": Range(0.0, 0.5, log=True)})}, "begins at 0.0: above 0"),
+        ({"tuning": Tuning(1, space={"x": Range(0.0, choices=[1])})}, "either low and high, or choices"),
+        ({"tuning": Tuning(1, space=RATES, val_fraction=1.0)}, "tuning.val_fraction is 1.0"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        tiny(**changes).checked()
+
+
+def test_only_keeps_the_order_and_the_first_is_the_baseline():
+    comparison = tiny(("softmax", "cosine", "center"), only=["center", "cosine"]).checked()
+    assert list(comparison.variants) == ["cosine", "center"]
+    assert comparison.baseline == "cosine"
+    assert replace(comparison, only=None).checked() == replace(comparison, only=None)

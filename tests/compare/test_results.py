@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from metricloss_pl.compare.results import Results
+from metricloss_pl.errors import UserError
+
+
+@pytest.fixture
+def results(tmp_path):
+    made = Results(tmp_path)
+    made.make()
+    return made
+
+
+def line(key: str, **more):
+    return {
+        "key": key,
+        "kind": "final",
+        "variant": "cosine",
+        "seed": 0,
+        "settings": {},
+        "status": "ok",
+        "metrics": {"test/accuracy": 0.5},
+        "history": {},
+        "predictions": None,
+        **more,
+    }
+
+
+def test_what_is_appended_is_read(tmp_path, results):
+    arrays = {"probabilities": np.eye(3, dtype=np.float32), "names": np.array(["a", "b", "ü"])}
+    results.append(line("1"))
+    results.append(line("2"), arrays)
+    found = Results(tmp_path).read({"1", "2", "3"})
+    assert list(found) == ["1", "2"]
+    with np.load(tmp_path / found["2"]["predictions"]) as stored:
+        assert {name: stored[name].tolist() for name in stored} == {n: a.tolist() for n, a in arrays.items()}
+
+
+@pytest.mark.parametrize(
+    "torn",
+    [b'{"key": "2", "kind"', b"\xff\xfe", b"[1, 2]", b'{"key": "2"}', b"\x00" * 40],
+    ids=["half", "no text", "list", "other", "zeros"],
+)
+def test_a_torn_line_is_named_and_the_next_is_whole(tmp_path, results, torn):
+    results.append(line("1"))
+    with results.file.open("ab") as file:
+        file.write(torn)
+    results.append(line("3"))
+    assert list(results.read({"1", "2", "3"})) == ["1", "3"]
+    assert results.left_out == [f"line 2 of {results.file}, which is no result (torn by a crash?)"]
+
+
+def test_lines_of_another_plan_are_counted(tmp_path, results):
+    for key in "1234":
+        results.append(line(key))
+    assert list(results.read({"3"})) == ["3"]
+    assert results.left_out == [f"3 lines of {results.file}, whose runs are not in this plan"]
+
+
+def test_a_line_without_its_predictions_does_not_count(tmp_path, results):
+    results.append(line("1"), {"labels": np.zeros(2)})
+    (tmp_path / "predictions" / "1.npz").unlink()
+    assert results.read({"1"}) == {}
+    assert results.left_out == ["the run 1, whose predictions are missing"]
+
+
+def test_a_run_is_claimed_once(tmp_path, results):
+    with Results(tmp_path).claimed("1") as mine:
+        assert mine
+        with Results(tmp_path).claimed("1") as again, Results(tmp_path).claimed("2") as other:
+            assert (again, other) == (False, True)
+    with Results(tmp_path).claimed("1") as free:
+        assert free
+
+
+def test_lines_are_plain_json(tmp_path, results):
+    results.append(line("1", reason="a\nb"))
+    assert json.loads(results.file.read_text())["reason"] == "a\nb"
+    assert results.file.read_text().count("\n") == 1
+
+
+def test_a_folder_that_can_hold_nothing_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="can't hold a comparison"):
+        Results(tmp_path / "file" / "results").make()

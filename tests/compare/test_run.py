@@ -1,0 +1,324 @@
+"""Whole comparisons, of a second or two each."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from metricloss_pl.cli import main
+from metricloss_pl.compare import Range, Tuning, Variant, run_comparison
+from metricloss_pl.compare import run as running
+from metricloss_pl.compare.worker import Worker
+from metricloss_pl.data import DigitsDataModule
+from metricloss_pl.data.samples import ImageDataset
+from metricloss_pl.errors import UserError
+from tests.compare.tiny import CONFIGS, RATES, run_and_die, tiny
+from tests.helpers import make_folder
+
+pytest.importorskip("optuna")
+
+
+@pytest.fixture(autouse=True)
+def without_report(monkeypatch):
+    monkeypatch.setattr(running, "_write_report", lambda place: None)
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(row) for row in (folder / "results.jsonl").read_text().splitlines()]
+
+
+def found(folder: Path) -> dict[str, dict]:
+    """Everything but times, by key."""
+    by_key = {line["key"]: line for line in lines(folder)}
+    for line in by_key.values():
+        for name in ("seconds", "date"):
+            del line[name]
+    return by_key
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of the tiny comparison, done in one go."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(running, "_write_report", lambda place: None)
+        return run_comparison(tiny(), folder=str(tmp_path_factory.mktemp("whole")))
+
+
+def test_results_are_complete(whole):
+    plan = json.loads((whole / "plan.json").read_text())
+    by_key = found(whole)
+    assert set(by_key) == set(plan["keys"])
+    for key, line in by_key.items():
+        planned = plan["keys"][key]
+        assert planned == {name: line[name] for name in planned}
+        assert (line["status"], line["reason"], line["epochs"]) == ("ok", None, 1)
+        assert line["history"]["epoch"] == [1]
+        assert 0 < line["settings"]["model.optimizer.lr"] < 1
+        assert set(line["versions"]) >= {"python", "torch", "lightning", "metricloss_pl"}
+        is_trial = line["kind"] == "trial"
+        assert ({"val/accuracy", "val/nll"} <= set(line["metrics"])) == is_trial
+        assert ("val/accuracy" in line["history"]) == is_trial  # a final run trains on the validation images too
+        assert ("test/accuracy" in line["metrics"]) == (not is_trial)
+    assert plan["class_names"] == [str(digit) for digit in range(10)]
+    assert (plan["baseline"], plan["trials"], plan["splits"], plan["folds"]) == ("softmax", 2, 1, None)
+
+
+def test_the_final_run_takes_the_best_trial_and_keeps_its_probabilities(whole):
+    for variant in ("softmax", "cosine"):
+        of_variant = [line for line in lines(whole) if line["variant"] == variant]
+        *trials, final = of_variant
+        best = max(trials, key=lambda line: (line["metrics"]["val/accuracy"], -line["metrics"]["val/nll"]))
+        assert final["settings"]["model.optimizer.lr"] == best["settings"]["model.optimizer.lr"]
+        assert final["metrics"]["temperature"] == best["metrics"]["val/temperature"]
+        with np.load(whole / final["predictions"]) as stored:
+            probabilities, labels, names = stored["probabilities"], stored["labels"], stored["names"]
+            assert stored["embeddings"].shape == (len(labels), 32 if variant == "softmax" else 10)
+        data = DigitsDataModule()
+        data.setup("test")
+        assert names.tolist() == data.samples("test").names
+        assert labels.tolist() == data.samples("test").labels.tolist()
+        assert probabilities.shape == (len(labels), 10)
+        assert np.allclose(probabilities.sum(1), 1, atol=1e-5)
+        assert np.isclose((probabilities.argmax(1) == labels).mean(), final["metrics"]["test/accuracy"], atol=1e-6)
+
+
+def test_a_second_start_runs_nothing(whole, monkeypatch, capsys):
+    before = (whole / "results.jsonl").read_bytes()
+    monkeypatch.setattr(Worker, "run", None)
+    run_comparison(tiny(), folder=str(whole))
+    assert (whole / "results.jsonl").read_bytes() == before
+    assert "6 of 6 runs" in capsys.readouterr().out
+
+
+def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(whole, tmp_path):
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.compare.tiny"])
+    for after, moment in ((0, "torn"), (2, "before"), (4, "between")):
+        process = context.Process(target=run_and_die, args=(str(tmp_path), moment, after))
+        process.start()
+        process.join()
+        assert process.exitcode == -9
+    run_comparison(tiny(), folder=str(tmp_path))
+    assert found_soundly(tmp_path) == found(whole)
+    for line in lines_soundly(tmp_path):
+        if line["predictions"]:
+            with np.load(tmp_path / line["predictions"]) as mine, np.load(whole / line["predictions"]) as theirs:
+                assert all(np.array_equal(mine[name], theirs[name]) for name in theirs)
+
+
+def lines_soundly(folder: Path) -> list[dict]:
+    rows = []
+    for row in (folder / "results.jsonl").read_text().splitlines():
+        try:
+            rows.append(json.loads(row))
+        except ValueError:
+            assert row.startswith('{"key"')
+    assert len({line["key"] for line in rows}) == len(rows)  # nothing run twice
+    return rows
+
+
+def found_soundly(folder: Path) -> dict[str, dict]:
+    return {
+        line["key"]: {k: v for k, v in line.items() if k not in ("seconds", "date")} for line in lines_soundly(folder)
+    }
+
+
+def test_a_line_that_was_deleted_is_run_again(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "copy")
+    file = tmp_path / "copy" / "results.jsonl"
+    first, *others = file.read_text().splitlines(keepends=True)
+    assert json.loads(first)["kind"] == "trial"
+    file.write_text("".join(others))
+    run_comparison(tiny(), folder=str(tmp_path / "copy"))
+    assert file.read_text().startswith("".join(others))
+    assert found_soundly(tmp_path / "copy") == found(whole)
+
+
+def test_side_by_side_gives_the_same(whole, tmp_path):
+    run_comparison(tiny(), folder=str(tmp_path), jobs=2)
+    assert found_soundly(tmp_path) == found(whole)
+
+
+def test_variants_are_tried_at_the_same_places_on_the_same_images(whole):
+    trials = [line for line in lines(whole) if line["kind"] == "trial"]
+    settings = {v: [line["settings"] for line in trials if line["variant"] == v] for v in ("softmax", "cosine")}
+    assert settings["softmax"] == settings["cosine"]
+    assert len(settings["softmax"]) == 2
+
+
+@pytest.mark.parametrize("folds", [None, 2])
+def test_trials_see_no_test_image(folds, monkeypatch):
+    comparison = tiny(("softmax",), folds=folds).checked()
+    with running.quiet():
+        worker = Worker(comparison)
+        plan, _ = running._prepare(worker)
+        tested = set(worker.build(plan.runs[-1]).data.read("test").names)
+        trial = plan.runs[0] if folds is None else next(run for run in plan.runs if run.fold == plan.runs[-1].fold)
+        seen: set[str] = set()
+        embed = ImageDataset.__getitems__
+
+        def look(self, items):
+            seen.update(self.names[item[0] if isinstance(item, tuple) else item] for item in items)
+            return embed(self, items)
+
+        monkeypatch.setattr(ImageDataset, "__getitems__", look)
+        if folds is None:  # not even listed
+            read = DigitsDataModule.read
+            parts = {"train": "train", "val": "val"}
+            monkeypatch.setattr(DigitsDataModule, "read", lambda self, part: read(self, parts[part]))
+        line, arrays = worker.run(plan, trial, {})
+    assert (line["status"], arrays) == ("ok", None), line["reason"]
+    assert seen
+    assert not seen & tested
+
+
+def test_folds_test_every_image_once(tmp_path):
+    run_comparison(tiny(("softmax",), trials=0, folds=3, samples_per_class=[None], steps=3, epochs=None), str(tmp_path))
+    names: list[str] = []
+    for line in lines(tmp_path):
+        assert line["settings"]["trainer.max_epochs"] == line["epochs"] == 1  # 48 steps: not less than one epoch
+        with np.load(tmp_path / line["predictions"]) as stored:
+            names += stored["names"].tolist()
+    assert len(names) == len(set(names)) == 1797
+
+
+def test_half_precision_scores_like_the_test(tmp_path):
+    overrides = {"trainer.precision": "bf16-mixed", "trainer.accelerator": "cpu"}
+    run_comparison(tiny(("softmax",), trials=0, steps=20, epochs=None, overrides=overrides), str(tmp_path))
+    (line,) = lines(tmp_path)
+    with np.load(tmp_path / line["predictions"]) as stored:
+        accuracy = (stored["probabilities"].argmax(1) == stored["labels"]).mean()
+    assert (line["status"], line["steps"], line["epochs"]) == ("ok", 20, 20)
+    assert np.isclose(accuracy, line["metrics"]["test/accuracy"], atol=1e-6)
+
+
+def test_a_run_that_diverges_is_recorded_and_the_others_go_on(tmp_path, capsys):
+    diverging = Variant(str(CONFIGS / "digits_cosine.yaml"), {"model.optimizer.lr": 1e30})
+    comparison = tiny(("softmax",), tuning=Tuning())
+    comparison = replace(comparison, variants={"diverging": diverging, **comparison.variants})
+    run_comparison(comparison, folder=str(tmp_path))
+    status = {line["variant"]: (line["status"], line["metrics"] == {}) for line in lines(tmp_path)}
+    assert status == {"diverging": ("failed", True), "softmax": ("ok", False)}
+    assert "failed: diverging, 5 a class, seed 0: " in capsys.readouterr().out
+    assert "not finite" in next(line["reason"] for line in lines(tmp_path) if line["variant"] == "diverging")
+
+
+def test_a_study_without_a_good_trial_fails_by_name(tmp_path):
+    tuning = Tuning(1, space={"model.optimizer.lr": Range(1e29, 1e30)}, val_fraction=0.4)
+    run_comparison(tiny(("softmax",), tuning=tuning, epochs=2), folder=str(tmp_path))
+    trial, final = lines(tmp_path)
+    assert (trial["status"], final["status"], final["predictions"]) == ("failed", "failed", None)
+    assert final["reason"].startswith("none of the 1 trials has ended well: ")
+
+
+REFUSALS = {
+    "unknown setting": ({"model.optimizer.rate": 1}, "variant cosine: .*rate"),
+    "missing hierarchy": (
+        {"model.class_embeddings": "no/such.txt"},
+        "variant cosine: class_embeddings is 'no/such.txt'",
+    ),
+    "several processes": (
+        {"trainer.devices": 2, "trainer.accelerator": "cpu"},
+        "variant cosine: trainer.devices asks for 2",
+    ),
+    "other images": ({"data.test_fraction": 0.5}, "variant cosine has other images or classes than softmax"),
+    "early stopping": (
+        {"trainer.callbacks": [{"class_path": "EarlyStopping", "init_args": {"monitor": "val/loss"}}]},
+        "variant cosine: EarlyStopping looks at val/loss",
+    ),
+    "no epochs": ({"trainer.max_steps": 5}, "variant cosine: trainer.max_epochs is 1 and max_steps 5"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_a_variant_is_refused_by_name_before_anything_runs(case, tmp_path):
+    overrides, message = REFUSALS[case]
+    comparison = tiny(("softmax", "cosine") if case == "other images" else ("cosine",), tuning=Tuning())
+    comparison.variants["cosine"] = Variant(str(CONFIGS / "digits_cosine.yaml"), overrides)
+    with pytest.raises(UserError, match=message):
+        run_comparison(comparison, folder=str(tmp_path / "results"))
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings", "message"),
+    [
+        ({"samples_per_class": [5, 200]}, {}, "class '0' .* has 14. images to choose from: 200"),
+        ({"tuning": Tuning(1, space=RATES, val_fraction=0.01)}, {}, "leaves no image for training or none for val"),
+        ({}, {"max_hours": 1e-6}, "max_hours is 1e-06, and what is left of the plan takes about"),
+        ({}, {"jobs": 10_000}, "10000 runs side by side need about .* GB of memory"),
+        ({}, {"jobs": 0}, "jobs is 0"),
+        ({"folds": 400}, {}, "class '.' has 1.. images: folds is 400"),
+        ({}, {"report_only": True}, "holds no results.jsonl"),
+    ],
+)
+def test_a_plan_that_cannot_be_run_is_refused(changes, settings, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        run_comparison(tiny(("softmax",), **{"trials": 0, **changes}), folder=str(tmp_path / "results"), **settings)
+    assert not (tmp_path / "results").exists()
+
+
+def test_tuning_without_optuna_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install metricloss_pl\[tune\], or .* --tuning.trials 0"):
+        run_comparison(tiny(), folder=str(tmp_path / "results"))
+
+
+# ------------------------------------------------------------------------------------------------------- command line
+
+
+def refused(capsys, *arguments: str) -> str:
+    with pytest.raises(SystemExit):
+        main(["compare", *arguments])
+    return capsys.readouterr().err
+
+
+def test_a_folder_alone_is_enough(tmp_path, capsys, monkeypatch):
+    root = make_folder(tmp_path / "fruit", images=10)
+    monkeypatch.chdir(tmp_path)
+    flags = ["--only", "[softmax]", "--seeds", "[0]", "--epochs", "1", "--tuning.trials", "0"]
+    small = ["--overrides", '{"data.image_size": 16}']
+    shutil.copy(root / "cat" / "0.png", root / "cat" / "10.png")
+    main(["compare", "--data_root", str(root), *flags, *small])
+    assert [line["status"] for line in lines(tmp_path / "runs" / "compare" / "fruit")] == ["ok"]
+    out = capsys.readouterr().out
+    assert "17 images to train on and 4 to test on, of 2 classes" in out
+
+    shutil.copytree(root / "cat", tmp_path / "alone" / "cat")
+    assert "variant softmax: the data have 1 class" in refused(capsys, "--data_root", str(tmp_path / "alone"), *flags)
+
+    (root / "dog" / "broken.jpg").write_bytes(b"no image")
+    assert "broken.jpg cannot be read as an image" in refused(capsys, "--data_root", str(root), *flags)
+
+
+def test_a_dry_run_writes_nothing(tmp_path, capsys):
+    config = CONFIGS / "compare" / "digits.yaml"
+    few = ["--only", "[softmax]", "--samples_per_class", "[5]", "--dry_run", "true"]
+    main(["compare", "--config", str(config), "--folder", str(tmp_path / "results"), *few])
+    out = capsys.readouterr().out
+    assert "final runs  3," in out
+    assert "trials      5: 5 for each of 1" in out
+    assert "time left   about" in out
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "compare needs to know what"),
+        (["--data_root", "nowhere"], "variant softmax: no folder nowhere"),
+        (["--config", str(CONFIGS / "compare" / "digits.yaml"), "--sizes", "3"], "sizes"),
+        (["--config", str(CONFIGS / "compare" / "digits.yaml"), "--seeds", "[a]"], "seeds"),
+        (["--config", str(CONFIGS / "compare" / "digits.yaml"), "--only", "[cosine, arcface]"], "only names arcface"),
+    ],
+)
+def test_a_mistake_gets_one_line(arguments, message, capsys):
+    error = refused(capsys, *arguments)
+    assert error.count("\n") == 1
+    assert message in error
