@@ -1,19 +1,20 @@
-"""Training images mixed in pairs, their losses with them: CutMix and mixup."""
+"""Training images mixed in pairs, their losses with them: CutMix and mixup.
+
+Those of torchvision give labels as probabilities (B, C), and the losses here take class indices (B,): so each batch has
+two of these, and its loss is the weighted sum of both.
+"""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from metricloss_pl.errors import UserError
 
-__all__ = ["CutMix", "MixUp", "Mixing", "keep_statistics", "refuse_mixing"]
+__all__ = ["CutMix", "MixUp", "Mixing"]
 
 
 class Mixing(nn.Module, ABC):
@@ -108,30 +109,3 @@ class MixUp(Mixing):
         if not images.is_floating_point():
             images = images.to(torch.float32) / torch.iinfo(images.dtype).max
         return torch.lerp(images[partners], images, share), share
-
-
-@contextmanager
-def keep_statistics(module: nn.Module) -> Iterator[None]:
-    """Within it the batch norms of a module in training do not learn from what they see, so that it counts once."""
-    norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
-    learning = [norm for norm in norms if norm.training and norm.track_running_stats]
-    for norm in learning:
-        norm.track_running_stats = False
-    try:
-        yield
-    finally:
-        for norm in learning:
-            norm.track_running_stats = True
-
-
-def refuse_mixing(mixing: Mixing | None, regime: str) -> None:
-    """For a regime of centers.
-
-    Raises:
-        UserError: There is a mixing.
-    """
-    if mixing is not None:
-        raise UserError(
-            f"mixing is {type(mixing).__name__}, which {regime} can't take: an image mixed of two classes has no one "
-            "center to be drawn to or to move; SoftmaxClassifier and CosineClassifier can, or leave model.mixing out"
-        )

@@ -447,6 +447,7 @@ DIGITS = ["fit", f"--config={CONFIGS / 'digits_center.yaml'}", "--trainer.callba
         ),
         (["--model.mixing=CutMix", "--model.mixing.alpha=0"], "alpha of CutMix is 0.0; it must be above 0 and finite"),
         (["--model.mixing=Mixup"], "there is no class Mixup: is it MixUp"),
+        (["--model.lr_scheduler=CosinDecay"], "there is no class CosinDecay: is it CosineDecay"),
         (["--data.test_views=mirror"], "Expected a typing.Literal['flip', 'crops', 'crops_and_flips']"),
         (["--model.center_optimizer=torch.optim.Adam"], "center_optimizer is Adam, which takes no sparse gradients"),
         (["--model.center_optimizer.momentum=0.9"], "has momentum 0.9: leave it out"),

@@ -3,7 +3,8 @@ import torch
 from torch import nn
 
 from metricloss_pl.errors import UserError
-from metricloss_pl.mixing import CutMix, MixUp, keep_statistics
+from metricloss_pl.mixing import CutMix, MixUp
+from metricloss_pl.regimes._mixing import keep_statistics
 
 PARTNERS = torch.tensor([2, 0, 1, 3])
 

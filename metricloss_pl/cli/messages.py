@@ -15,7 +15,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 
-from metricloss_pl import backbones, data, mixing, regimes
+from metricloss_pl import backbones, data, mixing, regimes, schedules
 from metricloss_pl.errors import UserError
 
 __all__ = ["message_of"]
@@ -102,7 +102,8 @@ def _with_suggestion(line: str) -> str:
         known = list(inspect.signature(Trainer).parameters)
         return f"--trainer.{flag[1]}: the Trainer has no such setting{_nearest(flag[1], known)}"
     if unknown := re.search(r"Expected a dot import path string: (\w+)$", line):
-        near = _nearest(unknown[1], [*regimes.__all__, *data.__all__, *backbones.__all__, *mixing.__all__])
+        known = [name for module in (regimes, data, backbones, mixing, schedules) for name in module.__all__]
+        near = _nearest(unknown[1], known)
         return f"there is no class {unknown[1]}{near}; for one of yours give its path: module.Class"
     return line
 

@@ -27,7 +27,8 @@ from metricloss_pl.checkpoints import plain_settings, read_checkpoint, tensor_no
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.errors import UserError, check_choice, reason
 from metricloss_pl.metrics import BalancedAccuracy, Temperature
-from metricloss_pl.mixing import Mixing, keep_statistics
+from metricloss_pl.mixing import Mixing
+from metricloss_pl.regimes._mixing import keep_statistics
 
 __all__ = ["ClassWeights", "Classifier", "Decayed", "Interval", "sgd"]
 

@@ -18,8 +18,9 @@ from metricloss_pl.errors import UserError, check_choice
 from metricloss_pl.losses import CenterLoss
 from metricloss_pl.losses import functional as F
 from metricloss_pl.losses.center import CenterRule
-from metricloss_pl.mixing import Mixing, refuse_mixing
+from metricloss_pl.mixing import Mixing
 from metricloss_pl.regimes._evaluation import evaluation_mode
+from metricloss_pl.regimes._mixing import refuse_mixing
 from metricloss_pl.regimes.base import Classifier, ClassWeights, Decayed, Interval, sgd
 
 __all__ = ["CenterSoftmaxClassifier", "center_sgd"]

@@ -14,7 +14,8 @@ from metricloss_pl.errors import UserError
 from metricloss_pl.losses import StandaloneCenterLoss
 from metricloss_pl.losses import functional as F
 from metricloss_pl.losses.center import CenterInit
-from metricloss_pl.mixing import Mixing, refuse_mixing
+from metricloss_pl.mixing import Mixing
+from metricloss_pl.regimes._mixing import refuse_mixing
 from metricloss_pl.regimes.base import Classifier, ClassWeights, Decayed, Interval, sgd
 
 __all__ = ["StandaloneCenterClassifier"]
