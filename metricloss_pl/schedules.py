@@ -10,16 +10,24 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, LRScheduler
 
-__all__ = ["CosineDecay", "StepDecay", "WarmRestarts"]
+__all__ = ["CosineDecay", "StepDecay", "WarmRestarts", "WholeTraining"]
 
 _FIRST_WARMUP_FACTOR = 0.01
 
 
-class _WholeTraining(LRScheduler, ABC):
+class WholeTraining(LRScheduler, ABC):
     """A schedule over the whole training, whatever its length.
 
     The regime fills in ``length`` from the Trainer (epochs or steps, as the schedule is stepped), so that
-    `--trainer.max_epochs` alone changes it.
+    `--trainer.max_epochs` alone changes it. A subclass says the rate in :meth:`factor`.
+
+    Args:
+        optimizer: Its groups' learning rates are the peak.
+        length: Number of calls of ``step()`` in the whole training; None: the regime fills it in.
+        last_epoch: As in torch.
+
+    Raises:
+        ValueError: A length below 1.
     """
 
     def __init__(self, optimizer: Optimizer, length: int | None, last_epoch: int) -> None:
@@ -41,12 +49,10 @@ class _WholeTraining(LRScheduler, ABC):
         return [peak * self.factor(self.last_epoch) for peak in self.base_lrs]
 
 
-class CosineDecay(_WholeTraining):
+class CosineDecay(WholeTraining):
     """Linear warm-up, then half a cosine down to the end of the training, whatever its length.
 
-    factor(t) = final + (1 - final) (1 + cos(pi t)) / 2 with t in [0, 1] over the training after the warm-up. The regime
-    fills in ``length`` from the Trainer (epochs or steps, as the schedule is stepped), so `--trainer.max_epochs` alone
-    changes it.
+    factor(t) = final + (1 - final) (1 + cos(pi t)) / 2 with t in [0, 1] over the training after the warm-up.
 
     Args:
         optimizer: Its groups' learning rates are the peak.
@@ -85,16 +91,16 @@ class CosineDecay(_WholeTraining):
         return self.final + (1 - self.final) * (1 + math.cos(math.pi * decay)) / 2
 
 
-class StepDecay(_WholeTraining):
+class StepDecay(WholeTraining):
     """The learning rate times ``gamma`` at each of some shares of the training, whatever its length.
 
     With the defaults a training of 90 epochs goes down at 30 and 60, as `torch.optim.lr_scheduler.MultiStepLR` with
-    these milestones, and one of 180 at 60 and 120. The regime fills in ``length`` from the Trainer.
+    these milestones, and one of 180 at 60 and 120.
 
     Args:
         optimizer: Its groups' learning rates are the peak.
         gamma: Factor of each step down, above 0.
-        at: Shares of the training in (0, 1).
+        milestones: Shares of the training in (0, 1).
         length: Number of calls of ``step()`` in the whole training; None: the regime fills it in.
         last_epoch: As in torch.
 
@@ -106,23 +112,23 @@ class StepDecay(_WholeTraining):
         self,
         optimizer: Optimizer,
         gamma: float = 0.1,
-        at: tuple[float, ...] = (1 / 3, 2 / 3),
+        milestones: tuple[float, ...] = (1 / 3, 2 / 3),
         length: int | None = None,
         last_epoch: int = -1,
     ) -> None:
         if not gamma > 0:
             raise ValueError(f"gamma is {gamma}; it must be above 0")
-        if not all(0 < share < 1 for share in at):
-            raise ValueError(f"at is {list(at)}; it must be shares of the training in (0, 1)")
+        if not all(0 < share < 1 for share in milestones):
+            raise ValueError(f"milestones are {list(milestones)}; they must be shares of the training in (0, 1)")
         self.gamma = gamma
-        self.at = tuple(at)
+        self.milestones = tuple(milestones)
         super().__init__(optimizer, length, last_epoch)
 
     def factor(self, step: int) -> float:
         """Factor on the peak learning rate after ``step`` calls of ``step()``."""
         if self.length is None:
             return 1.0
-        return self.gamma ** sum(step >= max(1, round(share * self.length)) for share in self.at)
+        return self.gamma ** sum(step >= max(1, round(share * self.length)) for share in self.milestones)
 
 
 class WarmRestarts(CosineAnnealingWarmRestarts):

@@ -28,7 +28,7 @@ LAYERS = {
     "mixing": {"errors"},
     "checkpoints": {"errors", "files"},
     **dict.fromkeys(GROUND[1:], BASICS),
-    "regimes": {*GROUND, *BASICS, "mixing"},
+    "regimes": {*GROUND, *BASICS, "schedules", "mixing"},
     "callbacks": {*GROUND, *BASICS, "regimes"},
     "compare": {*GROUND, *BASICS, "regimes", "callbacks", "cli", ""},  # reads run files with the command line's parser
     "cli": {*GROUND, *BASICS, "schedules", "mixing", "regimes", "callbacks", "compare", ""},

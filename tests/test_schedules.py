@@ -44,7 +44,9 @@ def test_steps_down_are_those_of_milestones(epochs):
 
 
 def test_steps_down_at_other_shares():
-    assert rates(10, StepDecay, length=10, at=(0.4, 0.8), gamma=0.5) == pytest.approx([2] * 4 + [1] * 4 + [0.5] * 2)
+    assert rates(10, StepDecay, length=10, milestones=(0.4, 0.8), gamma=0.5) == pytest.approx(
+        [2] * 4 + [1] * 4 + [0.5] * 2
+    )
     assert rates(2, StepDecay, length=1) == pytest.approx([2, 0.02])  # not before the first step
     assert rates(3, StepDecay) == [2] * 3  # until the regime has said the length
 
@@ -76,7 +78,7 @@ def test_warm_restarts_without_the_minimum_are_torchs():
         (CosineDecay, {"warmup": 1.0}, "warmup is"),
         (CosineDecay, {"final": 2}, "final is"),
         (CosineDecay, {"length": 0}, "length is"),
-        (StepDecay, {"at": (0.5, 1.0)}, "at is"),
+        (StepDecay, {"milestones": (0.5, 1.0)}, "milestones are"),
         (StepDecay, {"gamma": 0}, "gamma is"),
         (WarmRestarts, {"T_0": 0}, "T_0"),
     ],

@@ -29,6 +29,7 @@ from metricloss_pl.errors import UserError, check_choice, reason
 from metricloss_pl.metrics import BalancedAccuracy, Temperature
 from metricloss_pl.mixing import Mixing
 from metricloss_pl.regimes._mixing import keep_statistics
+from metricloss_pl.schedules import WholeTraining
 
 __all__ = ["ClassWeights", "Classifier", "Decayed", "Interval", "sgd"]
 
@@ -168,7 +169,7 @@ class Classifier(LightningModule, ABC):
         """Embeddings (B, D) in the space in which the regime compares them, to be drawn and measured; as they are."""
         return embeddings
 
-    prototype_name = "center"  # what pictures call one of the class_prototypes
+    prototype_name = "prototype"  # what pictures call one of the class_prototypes
 
     @property
     def class_prototypes(self) -> Tensor | None:
@@ -307,7 +308,8 @@ class Classifier(LightningModule, ABC):
         if self.lr_scheduler is None:
             return optimizer
         scheduler: Any = self.lr_scheduler(optimizer)
-        if getattr(scheduler, "length", 0) is None and self.trainer.max_epochs == self.trainer.max_steps == -1:
+        endless = self.trainer.max_epochs == self.trainer.max_steps == -1
+        if isinstance(scheduler, WholeTraining) and scheduler.length is None and endless:
             raise UserError(
                 "trainer.max_epochs is -1 without max_steps: a schedule over the whole training needs its end"
             )
@@ -340,7 +342,7 @@ class Classifier(LightningModule, ABC):
     def _tell_schedule_its_length(self, scheduler: Any) -> None:
         # Not where the schedule is built: asked for the number of steps there, Lightning starts the loader's workers
         # before the state of an interrupted run is back.
-        if getattr(scheduler, "length", 0) is not None:
+        if not isinstance(scheduler, WholeTraining) or scheduler.length is not None:
             return
         length = self.trainer.estimated_stepping_batches
         if self.lr_scheduler_interval == "epoch":
@@ -352,7 +354,7 @@ class Classifier(LightningModule, ABC):
             group["lr"] = rate
 
     def on_train_end(self) -> None:
-        torch.set_rng_state(self._state_of_chance)  # what on_train_batch_start has changed
+        torch.set_rng_state(self._rng_state)  # what on_train_batch_start has changed
         if self._fitted_temperature is not None:  # weight averaging has put an average in its place
             self.temperature.copy_(self._fitted_temperature)
 
@@ -394,7 +396,7 @@ class Classifier(LightningModule, ABC):
             torch.get_device_module(self.device).manual_seed(seed)
 
     def setup(self, stage: str) -> None:
-        self._seed, self._state_of_chance = torch.initial_seed() % 2**32, torch.get_rng_state()
+        self._seed, self._rng_state = torch.initial_seed() % 2**32, torch.get_rng_state()
         data = getattr(self.trainer, "datamodule", None)
         if stage != "fit":
             return

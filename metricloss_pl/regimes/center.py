@@ -130,6 +130,8 @@ class CenterSoftmaxClassifier(Classifier):
         logits: Tensor = self.head(embeddings)
         return logits
 
+    prototype_name = "center"
+
     @property
     def class_prototypes(self) -> Tensor:
         """The centers (C, D)."""

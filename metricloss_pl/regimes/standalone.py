@@ -124,6 +124,8 @@ class StandaloneCenterClassifier(Classifier):
         """Minus squared distance (B, C) of embeddings (B, D) to each center."""
         return self.criterion.scores(embeddings)
 
+    prototype_name = "center"
+
     @property
     def class_prototypes(self) -> Tensor:
         """The centers (C, D)."""
