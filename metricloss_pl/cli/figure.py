@@ -110,15 +110,17 @@ def _embeddings(results: str | None, samples_per_class: int | None) -> Figure:
     from metricloss_pl import plots
     from metricloss_pl.compare.pictures import embedding_panels
     from metricloss_pl.compare.summary import read
+    from metricloss_pl.compare.words import size_name
 
     if results is None:
         raise UserError("--results is missing: embeddings are drawn from the folder of a comparison")
     comparison = read(Path(results))
     size = comparison.sizes[-1] if samples_per_class is None else samples_per_class
     if size not in comparison.sizes:
-        raise UserError(f"--samples_per_class is {size}: the sizes of {results} are {comparison.sizes}")
+        known = ", ".join("all" if n is None else str(n) for n in comparison.sizes)
+        raise UserError(f"--samples_per_class is {size}: the sizes of {results} are {known}")
     panels = embedding_panels(comparison, size)
     if not panels:
-        raise UserError(f"{results} has stored no embeddings with {size or 'all'} images a class")
+        raise UserError(f"{results} has stored no embeddings of runs with {size_name(size)}")
     columns = min(5, len(panels))
-    return plots.embedding_maps(panels, comparison.class_names, columns=columns, width=max(4.8, 2.2 * columns))
+    return plots.embedding_maps(panels, comparison.class_names, columns=columns, width=max(plots.WIDTH, 2.2 * columns))

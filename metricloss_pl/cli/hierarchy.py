@@ -35,8 +35,8 @@ def show_hierarchy(
         class_list: File of lines ``<id> <class name>``.
         allow_dag: Whether nodes may have several parents; each keeps the one furthest from the root.
         tree: Whether to print the tree too.
-        picture: PNG file to draw the matrix of similarities into, classes in the order of the tree (a part of them
-            where they are more than 1000).
+        picture: File to draw the matrix of similarities into, .png, .svg or .pdf, classes in the order of the tree (a
+            part of them where they are more than 1000).
         save: File to write the tree into, indented, by the ids.
 
     Raises:

@@ -12,8 +12,8 @@ import numpy as np
 from metricloss_pl import plots
 from metricloss_pl.compare import statistics
 from metricloss_pl.compare.document import Block, Heading, Image, Picture, Table, TableRow
-from metricloss_pl.compare.summary import Comparison, Prediction, Size
-from metricloss_pl.compare.words import listed, mean_and_spread, percent, size_name, tail
+from metricloss_pl.compare.summary import Comparison, Prediction
+from metricloss_pl.compare.words import Size, listed, mean_and_spread, percent, size_name, tail
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -378,12 +378,12 @@ def _label(name: str, counts: dict[str, str]) -> str:
 
 def _thumbnail(name: str) -> bytes | None:
     """A small JPEG of an image file; None where the name is none, or it can't be read."""
-    from PIL import Image as Pictures
+    from PIL import Image as pillow
 
     try:
-        with Pictures.open(name) as picture:
+        with pillow.open(name) as picture:
             if picture.mode.startswith("I"):  # 16 bit
-                small = Pictures.fromarray((np.asarray(picture) / 257).astype(np.uint8))
+                small = pillow.fromarray((np.asarray(picture) / 257).astype(np.uint8))
             else:
                 picture.draft("RGB", (2 * _THUMBNAIL, 2 * _THUMBNAIL))
                 small = picture.convert("RGB")

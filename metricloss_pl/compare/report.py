@@ -25,13 +25,15 @@ from metricloss_pl.compare.document import (
 )
 from metricloss_pl.compare.pictures import Pictures
 from metricloss_pl.compare.statistics import LEVEL
-from metricloss_pl.compare.summary import Comparison, Row, count, named, read
+from metricloss_pl.compare.summary import Comparison, Row, read
 from metricloss_pl.compare.words import (
+    count,
     distinct,
     duration,
     estimate_cell,
     listed,
     minute,
+    named,
     p_equals,
     p_value,
     percent,

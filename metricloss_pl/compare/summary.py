@@ -6,7 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,6 +16,7 @@ import numpy as np
 
 from metricloss_pl.compare import statistics
 from metricloss_pl.compare.statistics import Estimate
+from metricloss_pl.compare.words import Size, count, named
 from metricloss_pl.errors import UserError, reason
 
 if TYPE_CHECKING:
@@ -23,9 +24,8 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
-__all__ = ["Comparison", "Prediction", "Row", "Size", "count", "named", "read"]
+__all__ = ["Comparison", "Prediction", "Row", "read"]
 
-Size = int | None
 Place = tuple[int, int, int | None]  # split, seed, fold
 
 
@@ -213,9 +213,7 @@ class Comparison:
         common = [place for place in cells[0] if all(place in cell for cell in cells)]
         folds = {run["fold"] for run in self.planned.values()}
         whole = [place for place in common if all((*place[:2], fold) in common for fold in folds)]
-        for which in range(3):
-            if len({place[which] for place in whole}) > 1 or which == 2:
-                break
+        which = next((k for k in (0, 1) if len({place[k] for place in whole}) > 1), 2)
         units: dict[int | None, list[Array]] = {}
         for place in whole:
             mean = np.mean([cell[place] for cell in cells], axis=0)  # NaN where one size has not tested the image
@@ -229,7 +227,7 @@ class Comparison:
     def _corrected(rows: list[Row]) -> list[Row]:
         tested = [k for k, row in enumerate(rows) if row.p is not None]
         for k, p in zip(tested, statistics.holm([rows[k].p or 0.0 for k in tested]), strict=True):
-            rows[k] = Row(**{**vars(rows[k]), "p": p})
+            rows[k] = replace(rows[k], p=p)
         return rows
 
     # ------------------------------------------------------------------------------------------------------ predictions
@@ -391,15 +389,3 @@ def _mean(cells: Sequence[Sequence[dict[str, Any]]], metric: str) -> float | Non
 def _metric(run: dict[str, Any], name: str) -> float | None:
     value: float | None = (run.get("metrics") or {}).get(name)
     return value
-
-
-def named(run: dict[str, Any]) -> str:
-    """A run in words."""
-    size = "all images" if run["samples_per_class"] is None else f"{run['samples_per_class']} images a class"
-    fold = "" if run["fold"] is None else f", fold {run['fold']}"
-    return f"{run['variant']}, {size}, split {run['split']}{fold}, seed {run['seed']}"
-
-
-def count(number: int, noun: str) -> str:
-    """A number with its noun."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -10,7 +10,29 @@ from typing import Any
 import numpy as np
 
 from metricloss_pl.compare.statistics import Estimate
-from metricloss_pl.compare.summary import Size, count
+
+__all__ = [
+    "Size",
+    "count",
+    "distinct",
+    "duration",
+    "estimate_cell",
+    "listed",
+    "mean_and_spread",
+    "minute",
+    "named",
+    "p_equals",
+    "p_value",
+    "percent",
+    "settings_text",
+    "shortened",
+    "signed",
+    "size_name",
+    "tail",
+    "text_of",
+]
+
+Size = int | None  # training images a class; None for all
 
 _MINUS, _FIXED_SPACE = "\u2212", "\u00a0"
 
@@ -73,9 +95,20 @@ def minute(date: str) -> str:
     return date[:16].replace("T", " ")
 
 
+def count(number: int, noun: str) -> str:
+    """A number with its noun."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def size_name(size: Size) -> str:
     """A training-set size."""
     return "all images" if size is None else f"{count(size, 'image')} a class"
+
+
+def named(run: dict[str, Any]) -> str:
+    """A run by its place in the plan."""
+    fold = "" if run["fold"] is None else f", fold {run['fold']}"
+    return f"{run['variant']}, {size_name(run['samples_per_class'])}, split {run['split']}{fold}, seed {run['seed']}"
 
 
 def listed(names: Sequence[str]) -> str:
