@@ -108,8 +108,10 @@ class MetricLearningClassifier(Classifier):
 
     The logits are scale * cos(theta_j), theta_j the angle between the embedding and class weight j. That of the own
     class is scale * cos(theta_y + margin) for ArcFace (Deng et al. 2019) and scale * (cos(theta_y) - margin) for
-    CosFace (Wang et al. 2018). The prediction is the largest logit without margin. The class weights are learned by the
-    network's optimizer and stay float32 in half precision. Needs the extra ``pytorch-metric-learning``.
+    CosFace (Wang et al. 2018). LargeMarginSoftmax and SphereFace multiply theta_y by their margin instead, and their
+    logits grow with the embedding's norm; SoftTriple and SubCenterArcFace have several weights a class. The prediction
+    is the largest logit without margin. The class weights are learned by the network's optimizer and stay float32 in
+    half precision. Needs the extra ``pytorch-metric-learning``.
 
     These losses are means over the images, so that processes average exactly. ``ProxyAnchorLoss``, which couples the
     images of a batch, and ``ProxyNCALoss``, which leaves some out, are not among them.
