@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as transforms
 
-from metricloss_pl.errors import UserError
+from metricloss_pl.errors import UserError, check_choice
 
 Keys = npt.NDArray[np.uint64]
 Fill = Literal["reflect", "nearest", "zero"]
@@ -221,8 +221,7 @@ class ShiftCrop(Augmentation):
     def __init__(self, pixels: int = 4, fill: Fill = "reflect") -> None:
         if pixels < 0:
             raise UserError(f"ShiftCrop: pixels is {pixels}: at least 0 is needed")
-        if fill not in _FILLS:
-            raise UserError(f"ShiftCrop: fill is {fill!r}: {', '.join(_FILLS)} are known")
+        check_choice("fill of ShiftCrop", fill, Fill)
         self.pixels = pixels
         self.fill: Fill = fill
 
@@ -243,8 +242,7 @@ class Rotation(Augmentation):
     def __init__(self, degrees: float = 5.0, fill: Fill = "zero") -> None:
         if not 0 <= degrees <= 180:
             raise UserError(f"Rotation: degrees is {degrees}: a number from 0 to 180 is needed")
-        if fill not in _FILLS:
-            raise UserError(f"Rotation: fill is {fill!r}: {', '.join(_FILLS)} are known")
+        check_choice("fill of Rotation", fill, Fill)
         self.degrees = float(degrees)
         self.fill: Fill = fill
 
@@ -345,7 +343,8 @@ class RandomErasing(Augmentation):
         self.probability = _check_probability(self, probability)
         self.area = _check_range(self, "area", area, 1.0)
         self.aspect = _check_range(self, "aspect", aspect, math.inf)
-        self.fill: AreaFill = _check_area_fill(self, fill)
+        check_choice(f"fill of {type(self).__name__}", fill, AreaFill)
+        self.fill: AreaFill = fill
         self.before_crop = before_crop
 
     def __call__(self, images: Tensor, keys: Keys) -> Tensor:
@@ -377,7 +376,8 @@ class Cutout(Augmentation):
         if pixels < 1:
             raise UserError(f"Cutout: pixels is {pixels}: at least 1 is needed")
         self.pixels = pixels
-        self.fill: AreaFill = _check_area_fill(self, fill)
+        check_choice(f"fill of {type(self).__name__}", fill, AreaFill)
+        self.fill: AreaFill = fill
 
     def __call__(self, images: Tensor, keys: Keys) -> Tensor:
         """Returns the changed images (B, C, H, W)."""
@@ -385,12 +385,6 @@ class Cutout(Augmentation):
         start = centre - self.pixels // 2
         end = start + self.pixels
         return _fill_rectangles(images, start[:, 0], start[:, 1], end[:, 0], end[:, 1], self.fill, stream(keys, 0))
-
-
-def _check_area_fill(owner: Augmentation, fill: AreaFill) -> AreaFill:
-    if fill not in ("noise", "mean", "zero"):
-        raise UserError(f"{type(owner).__name__}: fill is {fill!r}: noise, mean or zero is needed")
-    return fill
 
 
 def _fill_rectangles(

@@ -33,8 +33,10 @@ def class_colours(num_classes: int) -> Array:
     Returns:
         (C, 3) RGB in [0, 1].
     """
+    from matplotlib.colors import to_rgb
+
     if num_classes <= len(_TEN_COLOURS):
-        return np.array([[int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)] for c in _TEN_COLOURS[:num_classes]])
+        return np.array([to_rgb(colour) for colour in _TEN_COLOURS[:num_classes]])
     k = np.arange(num_classes)
     # Evenly spread; where the legend cannot show all, by the golden angle, so that neighbours in the list differ.
     hue = 2 * np.pi * k * (1 / num_classes if num_classes <= MAX_LEGEND_CLASSES else (5**0.5 - 1) / 2)
@@ -79,6 +81,14 @@ def class_ticks(ax: Any, class_names: Sequence[str]) -> None:
     ax.tick_params(length=0 if num_classes <= MAX_TICKS else 3, labelsize=10.5, colors=INK)
     for spine in ax.spines.values():
         spine.set_edgecolor(PALE)
+
+
+def colour_bar(ax: Any, image: Any, name: str) -> None:
+    """What the colours of a matrix mean, beside it."""
+    bar = ax.figure.colorbar(image, ax=ax, shrink=0.8, aspect=30, pad=0.02)
+    bar.set_label(name, fontsize=11, color=INK)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=10, colors=INK)
 
 
 def light_style(ax: Any) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from metricloss_pl.errors import UserError
+from metricloss_pl.errors import check_choice
 from metricloss_pl.plots._style import INK, MAX_LEGEND_CLASSES, UNKNOWN, class_colours, escape, legible, light_style
 
 if TYPE_CHECKING:
@@ -34,8 +34,7 @@ def project(*parts: Array, method: Literal["pca", "tsne"] = "pca", seed: int = 0
     Raises:
         UserError: Unknown method.
     """
-    if method not in ("pca", "tsne"):
-        raise UserError(f"unknown projection {method!r}: it must be 'pca' or 'tsne'")
+    check_choice("method", method, Literal["pca", "tsne"])
     arrays = [np.asarray(part, dtype=np.float64) for part in parts]
     dim = arrays[0].shape[1]
     if dim == 2:
@@ -96,12 +95,13 @@ def embedding_scatter(
     Returns:
         The figure.
     """
+    from matplotlib.colors import to_rgb
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
     num_classes = len(class_names)
     colours = class_colours(num_classes)
-    palette = np.vstack([colours, [[int(UNKNOWN[i : i + 2], 16) / 255 for i in (1, 3, 5)]]])  # [-1] is unknown
+    palette = np.vstack([colours, [to_rgb(UNKNOWN)]])  # [-1] is unknown
     longest = max(len(legible(name)) for name in [*class_names[:MAX_LEGEND_CLASSES], prototype_name])
     width = 4.1 * len(panels) + 0.6 + 0.085 * longest  # the last two for the legend, in inches
     figure = Figure(figsize=(width, 4.5), dpi=120, layout="compressed", facecolor="white")

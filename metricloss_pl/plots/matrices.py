@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from metricloss_pl.plots._style import INK, MAX_COUNTED_CLASSES, class_ticks, escape
+from metricloss_pl.plots._style import INK, MAX_COUNTED_CLASSES, class_ticks, colour_bar, escape
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,10 +42,7 @@ def confusion_matrix(counts: Array, class_names: Sequence[str], title: str = "",
     ax = figure.add_subplot()
     image = ax.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     if width is None:
-        bar = figure.colorbar(image, ax=ax, shrink=0.8, aspect=30, pad=0.02)
-        bar.set_label("share of the true class", fontsize=11, color=INK)
-        bar.outline.set_visible(False)
-        bar.ax.tick_params(labelsize=10, colors=INK)
+        colour_bar(ax, image, "share of the true class")
 
     if counted:
         size = 11 if counts.max(initial=0) < 1000 and (width is None or num_classes <= width) else 8.5
@@ -82,10 +79,7 @@ def similarity_matrix(similarities: Array, class_names: Sequence[str], title: st
     figure = Figure(figsize=(side + 0.8, side), dpi=120, layout="compressed", facecolor="white")
     ax = figure.add_subplot()
     image = ax.imshow(similarities, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-    bar = figure.colorbar(image, ax=ax, shrink=0.8, aspect=30, pad=0.02)
-    bar.set_label("similarity", fontsize=11, color=INK)
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(labelsize=10, colors=INK)
+    colour_bar(ax, image, "similarity")
     class_ticks(ax, class_names)
     if title:
         ax.set_title(escape(title), fontsize=13, color=INK)

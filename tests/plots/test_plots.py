@@ -136,7 +136,7 @@ def test_projection_of_few_points_and_dimensions(method):
 
 
 def test_unknown_projection_is_refused():
-    with pytest.raises(UserError, match=r"'umap'.*'pca' or 'tsne'"):
+    with pytest.raises(UserError, match=r"method is 'umap'.*'pca', 'tsne'"):
         plots.project(np.zeros((5, 3)), method="umap")
 
 
