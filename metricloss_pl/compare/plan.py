@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
+from metricloss_pl.compare.words import size_name
 from metricloss_pl.errors import UserError, check_choice
 from metricloss_pl.files import FilePath
 
@@ -106,9 +107,6 @@ class Tuning:
             successive ``halving``, or ``none``.
         startup: Trials before TPE begins.
         at_once: Trials of one variant and size that may run side by side; they don't know of each other's results.
-
-    Raises:
-        UserError: A number is out of its range.
     """
 
     trials: int = 0
@@ -282,11 +280,10 @@ class Run:
 
     @property
     def title(self) -> str:
-        """For the screen: "cosine, 10 a class, trial 3"."""
-        size = "all images" if self.samples_per_class is None else f"{self.samples_per_class} a class"
+        """For the screen: "cosine, 10 images a class, trial 3"."""
         fold = "" if self.fold is None else f", fold {self.fold}"
         which = f"seed {self.seed}" if self.trial is None else f"trial {self.trial}"
-        return f"{self.variant}, {size}{fold}, {which}"
+        return f"{self.variant}, {size_name(self.samples_per_class)}{fold}, {which}"
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from metricloss_pl.compare.report import write_report
 from metricloss_pl.compare.results import Results
 from metricloss_pl.compare.settings import blaming
 from metricloss_pl.compare.tuning import check_optuna
+from metricloss_pl.compare.words import duration, size_name
 from metricloss_pl.compare.worker import Cost, Worker, quiet
 from metricloss_pl.errors import UserError
 
@@ -115,10 +116,6 @@ def run_comparison(
 
 def _keys(plan: Plan) -> set[str]:
     return {run.key for run in plan.runs}
-
-
-def _size(samples_per_class: int | None) -> str:
-    return "all images" if samples_per_class is None else f"{samples_per_class} a class"
 
 
 # --------------------------------------------------------------------------------------------------- before it starts
@@ -211,7 +208,7 @@ def _check_cost(
     left = _seconds(missing, costs) / jobs
     if max_hours is not None and left > max_hours * 3600:
         raise UserError(
-            f"max_hours is {max_hours:g}, and what is left of the plan takes about {_time(left)}: lower the trials, "
+            f"max_hours is {max_hours:g}, and what is left of the plan takes about {duration(left)}: lower the trials, "
             "seeds, sizes or epochs, or raise jobs where there is room"
         )
     most = max(costs.values(), key=lambda cost: cost.gigabytes)
@@ -250,7 +247,7 @@ def _announce(
     rows = [
         ("data", facts["data"]),
         ("variants", ", ".join(comparison.variants) + f" (baseline {comparison.baseline})"),
-        ("sizes", ", ".join(_size(size) for size in comparison.samples_per_class)),
+        ("sizes", ", ".join(map(size_name, comparison.samples_per_class))),
         ("final runs", f"{len(finals)}, tested once each"),
     ]
     if trials:
@@ -261,20 +258,12 @@ def _announce(
     rows.append(("done", f"{len(plan.runs) - len(missing)} of {len(plan.runs)} runs"))
     if missing:
         beside = f" with {jobs} runs at a time" if jobs > 1 else ""
-        rows.append(("time left", f"about {_time(_seconds(missing, costs) / jobs)}{beside}"))
+        rows.append(("time left", f"about {duration(_seconds(missing, costs) / jobs)}{beside}"))
         rows.append(("memory", f"about {max(cost.gigabytes for cost in costs.values()):.1f} GB a run"))
     rows.append(("folder", short(place)))
     print_rows(rows)
     for warning in facts["warnings"]:
         print(f"warning: {warning}")
-
-
-def _time(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
 
 
 def _described(plan: Plan, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -436,5 +425,5 @@ class _Bar:
         runs = self._plan.runs
         now = _seconds((run for run in runs if run.key in done.keys() - self._before), self._costs)  # of this start
         left = _seconds((run for run in runs if run.key not in done), self._costs)
-        text = f"{_time(left * (time.monotonic() - self._begin) / now)} left" if now and left else ""
+        text = f"{duration(left * (time.monotonic() - self._begin) / now)} left" if now and left else ""
         self._progress.update(self._task, completed=len(done), left=text)

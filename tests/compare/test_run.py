@@ -205,7 +205,7 @@ def test_a_run_that_diverges_is_recorded_and_the_others_go_on(tmp_path, capsys):
     run_comparison(comparison, folder=str(tmp_path))
     status = {line["variant"]: (line["status"], line["metrics"] == {}) for line in lines(tmp_path)}
     assert status == {"diverging": ("failed", True), "softmax": ("ok", False)}
-    assert "failed: diverging, 5 a class, seed 0: " in capsys.readouterr().out
+    assert "failed: diverging, 5 images a class, seed 0: " in capsys.readouterr().out
     assert "not finite" in next(line["reason"] for line in lines(tmp_path) if line["variant"] == "diverging")
 
 
