@@ -266,7 +266,7 @@ def test_a_plan_that_cannot_be_run_is_refused(changes, settings, message, tmp_pa
 
 def test_tuning_without_optuna_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install metricloss_pl\[tune\], or .* --tuning.trials 0"):
+    with pytest.raises(UserError, match=r'pip install -e "\.\[tune\]" .* --tuning.trials 0'):
         run_comparison(tiny(), folder=str(tmp_path / "results"))
 
 
