@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["are_embeddings", "read_embeddings", "semantic", "stored"]
 
 _SUFFIXES = (".npz", ".pickle", ".pkl")
+_ITEMS = re.compile(r"[biufSU]\d+|O\d*")  # of arrays in a pickle: truth values, numbers, texts, objects
 _LEAST_NORM = 1e-6  # of a row before it is brought to norm 1; less is rounding
 
 
@@ -119,14 +121,14 @@ def read_embeddings(path: FilePath) -> tuple[list[str], NDArray[np.float64]]:
     try:
         with Path(path).open("rb") as file:
             content: Any = np.load(file, allow_pickle=False) if _is_zip(file) else _ArraysAndContainers(file).load()
-            array, labels = np.asarray(content["embedding"], dtype=np.float64), list(content["ind2label"])
+            array = np.asarray(content["embedding"], dtype=np.float64)
+            names = [str(label) for label in content["ind2label"]]
     except FileNotFoundError as error:
         raise UserError(f"embeddings {path}: there is no such file") from error
     except Exception as error:  # a broken pickle can raise anything
         raise UserError(f"embeddings {path} can't be read ({reason(error)}): a pickle or .npz is needed") from error
-    if array.ndim != 2 or len(array) != len(labels) or not np.isfinite(array).all():
-        raise UserError(f"embeddings {path}: {array.shape} numbers for {len(labels)} classes; (C, D) finite are needed")
-    names = [str(label) for label in labels]
+    if array.ndim != 2 or len(array) != len(names) or not np.isfinite(array).all():
+        raise UserError(f"embeddings {path}: {array.shape} numbers for {len(names)} classes; (C, D) finite are needed")
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
         raise UserError(f"embeddings {path}: {repeated[0]!r} stands there twice; each class has one row")
     return names, array
@@ -162,21 +164,70 @@ def _is_zip(file: IO[bytes]) -> bool:
 
 
 class _ArraysAndContainers(pickle.Unpickler):
-    """An unpickler that knows nothing but numpy's arrays; lists, dictionaries and numbers need no name."""
+    """An unpickler that knows nothing but numpy's arrays; lists, dictionaries and numbers need no name.
+
+    The arrays are built here: numpy itself believes a pickle about the size of items and where in them pointers stand,
+    so that a forged one has it read any memory.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         home = module.replace("numpy.core", "numpy._core")  # as it is called since numpy 2
-        if (home, name) == ("_codecs", "encode"):
-            return _latin1
-        if (home, name) in {("numpy", "ndarray"), ("numpy", "dtype")}:
-            return getattr(np, name)
-        if (home, name) in {
-            ("numpy._core.multiarray", "_reconstruct"),
-            ("numpy._core.multiarray", "scalar"),
-            ("numpy._core.numeric", "_frombuffer"),
-        }:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it names {module}.{name}, where only numpy arrays and plain containers may be")
+        known = {
+            ("_codecs", "encode"): _latin1,
+            ("numpy", "ndarray"): None,  # handed to _reconstruct
+            ("numpy", "dtype"): _Dtype,
+            ("numpy._core.multiarray", "_reconstruct"): _Array,
+            ("numpy._core.multiarray", "scalar"): _scalar,
+            ("numpy._core.numeric", "_frombuffer"): _from_buffer,
+        }
+        if (home, name) not in known:
+            raise pickle.UnpicklingError(
+                f"it names {module}.{name}, where only numpy arrays and plain containers may be"
+            )
+        return known[home, name]
+
+
+class _Dtype:
+    """Type of an array's items as a pickle spells it: its code, such as f8, then its byte order."""
+
+    def __init__(self, code: str, *_: object) -> None:
+        if not _ITEMS.fullmatch(code):
+            raise pickle.UnpicklingError(f"it has an array of {code}, where only numbers and texts may be")
+        self.dtype = np.dtype(code)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        if state[1] in ("<", ">"):
+            self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _Array:
+    """An array that a pickle fills after it has made it."""
+
+    def __init__(self, *_: object) -> None:
+        self.array: NDArray[Any] = np.empty(0)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, items, in_fortran_order, content = state
+        self.array = _from_buffer(content, items, shape, "F" if in_fortran_order else "C")
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return self.array.astype(dtype or self.array.dtype)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.array)
+
+
+def _from_buffer(content: Any, items: _Dtype, shape: tuple[int, ...], order: Literal["C", "F"]) -> NDArray[Any]:
+    if items.dtype == object:
+        array = np.empty(len(content), dtype=object)
+        array[:] = content
+    else:
+        array = np.frombuffer(content, items.dtype)
+    return array.reshape(shape, order=order)
+
+
+def _scalar(items: _Dtype, content: bytes) -> Any:
+    return _from_buffer(content, items, (), "C")[()]
 
 
 def _latin1(text: str, encoding: str) -> bytes:

@@ -210,6 +210,61 @@ def test_an_array_within_which_code_hides(tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
+class Forged:
+    """A dtype whose state is not that of its code."""
+
+    def __init__(self, code, state):
+        self.reduced = np.dtype, (code, False, True), state
+
+    def __reduce__(self):
+        return self.reduced
+
+
+class Filled(Evil):
+    """An array of a dtype, with a shape and a content."""
+
+    def __init__(self, items, shape, content):
+        super().__init__(np.empty(0).__reduce__()[0], np.ndarray, (0,), b"b")
+        self.state = 1, shape, items, False, content
+
+    def __reduce__(self):
+        return *self.called, self.state
+
+
+FIELD = (3, "|", None, ("a",), {"a": (np.dtype("f8"), 0)}, 8, 1, 0)
+SHORTER = (3, "<", None, None, None, 4, 4, 0)
+PLAIN = (3, "<", None, None, None, -1, -1, 0)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (Filled(Forged("V8", FIELD), (3,), ARRAY[:, 0].tobytes()), "an array of V8, where only numbers and texts"),
+        (Filled(Forged("O8", PLAIN), (2,), ["a", "b", "c"]), "cannot reshape"),
+        (Filled(Forged("f8", PLAIN), (3, 3), ARRAY.tobytes()), "cannot reshape"),
+        (Filled(Forged("U2", SHORTER), (6,), b"1\0\0\0" * 6), "cannot reshape"),
+        (Evil(np.ndarray, (3, 2)), "not callable"),
+    ],
+)
+def test_a_forged_array_is_not_believed(array, message, tmp_path):
+    """Numpy's own functions take the pickle's word for where its items lie, and read other memory or crash."""
+    (tmp_path / "e.pickle").write_bytes(pickle.dumps({"embedding": array, "ind2label": [3, 1, 2]}))
+    with pytest.raises(UserError) as caught:
+        read_embeddings(tmp_path / "e.pickle")
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_arrays_of_all_orders_are_read(protocol, tmp_path):
+    """Of bytes and of axes."""
+    for array in (ARRAY.astype(">f4"), np.asfortranarray(ARRAY), ARRAY[::-1], ARRAY.astype(object)):
+        labels = np.array(["x", "yé", "z"], dtype=object if array.dtype == object else ">U2")
+        (tmp_path / "e.pickle").write_bytes(pickle.dumps({"embedding": array, "ind2label": labels}, protocol))
+        names, found = read_embeddings(tmp_path / "e.pickle")
+        assert names == ["x", "yé", "z"]
+        np.testing.assert_array_equal(found, array.astype(float))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
