@@ -58,11 +58,18 @@ class Mixing(nn.Module, ABC):
         # Under half precision torch's default type is too coarse for a probability.
         if torch.rand((), dtype=torch.float64) >= self.probability:
             return images, torch.arange(len(images), device=images.device), 1.0
-        alpha = torch.tensor(self.alpha, dtype=torch.float64)
-        share = torch.distributions.Beta(alpha, alpha).sample().item()
+        share = self._draw_share()
         partners = torch.randperm(len(images)).to(images.device)
         mixed, share = self.mix(images, partners, share)
         return mixed, partners, share
+
+    def _draw_share(self) -> float:
+        # The ratio of two draws from Gamma(alpha), each of them Gamma(alpha + 1) u^(1 / alpha), in logarithms: torch's
+        # Beta has both at 0 where alpha is small, and makes 1/2 of it.
+        alpha = torch.tensor([self.alpha] * 2, dtype=torch.float64)
+        first, second = torch.distributions.Gamma(alpha + 1, torch.ones_like(alpha)).sample().log().tolist()
+        own, other = torch.rand(2, dtype=torch.float64).log().tolist()
+        return torch.tensor(first - second + (own - other) / self.alpha, dtype=torch.float64).sigmoid().item()
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha}, probability={self.probability}"

@@ -48,7 +48,7 @@ def test_mixup_does_not_round():
     assert torch.equal(MixUp().mix(images.float(), PARTNERS, 1.0)[0], images.float())
 
 
-@pytest.mark.parametrize(("alpha", "probability"), [(1.0, 1.0), (0.2, 1.0), (2.0, 0.25)])
+@pytest.mark.parametrize(("alpha", "probability"), [(1.0, 1.0), (0.2, 1.0), (2.0, 0.25), (1e-3, 1.0)])
 def test_draws(alpha, probability):
     """Var of Beta(a, a) is 1 / (4 (2 a + 1)); pairs are a permutation; unmixed images stay what they are."""
     torch.manual_seed(0)
