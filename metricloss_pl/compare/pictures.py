@@ -12,8 +12,9 @@ import numpy as np
 from metricloss_pl import plots
 from metricloss_pl.compare import statistics
 from metricloss_pl.compare.document import Block, Heading, Image, Picture, Table, TableRow
-from metricloss_pl.compare.summary import Comparison, Prediction
-from metricloss_pl.compare.words import Size, listed, mean_and_spread, percent, size_name, tail
+from metricloss_pl.compare.summary import Comparison, Prediction, metric_of
+from metricloss_pl.compare.words import Size, listed, mean_and_spread, named, percent, size_name, tail
+from metricloss_pl.errors import reason
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -106,9 +107,7 @@ class Pictures:
             known = {part: line for part, line in parts.items() if len(line[0])}
             if known:
                 curves[variant] = known
-                tests = [
-                    run["metrics"]["test/accuracy"] for run in runs if "test/accuracy" in (run.get("metrics") or {})
-                ]
+                tests = [value for run in runs if (value := metric_of(run, "test/accuracy")) is not None]
                 if tests:
                     ends[variant] = float(np.mean(tests))
         if not curves:
@@ -332,7 +331,7 @@ class Pictures:
             if (run["variant"], run["samples_per_class"], run["status"]) == (variant, self.size, "ok")
             and (run.get("history") or {}).get("val/accuracy")
         ]
-        return max(trials, key=lambda run: run["metrics"].get("val/accuracy", 0.0), default=None)
+        return max(trials, key=lambda run: metric_of(run, "val/accuracy") or 0.0, default=None)
 
     def _predictions(self, variant: str) -> list[Prediction]:
         keys = self.comparison.finals_of(variant, self.size)
@@ -357,11 +356,17 @@ def embedding_panels(comparison: Comparison, size: Size) -> dict[str, tuple[Arra
         for key, run in comparison.finals_of(variant, size).items():
             if key not in comparison.predictions:
                 continue
-            with np.load(comparison.folder / run["predictions"]) as file:
-                embeddings = file["embeddings"].astype(np.float64) if "embeddings" in file else np.empty((0, 0))
+            labels = comparison.predictions[key].labels
+            try:
+                with np.load(comparison.folder / run["predictions"]) as file:
+                    embeddings = file["embeddings"].astype(np.float64) if "embeddings" in file else np.empty((0, 0))
+                if embeddings.size and embeddings.shape != (len(labels), embeddings.shape[-1]):
+                    raise ValueError(f"shape {embeddings.shape} for {len(labels)} images")
+            except Exception as error:  # a torn archive can raise nearly anything
+                comparison.notes.append(f"{named(run)}: its embeddings can't be read ({reason(error)})")
+                continue
             if not embeddings.size or not np.isfinite(embeddings).all():
                 continue
-            labels = comparison.predictions[key].labels
             drawn = np.sort(np.random.default_rng(0).permutation(len(labels))[:_MAX_POINTS])
             panels[variant] = (plots.project(embeddings)[0][drawn], labels[drawn])
             break
@@ -404,4 +409,4 @@ def _history(runs: Iterable[dict[str, Any]], key: str) -> tuple[Array, Array]:
 def _learning_rate(settings: dict[str, Any]) -> float | None:
     """The network's learning rate among the settings of a trial."""
     rates = [value for key, value in settings.items() if key.rpartition(".")[2] == "lr" and "center" not in key]
-    return float(rates[0]) if rates and rates[0] > 0 else None
+    return float(rates[0]) if rates and isinstance(rates[0], int | float) and rates[0] > 0 else None

@@ -75,9 +75,9 @@ def write_report(folder: Path) -> Path:
         old.unlink()
     for image in (image for block in blocks if isinstance(block, Picture) for image in block.images):
         _write(folder / _FIGURES / image.file, image.content)
-    _write(folder / "report.md", to_markdown(title, blocks, _FIGURES).encode())
-    _write(folder / "report.csv", _csv(comparison).encode())
-    _write(folder / "report.html", to_html(title, blocks).encode())
+    _write(folder / "report.md", to_markdown(title, blocks, _FIGURES).encode("utf-8", "replace"))
+    _write(folder / "report.csv", _csv(comparison).encode("utf-8", "replace"))
+    _write(folder / "report.html", to_html(title, blocks).encode("utf-8", "replace"))
     return folder / "report.html"
 
 

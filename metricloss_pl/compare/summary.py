@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
-__all__ = ["Comparison", "Prediction", "Row", "read"]
+__all__ = ["Comparison", "Prediction", "Row", "metric_of", "read"]
 
 Place = tuple[int, int, int | None]  # split, seed, fold
 
@@ -239,11 +238,15 @@ class Comparison:
         try:
             with np.load(self.folder / run["predictions"]) as file:
                 probabilities, labels, names = file["probabilities"], file["labels"].astype(np.int64), file["names"]
-            if probabilities.shape != (len(labels), len(self.class_names)) or len(names) != len(labels):
+            if probabilities.shape != (labels.size, len(self.class_names)) or not names.shape == labels.shape == (
+                labels.size,
+            ):
                 raise ValueError(f"shapes {probabilities.shape}, {labels.shape} and {names.shape} do not go together")
             if len(labels) == 0 or labels.min() < 0 or labels.max() >= len(self.class_names):
                 raise ValueError("no images, or labels out of range")
-        except (OSError, ValueError, KeyError, BadZipFile, EOFError) as error:
+            if not np.isfinite(probabilities).all():
+                raise ValueError("probabilities that are not finite")
+        except Exception as error:  # a torn archive can raise nearly anything
             self.notes.append(f"{named(run)}: its predictions can't be read ({reason(error)})")
             return None
         predicted = probabilities.argmax(axis=1)
@@ -317,15 +320,16 @@ def read(folder: Path) -> Comparison:
 
 def _read_plan(file: Path) -> dict[str, Any]:
     try:
-        plan: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        plan: dict[str, Any] = _loaded(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(
             f"{file} can't be read ({reason(error)}): a report is made from a comparison's folder"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is no JSON ({reason(error)}): it must be the plan that compare has written") from error
-    for name in ("variants", "baseline", "samples_per_class", "class_names", "keys"):
-        if not isinstance(plan, dict) or name not in plan:
+    kinds = {"variants": dict, "baseline": str, "samples_per_class": list, "class_names": list, "keys": dict}
+    for name, kind in kinds.items():
+        if not isinstance(plan, dict) or not isinstance(plan.get(name), kind):
             raise UserError(f"{file} holds no {name!r}: it must be the plan that compare has written")
     if plan["baseline"] not in plan["variants"]:
         raise UserError(f"{file}: the baseline {plan['baseline']!r} is none of the variants {list(plan['variants'])}")
@@ -333,20 +337,28 @@ def _read_plan(file: Path) -> dict[str, Any]:
 
 
 _KEYS = ("key", "kind", "variant", "samples_per_class", "split", "fold", "seed", "status")
+_FACTS = {"metrics": dict, "history": dict, "settings": dict, "predictions": str, "seconds": int | float}
 
 
 def _sound(line: str) -> dict[str, Any] | None:
     """The result that a line holds, or None if it is torn."""
     try:
-        run = json.loads(line)
-    except ValueError:
+        run = _loaded(line)
+    except (ValueError, RecursionError):
         return None
     if not isinstance(run, dict) or not all(name in run for name in _KEYS):
         return None
     names, numbers = (run["key"], run["kind"], run["variant"], run["status"]), (run["split"], run["seed"])
     optional = (run["samples_per_class"], run["fold"])
     sound = all(isinstance(name, str) for name in names) and all(isinstance(number, int) for number in numbers)
+    sound &= all(isinstance(run.get(name), kind | None) for name, kind in _FACTS.items())
+    sound &= len({len(curve) for curve in (run.get("history") or {"epoch": []}).values()}) == 1
     return run if sound and all(number is None or isinstance(number, int) for number in optional) else None
+
+
+def _loaded(text: str) -> Any:
+    """What a JSON text holds; a NaN is what is not known."""
+    return json.loads(text, parse_constant=lambda name: None if name == "NaN" else float(name))
 
 
 def _mean_of_known(columns: Sequence[Array]) -> Array:
@@ -369,7 +381,7 @@ def _of_metrics(cells: Sequence[Sequence[dict[str, Any]]], metric: str) -> Estim
     mean = _mean(cells, metric)
     if mean is None:
         return None
-    values = [_metric(run, metric) for run in cells[0]] if len(cells) == 1 else []
+    values = [metric_of(run, metric) for run in cells[0]] if len(cells) == 1 else []
     known = [value for value in values if value is not None]
     spread = float(np.std(known, ddof=1)) if len(known) > 1 else None
     return Estimate(mean, spread, None, None, None, len(known), 0)
@@ -379,13 +391,14 @@ def _mean(cells: Sequence[Sequence[dict[str, Any]]], metric: str) -> float | Non
     """Mean over the sizes of each one's mean over its runs; None where one size has none."""
     means = []
     for runs in cells:
-        known = [value for run in runs if (value := _metric(run, metric)) is not None]
+        known = [value for run in runs if (value := metric_of(run, metric)) is not None]
         if not known:
             return None
         means.append(float(np.mean(known)))
     return float(np.mean(means))
 
 
-def _metric(run: dict[str, Any], name: str) -> float | None:
+def metric_of(run: dict[str, Any], name: str) -> float | None:
+    """A stored metric of a run; None where it is not known."""
     value: float | None = (run.get("metrics") or {}).get(name)
     return value

@@ -101,8 +101,8 @@ def light_style(ax: Any) -> None:
 
 
 def escape(text: str) -> str:
-    """Text with matplotlib's mathematics switched off."""
-    return text.replace("$", r"\$")
+    """Text with matplotlib's mathematics switched off; what is no Unicode becomes a question mark."""
+    return text.encode("utf-8", "replace").decode("utf-8").replace("$", r"\$")
 
 
 def legible(name: str) -> str:

@@ -359,12 +359,81 @@ def test_one_variant(tmp_path, undrawn):
     assert "Nothing to compare: softmax is the only variant." in page_of(folder).text
 
 
+def rewritten(**arrays):
+    def spoil(file):
+        with np.load(file) as stored:
+            np.savez_compressed(file, **{**stored, **arrays})
+
+    return spoil
+
+
+def with_other_bytes(file):
+    """Within the packed probabilities."""
+    rewritten()(file)
+    content = bytearray(file.read_bytes())
+    content[80:90] = b"\xff" * 10
+    file.write_bytes(content)
+
+
+def as_one_array(file):
+    with file.open("wb") as stream:
+        np.save(stream, np.zeros(3))
+
+
+@pytest.mark.parametrize(
+    ("what", "spoil"),
+    [
+        ("predictions", with_other_bytes),
+        ("predictions", as_one_array),
+        ("predictions", lambda file: file.write_bytes(file.read_bytes()[:500])),
+        ("predictions", rewritten(probabilities=np.full((90, 10), np.nan))),
+        ("predictions", rewritten(labels=np.zeros((90, 1), dtype=int))),
+        ("embeddings", rewritten(embeddings=np.array(["x"] * 90))),
+        ("embeddings", rewritten(embeddings=np.zeros((3, 2)))),
+        ("embeddings", rewritten(embeddings=np.zeros(90))),
+    ],
+)
+def test_arrays_that_are_broken_are_left_out_and_named(tmp_path, undrawn, what, spoil):
+    folder = make_results(tmp_path, {"softmax": 0.0, "cosine": 1.0}, seeds=(0, 1, 2), **SMALL)
+    spoil(folder / "predictions" / "final-cosine-20-0-None-0.npz")
+    page = page_of(folder)
+    check(page)
+    assert f"cosine, 20 images a class, split 0, seed 0: its {what} can't be read (" in page.text
+
+
+def test_numbers_that_are_none_are_not_known(tmp_path, undrawn):
+    folder = make_results(tmp_path, {"softmax": 0.0, "cosine": 1.0}, seeds=(0, 1), **SMALL)
+    lines = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["metrics"] = dict.fromkeys(line["metrics"], float("nan"))
+        line["history"]["val/accuracy"] = [float("nan")] * 5
+        line["seconds"], line["predictions"] = float("nan"), None
+    lines[0] |= {"metrics": []}
+    lines[1]["history"]["epoch"] = [1, 2]
+    lines[2]["settings"] = {"model.optimizer.lr": "0.1"}
+    (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = page_of(folder)
+    assert not re.search(r"\bnan\b", page.text + (folder / "report.csv").read_text())
+    assert "The highest mean" not in page.text
+    assert "2 lines of results.jsonl left out, torn or no result: 1, 2" in page.text
+
+
+def test_names_that_are_no_unicode(tmp_path):
+    """As Python reads the name of a folder that was written in another encoding."""
+    make_results(tmp_path, {"softmax": 0.0, "caf\udce9": 1.0}, class_names=["\udce9", *"123456789"], **SMALL)
+    page = page_of(tmp_path)
+    check(page)
+    assert "caf?" in page.text
+
+
 @pytest.mark.parametrize(
     ("plan", "message"),
     [
         (None, r"plan\.json can't be read"),
         ("{", r"plan\.json is no JSON"),
+        ("[" * 100_000, r"plan\.json is no JSON"),
         ("[]", r"holds no 'variants'"),
+        ('{"variants": ["a"]}', r"holds no 'variants'"),
         ('{"variants": {"a": {}}}', r"holds no 'baseline'"),
         (
             '{"variants": {"a": {}}, "baseline": "b", "samples_per_class": [1], "class_names": [], "keys": {}}',
