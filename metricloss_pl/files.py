@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from metricloss_pl.errors import UserError
+from metricloss_pl.errors import UserError, reason
 
 __all__ = ["FilePath", "replacing"]
 
@@ -42,12 +42,15 @@ def replacing(path: str | Path) -> Iterator[Path]:
         path: The file to replace, or a link to it; its folder is made.
 
     Raises:
-        UserError: It is no file, such as a folder or a device.
+        UserError: It is no file, such as a folder or a device; or its folder can't be made.
     """
     path = Path(path).resolve()
     if path.exists() and not path.is_file():
         raise UserError(f"{path} is no file that could be replaced")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path} can't be written ({reason(error)}): another place is needed") from error
     beside = path.with_name(f".{path.stem[:100]}.{os.getpid()}.part{path.suffix}")
     try:
         yield beside

@@ -68,6 +68,12 @@ def test_what_is_no_file_is_not_replaced(tmp_path):
     for path in (tmp_path, tmp_path / "pipe"):
         with pytest.raises(UserError, match="is no file that could be replaced"), replacing(path):
             pass
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(UserError, match=r"file/a\.csv can't be written \(.*File exists"),
+        replacing(tmp_path / "file" / "a.csv"),
+    ):
+        pass
     (tmp_path / "link.csv").symlink_to(tmp_path / "target.csv")
     with replacing(tmp_path / "link.csv") as beside:
         beside.write_text("new")
