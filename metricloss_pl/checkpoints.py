@@ -22,6 +22,7 @@ from metricloss_pl.files import replacing
 __all__ = ["AtomicCheckpointIO", "plain_settings", "read_checkpoint", "tensor_not_finite", "where_classes_differ"]
 
 _YAMLLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # jsonargparse's choice
+_MAX_DEPTH = 100  # of YAML within a text, whose reading takes time by the square of it
 # What a checkpoint's settings may name: a regime, its network, optimizers and schedules.
 _BUILT = (nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler)
 
@@ -74,7 +75,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not tensors or not isinstance(checkpoint.get("images"), dict | None):
         raise UserError(f"checkpoint {path} holds no regime of metricloss_pl: give a file that `fit` has written")
     for key, text in _texts(checkpoint["hyper_parameters"]):
-        for reading in _readings(text):
+        for reading in _readings(path, text):
             _check_name(path, reading, is_class=key.endswith("class_path"))
     return checkpoint
 
@@ -92,7 +93,7 @@ def _texts(hyper_parameters: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield str(key), value
 
 
-def _readings(text: str) -> Iterator[str]:
+def _readings(path: str | Path, text: str) -> Iterator[str]:
     """The text, and all that jsonargparse may find in it: YAML's texts within it and within a file that it names."""
     here = os.getcwd()
     waiting, seen = [(text, here)], set()
@@ -106,9 +107,21 @@ def _readings(text: str) -> Iterator[str]:
             with suppress(TypeError, OSError, ValueError):  # no such file, or none of text
                 file = Path(Path_fr(text, cwd=base).absolute)
                 waiting.append((file.read_text(encoding="utf-8"), str(file.parent)))
-        with suppress(yaml.YAMLError):
-            events = yaml.parse(text, _YAMLLoader)
-            waiting += [(event.value, folder) for event in events if isinstance(event, yaml.ScalarEvent)]
+        with suppress(yaml.YAMLError, UnicodeEncodeError):
+            waiting += [(found, folder) for found in _scalars(path, text)]
+
+
+def _scalars(path: str | Path, text: str) -> Iterator[str]:
+    """YAML's texts within a text."""
+    depth = 0
+    for event in yaml.parse(text, _YAMLLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _MAX_DEPTH:
+            raise UserError(
+                f"checkpoint {path} has a setting that nests more than {_MAX_DEPTH} deep: it is not trusted"
+            )
+        if isinstance(event, yaml.ScalarEvent):
+            yield event.value
 
 
 def _check_name(path: str | Path, name: str, is_class: bool) -> None:

@@ -5,7 +5,8 @@ import os
 import pytest
 import torch
 
-from metricloss_pl.checkpoints import AtomicCheckpointIO, plain_settings
+from metricloss_pl.checkpoints import AtomicCheckpointIO, plain_settings, read_checkpoint
+from metricloss_pl.errors import UserError
 from metricloss_pl.files import replacing
 
 
@@ -62,8 +63,6 @@ def test_settings_that_code_would_be_needed_for_are_left_out():
 
 
 def test_what_is_no_file_is_not_replaced(tmp_path):
-    from metricloss_pl.errors import UserError
-
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "pipe"):
         with pytest.raises(UserError, match="is no file that could be replaced"), replacing(path):
@@ -79,3 +78,19 @@ def test_what_is_no_file_is_not_replaced(tmp_path):
         beside.write_text("new")
     assert (tmp_path / "link.csv").is_symlink()
     assert (tmp_path / "target.csv").read_text() == "new"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("\udce9", None), ("[" * 100 + "]" * 100, None), ("[" * 300_000, "more than 100 deep: it is not trusted")],
+    ids=["no_unicode", "nested", "bomb"],
+)
+@pytest.mark.timeout(20)
+def test_texts_that_yaml_chokes_on(tmp_path, text, message):
+    settings = {"state_dict": {}, "hyper_parameters": {"name": text}, "class_names": []}
+    torch.save(settings, tmp_path / "a.ckpt")
+    if message is None:
+        assert read_checkpoint(tmp_path / "a.ckpt")["hyper_parameters"] == {"name": text}
+    else:
+        with pytest.raises(UserError, match=message):
+            read_checkpoint(tmp_path / "a.ckpt")

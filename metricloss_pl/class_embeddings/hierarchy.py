@@ -233,7 +233,12 @@ class Hierarchy:
 
         Args:
             leaves: C ids of leaves.
+
+        Raises:
+            UserError: The tree is higher than an int16 can say.
         """
+        if self.height > np.iinfo(np.int16).max:
+            raise UserError(f"{self.source} is {self.height} high: at most {np.iinfo(np.int16).max} can be counted")
         place = {node: index for index, node in enumerate(self.nodes)}
         order = np.array(sorted(range(len(leaves)), key=lambda label: place[leaves[label]]), dtype=np.intp)
         walk = [leaves[label] for label in order]

@@ -201,6 +201,8 @@ def _class_embeddings(
             raise UserError(f"class_embeddings have shape {tuple(given.shape)}; they must be ({num_classes}, D)")
         return _checked(given, "class_embeddings")
     if isinstance(given, int):
+        if given < 1:
+            raise UserError(f"class_embeddings is {given}: the width of a checkpoint's is at least 1")
         return torch.full((num_classes, given), torch.nan)
     if given in _NAMED and class_list is not None:
         raise UserError(f"class_list is {str(class_list)!r}: it is for a hierarchy, and class_embeddings is {given!r}")

@@ -398,3 +398,9 @@ def test_a_class_list_that_says_two_things(tmp_path):
         tree.leaves_of(["crow"])
     with pytest.raises(UserError, match=r"class list .*gone.txt: there is no such file"):
         Hierarchy.from_file(pairs, class_list=tmp_path / "gone.txt")
+
+
+def test_a_tree_that_is_too_high():
+    hierarchy = Hierarchy.from_pairs([("0", "leaf"), *((str(k), str(k + 1)) for k in range(32768))])
+    with pytest.raises(UserError, match="the hierarchy is 32768 high: at most 32767"):
+        hierarchy.similarities(hierarchy.leaves)
