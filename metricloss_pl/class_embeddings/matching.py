@@ -11,7 +11,7 @@ from metricloss_pl.files import FilePath
 
 __all__ = ["match_classes", "read_class_list", "read_lines", "read_pairs"]
 
-_COMMENT = re.compile(r"(\s+\?|\s+\([^()]*\))+$")
+_COMMENT = re.compile(r"(?<!\s)(\s+\?|\s+\([^()]*\))+$")
 
 
 def match_classes(

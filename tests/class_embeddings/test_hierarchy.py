@@ -404,3 +404,10 @@ def test_a_tree_that_is_too_high():
     hierarchy = Hierarchy.from_pairs([("0", "leaf"), *((str(k), str(k + 1)) for k in range(32768))])
     with pytest.raises(UserError, match="the hierarchy is 32768 high: at most 32767"):
         hierarchy.similarities(hierarchy.leaves)
+
+
+@pytest.mark.timeout(20)
+def test_a_name_of_many_spaces():
+    """Where they begin is looked for once, not from each of them."""
+    name = f"a{' ' * 300_000}b"
+    assert Hierarchy.from_pairs([("root", name), ("root", "c (d)  (e) ?")]).leaves_of(["c", name])[0] == "c (d)  (e) ?"
