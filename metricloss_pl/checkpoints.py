@@ -104,11 +104,22 @@ def _readings(path: str | Path, text: str) -> Iterator[str]:
         seen.add((text, folder))
         yield text
         for base in (folder, here):
-            with suppress(TypeError, OSError, ValueError):  # no such file, or none of text
-                file = Path(Path_fr(text, cwd=base).absolute)
+            if (file := _file_named(text, base)) is None:
+                continue
+            if file.is_fifo():
+                raise UserError(f"checkpoint {path} names {text}, a pipe that would be waited for: it is not trusted")
+            with suppress(OSError, ValueError):  # none of text
                 waiting.append((file.read_text(encoding="utf-8"), str(file.parent)))
         with suppress(yaml.YAMLError, UnicodeEncodeError):
             waiting += [(found, folder) for found in _scalars(path, text)]
+
+
+def _file_named(text: str, base: str) -> Path | None:
+    """The file that jsonargparse would read for this text, if there is one."""
+    try:
+        return Path(Path_fr(text, cwd=base).absolute)
+    except (TypeError, OSError, ValueError):
+        return None
 
 
 def _scalars(path: str | Path, text: str) -> Iterator[str]:

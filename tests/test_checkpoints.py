@@ -94,3 +94,12 @@ def test_texts_that_yaml_chokes_on(tmp_path, text, message):
     else:
         with pytest.raises(UserError, match=message):
             read_checkpoint(tmp_path / "a.ckpt")
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_is_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    torch.save({"state_dict": {}, "hyper_parameters": {"name": "{a: pipe}"}, "class_names": []}, "a.ckpt")
+    with pytest.raises(UserError, match=r"a.ckpt names pipe, a pipe that would be waited for: it is not trusted"):
+        read_checkpoint("a.ckpt")
