@@ -210,7 +210,7 @@ def _class_embeddings(
         return None
     if given == "simplex":
         return simplex(num_classes)
-    if str(given) not in HIERARCHIES and not Path(given).is_file():
+    if str(given) not in HIERARCHIES and not Path(str(given)).is_file():
         raise UserError(
             f"class_embeddings is {str(given)!r}: it must be {', '.join(map(repr, (*_NAMED, *HIERARCHIES)))} or the "
             "file of a hierarchy or of embeddings, and there is no such file"

@@ -88,6 +88,8 @@ def test_a_width_without_a_checkpoint_is_refused(tmp_path):
         trainer(tmp_path).fit(model, loader())
     with pytest.raises(UserError, match="class_embeddings is -5: the width of a checkpoint's is at least 1"):
         CosineClassifier(C, Flat(), NAMES, -5)
+    with pytest.raises(UserError, match="class_embeddings is 'None': it must be 'one-hot'"):
+        CosineClassifier(C, Flat(), NAMES, None)
 
 
 def test_embeddings_from_a_file_agree_with_the_embedding_dim_and_have_norm_1(tmp_path):
