@@ -122,7 +122,10 @@ def read_embeddings(path: FilePath) -> tuple[list[str], NDArray[np.float64]]:
         with Path(path).open("rb") as file:
             content: Any = np.load(file, allow_pickle=False) if _is_zip(file) else _ArraysAndContainers(file).load()
             array = np.asarray(content["embedding"], dtype=np.float64)
-            names = [str(label) for label in content["ind2label"]]
+            labels = content["ind2label"]
+            if isinstance(labels, dict):  # from rows to labels
+                labels = [labels[row] for row in range(len(labels))]
+            names = [str(label) for label in labels]
     except FileNotFoundError as error:
         raise UserError(f"embeddings {path}: there is no such file") from error
     except Exception as error:  # a broken pickle can raise anything

@@ -141,7 +141,14 @@ ARRAY = np.arange(6.0).reshape(3, 2)
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize(
-    "labels", [[3, 1, 2], np.array([3, 1, 2]), [np.int64(3), np.int64(1), np.int64(2)], ["3", "1", "2"]]
+    "labels",
+    [
+        [3, 1, 2],
+        np.array([3, 1, 2]),
+        [np.int64(3), np.int64(1), np.int64(2)],
+        ["3", "1", "2"],
+        {1: 1, 0: 3, 2: 2},
+    ],
 )
 def test_pickles_of_arrays_are_read(protocol, labels, tmp_path):
     content = {"embedding": ARRAY, "ind2label": labels, "label2ind": {label: k for k, label in enumerate(labels)}}
