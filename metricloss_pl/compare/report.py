@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,14 +72,20 @@ def write_report(folder: Path) -> Path:
     comparison = read(folder)
     title = f"Comparison: {comparison.plan.get('name') or folder.resolve().name}"
     blocks = _Report(comparison).blocks()
-    for old in [*(folder / _FIGURES).glob("*.svg"), *(folder / _FIGURES).glob("*.jpg")]:
-        old.unlink()
+    for old in _figures_of(folder / "report.md"):
+        old.unlink(missing_ok=True)
     for image in (image for block in blocks if isinstance(block, Picture) for image in block.images):
         _write(folder / _FIGURES / image.file, image.content)
     _write(folder / "report.md", to_markdown(title, blocks, _FIGURES).encode("utf-8", "replace"))
     _write(folder / "report.csv", _csv(comparison).encode("utf-8", "replace"))
     _write(folder / "report.html", to_html(title, blocks).encode("utf-8", "replace"))
     return folder / "report.html"
+
+
+def _figures_of(report: Path) -> list[Path]:
+    """The figures that an earlier report shows; others in their folder are a user's own."""
+    text = report.read_text(encoding="utf-8", errors="replace") if report.is_file() else ""
+    return [report.parent / _FIGURES / name for name in re.findall(rf"\]\({_FIGURES}/(\w+\.(?:svg|jpg))\)", text)]
 
 
 def _write(file: Path, content: bytes) -> None:

@@ -148,6 +148,18 @@ def test_the_table_as_csv_and_markdown(tmp_path, undrawn):
     assert all((folder / picture).is_file() for picture in pictures)
 
 
+def test_only_figures_of_an_earlier_report_go(tmp_path, undrawn):
+    folder = make_results(tmp_path, {"softmax": 0.0, "cosine": 0.0}, seeds=range(2), **SMALL)
+    write_report(folder)
+    shown = set((folder / "figures").iterdir())
+    (folder / "figures" / "my_own.svg").write_text("mine")
+    (folder / "results.jsonl").write_text("")
+    write_report(folder)
+    left = set((folder / "figures").iterdir())
+    assert (folder / "figures" / "my_own.svg") in left
+    assert len(left) < len(shown)
+
+
 def test_a_tie_is_called_a_tie(tmp_path, undrawn):
     folder = make_results(tmp_path, {"softmax": 0.0, "cosine": 0.0}, seeds=range(4), **SMALL)
     text = page_of(folder).text
