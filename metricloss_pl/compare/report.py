@@ -153,8 +153,16 @@ class _Report:
             after.append(self._by_size())
         means = {row.variant: row.accuracy.mean for row in comparison.overall if row.accuracy is not None}
         if len(means) > 1 and not found:
-            best = max(means, key=means.__getitem__)
-            after.append(f"The highest mean is that of {best}, {percent(means[best])} %; that alone shows nothing.")
+            highest = percent(max(means.values()))
+            best = [variant for variant, mean in means.items() if percent(mean) == highest]
+            if len(best) == len(means):
+                after.append(f"The means of all variants are {highest} %.")
+            elif len(best) <= _MAX_VARIANTS_NAMED:
+                after.append(f"The highest mean is that of {listed(best)}, {highest} %; that alone shows nothing.")
+            else:
+                after.append(
+                    f"The highest mean is that of {len(best)} variants, {highest} %; that alone shows nothing."
+                )
         blocks: list[Block] = [Verdict(headline, [before] if items else [], items, after)]
         if comparison.plan.get("warnings"):
             blocks.append(Text([f"Of the data: {warning}" for warning in comparison.plan["warnings"]], warning=True))
@@ -315,7 +323,9 @@ class _Report:
             count(len({split for _, split in pairs}), "split"),
         ]
         if len(pairs) == len({seed for seed, _ in pairs}) == len({split for _, split in pairs}) > 1:
-            repetitions = [f"{count(len(pairs), 'seed')}, each with a draw of training images of its own"]
+            draws = any(size is not None for size in comparison.sizes)  # all images are the same for every seed
+            drawn = ", each with a draw of training images of its own" if draws else ""
+            repetitions = [f"{count(len(pairs), 'seed')}{drawn}"]
         if plan.get("folds"):
             repetitions.append(f"{plan['folds']} folds, each tested by a network that has not seen it")
         tuning = "none: each variant as it is configured"

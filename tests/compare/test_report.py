@@ -4,6 +4,7 @@ import base64
 import csv
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -167,6 +168,34 @@ def test_a_tie_is_called_a_tie(tmp_path, undrawn):
     assert "that alone shows nothing" in text
     assert "At no single size is a difference shown (2 tests, corrected together)." in text
     assert "is better" not in text
+
+
+def test_equal_means_are_not_ranked(tmp_path, undrawn):
+    three = {"softmax": 0.0, "cosine": 0.0, "center": -3.0}
+    folder = make_results(tmp_path, three, sizes=(10,), seeds=(0, 1), images=90, trials=0)
+    for of_cosine in (folder / "predictions").glob("final-cosine-*"):
+        shutil.copy(of_cosine.with_name(of_cosine.name.replace("cosine", "softmax")), of_cosine)
+    mean = read(folder).overall[0].accuracy.mean
+    assert f"The highest mean is that of softmax and cosine, {100 * mean:.1f} %" in page_of(folder).text
+    for of_center in (folder / "predictions").glob("final-center-*"):
+        shutil.copy(of_center.with_name(of_center.name.replace("center", "softmax")), of_center)
+    text = page_of(folder).text
+    assert f"The means of all variants are {100 * mean:.1f} %." in text
+    assert "The highest mean" not in text
+
+
+@pytest.mark.parametrize(
+    ("sizes", "words"), [((10,), ", each with a draw of training images of its own"), ((None,), "")]
+)
+def test_seeds_draw_training_images_where_not_all_are_taken(tmp_path, undrawn, sizes, words):
+    folder = make_results(tmp_path, {"softmax": 0.0}, sizes, seeds=(0, 1), images=30, trials=0)
+    plan = json.loads((folder / "plan.json").read_text())
+    for run in plan["keys"].values():
+        run["split"] = run["seed"]
+    (folder / "plan.json").write_text(json.dumps(plan))
+    write_report(folder)
+    lines = (folder / "report.md").read_text(encoding="utf-8").splitlines()
+    assert f"- **Repetitions:** 2 seeds{words}" in lines
 
 
 def test_what_is_missing_is_marked_on_every_table(tmp_path, undrawn):
