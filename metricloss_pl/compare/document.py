@@ -157,7 +157,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 .caption + .scroll { margin-top: 0; }
 th, td { padding: 0.4rem 1.1rem 0.4rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
 thead th { vertical-align: bottom; border-bottom: 2px solid #888; font-weight: 600; line-height: 1.25; }
-tbody th { font-weight: 600; min-width: 6.5rem; max-width: 16rem; }
+tbody th { font-weight: 600; min-width: 6.5rem; max-width: 22rem; }
 td, tbody th { white-space: nowrap; }
 tbody th.long { white-space: normal; overflow-wrap: break-word; min-width: 8rem; }
 td.long { white-space: normal; min-width: 9rem; overflow-wrap: anywhere; }
