@@ -213,7 +213,7 @@ def _class_embeddings(
     if str(given) not in HIERARCHIES and not Path(str(given)).is_file():
         raise UserError(
             f"class_embeddings is {str(given)!r}: it must be {', '.join(map(repr, (*_NAMED, *HIERARCHIES)))} or the "
-            "file of a hierarchy or of embeddings, and there is no such file"
+            "file of a hierarchy or of embeddings, and there is no such file; where it lies elsewhere, name its path"
         )
     names = [str(label) for label in range(num_classes)] if class_names is None else class_names
     if are_embeddings(given):
