@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +39,12 @@ def compare(arguments: Sequence[str]) -> None:
     names = parser.add_class_arguments(Comparison)
     parser.add_function_arguments(run_comparison, skip={"comparison", "command"})
     given = list(arguments)
+    for argument in given:
+        if setting := re.match(r"--((?:data|model|trainer)\.[\w.]+)", argument):
+            raise UserError(
+                f"compare has no {setting[0]}: what holds for every variant is given by "
+                f'--overrides "{{{setting[1]}: VALUE}}"'
+            )
     file = option(given, "--config") or option(given, "-c")
     if file is None and option(given, "--data_root") is not None:
         file = str(_own_images())

@@ -137,11 +137,13 @@ def _prepare(worker: Worker) -> tuple[Plan, dict[str, Any]]:
             parts = official_parts(data)
             counts = {part: 0 if samples is None else len(samples) for part, samples in parts.items()}
             digests[name] = " ".join(digest(samples) for samples in parts.values() if samples is not None)
+            images = f"{counts['train'] + counts['val']} images to train on and {counts['test']} to test on"
+            if comparison.folds is not None:
+                images = f"{sum(counts.values())} images, of which each of {comparison.folds} folds tests a part"
             facts[name] = {
                 "warnings": [],
                 "class_names": data.class_names,
-                "data": f"{type(data).__name__}: {counts['train'] + counts['val']} images to train on and "
-                f"{counts['test']} to test on, of {data.num_classes} classes",
+                "data": f"{type(data).__name__}: {images}, of {data.num_classes} classes",
             }
             if parts["test"] is None and comparison.folds is None:
                 raise UserError(f"{type(data).__name__} has no test part: give folds, so that each image is tested")

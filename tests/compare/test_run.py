@@ -290,6 +290,12 @@ def test_a_folder_alone_is_enough(tmp_path, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "17 images to train on and 4 to test on, of 2 classes" in out
 
+    main(["compare", "--data_root", str(root), *flags, *small, "--folds", "3", "--dry_run", "true"])
+    assert "21 images, of which each of 3 folds tests a part, of 2 classes" in capsys.readouterr().out
+
+    message = refused(capsys, "--data_root", str(root), "--data.image_size=16")
+    assert 'compare has no --data.image_size: what holds for every variant is given by --overrides "{data.im' in message
+
     shutil.copytree(root / "cat", tmp_path / "alone" / "cat")
     assert "variant softmax: the data have 1 class" in refused(capsys, "--data_root", str(tmp_path / "alone"), *flags)
 
