@@ -171,10 +171,17 @@ def _check_parts(worker: Worker, plan: Plan, missing: Sequence[Run], facts: dict
         with blaming(run.variant):
             worker.build(run).data.divide()
     finals = [run for run in plan.runs if run.kind == "final"]
-    data = worker.build(max(finals, key=lambda run: run.samples_per_class or math.inf)).data
+    largest = max(finals, key=lambda run: run.samples_per_class or math.inf)
+    data = worker.build(largest).data
     data.setup("fit")
     data.setup("test")
-    if found := data.duplicates():
+    pairs = {frozenset((pair.name, pair.earlier_name)): pair for pair in data.duplicates()}
+    alike = (largest.variant, largest.samples_per_class)
+    folds = {(run.split, run.fold): run for run in finals if (run.variant, run.samples_per_class) == alike}
+    for run in folds.values() if plan.comparison.folds is not None else ():
+        for pair in worker.build(run).data.duplicates():  # a pair may be parted in one division and not in another
+            pairs.setdefault(frozenset((pair.name, pair.earlier_name)), pair)
+    if found := list(pairs.values()):
         first = found[0]
         facts["warnings"] = [
             f"{len(found)} images stand in more than one part, so that figures flatter: {first.name} ({first.part}) = "

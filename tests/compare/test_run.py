@@ -14,9 +14,10 @@ import pytest
 from metricloss_pl.cli import main
 from metricloss_pl.compare import Range, Tuning, Variant, run_comparison
 from metricloss_pl.compare import run as running
+from metricloss_pl.compare.folds import fold_numbers
 from metricloss_pl.compare.worker import Worker
-from metricloss_pl.data import DigitsDataModule
-from metricloss_pl.data.samples import ImageDataset
+from metricloss_pl.data import DigitsDataModule, ImageFolderDataModule
+from metricloss_pl.data.samples import ImageDataset, concatenate
 from metricloss_pl.errors import UserError
 from tests.compare.tiny import CONFIGS, RATES, run_and_die, tiny
 from tests.helpers import make_folder
@@ -301,6 +302,24 @@ def test_a_folder_alone_is_enough(tmp_path, capsys, monkeypatch):
 
     (root / "dog" / "broken.jpg").write_bytes(b"no image")
     assert "broken.jpg cannot be read as an image" in refused(capsys, "--data_root", str(root), *flags)
+
+
+def test_images_that_stand_twice_are_looked_for_in_every_fold(tmp_path, capsys, monkeypatch):
+    root = make_folder(tmp_path / "fruit", images=12)
+    for name in ("cat", "dog"):
+        for number in range(3):
+            shutil.copy(root / name / f"{number}.png", root / name / f"{number}-again.png")
+    monkeypatch.chdir(tmp_path)
+    flags = ["--only", "[softmax]", "--seeds", "[0]", "--epochs", "1", "--tuning.trials", "0", "--dry_run", "true"]
+    data = ImageFolderDataModule(root=str(root), image_size=16, val_fraction=0)
+    images = data.read("train"), data.read("test")
+    folds = fold_numbers(concatenate(*images), 6, 0, data.class_names)
+    of = dict(zip([*images[0].names, *images[1].names], folds, strict=True))
+    again = [name for name in of if "again" in name]
+    parted = sum(of[name] != of[name.replace("-again", "")] for name in again)
+    assert parted > 2
+    main(["compare", "--data_root", str(root), *flags, "--folds", "6", "--overrides", '{"data.image_size": 16}'])
+    assert f"warning: {parted} images stand in more than one part" in capsys.readouterr().out
 
 
 def test_a_dry_run_writes_nothing(tmp_path, capsys):
