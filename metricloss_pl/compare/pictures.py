@@ -273,8 +273,9 @@ class Pictures:
                 "embeddings",
                 plots.embedding_maps(panels, self.comparison.class_names),
                 f"Test embeddings of {listed(list(panels))} in the plane, coloured by class.",
-                f"Test images {self.at}, one run a variant, coloured by their true class. More than two dimensions are "
-                "projected on their first two principal components; the scale says nothing across maps.",
+                f"Test images, one run a variant, trained {self.at}; coloured by their true class. More "
+                "than two dimensions are projected on their first two principal components; the scale says nothing "
+                "across maps.",
             ),
         ]
 
@@ -303,8 +304,8 @@ class Pictures:
         }
         names = {place: tail(comparison.image_names[place]) for place in chosen}
         caption = (
-            f"{self.mark}Test images {self.at} that some variants recognise and others do not, with the number of "
-            "right predictions."
+            f"{self.mark}Test images that some variants, trained {self.at}, recognise and others do not, with the "
+            "number of right predictions."
         )
         images = [
             Image(
