@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from metricloss_pl.cli import main
 from metricloss_pl.compare import Range, Tuning, Variant, run_comparison
@@ -19,7 +20,7 @@ from metricloss_pl.compare.worker import Worker
 from metricloss_pl.data import DigitsDataModule, ImageFolderDataModule
 from metricloss_pl.data.samples import ImageDataset, concatenate
 from metricloss_pl.errors import UserError
-from tests.compare.tiny import CONFIGS, RATES, run_and_die, tiny
+from tests.compare.tiny import CONFIGS, RATES, THREADS, run_and_die, tiny
 from tests.helpers import make_folder
 
 pytest.importorskip("optuna")
@@ -41,6 +42,14 @@ def found(folder: Path) -> dict[str, dict]:
         for name in ("seconds", "date"):
             del line[name]
     return by_key
+
+
+@pytest.fixture(scope="module", autouse=True)
+def as_many_threads_as_a_job_of_two():
+    before = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

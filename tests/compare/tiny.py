@@ -7,10 +7,13 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from metricloss_pl.compare import Comparison, Range, Tuning, Variant, run_comparison
 from metricloss_pl.compare.results import Results
 from metricloss_pl.compare.worker import Worker
 
+THREADS = max(1, (os.cpu_count() or 1) // 2)  # those of each of two jobs; another number rounds otherwise
 CONFIGS = Path(__file__).parents[2] / "configs"
 RATES = {"model.optimizer.lr": Range(0.005, 0.5, log=True)}
 
@@ -38,6 +41,7 @@ def die() -> None:
 
 def run_and_die(folder: str, moment: str, after: int) -> None:
     """Run the tiny comparison, and die at a moment of the run after so many finished ones."""
+    torch.set_num_threads(THREADS)
     run, append = Worker.run, Results.append
 
     def lines() -> int:
