@@ -238,15 +238,18 @@ def print_rows(rows: list[tuple[str, str]]) -> None:
     print("\n".join(f"{name:<{width}}  {value}" for name, value in rows))
 
 
+def versions(*others: str) -> dict[str, str]:
+    """Versions of Python, of this package, of what it stands on, and of other installed packages."""
+    packages = ("torch", "torchvision", "lightning", *others)
+    own = {"python": platform.python_version(), "metricloss_pl": metricloss_pl.__version__}
+    return own | {name: version(name) for name in packages}
+
+
 def write_result(file: Path, trainer: Trainer, facts: dict[str, Any]) -> None:
     """Write one line of JSON: the facts, and what they were found with."""
     result = {
         **facts,
-        "versions": {
-            "python": platform.python_version(),
-            "metricloss_pl": metricloss_pl.__version__,
-            **{name: version(name) for name in ("torch", "torchvision", "lightning")},
-        },
+        "versions": versions(),
         "hardware": torch.cuda.get_device_name() if trainer.strategy.root_device.type == "cuda" else "CPU",
         "processes": trainer.world_size,
         "precision": str(trainer.precision),

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from torch import Tensor
 import metricloss_pl
 from metricloss_pl.callbacks import GeometryMonitor
 from metricloss_pl.checkpoints import tensor_not_finite
+from metricloss_pl.cli.run import versions
 from metricloss_pl.compare.folds import FoldDataModule
 from metricloss_pl.compare.plan import Comparison, Plan, Run
 from metricloss_pl.compare.results import Line
@@ -415,13 +415,8 @@ def quiet() -> Iterator[None]:
 def _surroundings() -> dict[str, Any]:
     """With what a result was found."""
     accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    packages = ["torch", "torchvision", "lightning", *(["optuna"] if importlib.util.find_spec("optuna") else [])]
     return {
-        "versions": {
-            "python": platform.python_version(),
-            "metricloss_pl": metricloss_pl.__version__,
-            **{name: version(name) for name in packages},
-        },
+        "versions": versions(*(["optuna"] if importlib.util.find_spec("optuna") else [])),
         "hardware": {"device": accelerator or "CPU", "cores": os.cpu_count(), "threads": torch.get_num_threads()},
         "git": _git(),
     }
