@@ -5,27 +5,23 @@ from __future__ import annotations
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from metricloss_pl.callbacks._embed import embedded, evaluation_loaders, evaluation_mode, is_due
 from metricloss_pl.errors import UserError
-from metricloss_pl.metrics import EmbeddingGeometry, nearest_mean
+from metricloss_pl.metrics import BalancedAccuracy, EmbeddingGeometry, nearest_mean
 from metricloss_pl.regimes import Classifier
 
-__all__ = ["GeometryMonitor"]
+__all__ = ["GeometryMonitor", "measure_parts"]
 
 
 class GeometryMonitor(Callback):
     """Measure accuracy and embedding geometry on un-augmented training images and on the validation part.
 
-    Both in evaluation mode and over all images, exact under several processes. Logged as ``geometry/train_<name>`` and
-    ``geometry/val_<name>``: ``accuracy`` (the difference is the honest train-validation gap), ``intra_variance``,
-    ``mean_distance``, ``min_distance`` and ``intra_inter_ratio`` of
-    :class:`~metricloss_pl.metrics.EmbeddingGeometry` (on the unit sphere for the cosine regime, whose loss is blind to
-    the norm), ``norm`` of the embeddings as they are, and ``nearest_mean_accuracy``, of the nearest mean of the
-    *training* embeddings. Without an :class:`~metricloss_pl.data.ImageDataModule` the validation images alone, and
-    without ``nearest_mean_accuracy``.
+    Logged are the values of :func:`measure_parts`, as ``geometry/train_<name>`` and ``geometry/val_<name>``; the
+    difference of the two accuracies is the honest train-validation gap. Without an
+    :class:`~metricloss_pl.data.ImageDataModule` they are of the validation images alone.
 
     Args:
         every_n_epochs: Epochs from one measurement to the next, at least 1; the last epoch is always measured.
@@ -63,36 +59,61 @@ class GeometryMonitor(Callback):
     def _measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Tensor]:
         """The scalars to be logged, the same on every process."""
         assert isinstance(pl_module, Classifier)
-        loaders = evaluation_loaders(trainer)
-        if "train" not in loaders:
+        measured = measure_parts(trainer, pl_module)
+        if "train" not in measured:
             rank_zero_warn("GeometryMonitor measures no training images: that needs an ImageDataModule")
-        measured: dict[str, Tensor] = {}
-        class_means = None
-        for part, loader in loaders.items():
-            geometry = EmbeddingGeometry(pl_module.num_classes, pl_module.embedding_dim).to(pl_module.device)
-            accuracy, nearest_mean_accuracy = (self._accuracy(pl_module) for _ in range(2))
-            norm = MeanMetric().to(pl_module.device)
-            seen: list[tuple[Tensor, Tensor]] = []  # training images, whose means are known only at the end
-            with evaluation_mode(trainer, pl_module):
-                for _, labels, embeddings in embedded(trainer, pl_module, loader):
-                    accuracy.update(pl_module.class_scores(embeddings), labels)
-                    norm.update(embeddings.float().norm(dim=1))
-                    points = pl_module.points(embeddings)
-                    geometry.update(points, labels)
-                    if part == "train":
-                        seen.append((points.float().cpu(), labels))
-                    elif class_means is not None:
-                        nearest_mean_accuracy.update(nearest_mean(points.float(), class_means), labels)
-            values = {**geometry.compute(), "norm": norm.compute()}
-            values["accuracy"] = accuracy.compute()
-            if part == "train":
-                class_means = geometry.class_means
-            if class_means is not None:
-                for points, labels in seen:
-                    nearest_mean_accuracy.update(nearest_mean(points.to(class_means.device), class_means), labels)
-                values["nearest_mean_accuracy"] = nearest_mean_accuracy.compute()
-            measured |= {f"geometry/{part}_{name}": value for name, value in values.items()}
-        return measured
+        return {f"geometry/{part}_{name}": value for part, values in measured.items() for name, value in values.items()}
 
-    def _accuracy(self, module: Classifier) -> MulticlassAccuracy:
-        return MulticlassAccuracy(module.num_classes, average="micro", validate_args=False).to(module.device)
+
+def measure_parts(trainer: Trainer, module: Classifier) -> dict[str, dict[str, Tensor]]:
+    """Accuracy and embedding geometry of the un-augmented training images and of the validation part.
+
+    Each in evaluation mode and over all its images, the same on every process: a collective call.
+
+    Args:
+        trainer: Of a running ``fit``, whose data are measured.
+        module: The network, which stays as it was.
+
+    Returns:
+        Scalars by ``train`` and ``val`` and by name: ``accuracy``, ``balanced_accuracy``, ``intra_variance``,
+        ``mean_distance``, ``min_distance`` and ``intra_inter_ratio`` of
+        :class:`~metricloss_pl.metrics.EmbeddingGeometry` (on the unit sphere for the cosine regime, whose loss is blind
+        to the norm), ``norm`` of the embeddings as they are, and ``nearest_mean_accuracy``, of the nearest mean of the
+        *training* embeddings. A part that is not there is left out: the training images, and with them
+        ``nearest_mean_accuracy``, without an :class:`~metricloss_pl.data.ImageDataModule`.
+    """
+    measured: dict[str, dict[str, Tensor]] = {}
+    class_means = None
+    for part, loader in evaluation_loaders(trainer).items():
+        accuracies: dict[str, Metric] = {
+            "accuracy": _accuracy(module),
+            "balanced_accuracy": BalancedAccuracy(module.num_classes).to(module.device),
+        }
+        geometry = EmbeddingGeometry(module.num_classes, module.embedding_dim).to(module.device)
+        nearest_mean_accuracy, norm = _accuracy(module), MeanMetric().to(module.device)
+        seen: list[tuple[Tensor, Tensor]] = []  # training images, whose means are known only at the end
+        with evaluation_mode(trainer, module):
+            for _, labels, embeddings in embedded(trainer, module, loader):
+                scores, points = module.class_scores(embeddings), module.points(embeddings)
+                for accuracy in accuracies.values():
+                    accuracy.update(scores, labels)
+                norm.update(embeddings.float().norm(dim=1))
+                geometry.update(points, labels)
+                if part == "train":
+                    seen.append((points.float().cpu(), labels))
+                elif class_means is not None:
+                    nearest_mean_accuracy.update(nearest_mean(points.float(), class_means), labels)
+        values = {**geometry.compute(), "norm": norm.compute()}
+        values |= {name: accuracy.compute() for name, accuracy in accuracies.items()}
+        if part == "train":
+            class_means = geometry.class_means
+        if class_means is not None:
+            for points, labels in seen:
+                nearest_mean_accuracy.update(nearest_mean(points.to(class_means.device), class_means), labels)
+            values["nearest_mean_accuracy"] = nearest_mean_accuracy.compute()
+        measured[part] = values
+    return measured
+
+
+def _accuracy(module: Classifier) -> MulticlassAccuracy:
+    return MulticlassAccuracy(module.num_classes, average="micro", validate_args=False).to(module.device)

@@ -103,8 +103,8 @@ class Tuning:
         space: Ranges by dotted name, tuned for every variant.
         epochs: Epochs of a trial. None: as of the final runs.
         val_fraction: Share of the training images on which trials are validated. None: as the config has it.
-        pruner: What ends a hopeless trial early: an accuracy below the ``median`` of those before it at the same epoch,
-            successive ``halving``, or ``none``.
+        pruner: What ends a hopeless trial early: a metric below the ``median`` of those before it at the same share of
+            the training, successive ``halving``, or ``none``.
         startup: Trials before TPE begins.
         at_once: Trials of one variant and size that may run side by side; they don't know of each other's results.
     """
@@ -161,7 +161,7 @@ class Comparison:
             part is the test part of runs on the others, so that each image is predicted once, and tuning is done for
             each anew. None: the data's own test part.
         tuning: How settings are chosen.
-        metric: By which they are chosen.
+        metric: By which they are chosen, and hopeless trials ended.
     """
 
     variants: dict[str, Variant] = field(default_factory=dict)

@@ -169,7 +169,10 @@ def _check_parts(worker: Worker, plan: Plan, missing: Sequence[Run], facts: dict
         parts.setdefault((own, run.kind, run.samples_per_class, run.split, run.fold), run)
     for run in parts.values():
         with blaming(run.variant):
-            worker.build(run).data.divide()
+            data = worker.build(run).data
+            if run.kind == "trial" and not data.has_validation:
+                raise UserError("data.val_fraction is 0, and trials are validated: give tuning.val_fraction")
+            data.divide()
     finals = [run for run in plan.runs if run.kind == "final"]
     largest = max(finals, key=lambda run: run.samples_per_class or math.inf)
     data = worker.build(largest).data

@@ -57,7 +57,7 @@ class Search:
         space: The ranges, in their order.
         trial: Number of the trial.
         before: The lines of the trials of earlier rounds, in their order.
-        metric: By which trials are compared.
+        metric: By which trials are compared, also while they run.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Search:
             past = study.ask(distributions)
             history = line["history"]
             if line["status"] != "failed":
-                for epoch, value in zip(history["epoch"], history["val/accuracy"], strict=True):
+                for epoch, value in zip(history["epoch"], history[f"val/{metric}"], strict=True):
                     _is_hopeless(past, epoch / line["settings"]["trainer.max_epochs"], value)
             if line["status"] == "pruned":
                 study.tell(past, state=optuna.trial.TrialState.PRUNED)
@@ -92,13 +92,13 @@ class Search:
         self._trial = study.ask(distributions)
         self.settings: dict[str, Any] = dict(self._trial.params)
 
-    def hopeless(self, done: float, accuracy: float) -> bool:
-        """Whether the trial is to end, given its accuracy after so large a share of it."""
-        return _is_hopeless(self._trial, done, accuracy)
+    def hopeless(self, done: float, value: float) -> bool:
+        """Whether the trial is to end, given its validation metric after so large a share of it."""
+        return _is_hopeless(self._trial, done, value)
 
 
-def _is_hopeless(trial: optuna.Trial, done: float, accuracy: float) -> bool:
-    trial.report(accuracy, int(done * MEASUREMENTS + 1e-9))
+def _is_hopeless(trial: optuna.Trial, done: float, value: float) -> bool:
+    trial.report(value, int(done * MEASUREMENTS + 1e-9))
     return trial.should_prune()
 
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -25,11 +25,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from torch import Tensor
 
 import metricloss_pl
-from metricloss_pl.callbacks import GeometryMonitor
+from metricloss_pl.callbacks.geometry import measure_parts
 from metricloss_pl.checkpoints import tensor_not_finite
 from metricloss_pl.cli.run import versions
 from metricloss_pl.compare.folds import FoldDataModule
-from metricloss_pl.compare.plan import Comparison, Plan, Run
+from metricloss_pl.compare.plan import Comparison, Metric, Plan, Run
 from metricloss_pl.compare.results import Line
 from metricloss_pl.compare.settings import Built, RunFiles
 from metricloss_pl.compare.tuning import MEASUREMENTS, Search, best_trial
@@ -129,12 +129,12 @@ class Worker:
         line["settings"] = {**self._sized(run), **search.settings}
         built = self.build(run, {**base, **search.settings})
         epochs = _epochs(built.trainer)
-        recorder = Recorder(epochs, lambda epoch, value: search.hopeless(epoch / epochs, value))
+        judge = f"val/{self.comparison.metric}"
+        recorder = Recorder(epochs, lambda values: search.hopeless(values["epoch"] / epochs, values[judge]))
         trainer = _fit(built, recorder, line)
-        if recorder.hopeless_after is not None:
-            accuracy = recorder.history["val/accuracy"][-1]
+        if (values := recorder.hopeless) is not None:
             line["status"] = "pruned"
-            line["reason"] = f"val/accuracy {accuracy:.4f} after {recorder.hopeless_after} of {epochs} epochs"
+            line["reason"] = f"{judge} {values[judge]:.4f} after {values['epoch']} of {epochs} epochs"
             return
         scores = Scores(built.model)
         trainer.callbacks.append(scores)  # type: ignore[attr-defined]
@@ -147,7 +147,7 @@ class Worker:
             **_numbers(trainer),
             "val/nll": torch.nn.functional.cross_entropy(logits, scores.labels).item(),
             "val/temperature": fitted.item(),
-            "train/accuracy": recorder.history["geometry/train_accuracy"][-1],
+            "train/accuracy": recorder.history["train/accuracy"][-1],
         }
 
     def _final(self, run: Run, trials: Sequence[Line], line: Line) -> dict[str, np.ndarray]:
@@ -170,7 +170,7 @@ class Worker:
         line["metrics"] = {
             **_numbers(trainer),
             "temperature": temperature,
-            "train/accuracy": recorder.history["geometry/train_accuracy"][-1],
+            "train/accuracy": recorder.history["train/accuracy"][-1],
         }
         points = scores.points
         return {
@@ -245,21 +245,20 @@ class Worker:
 # ------------------------------------------------------------------------------------------------------------ training
 
 
-class Recorder(GeometryMonitor):
+class Recorder(Callback):
     """The history of a training, epoch by epoch.
 
     Args:
         epochs: Of the whole training, in which so many measurements are spread evenly as there are epochs for.
-        hopeless: Tells from an epoch and its validation accuracy whether to stop.
+        is_hopeless: Tells from what was measured after an epoch, by the history's names, whether to stop.
     """
 
-    def __init__(self, epochs: int, hopeless: Callable[[int, float], bool] | None = None) -> None:
-        super().__init__()
+    def __init__(self, epochs: int, is_hopeless: Callable[[Mapping[str, float]], bool] | None = None) -> None:
         self._due = {math.ceil(epochs * number / MEASUREMENTS) for number in range(1, MEASUREMENTS + 1)}
-        self.history: dict[str, list[float]] = {"epoch": [], "train/loss": []}
-        self.hopeless_after: int | None = None
+        self.history: dict[str, list[float | None]] = {"epoch": [], "train/loss": []}
+        self.hopeless: dict[str, float] | None = None  # what was measured when it was found so
         self.seconds = 0.0
-        self._hopeless = hopeless
+        self._is_hopeless = is_hopeless
         self._losses: list[Tensor] = []
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -270,26 +269,28 @@ class Recorder(GeometryMonitor):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         epochs = trainer.current_epoch + 1
-        if epochs in self._due:
-            self._record(trainer, pl_module, epochs)
+        if epochs not in self._due:
+            return
+        values = self._record(trainer, pl_module, epochs)
+        if self._is_hopeless is not None and epochs != trainer.max_epochs and self._is_hopeless(values):
+            self.hopeless, trainer.should_stop = values, True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.history["epoch"][-1:] != [trainer.current_epoch]:
             self._record(trainer, pl_module, trainer.current_epoch)
 
-    def _record(self, trainer: Trainer, pl_module: LightningModule, epochs: int) -> None:
+    def _record(self, trainer: Trainer, pl_module: LightningModule, epochs: int) -> dict[str, float]:
+        assert isinstance(pl_module, Classifier)
         begin = time.perf_counter()
-        values = {name: value.item() for name, value in self._measure(trainer, pl_module).items()}
-        values["epoch"], values["train/loss"] = epochs, torch.stack(self._losses).mean().item()
-        values["train/accuracy"] = values["geometry/train_accuracy"]
-        if (accuracy := values.get("geometry/val_accuracy")) is not None:
-            values["val/accuracy"] = accuracy
-            if self._hopeless is not None and epochs != trainer.max_epochs and self._hopeless(epochs, accuracy):
-                self.hopeless_after = epochs
-                trainer.should_stop = True
+        values = {"epoch": epochs, "train/loss": torch.stack(self._losses).mean().item()}
+        for part, measured in measure_parts(trainer, pl_module).items():
+            for name, scalar in measured.items():
+                place = f"{part}/{name}" if name in get_args(Metric) else f"geometry/{part}_{name}"
+                values[place] = scalar.item()
         for name, value in values.items():
-            self.history.setdefault(name, []).append(value if math.isfinite(value) else None)  # type: ignore[arg-type]
+            self.history.setdefault(name, []).append(value if math.isfinite(value) else None)
         self.seconds += time.perf_counter() - begin
+        return values
 
 
 class Scores(Callback):

@@ -13,7 +13,8 @@ from tests.callbacks.runs import digits, fit, regime, trainer
 from tests.side_by_side import run_scripts
 
 NAMES = {
-    "accuracy", "intra_variance", "mean_distance", "min_distance", "intra_inter_ratio", "norm", "nearest_mean_accuracy",
+    "accuracy", "balanced_accuracy", "intra_variance", "mean_distance", "min_distance", "intra_inter_ratio", "norm",
+    "nearest_mean_accuracy",
 }  # fmt: skip
 
 
@@ -25,7 +26,7 @@ def by_hand(model, data):
         samples = data.samples(part)
         with torch.no_grad():
             embeddings = model(samples.images)
-            accuracy = (model.class_scores(embeddings).argmax(1) == samples.labels).double().mean()
+            right = (model.class_scores(embeddings).argmax(1) == samples.labels).double()
         embeddings = embeddings.double()
         own = torch.stack([embeddings[samples.labels == k].mean(0) for k in range(10)])
         means = own if means is None else means
@@ -33,7 +34,8 @@ def by_hand(model, data):
         variance = torch.stack([(x - own[k]).square().sum() for x, k in zip(embeddings, samples.labels, strict=True)])
         nearest = torch.stack([(x - means).norm(dim=1).argmin() for x in embeddings])
         measured = {
-            "accuracy": accuracy,
+            "accuracy": right.mean(),
+            "balanced_accuracy": torch.stack([right[samples.labels == k].mean() for k in range(10)]).mean(),
             "intra_variance": variance.mean(),
             "mean_distance": sum(distances) / 45,
             "min_distance": min(distances),

@@ -21,7 +21,7 @@ from metricloss_pl.data import DigitsDataModule, ImageFolderDataModule
 from metricloss_pl.data.samples import ImageDataset, concatenate
 from metricloss_pl.errors import UserError
 from tests.compare.tiny import CONFIGS, RATES, THREADS, run_and_die, tiny
-from tests.helpers import make_folder
+from tests.helpers import make_folder, make_image
 
 pytest.importorskip("optuna")
 
@@ -162,6 +162,35 @@ def test_variants_are_tried_at_the_same_places_on_the_same_images(whole):
     assert len(settings["softmax"]) == 2
 
 
+@pytest.mark.parametrize(("metric", "status"), [("accuracy", "ok"), ("balanced_accuracy", "pruned")])
+def test_a_trial_is_ended_by_the_metric_of_the_plan(metric, status, tmp_path):
+    """Nine of ten images are of one class, and all are noise: its prior is an accuracy of 0.9, and 0.5 balanced."""
+    for name, images in (("common", 54), ("rare", 6)):
+        for image in range(images):
+            make_image(tmp_path / "images" / name / f"{image}.png", 8, seed=image)
+    config = tmp_path / "noise.yaml"
+    data = {"class_path": "ImageFolderDataModule", "init_args": {"root": str(tmp_path / "images"), "batch_size": 4}}
+    model = str(CONFIGS / "model" / "softmax_tiny.yaml")
+    config.write_text(json.dumps({"data": data, "model": model, "trainer": {"accumulate_grad_batches": 1}}))
+    tuning = Tuning(4, space={"model.optimizer.lr": Range(0.02, 0.03)}, val_fraction=0.4)
+    comparison = tiny(variants={"softmax": Variant(str(config))}, epochs=4, samples_per_class=[None], overrides={})
+    with running.quiet():
+        worker = Worker(replace(comparison, tuning=tuning, metric=metric).checked())
+        plan, _ = running._prepare(worker)
+        *before, trial = plan.runs[:4]
+        seen = dict.fromkeys(("val/accuracy", "val/balanced_accuracy"), 0.7)
+        past = {
+            "status": "ok",
+            "settings": {"model.optimizer.lr": 0.025, "trainer.max_epochs": 4},
+            "metrics": seen,
+            "history": {"epoch": [1, 2, 3, 4], **{name: [value] * 4 for name, value in seen.items()}},
+        }
+        line, _ = worker.run(plan, trial, {run.key: past for run in before})
+    assert line["status"] == status, line["reason"]
+    assert line["history"]["val/accuracy"][-1] > 0.7 > line["history"]["val/balanced_accuracy"][-1]
+    assert (line["reason"] or "").startswith("val/balanced_accuracy 0." if status == "pruned" else "")
+
+
 @pytest.mark.parametrize("folds", [None, 2])
 def test_trials_see_no_test_image(folds, monkeypatch):
     comparison = tiny(("softmax",), folds=folds).checked()
@@ -261,6 +290,11 @@ def test_a_variant_is_refused_by_name_before_anything_runs(case, tmp_path):
     [
         ({"samples_per_class": [5, 200]}, {}, "class '0' .* has 14. images to choose from: 200"),
         ({"tuning": Tuning(1, space=RATES, val_fraction=0.01)}, {}, "leaves no image for training or none for val"),
+        (
+            {"tuning": Tuning(1, space=RATES), "overrides": {"data.val_fraction": 0}},
+            {},
+            "variant softmax: data.val_fraction is 0, and trials are validated: give tuning.val_fraction",
+        ),
         ({}, {"max_hours": 1e-6}, "max_hours is 1e-06, and what is left of the plan takes about"),
         ({}, {"jobs": 10_000}, "10000 runs side by side need about .* GB of memory"),
         ({}, {"jobs": 0}, "jobs is 0"),

@@ -12,16 +12,23 @@ SPACE = {"lr": Range(0.001, 1.0, log=True), "batch": Range(choices=[8, 16])}
 
 def line(accuracy: float, status: str = "ok", nll: float = 1.0, history: list[float] | None = None, **settings):
     history = history or []
+    balanced = [1 - value for value in history]  # the other way round
     return {
         "status": status,
         "settings": {"lr": 0.1, "batch": 8, "trainer.max_epochs": 4, **settings},
-        "metrics": {"val/accuracy": accuracy, "val/nll": nll} if status == "ok" else {},
-        "history": {"epoch": list(range(1, len(history) + 1)), "val/accuracy": history},
+        "metrics": {"val/accuracy": accuracy, "val/balanced_accuracy": 1 - accuracy, "val/nll": nll}
+        if status == "ok"
+        else {},
+        "history": {
+            "epoch": list(range(1, len(history) + 1)),
+            "val/accuracy": history,
+            "val/balanced_accuracy": balanced,
+        },
     }
 
 
-def search(trial: int, before=(), space=SPACE, **tuning) -> Search:
-    return Search(Tuning(20, space=space, **tuning), space, trial, before, "accuracy")
+def search(trial: int, before=(), space=SPACE, metric="accuracy", **tuning) -> Search:
+    return Search(Tuning(20, space=space, **tuning), space, trial, before, metric)
 
 
 def test_first_trials_stand_at_the_same_places_for_all_variants():
@@ -56,6 +63,14 @@ def test_a_hopeless_trial_is_ended_and_a_good_one_is_not(pruner):
     bad, good = search(4, before, pruner=pruner), search(4, before, pruner=pruner)
     assert any(bad.hopeless(epoch / 4, 0.1) for epoch in (1, 2, 3))
     assert not any(good.hopeless(epoch / 4, 0.9) for epoch in (1, 2, 3))
+
+
+def test_trials_are_judged_by_the_metric_of_the_plan():
+    before = [line(0.9, history=[0.9] * 4), line(0.8, history=[0.8] * 4), line(0.7, history=[0.7] * 4)]  # 0.1 to 0.3
+    assert search(4, before).hopeless(0.5, 0.5)
+    assert not search(4, before, metric="balanced_accuracy").hopeless(0.5, 0.5)
+    assert best_trial(before, "accuracy") is before[0]
+    assert best_trial(before, "balanced_accuracy") is before[2]
 
 
 def test_without_a_pruner_every_trial_is_whole():
