@@ -12,7 +12,7 @@ import numpy as np
 from metricloss_pl import plots
 from metricloss_pl.compare import statistics
 from metricloss_pl.compare.document import Block, Heading, Image, Picture, Table, TableRow
-from metricloss_pl.compare.summary import Comparison, Prediction, metric_of
+from metricloss_pl.compare.summary import Findings, Prediction, metric_of
 from metricloss_pl.compare.words import Size, listed, mean_and_spread, named, percent, size_name, tail
 from metricloss_pl.errors import reason
 
@@ -44,7 +44,7 @@ class Pictures:
         mark: What stands before each caption, such as that results are missing.
     """
 
-    def __init__(self, comparison: Comparison, mark: str) -> None:
+    def __init__(self, comparison: Findings, mark: str) -> None:
         self.comparison = comparison
         self.mark = mark
         self.style = plots.looks(comparison.variants)
@@ -342,7 +342,7 @@ class Pictures:
         return Picture([_image(f"{name}.svg", figure, alt)], f"{self.mark}{caption}")
 
 
-def embedding_panels(comparison: Comparison, size: Size) -> dict[str, tuple[Array, Array]]:
+def embedding_panels(comparison: Findings, size: Size) -> dict[str, tuple[Array, Array]]:
     """Stored test embeddings in the plane, of the first sound run of each variant at a size.
 
     Args:

@@ -279,6 +279,12 @@ class Run:
     key: str
 
     @property
+    def place(self) -> dict[str, Any]:
+        """What plan.json and a line of results.jsonl say of it."""
+        names = ("kind", "variant", "samples_per_class", "split", "fold", "seed", "trial")
+        return {name: getattr(self, name) for name in names}
+
+    @property
     def title(self) -> str:
         """For the screen: "cosine, 10 images a class, trial 3"."""
         fold = "" if self.fold is None else f", fold {self.fold}"
@@ -350,6 +356,11 @@ class Plan:
                         add(finals, study, seed, split, None)
         finals.sort(key=lambda run: (comparison.seeds.index(run.seed), run.fold or 0))  # stable
         return cls(comparison, trials + finals)
+
+    @property
+    def places(self) -> dict[str, dict[str, Any]]:
+        """The place of each run, by key."""
+        return {run.key: run.place for run in self.runs}
 
     def trials_of(self, study: Study) -> list[Run]:
         """The trials of a study, in their order."""

@@ -26,7 +26,7 @@ from metricloss_pl.compare.document import (
 )
 from metricloss_pl.compare.pictures import Pictures
 from metricloss_pl.compare.statistics import LEVEL
-from metricloss_pl.compare.summary import Comparison, Row, read
+from metricloss_pl.compare.summary import Findings, Row, read
 from metricloss_pl.compare.words import (
     count,
     distinct,
@@ -100,7 +100,7 @@ class _Report:
         comparison: The results.
     """
 
-    def __init__(self, comparison: Comparison) -> None:
+    def __init__(self, comparison: Findings) -> None:
         self.comparison = comparison
         missing, planned = len(comparison.missing), len(comparison.planned)
         self.mark = f"Incomplete: {missing} of {count(planned, 'final run')} missing. " if missing else ""
@@ -357,7 +357,7 @@ def _is_shown(row: Row) -> bool:
     return row.p is not None and row.p <= LEVEL
 
 
-def _csv(comparison: Comparison) -> str:
+def _csv(comparison: Findings) -> str:
     """The table with a line a size and variant, in shares of 1; nothing stands where nothing is known."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")

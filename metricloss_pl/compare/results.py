@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,13 +13,27 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from metricloss_pl.errors import UserError
+from metricloss_pl.compare.words import count, named, shortened
+from metricloss_pl.errors import UserError, reason
 from metricloss_pl.files import replacing
 
-__all__ = ["Results"]
+__all__ = ["Line", "Results"]
 
 Line = dict[str, Any]
-_NEEDED = ("key", "kind", "variant", "seed", "status", "metrics", "history", "settings")
+
+# What a line says, and what plan.json says of each of its runs, by key.
+_RUN: dict[str, Any] = {
+    "kind": str,
+    "variant": str,
+    "samples_per_class": int | None,
+    "split": int,
+    "fold": int | None,
+    "seed": int,
+}
+_LINE = {"key": str, **_RUN, "status": str, "reason": str | None, "settings": dict, "metrics": dict, "history": dict}
+_PLAN = {"variants": dict, "baseline": str, "samples_per_class": list, "class_names": list, "keys": dict}
+_KINDS = ("trial", "final")
+_STATUSES = ("ok", "pruned", "failed")
 
 
 @dataclass
@@ -31,11 +45,11 @@ class Results:
 
     Args:
         folder: Where they are, or will be once :meth:`make` has made it.
-        left_out: What :meth:`read` has passed over, in words.
+        notes: What :meth:`read` has passed over, in words.
     """
 
     folder: Path
-    left_out: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.file = self.folder / "results.jsonl"
@@ -52,27 +66,38 @@ class Results:
         except OSError as error:
             raise UserError(f"{self.folder} can't hold a comparison ({error.strerror}): give another folder") from error
 
-    def read(self, keys: Collection[str]) -> dict[str, Line]:
-        """The lines of these runs by key; what is torn or of other runs is left out, and named."""
+    def read(self, planned: Mapping[str, Mapping[str, Any]]) -> dict[str, Line]:
+        """The lines of these runs by key, of several of one run the last; :attr:`notes` name what does not count.
+
+        That is what is torn, and what says anything else of a run than the plan, or lacks its predictions.
+
+        Args:
+            planned: What the plan says of each run, by key.
+        """
         lines: dict[str, Line] = {}
-        torn, foreign = [], 0
+        torn, foreign, replaced = [], 0, 0
         for number, row in enumerate((self.file.read_bytes() if self.file.exists() else b"").split(b"\n"), start=1):
-            line = _parsed(row)
+            if not row.strip():
+                continue
+            line = _sound(row)
             if line is None:
-                torn += [str(number)] if row.strip() else []
-            elif line["key"] not in keys:
+                torn.append(str(number))
+            elif line["key"] not in planned or not planned[line["key"]].items() <= line.items():
                 foreign += 1
             else:
+                replaced += line["key"] in lines
                 lines[line["key"]] = line
-        lost = [key for key, line in lines.items() if not self._has_predictions(line)]
-        self.left_out = []
+        self.notes = []
         if torn:
-            self.left_out.append(f"line {', '.join(torn)} of {self.file}, which is no result (torn by a crash?)")
+            which = ", ".join(shortened(torn, 5))
+            self.notes.append(f"{count(len(torn), 'line')} of results.jsonl left out, torn or no result: {which}")
         if foreign:
-            self.left_out.append(f"{foreign} lines of {self.file}, whose runs are not in this plan")
-        for key in lost:
-            self.left_out.append(f"the run {key}, whose predictions are missing")
-            del lines[key]
+            self.notes.append(f"{count(foreign, 'result')} of another plan left out")
+        if replaced:
+            self.notes.append(f"{count(replaced, 'result')} replaced by a later one of the same run")
+        for line in [line for line in lines.values() if not self._has_predictions(line)]:
+            self.notes.append(f"{named(line)}: left out, its predictions are missing")
+            del lines[line["key"]]
         return lines
 
     def _has_predictions(self, line: Line) -> bool:
@@ -113,15 +138,65 @@ class Results:
         with replacing(self.folder / "plan.json") as beside:
             beside.write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
 
+    def read_plan(self) -> dict[str, Any]:
+        """What plan.json holds.
+
+        Raises:
+            UserError: There is none, or it is not as :meth:`write_plan` has written it.
+        """
+        file = self.folder / "plan.json"
+        must = "it must be the plan that compare has written"
+        try:
+            plan: dict[str, Any] = _loaded(file.read_bytes())
+        except OSError as error:
+            raise UserError(
+                f"{file} can't be read ({reason(error)}): a report is made from a comparison's folder"
+            ) from error
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{file} is no JSON ({reason(error)}): {must}") from error
+        for name, kind in _PLAN.items():
+            if not isinstance(plan, dict) or not isinstance(plan.get(name), kind):
+                raise UserError(f"{file} holds no {name!r}: {must}")
+        variants, sizes = plan["variants"], plan["samples_per_class"]
+        if not sizes or not all(isinstance(size, int | None) for size in sizes):
+            raise UserError(f"{file}: samples_per_class is {sizes}: {must}")
+        if plan["baseline"] not in variants:
+            raise UserError(f"{file}: the baseline {plan['baseline']!r} is none of the variants {list(variants)}")
+        for name, variant in variants.items():
+            if not isinstance(variant, dict):
+                raise UserError(f"{file}: the variant {name!r} is {variant!r}: {must}")
+        for key, run in plan["keys"].items():
+            known = isinstance(run, dict) and _has(run, _RUN) and run["kind"] in _KINDS
+            if not known or run["variant"] not in variants or run["samples_per_class"] not in sizes:
+                raise UserError(f"{file}: of the run {key!r} it says {run!r}: {must}")
+        return plan
+
 
 def _to_disk(file: Any) -> None:
     file.flush()
     os.fsync(file.fileno())
 
 
-def _parsed(row: bytes) -> Line | None:
+def _sound(row: bytes) -> Line | None:
+    """The result that a row holds, or None if it is torn or something else."""
     try:
-        line = json.loads(row)
-    except ValueError:  # also text that is no UTF-8
+        line = _loaded(row)
+    except (ValueError, RecursionError):  # also text that is no UTF-8
         return None
-    return line if isinstance(line, dict) and all(name in line for name in _NEEDED) else None
+    if not isinstance(line, dict) or not _has(line, _LINE) or line["status"] not in _STATUSES:
+        return None
+    curves = line["history"].values()
+    if not all(isinstance(curve, list) for curve in curves) or len({len(curve) for curve in curves}) > 1:
+        return None
+    numbers = [line.get("seconds"), *line["metrics"].values(), *(value for curve in curves for value in curve)]
+    sound = all(isinstance(number, int | float | None) for number in numbers)
+    return line if sound and isinstance(line.get("predictions"), str | None) else None
+
+
+def _has(entry: Mapping[str, Any], kinds: Mapping[str, Any]) -> bool:
+    return all(name in entry and isinstance(entry[name], kind) for name, kind in kinds.items())
+
+
+def _loaded(text: bytes) -> Any:
+    """What a JSON text holds; a NaN is what is not known."""
+    return json.loads(text, parse_constant=lambda name: None if name == "NaN" else float(name))

@@ -87,15 +87,15 @@ def run_comparison(
         worker = Worker(comparison)
         plan, facts = _prepare(worker)
         results = Results(place)
-        done = results.read(_keys(plan))
+        done = results.read(plan.places)
         missing = [run for run in plan.runs if run.key not in done]
         if missing:
             _check_parts(worker, plan, missing, facts)
         costs = _measure(worker, plan, missing)
     _check_cost(missing, costs, jobs, max_hours)
     _announce(plan, missing, costs, jobs, place, facts)
-    for left_out in results.left_out:
-        print(f"left out: {left_out}")
+    for note in results.notes:
+        print(f"note: {note}")
     if dry_run:
         return place
     if missing:
@@ -106,16 +106,12 @@ def run_comparison(
         except (KeyboardInterrupt, SystemExit):
             print(f"stopped; the same command goes on with what is in {short(place)}")
             raise
-    failed = [line for line in results.read(_keys(plan)).values() if line["status"] == "failed"]
+    failed = [line for line in results.read(plan.places).values() if line["status"] == "failed"]
     titles = {run.key: run.title for run in plan.runs}
     for line in failed:
         print(f"failed: {titles[line['key']]}: {line['reason']}")
     _write_report(place)
     return place
-
-
-def _keys(plan: Plan) -> set[str]:
-    return {run.key for run in plan.runs}
 
 
 # --------------------------------------------------------------------------------------------------- before it starts
@@ -302,18 +298,7 @@ def _described(plan: Plan, facts: Mapping[str, Any]) -> dict[str, Any]:
         "class_names": facts["class_names"],
         "data": facts["data"],
         "warnings": facts["warnings"],
-        "keys": {
-            run.key: {
-                "kind": run.kind,
-                "variant": run.variant,
-                "samples_per_class": run.samples_per_class,
-                "split": run.split,
-                "fold": run.fold,
-                "seed": run.seed,
-                "trial": run.trial,
-            }
-            for run in plan.runs
-        },
+        "keys": plan.places,
     }
 
 
@@ -360,7 +345,7 @@ def _context() -> ForkServerContext | SpawnContext:
 
 
 def _check_ends(plan: Plan, results: Results, processes: Sequence[BaseProcess]) -> None:
-    missing = len(_keys(plan)) - len(results.read(_keys(plan)))
+    missing = len(plan.runs) - len(results.read(plan.places))
     if missing:
         codes = sorted({process.exitcode or 0 for process in processes})
         raise UserError(
@@ -394,17 +379,17 @@ def _die_with_parent() -> None:
 
 def _work(worker: Worker, plan: Plan, results: Results, look: Callable[[], None] = lambda: None) -> None:
     """Do what no other process does, until all runs are done."""
-    keys = _keys(plan)
+    places = plan.places
     while True:
         look()
-        done = results.read(keys)
+        done = results.read(places)
         missing = [run for run in plan.runs if run.key not in done]
         if not missing:
             return
         ready = [run for run in missing if all(other.key in done for other in plan.awaited(run))]
         for run in ready:
             with results.claimed(run.key) as mine:
-                if not mine or run.key in results.read(keys):
+                if not mine or run.key in results.read(places):
                     continue
                 results.append(*worker.run(plan, run, done))
                 break
@@ -418,7 +403,7 @@ class _Bar:
     def __init__(self, plan: Plan, results: Results, costs: Costs) -> None:
         self._plan, self._results, self._costs = plan, results, costs
         self._begin = time.monotonic()
-        self._before: set[str] = set(results.read(_keys(plan)))
+        self._before: set[str] = set(results.read(plan.places))
         text = "{task.description}", "{task.fields[left]}"
         columns = TextColumn(text[0]), BarColumn(), MofNCompleteColumn(), TextColumn(text[1])
         self._progress = Progress(*columns, console=Console(stderr=True))
@@ -433,7 +418,7 @@ class _Bar:
 
     def look(self) -> None:
         """Show what is done by now."""
-        done = self._results.read(_keys(self._plan))
+        done = self._results.read(self._plan.places)
         runs = self._plan.runs
         now = _seconds((run for run in runs if run.key in done.keys() - self._before), self._costs)  # of this start
         left = _seconds((run for run in runs if run.key not in done), self._costs)

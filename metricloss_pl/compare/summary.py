@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -14,16 +13,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from metricloss_pl.compare import statistics
+from metricloss_pl.compare.results import Line, Results
 from metricloss_pl.compare.statistics import Estimate
-from metricloss_pl.compare.words import Size, count, named
-from metricloss_pl.errors import UserError, reason
+from metricloss_pl.compare.words import Size, named
+from metricloss_pl.errors import reason
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Array = NDArray[Any]
 
-__all__ = ["Comparison", "Prediction", "Row", "metric_of", "read"]
+__all__ = ["Findings", "Prediction", "Row", "metric_of", "read"]
 
 Place = tuple[int, int, int | None]  # split, seed, fold
 
@@ -84,8 +84,8 @@ class Row:
 
 
 @dataclass
-class Comparison:
-    """A plan and the results that belong to it.
+class Findings:
+    """A plan of a comparison and the results that belong to it.
 
     Attributes:
         folder: Where they lie.
@@ -98,9 +98,9 @@ class Comparison:
 
     folder: Path
     plan: dict[str, Any]
-    finals: dict[str, dict[str, Any]] = field(default_factory=dict)
-    failed: list[dict[str, Any]] = field(default_factory=list)
-    trials: list[dict[str, Any]] = field(default_factory=list)
+    finals: dict[str, Line] = field(default_factory=dict)
+    failed: list[Line] = field(default_factory=list)
+    trials: list[Line] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -125,7 +125,7 @@ class Comparison:
     @property
     def planned(self) -> dict[str, dict[str, Any]]:
         """The plan's final runs, by key."""
-        return {key: run for key, run in self.plan["keys"].items() if run.get("kind", "final") == "final"}
+        return {key: run for key, run in self.plan["keys"].items() if run["kind"] == "final"}
 
     @property
     def missing(self) -> dict[str, dict[str, Any]]:
@@ -272,7 +272,7 @@ class Comparison:
         return np.array(places, dtype=np.int64)
 
 
-def read(folder: Path) -> Comparison:
+def read(folder: Path) -> Findings:
     """Reads ``plan.json`` and ``results.jsonl``; lines that are torn or of another plan are left out and named.
 
     Args:
@@ -281,84 +281,14 @@ def read(folder: Path) -> Comparison:
     Raises:
         UserError: There is no sound plan.
     """
-    plan = _read_plan(folder / "plan.json")
-    finals: dict[str, dict[str, Any]] = {}
-    failed: dict[str, dict[str, Any]] = {}
-    trials: dict[str, dict[str, Any]] = {}
-    torn, foreign, again = [], 0, 0
-    sizes, variants, keys = set(plan["samples_per_class"]), set(plan["variants"]), plan["keys"]
-    with_trials = any(run.get("kind") == "trial" for run in keys.values())
-    file = folder / "results.jsonl"
-    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        run = _sound(line)
-        if run is None:
-            torn.append(number)
-            continue
-        key, is_trial = run["key"], run["kind"] == "trial"
-        by_key = with_trials or not is_trial  # a plan may leave its trials unnamed
-        if run["variant"] not in variants or run["samples_per_class"] not in sizes or (by_key and key not in keys):
-            foreign += 1
-        else:
-            again += key in finals or key in trials
-            target = failed if run["status"] == "failed" else trials if is_trial else finals
-            for other in (finals, failed, trials):
-                other.pop(key, None)  # the last word on a run counts
-            target[key] = run
-    notes = []
-    if torn:
-        which = ", ".join(map(str, torn[:5])) + (" and others" if len(torn) > 5 else "")
-        notes.append(f"{count(len(torn), 'line')} of results.jsonl left out, torn or no result: {which}")
-    if foreign:
-        notes.append(f"{count(foreign, 'result')} of another plan left out")
-    if again:
-        notes.append(f"{count(again, 'result')} replaced by a later one of the same run")
-    return Comparison(folder, plan, finals, list(failed.values()), list(trials.values()), notes)
-
-
-def _read_plan(file: Path) -> dict[str, Any]:
-    try:
-        plan: dict[str, Any] = _loaded(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(
-            f"{file} can't be read ({reason(error)}): a report is made from a comparison's folder"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file} is no JSON ({reason(error)}): it must be the plan that compare has written") from error
-    kinds = {"variants": dict, "baseline": str, "samples_per_class": list, "class_names": list, "keys": dict}
-    for name, kind in kinds.items():
-        if not isinstance(plan, dict) or not isinstance(plan.get(name), kind):
-            raise UserError(f"{file} holds no {name!r}: it must be the plan that compare has written")
-    if plan["baseline"] not in plan["variants"]:
-        raise UserError(f"{file}: the baseline {plan['baseline']!r} is none of the variants {list(plan['variants'])}")
-    return plan
-
-
-_KEYS = ("key", "kind", "variant", "samples_per_class", "split", "fold", "seed", "status")
-_FACTS = {"metrics": dict, "history": dict, "settings": dict, "predictions": str, "seconds": int | float}
-
-
-def _sound(line: str) -> dict[str, Any] | None:
-    """The result that a line holds, or None if it is torn."""
-    try:
-        run = _loaded(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(run, dict) or not all(name in run for name in _KEYS):
-        return None
-    names, numbers = (run["key"], run["kind"], run["variant"], run["status"]), (run["split"], run["seed"])
-    optional = (run["samples_per_class"], run["fold"])
-    sound = all(isinstance(name, str) for name in names) and all(isinstance(number, int) for number in numbers)
-    sound &= all(isinstance(run.get(name), kind | None) for name, kind in _FACTS.items())
-    sound &= len({len(curve) for curve in (run.get("history") or {"epoch": []}).values()}) == 1
-    return run if sound and all(number is None or isinstance(number, int) for number in optional) else None
-
-
-def _loaded(text: str) -> Any:
-    """What a JSON text holds; a NaN is what is not known."""
-    return json.loads(text, parse_constant=lambda name: None if name == "NaN" else float(name))
+    results = Results(folder)
+    plan = results.read_plan()
+    lines = results.read(plan["keys"])
+    failed = [line for line in lines.values() if line["status"] == "failed"]
+    ended = {key: line for key, line in lines.items() if line["status"] != "failed"}
+    finals = {key: line for key, line in ended.items() if line["kind"] == "final"}
+    trials = [line for line in ended.values() if line["kind"] == "trial"]
+    return Findings(folder, plan, finals, failed, trials, results.notes)
 
 
 def _mean_of_known(columns: Sequence[Array]) -> Array:
@@ -400,5 +330,5 @@ def _mean(cells: Sequence[Sequence[dict[str, Any]]], metric: str) -> float | Non
 
 def metric_of(run: dict[str, Any], name: str) -> float | None:
     """A stored metric of a run; None where it is not known."""
-    value: float | None = (run.get("metrics") or {}).get(name)
+    value: float | None = run["metrics"].get(name)
     return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -43,7 +44,12 @@ def score(line: Line, metric: Metric) -> float:
 def best_trial(lines: Sequence[Line], metric: Metric) -> Line | None:
     """The trial with the best accuracy, of equal ones that with the best probabilities; None: none ended well."""
     ended = [line for line in lines if line["status"] == "ok"]
-    return max(ended, key=lambda line: (score(line, metric), -line["metrics"]["val/nll"]), default=None)
+    return max(ended, key=lambda line: (score(line, metric), -_nll(line)), default=None)
+
+
+def _nll(line: Line) -> float:
+    value = line["metrics"].get("val/nll")
+    return math.inf if value is None else float(value)
 
 
 class Search:

@@ -88,14 +88,8 @@ class Worker:
         begin = time.perf_counter()
         line: Line = {
             "key": run.key,
-            "kind": run.kind,
-            "variant": run.variant,
-            "samples_per_class": run.samples_per_class,
-            "split": run.split,
-            "fold": run.fold,
-            "seed": run.seed,
+            **run.place,
             "settings": {},
-            "trial": run.trial,
             "status": "ok",
             "reason": None,
             "metrics": {},

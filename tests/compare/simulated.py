@@ -92,7 +92,8 @@ def make_results(
         if without(planned):
             continue
         if failing(planned):
-            lines.append({"key": key, **planned, "status": "failed", "reason": "train/loss is nan at step 12 <b>"})
+            failed = {"status": "failed", "reason": "train/loss is nan at step 12 <b>"}
+            lines.append({"key": key, **planned, **failed, "settings": {}, "metrics": {}, "history": {}})
             continue
         tested = np.arange(images) if folds is None else np.arange(images)[np.arange(images) % folds == fold]
         if splits > 1 and folds is None:
@@ -130,6 +131,7 @@ def make_results(
                 "kind": "trial", "variant": variant, "samples_per_class": size, "split": split, "fold": None, "seed": 0,
             }  # fmt: skip
             key = f"trial-{variant}-{size}-{split}-{trial}"
+            keys[key] = planned
             one = result(key, planned, epochs, float(np.clip(accuracy, 0, 1)), generator)
             one["metrics"] = {"val/accuracy": float(np.clip(accuracy, 0, 1))}
             lines.append(one | {"settings": {"model.optimizer.lr": rate}, "trial": trial, "predictions": None})

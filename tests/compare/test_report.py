@@ -190,9 +190,11 @@ def test_equal_means_are_not_ranked(tmp_path, undrawn):
 def test_seeds_draw_training_images_where_not_all_are_taken(tmp_path, undrawn, sizes, words):
     folder = make_results(tmp_path, {"softmax": 0.0}, sizes, seeds=(0, 1), images=30, trials=0)
     plan = json.loads((folder / "plan.json").read_text())
-    for run in plan["keys"].values():
+    lines = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    for run in [*plan["keys"].values(), *lines]:
         run["split"] = run["seed"]
     (folder / "plan.json").write_text(json.dumps(plan))
+    (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     write_report(folder)
     lines = (folder / "report.md").read_text(encoding="utf-8").splitlines()
     assert f"- **Repetitions:** 2 seeds{words}" in lines
@@ -306,16 +308,14 @@ def test_balanced_accuracy_where_it_counts(tmp_path, undrawn):
 
 
 def test_what_the_plan_says_of_data_and_tuning(tmp_path, undrawn):
-    """Its warnings are shown; of the settings those that are tuned; trials that it does not name are foreign."""
+    """Its warnings are shown; of the settings those that are tuned; runs that it does not name are foreign."""
     folder = make_results(tmp_path, {"softmax": 0.0, "cosine": 0.5}, seeds=(0, 1), **SMALL)
     plan = json.loads((folder / "plan.json").read_text())
     plan["warnings"] = ["2 images stand in training and test <parts>"]
     plan["variants"]["cosine"] = {"space": {"model.optimizer.lr": {"low": 0.1, "high": 1}}}
     lines = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
     trials = [line for line in lines if line["kind"] == "trial"]
-    plan["keys"] |= {
-        line["key"]: {name: line[name] for name in ("kind", "variant", "seed", "split")} for line in trials[1:]
-    }
+    del plan["keys"][trials[0]["key"]]
     (folder / "plan.json").write_text(json.dumps(plan))
     text = page_of(folder).text
     assert "Of the data: 2 images stand in training and test <parts>" in text
@@ -388,7 +388,7 @@ def test_the_last_word_on_a_run_counts(tmp_path):
     folder = make_results(tmp_path, {"softmax": 0.0}, (10,), (0, 1), images=30, trials=0)
     first, second = (json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines())
     failed = {name: second[name] for name in ("key", "kind", "variant", "samples_per_class", "split", "fold", "seed")}
-    failed |= {"status": "failed", "reason": "out of memory"}
+    failed |= {"status": "failed", "reason": "out of memory", "settings": {}, "metrics": {}, "history": {}}
     for lines, finals, failures in (([first, failed, second], 2, 0), ([first, second, failed], 1, 1)):
         (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         comparison = read(folder)
@@ -467,6 +467,14 @@ def test_names_that_are_no_unicode(tmp_path):
     assert "caf?" in page.text
 
 
+PLACE = {"kind": "final", "variant": "a", "samples_per_class": 10, "split": 0, "fold": None, "seed": 0}
+
+
+def plan_of(place, **changes):
+    plan = {"variants": {"a": {}}, "baseline": "a", "samples_per_class": [10], "class_names": ["x", "y"]}
+    return json.dumps({**plan, **changes, "keys": {"k": place}})
+
+
 @pytest.mark.parametrize(
     ("plan", "message"),
     [
@@ -480,6 +488,13 @@ def test_names_that_are_no_unicode(tmp_path):
             '{"variants": {"a": {}}, "baseline": "b", "samples_per_class": [1], "class_names": [], "keys": {}}',
             r"the baseline 'b' is none of the variants \['a'\]",
         ),
+        (plan_of({}), r"of the run 'k' it says \{\}: it must be the plan that compare has written"),
+        (plan_of("final"), r"of the run 'k' it says 'final'"),
+        (plan_of(PLACE | {"kind": "other"}), r"of the run 'k' it says \{'kind': 'other'"),
+        (plan_of(PLACE | {"seed": None}), r"of the run 'k' it says .*'seed': None"),
+        (plan_of(PLACE | {"samples_per_class": 20}), r"of the run 'k' it says .*'samples_per_class': 20"),
+        (plan_of(PLACE, samples_per_class=[[10]]), r"samples_per_class is \[\[10\]\]"),
+        (plan_of(PLACE, variants={"a": None}), r"the variant 'a' is None"),
     ],
 )
 def test_no_sound_plan(tmp_path, plan, message):

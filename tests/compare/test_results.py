@@ -16,14 +16,20 @@ def results(tmp_path):
     return made
 
 
+PLACE = {"kind": "final", "variant": "cosine", "samples_per_class": 10, "split": 0, "fold": None, "seed": 0}
+
+
+def plan(*keys: str):
+    return dict.fromkeys(keys, PLACE)
+
+
 def line(key: str, **more):
     return {
         "key": key,
-        "kind": "final",
-        "variant": "cosine",
-        "seed": 0,
+        **PLACE,
         "settings": {},
         "status": "ok",
+        "reason": None,
         "metrics": {"test/accuracy": 0.5},
         "history": {},
         "predictions": None,
@@ -35,38 +41,68 @@ def test_what_is_appended_is_read(tmp_path, results):
     arrays = {"probabilities": np.eye(3, dtype=np.float32), "names": np.array(["a", "b", "ü"])}
     results.append(line("1"))
     results.append(line("2"), arrays)
-    found = Results(tmp_path).read({"1", "2", "3"})
+    found = Results(tmp_path).read(plan("1", "2", "3"))
     assert list(found) == ["1", "2"]
     with np.load(tmp_path / found["2"]["predictions"]) as stored:
         assert {name: stored[name].tolist() for name in stored} == {n: a.tolist() for n, a in arrays.items()}
 
 
+def bytes_of(**changes):
+    return json.dumps(line("2", **changes)).encode()
+
+
 @pytest.mark.parametrize(
     "torn",
-    [b'{"key": "2", "kind"', b"\xff\xfe", b"[1, 2]", b'{"key": "2"}', b"\x00" * 40],
-    ids=["half", "no text", "list", "other", "zeros"],
+    [
+        b'{"key": "2", "kind"',
+        b"\xff\xfe",
+        b"[1, 2]",
+        b'{"key": "2"}',
+        b"\x00" * 40,
+        bytes_of(variant=["cosine"]),
+        bytes_of(status="well"),
+        bytes_of(metrics={"test/accuracy": "0.5"}),
+        bytes_of(history={"epoch": [1, 2], "train/loss": [1.0]}),
+        bytes_of(history={"epoch": 1}),
+        bytes_of(predictions=1),
+    ],
+    ids=["half", "no text", "list", "other", "zeros", "variant", "status", "metric", "curves", "no curve", "no file"],
 )
 def test_a_torn_line_is_named_and_the_next_is_whole(tmp_path, results, torn):
     results.append(line("1"))
     with results.file.open("ab") as file:
         file.write(torn)
     results.append(line("3"))
-    assert list(results.read({"1", "2", "3"})) == ["1", "3"]
-    assert results.left_out == [f"line 2 of {results.file}, which is no result (torn by a crash?)"]
+    assert list(results.read(plan("1", "2", "3"))) == ["1", "3"]
+    assert results.notes == ["1 line of results.jsonl left out, torn or no result: 2"]
 
 
 def test_lines_of_another_plan_are_counted(tmp_path, results):
     for key in "1234":
         results.append(line(key))
-    assert list(results.read({"3"})) == ["3"]
-    assert results.left_out == [f"3 lines of {results.file}, whose runs are not in this plan"]
+    results.append(line("3", seed=1))
+    assert results.read(plan("3")) == {"3": line("3")}
+    assert results.notes == ["4 results of another plan left out"]
+
+
+def test_the_last_word_on_a_run_counts(tmp_path, results):
+    for status in ("failed", "ok"):
+        results.append(line("1", status=status))
+    assert results.read(plan("1"))["1"]["status"] == "ok"
+    assert results.notes == ["1 result replaced by a later one of the same run"]
+
+
+def test_a_number_that_is_none_is_not_known(results):
+    results.append(line("1", metrics={"val/nll": float("nan")}, history={"val/accuracy": [float("nan")]}))
+    found = results.read(plan("1"))["1"]
+    assert (found["metrics"], found["history"]) == ({"val/nll": None}, {"val/accuracy": [None]})
 
 
 def test_a_line_without_its_predictions_does_not_count(tmp_path, results):
     results.append(line("1"), {"labels": np.zeros(2)})
     (tmp_path / "predictions" / "1.npz").unlink()
-    assert results.read({"1"}) == {}
-    assert results.left_out == ["the run 1, whose predictions are missing"]
+    assert results.read(plan("1")) == {}
+    assert results.notes == ["cosine, 10 images a class, split 0, seed 0: left out, its predictions are missing"]
 
 
 def test_a_run_is_claimed_once(tmp_path, results):

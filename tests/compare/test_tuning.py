@@ -82,3 +82,4 @@ def test_the_best_is_that_with_the_better_probabilities_among_equals():
     lines = [line(0.8, nll=0.9), line(0.9, nll=0.7), line(0.9, nll=0.5), line(0.9, nll=0.6), line(0.99, "pruned")]
     assert best_trial(lines, "accuracy") is lines[2]
     assert best_trial([line(0, "failed"), line(0, "pruned")], "accuracy") is None
+    assert best_trial([line(0.9, nll=None), line(0.9, nll=5.0)], "accuracy")["metrics"]["val/nll"] == 5
