@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from metricloss_pl.cli.messages import message_of
+from metricloss_pl.messages import message_of
 from tests.ddp_fit import REGIMES
 from tests.side_by_side import run_scripts
 

@@ -19,7 +19,9 @@ PACKAGE = ROOT / "metricloss_pl"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 GROUND = ("losses", "class_embeddings", "backbones", "data", "metrics", "plots")
 BASICS = {"errors", "files", "checkpoints", "download"}
-# What each part may import besides itself, from the ground up.
+# What a single run and a comparison have in common.
+SHARED = {"run_files", "messages", "screen", "surroundings"}
+# What each part may import besides itself, from the ground up; "" is the package's own version.
 LAYERS = {
     "errors": set(),
     "files": {"errors"},
@@ -30,8 +32,12 @@ LAYERS = {
     **dict.fromkeys(GROUND[1:], BASICS),
     "regimes": {*GROUND, *BASICS, "schedules", "mixing"},
     "callbacks": {*GROUND, *BASICS, "regimes"},
-    "compare": {*GROUND, *BASICS, "regimes", "callbacks", "cli", ""},  # reads run files with the command line's parser
-    "cli": {*GROUND, *BASICS, "schedules", "mixing", "regimes", "callbacks", "compare", ""},
+    "run_files": {"backbones", "schedules", "callbacks"},
+    "messages": {"errors", "backbones", "data", "mixing", "regimes", "schedules"},
+    "screen": set(),
+    "surroundings": {""},
+    "compare": {*GROUND, *BASICS, *SHARED, "regimes", "callbacks"},
+    "cli": {*GROUND, *BASICS, *SHARED, "schedules", "mixing", "regimes", "callbacks", "compare", ""},
 }
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
@@ -78,6 +84,13 @@ def test_imports_run_one_way(file):
         assert inside <= {*LAYERS[own], own}
     else:
         assert own == "__init__"
+
+
+def test_the_layers_stand_on_one_another():
+    below = {"losses", ""}
+    for own, allowed in LAYERS.items():
+        assert allowed <= below, f"{own} stands on what comes after it"
+        below.add(own)
 
 
 def test_every_ground_package_is_there():

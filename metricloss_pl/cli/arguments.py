@@ -12,15 +12,14 @@ import yaml
 from metricloss_pl.checkpoints import read_checkpoint
 from metricloss_pl.cli.run import run_of
 from metricloss_pl.errors import UserError, reason
+from metricloss_pl.run_files import HARMLESS
 
-__all__ = ["HARMLESS", "name_of_run", "prepare"]
+__all__ = ["SUBCOMMANDS", "name_of_run", "option", "prepare"]
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 _CONFIG = ("-c", "--config")
 _BLOCKS = ("data", "model", "trainer")
 _SPLIT = ("seed", "val_fraction", "test_fraction", "samples_per_class")
-# Settings of the data that a resumed run may change: where they lie and how they are fetched.
-HARMLESS = ("root", "csv", "images_dir", "path", "download", "num_workers", "cache_gb")
 
 
 def prepare(args: Sequence[str]) -> list[str]:

@@ -25,14 +25,16 @@ from metricloss_pl.checkpoints import AtomicCheckpointIO, read_checkpoint
 from metricloss_pl.class_embeddings import are_embeddings
 from metricloss_pl.cli import run
 from metricloss_pl.cli.arguments import SUBCOMMANDS, name_of_run, prepare
+from metricloss_pl.cli.compare import compare
 from metricloss_pl.cli.figure import draw_figure
 from metricloss_pl.cli.hierarchy import show_hierarchy
-from metricloss_pl.cli.messages import message_of
-from metricloss_pl.cli.parser import add_run_arguments
 from metricloss_pl.cli.report import show_report
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.errors import UserError
+from metricloss_pl.messages import message_of
 from metricloss_pl.regimes import Classifier
+from metricloss_pl.run_files import add_run_arguments
+from metricloss_pl.screen import print_rows, short
 
 __all__ = ["MetricLossCLI", "main"]
 
@@ -201,7 +203,7 @@ class MetricLossCLI(LightningCLI):
         for done, most, flag in ((epochs, most_epochs, "max_epochs"), (steps, most_steps, "max_steps")):
             if most is not None and 0 <= most <= done:
                 raise UserError(
-                    f"nothing is left to train: {run.short(self.trainer.default_root_dir)} has {epochs} epochs and "
+                    f"nothing is left to train: {short(self.trainer.default_root_dir)} has {epochs} epochs and "
                     f"{steps} steps behind it; give --trainer.{flag} more than {most}"
                 )
 
@@ -260,17 +262,17 @@ class MetricLossCLI(LightningCLI):
         facts["metrics"] = {name.removeprefix("best "): value for name, value in metrics.items()}
         rows += [(name, f"{metrics[name]:.4f}") for name in sorted(metrics) if name.endswith(shown)]
         if checkpoint:
-            facts["checkpoint"] = run.short(checkpoint)
-            rows.append(("checkpoint", run.short(checkpoint)))
+            facts["checkpoint"] = short(checkpoint)
+            rows.append(("checkpoint", short(checkpoint)))
         if self.subcommand == "fit" and checkpoint and not any(name.startswith("test/") for name in metrics):
-            rows.append(("test", f"python cli.py test --ckpt_path {run.short(checkpoint)}"))
+            rows.append(("test", f"python cli.py test --ckpt_path {short(checkpoint)}"))
         if trainer.logger is not None:
-            rows.append(("log", f"{run.short(folder)}  (tensorboard --logdir {run.short(folder.parent.parent)})"))
+            rows.append(("log", f"{short(folder)}  (tensorboard --logdir {short(folder.parent.parent)})"))
         if (folder / "figures").is_dir():
-            rows.append(("figures", run.short(folder / "figures")))
+            rows.append(("figures", short(folder / "figures")))
         name = "result" if self.subcommand == "fit" else self.subcommand
         run.write_result(folder / f"{name}.json", trainer, facts)
-        run.print_rows(rows)
+        print_rows(rows)
 
 
 def _check_trainer(config: Any) -> None:
@@ -334,8 +336,6 @@ def main(args: Sequence[str] | None = None) -> None:
         with run.less_noise():
             function = _FUNCTIONS.get(arguments[0]) if arguments else None
             if arguments[:1] == ["compare"]:
-                from metricloss_pl.compare.command import compare  # it reads run files with this package's parser
-
                 compare(arguments[1:])
             elif function is not None:
                 parser = ArgumentParser(prog=f"cli.py {arguments[0]}", exit_on_error=False)

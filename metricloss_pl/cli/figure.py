@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from metricloss_pl.cli.run import print_rows, short
 from metricloss_pl.errors import UserError
 from metricloss_pl.losses import functional as F
+from metricloss_pl.screen import print_rows, short
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from metricloss_pl.class_embeddings import open_hierarchy
 from metricloss_pl.class_embeddings.hierarchy import Format
-from metricloss_pl.cli.run import print_rows, short
 from metricloss_pl.files import FilePath
+from metricloss_pl.screen import print_rows, short
 
 __all__ = ["show_hierarchy"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from metricloss_pl.cli.run import print_rows, short
+from metricloss_pl.screen import print_rows, short
 
 __all__ = ["show_report"]
 

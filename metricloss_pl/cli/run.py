@@ -7,13 +7,11 @@ import json
 import logging
 import math
 import os
-import platform
 import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +22,11 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
 
-import metricloss_pl
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.errors import UserError
 from metricloss_pl.files import replacing
+from metricloss_pl.screen import print_rows, short
+from metricloss_pl.surroundings import versions
 
 _RUN_FOLDER_VARIABLE = "METRICLOSS_RUN_FOLDER"
 _FEW_STEPS = 200
@@ -101,12 +100,6 @@ def version_of(folder: Path) -> int | str:
     """A run folder's version as TensorBoardLogger spells it: 3 for version_3."""
     number = folder.name.removeprefix("version_")
     return int(number) if number.isdigit() else folder.name
-
-
-def short(path: str | Path) -> str:
-    """A path relative to the working folder where it lies inside."""
-    path = Path(path).absolute()
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def limit_waiting(minutes: float) -> None:
@@ -230,19 +223,6 @@ def less_noise() -> Iterator[None]:
 
 def _is_of_use(record: logging.LogRecord) -> bool:
     return not any(noise in record.getMessage() for noise in ("Tip: For seamless cloud", "Loading `train_dataloader`"))
-
-
-def print_rows(rows: list[tuple[str, str]]) -> None:
-    """Names and values in two columns."""
-    width = max(len(name) for name, _ in rows)
-    print("\n".join(f"{name:<{width}}  {value}" for name, value in rows))
-
-
-def versions(*others: str) -> dict[str, str]:
-    """Versions of Python, of this package, of what it stands on, and of other installed packages."""
-    packages = ("torch", "torchvision", "lightning", *others)
-    own = {"python": platform.python_version(), "metricloss_pl": metricloss_pl.__version__}
-    return own | {name: version(name) for name in packages}
 
 
 def write_result(file: Path, trainer: Trainer, facts: dict[str, Any]) -> None:

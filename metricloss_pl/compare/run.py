@@ -19,7 +19,6 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from metricloss_pl.cli.run import print_rows, short
 from metricloss_pl.compare.folds import digest, official_parts
 from metricloss_pl.compare.plan import Comparison, Plan, Run
 from metricloss_pl.compare.report import write_report
@@ -29,6 +28,7 @@ from metricloss_pl.compare.tuning import check_optuna
 from metricloss_pl.compare.words import duration, size_name
 from metricloss_pl.compare.worker import Cost, Worker, quiet
 from metricloss_pl.errors import UserError
+from metricloss_pl.screen import print_rows, short
 
 if TYPE_CHECKING:
     from multiprocessing.context import ForkServerContext, SpawnContext

@@ -16,13 +16,12 @@ from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, Mode
 from lightning.pytorch.cli import LightningArgumentParser
 
 from metricloss_pl.callbacks import ConfusionMatrixPlot, EmbeddingPlot, GeometryMonitor, PredictionWriter
-from metricloss_pl.cli.arguments import HARMLESS
-from metricloss_pl.cli.messages import message_of
-from metricloss_pl.cli.parser import add_run_arguments
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.errors import UserError
 from metricloss_pl.files import FilePath
+from metricloss_pl.messages import message_of
 from metricloss_pl.regimes import Classifier
+from metricloss_pl.run_files import HARMLESS, add_run_arguments
 
 __all__ = ["Built", "RunFiles", "blaming"]
 

@@ -9,14 +9,12 @@ import logging
 import math
 import os
 import platform
-import subprocess
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -24,10 +22,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from torch import Tensor
 
-import metricloss_pl
 from metricloss_pl.callbacks.geometry import measure_parts
 from metricloss_pl.checkpoints import tensor_not_finite
-from metricloss_pl.cli.run import versions
 from metricloss_pl.compare.folds import FoldDataModule
 from metricloss_pl.compare.plan import Comparison, Metric, Plan, Run
 from metricloss_pl.compare.results import Line
@@ -36,6 +32,7 @@ from metricloss_pl.compare.tuning import MEASUREMENTS, Search, best_trial
 from metricloss_pl.errors import UserError, reason
 from metricloss_pl.metrics import Temperature
 from metricloss_pl.regimes import Classifier
+from metricloss_pl.surroundings import commit, versions
 
 __all__ = ["Cost", "Worker", "quiet"]
 
@@ -413,22 +410,8 @@ def _surroundings() -> dict[str, Any]:
     return {
         "versions": versions(*(["optuna"] if importlib.util.find_spec("optuna") else [])),
         "hardware": {"device": accelerator or "CPU", "cores": os.cpu_count(), "threads": torch.get_num_threads()},
-        "git": _git(),
+        "git": commit(),
     }
-
-
-def _git() -> str | None:
-    """The commit of the package's own sources, and whether they have changed since."""
-    folder = Path(metricloss_pl.__file__).parent
-
-    def git(*arguments: str) -> str:
-        asked = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
-        return asked.stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", ".") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def _peak_memory() -> float:

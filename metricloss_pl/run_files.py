@@ -8,7 +8,10 @@ from lightning.pytorch.cli import LightningArgumentParser
 from metricloss_pl import backbones, schedules  # noqa: F401  imported so that YAML may name their classes alone
 from metricloss_pl.callbacks import PredictionWriter
 
-__all__ = ["add_run_arguments"]
+__all__ = ["HARMLESS", "add_run_arguments"]
+
+# Settings of the data that decide no result: where they lie and how they are fetched.
+HARMLESS = ("root", "csv", "images_dir", "path", "download", "num_workers", "cache_gb")
 
 
 def add_run_arguments(parser: LightningArgumentParser) -> None:

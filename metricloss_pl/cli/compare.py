@@ -11,8 +11,6 @@ from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-d
 
 import metricloss_pl
 from metricloss_pl.cli.arguments import option
-from metricloss_pl.compare.plan import Comparison
-from metricloss_pl.compare.run import run_comparison
 from metricloss_pl.errors import UserError
 
 __all__ = ["compare"]
@@ -29,6 +27,8 @@ def compare(arguments: Sequence[str]) -> None:
     Raises:
         UserError: An unknown setting, or a plan that can't be run.
     """
+    from metricloss_pl.compare import Comparison, run_comparison
+
     parser = ArgumentParser(
         prog="cli.py compare",
         description="Which variant is best on these images: tuned alike, run with several seeds, tested once each.",
