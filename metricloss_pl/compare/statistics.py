@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 __all__ = [
-    "ASSUMPTION",
     "LEVEL",
     "Calibration",
     "Estimate",
@@ -28,15 +27,12 @@ __all__ = [
     "difference_estimate",
     "estimate",
     "holm",
+    "least_shown",
     "mean_line",
     "two_class_rates",
 ]
 
 LEVEL = 0.05
-ASSUMPTION = (
-    "The test takes the test images and the repetitions of the training as random draws, both at once, so that it "
-    "speaks of new images and of training again on the data at hand, not of other training data."
-)
 
 
 @dataclass(frozen=True)
@@ -51,6 +47,8 @@ class Estimate:
         p: Two-sided p-value of a mean of 0.
         repetitions: U.
         images: Different images N.
+        error: Standard error from which the interval is made.
+        degrees: Degrees of freedom of that error.
     """
 
     mean: float
@@ -60,6 +58,8 @@ class Estimate:
     p: float | None
     repetitions: int
     images: int
+    error: float | None = None
+    degrees: float | None = None
 
 
 def estimate(values: Array, pseudo: Sequence[float] = ()) -> Estimate:
@@ -80,8 +80,9 @@ def estimate(values: Array, pseudo: Sequence[float] = ()) -> Estimate:
 
     Args:
         values: (N, U), a row an image, a column a repetition; NaN where a repetition has not tested an image.
-        pseudo: Values of images to add for interval and test, not for the mean (Agresti & Coull 1998): without them
-            images that are all right would pass for certainty.
+        pseudo: Values of P images to add for interval and test, not for the mean, the same in all repetitions: without
+            them images that are all alike would pass for certainty. They are added to I and N; of folds each then has
+            its share of them.
 
     Returns:
         The estimate; without interval and p-value for U = 1.
@@ -95,18 +96,21 @@ def estimate(values: Array, pseudo: Sequence[float] = ()) -> Estimate:
     if repetitions < 2:
         return Estimate(mean, None, None, None, None, repetitions, images)
     spread = float(means.std(ddof=1))
-    values = np.vstack([values, np.repeat(np.asarray(pseudo, dtype=np.float64)[:, None], repetitions, axis=1)])
-    centre = float(np.nanmean(values, axis=0).mean())
     own, common = _image_terms(values)
     training = max(spread**2, own - common) / repetitions
+    added = np.asarray(pseudo, dtype=np.float64)
+    total = images + len(added)
+    centre = (images * mean + float(added.sum())) / total
+    squares = images * (images - 1) * common + images * (mean - centre) ** 2 + float(((added - centre) ** 2).sum())
+    common = squares / (total * max(total - 1, 1))
     variance = training + common
     if variance == 0:
         return Estimate(mean, spread, centre, centre, 1.0 if centre == 0 else 0.0, repetitions, images)
-    degrees = variance / (training / (repetitions - 1) + common / max(len(values) - 1, 1))
+    degrees = variance / (training / (repetitions - 1) + common / max(total - 1, 1))
     error = math.sqrt(variance)
     half = float(stats.t.ppf(1 - LEVEL / 2, degrees)) * error
     p = float(2 * stats.t.sf(abs(centre) / error, degrees))
-    return Estimate(mean, spread, centre - half, centre + half, p, repetitions, images)
+    return Estimate(mean, spread, centre - half, centre + half, p, repetitions, images, error, degrees)
 
 
 def _image_terms(values: Array) -> tuple[float, float]:
@@ -124,33 +128,76 @@ def _image_terms(values: Array) -> tuple[float, float]:
     return float(np.diag(terms).mean()), max(float(terms[pairs].mean()), 0.0)
 
 
-def accuracy_estimate(correct: Array) -> Estimate:
-    """Accuracy with its interval, which stays within [0, 1].
+def accuracy_estimate(correct: Array, rarest: int | None = None, classes: int = 1) -> Estimate:
+    """Accuracy with its interval, which stays within [0, 1] and is never a point.
+
+    For the interval two images that are right and two that are wrong are added (Agresti & Coull 1998).
 
     Args:
         correct: (N, U), 1 where repetition u is right about image i, 0 where it is wrong, NaN where it has not tested
             it; or means of such numbers.
+        rarest: Images of the rarest class, where ``correct`` is weighted by class so that its mean is balanced
+            accuracy: the added images are then of that class.
+        classes: Classes C among the images, of which each counts 1 / C.
     """
-    found = estimate(correct, pseudo=(0, 0, 1, 1))
-    if found.low is None or found.high is None:
-        return found
-    return replace(found, low=max(0.0, min(found.low, found.mean)), high=min(1.0, max(found.high, found.mean)), p=None)
+    mean = float(np.nanmean(correct, axis=0).mean())
+    weight = _added_weight(len(correct), 4, rarest, classes)
+    wrong, right = mean - weight * mean, mean + weight * (1 - mean)
+    return replace(_within(estimate(correct, (wrong, wrong, right, right)), 0.0), p=None)
 
 
-def difference_estimate(differences: Array) -> Estimate:
-    """Difference in accuracy with its interval and its paired test.
+def difference_estimate(differences: Array, rarest: int | None = None, classes: int = 1) -> Estimate:
+    """Difference in accuracy with its interval, which is never a point, and its paired test.
 
-    With k images on which two variants ever differ, p is at least 2^(1 - k), as in the sign test: fewer than six such
-    images show nothing, however alike they are.
+    Two images are added for both, on which either variant alone is right (Bonett & Price 2012): where no image of N
+    tells the variants apart, the interval is about 0 plus or minus 2.8 / (N + 2). With k images on which they ever
+    differ, p is at least 2^(1 - k), as in the sign test: fewer than six such images show nothing, however alike they
+    are; the interval then holds 0.
 
     Args:
-        differences: (N, U), correct of one variant minus correct of the other; NaN where an image is not tested.
+        differences: (N, U), correct of one variant minus correct of the other, perhaps weighted by class; NaN where an
+            image is not tested.
+        rarest: As of :func:`accuracy_estimate`.
+        classes: As of :func:`accuracy_estimate`.
     """
-    found = estimate(differences)
-    if found.p is None:
+    weight = _added_weight(len(differences), 2, rarest, classes)
+    found = _within(estimate(differences, (weight, -weight)), -1.0)
+    if found.p is None or found.low is None or found.high is None:
         return found
     discordant = int((np.nan_to_num(differences) != 0).any(axis=1).sum())
-    return replace(found, p=max(found.p, min(1.0, 2.0 ** (1 - discordant))))
+    p = max(found.p, min(1.0, 2.0 ** (1 - discordant)))
+    low, high = (found.low, found.high) if p <= LEVEL else (min(found.low, 0.0), max(found.high, 0.0))
+    return replace(found, p=p, low=low, high=high)
+
+
+def least_shown(found: Estimate, tests: int = 1) -> float | None:
+    """The smallest difference that would have been shown with an error as it was found; None for one repetition.
+
+    Args:
+        found: A difference, of :func:`difference_estimate`.
+        tests: Tests for which p is corrected; the smallest p of all has to be below the level by this factor.
+    """
+    from scipy import stats
+
+    if found.error is None:
+        return None
+    half = float(stats.t.ppf(1 - LEVEL / (2 * tests), found.degrees)) * found.error
+    discordant = math.ceil(1 + math.log2(tests / LEVEL))  # images; 2^(1 - k) of fewer is above the level
+    return max(half * (found.images + 2) / found.images, discordant / found.images)
+
+
+def _added_weight(images: int, added: int, rarest: int | None, classes: int) -> float:
+    """What an added image counts beside the others, of which each counts 1 on average."""
+    if rarest is None:
+        return 1.0
+    return max(1.0, (images + added) / (classes * (rarest + added)))
+
+
+def _within(found: Estimate, least: float) -> Estimate:
+    """With an interval that holds the mean and lies within [least, 1]."""
+    if found.low is None or found.high is None:
+        return found
+    return replace(found, low=max(least, min(found.low, found.mean)), high=min(1.0, max(found.high, found.mean)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -150,14 +150,32 @@ class Findings:
                 found[(run["split"], run["seed"], run["fold"])] = values
         return found
 
-    def _scores(self, variant: str, size: Size) -> dict[Place, Array]:
-        """As :meth:`correct`; where balanced accuracy counts, with N / (C n_c) for 1, whose mean it is."""
+    def _scores(self, variant: str, size: Size, centred: bool = False) -> dict[Place, Array]:
+        """As :meth:`correct`; where balanced accuracy m counts, with w = N / (C n_c) for 1, whose mean it is.
+
+        Args:
+            variant: Whose.
+            size: Training images a class.
+            centred: Whether w (correct - m) + m stands for it, whose mean is m too, but which does not vary because
+                the weights do.
+        """
         found = self.correct(variant, size)
         for key, run in self.finals_of(variant, size).items():
             if self.balanced and key in self.predictions:
                 prediction = self.predictions[key]
-                found[run["split"], run["seed"], run["fold"]][prediction.images] *= _class_weights(prediction.labels)
+                weights = _class_weights(prediction.labels)
+                mean = float((weights * prediction.correct).mean()) if centred else 0.0
+                scores = weights * (prediction.correct - mean) + mean
+                found[run["split"], run["seed"], run["fold"]][prediction.images] = scores
         return found
+
+    @cached_property
+    def test_images(self) -> Array:
+        """(C,) different test images of each class, of those that any run has tested."""
+        labels: dict[int, int] = {}
+        for prediction in self.predictions.values():
+            labels.update(zip(prediction.images.tolist(), prediction.labels.tolist(), strict=True))
+        return np.bincount(list(labels.values()), minlength=len(self.class_names))
 
     # ------------------------------------------------------------------------------------------------------- the table
 
@@ -177,8 +195,10 @@ class Findings:
         planned = [
             run for run in self.planned.values() if run["variant"] == variant and run["samples_per_class"] in sizes
         ]
-        own = self._over_sizes([self._scores(variant, size) for size in sizes])
-        accuracy = statistics.accuracy_estimate(own) if own is not None else _of_metrics(cells, self.metric)
+        own = self._over_sizes([self._scores(variant, size, centred=True) for size in sizes])
+        counts = self.test_images[self.test_images > 0]
+        rarest = {"rarest": int(counts.min()), "classes": len(counts)} if self.balanced and len(counts) else {}
+        accuracy = statistics.accuracy_estimate(own, **rarest) if own is not None else _of_metrics(cells, self.metric)
         difference = None
         if variant != self.baseline:
             pairs = []
@@ -186,7 +206,7 @@ class Findings:
                 ours, theirs = self._scores(variant, size), self._scores(self.baseline, size)
                 pairs.append({place: ours[place] - theirs[place] for place in ours if place in theirs})
             paired = self._over_sizes(pairs)
-            difference = None if paired is None else statistics.difference_estimate(paired)
+            difference = None if paired is None else statistics.difference_estimate(paired, **rarest)
         train, test = _mean(cells, "train/accuracy"), _mean(cells, "test/accuracy")
         seconds = [run["seconds"] for run in runs if run.get("seconds") is not None]
         return Row(

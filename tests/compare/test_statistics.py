@@ -75,14 +75,98 @@ def test_one_repetition_has_no_spread_and_no_test():
     assert (found.spread, found.low, found.high, found.p) == (None,) * 4
 
 
-def test_variants_that_predict_alike_do_not_differ():
-    found = statistics.difference_estimate(np.zeros((20, 3)))
+def bonett_and_price(differences):
+    """Their interval from the two counts of a paired 2 x 2 table, with Student's t for the normal distribution."""
+    images = len(differences) + 2
+    first, second = ((differences == 1).sum() + 1) / images, ((differences == -1).sum() + 1) / images
+    error = math.sqrt((first + second - (first - second) ** 2) / (images - 1))
+    return stats.t.interval(0.95, images - 1, first - second, error)
+
+
+@pytest.mark.parametrize(("better", "worse"), [(0, 0), (3, 0), (9, 2), (5, 5)])
+def test_the_interval_of_a_difference_is_that_of_bonett_and_price(better, worse):
+    """Where each training decides alike; never a point, and with few images for certain around 0."""
+    differences = np.array([1.0] * better + [-1.0] * worse + [0.0] * (40 - better - worse))
+    found = statistics.difference_estimate(np.repeat(differences[:, None], 3, axis=1))
+    assert (found.low, found.high) == pytest.approx(bonett_and_price(differences))
+    assert found.mean == pytest.approx((better - worse) / 40)
+    assert found.low < 0 < found.high or better == 9
+    assert (found.p <= LEVEL) == (found.low > 0 or found.high < 0)
+
+
+@pytest.mark.parametrize("folds", [1, 5])
+def test_variants_that_predict_alike_may_differ_on_other_images(folds):
+    """By no more than the rule of three says, 3 / N, and a little less; also of folds, each of which has its share."""
+    values = np.zeros((60, 3))
+    if folds > 1:
+        values = np.where(np.arange(60)[:, None] % folds == np.arange(folds), 0.0, np.nan)
+    found = statistics.difference_estimate(values)
     assert (found.mean, found.p) == (0.0, 1.0)
+    assert 2.5 / 60 < found.high == -found.low < 3 / 60
+
+
+@pytest.mark.parametrize("share", [0.2, 1.0, 3.2, 6.0])
+def test_the_interval_of_a_difference_covers_it_where_few_images_differ(share):
+    """So many of 40 images on average, all for one variant: where the interval of the counts themselves is a point."""
+    generator = np.random.default_rng(int(10 * share))
+    covered = 0
+    for _ in range(REPEATS):
+        differences = (generator.random((40, 1)) < share / 40).astype(float)
+        found = statistics.difference_estimate(np.repeat(differences, 3, axis=1))
+        covered += found.low <= share / 40 <= found.high
+    assert covered / REPEATS > 0.94
+
+
+def balanced(generator, rare, common, recalls):
+    """Scores whose mean is balanced accuracy, of three trainings that decide alike."""
+    labels = np.repeat([0, 1], [rare, common])
+    weights = (rare + common) / (2 * np.array([rare, common])[labels])
+    correct = (generator.random(rare + common) < np.array(recalls)[labels]).astype(float)
+    mean = (weights * correct).mean()
+    return np.repeat((weights * (correct - mean) + mean)[:, None], 3, axis=1), np.repeat(
+        (weights * correct)[:, None], 3, axis=1
+    )
+
+
+@pytest.mark.parametrize(
+    ("rare", "common", "recalls"), [(6, 80, (1.0, 1.0)), (6, 80, (0.8, 0.97)), (20, 60, (0.6, 0.9))]
+)
+def test_balanced_accuracy_of_a_rare_class(rare, common, recalls):
+    """It is covered, its tie is a tie, and of no mistake the interval is about as wide as the rare class says alone."""
+    generator = np.random.default_rng(rare)
+    repeats, covered, alarms = 300, 0, 0
+    for _ in range(repeats):
+        (centred, first), (_, second) = (balanced(generator, rare, common, recalls) for _ in range(2))
+        found = statistics.accuracy_estimate(centred, rare, 2)
+        covered += found.low <= np.mean(recalls) <= found.high
+        alarms += statistics.difference_estimate(second - first, rare, 2).p <= LEVEL
+    assert covered / repeats > 0.94
+    assert alarms / repeats <= LEVEL + 2.6 * math.sqrt(LEVEL * (1 - LEVEL) / repeats)
+    perfect, values = balanced(generator, rare, common, (1.0, 1.0))
+    exact = stats.binomtest(rare, rare).proportion_ci().low  # of the rare class; the other's share is about 1
+    assert statistics.accuracy_estimate(perfect, rare, 2).low == pytest.approx((1 + exact) / 2, abs=0.06)
+    assert 1 / (2 * rare) < statistics.difference_estimate(values - values, rare, 2).high < 3 / (2 * rare)
+
+
+@pytest.mark.parametrize(("images", "tests"), [(30, 1), (400, 1), (400, 3)])
+def test_the_least_difference_is_where_the_test_begins_to_show(images, tests):
+    """With a spread as it is: of differences shifted to it the interval at the corrected level ends at 0."""
+    generator = np.random.default_rng(images)
+    baseline, variant = correctness(generator, images, 3)
+    found = statistics.difference_estimate(variant - baseline)
+    least = statistics.least_shown(found, tests)
+    p = 2 * stats.t.sf(least * images / (images + 2) / found.error, found.degrees)
+    assert p == pytest.approx(LEVEL / tests) or least == 6 / images
+    # Of no image that differs, six are needed, as in the sign test.
+    nothing = statistics.difference_estimate(np.zeros((images, 3)))
+    assert statistics.least_shown(nothing) == pytest.approx(6 / images)
+    assert statistics.least_shown(statistics.difference_estimate(np.zeros((images, 1)))) is None
 
 
 def test_few_images_show_nothing():
-    """Five images of five on which one variant is always right and the other always wrong: p is 1 / 16."""
-    assert statistics.difference_estimate(np.ones((5, 4))).p == 1 / 16
+    """Five of five on which one variant is always right and the other always wrong: p is 1 / 16, and 0 is left open."""
+    found = statistics.difference_estimate(np.ones((5, 4)))
+    assert (found.p, found.low, found.high) == (1 / 16, 0, 1)
     assert statistics.difference_estimate(np.ones((9, 4))).p == 1 / 256
 
 
