@@ -13,7 +13,7 @@ from metricloss_pl import plots
 from metricloss_pl.compare import statistics
 from metricloss_pl.compare.document import Block, Heading, Image, Picture, Table, TableRow
 from metricloss_pl.compare.summary import Findings, Prediction, metric_of
-from metricloss_pl.compare.words import Size, listed, mean_and_spread, named, percent, size_name, tail
+from metricloss_pl.compare.words import Size, at_size, listed, mean_and_spread, named, percent, tail
 from metricloss_pl.errors import reason
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Pictures:
         self.several = len(comparison.sizes) > 1
         seen = [size for size in comparison.sizes if any(comparison.finals_of(v, size) for v in comparison.variants)]
         self.size: Size = (seen or comparison.sizes)[-1]
-        self.at = f"{'with' if self.size is None else 'at'} {size_name(self.size)}"
+        self.at = at_size(self.size)
 
     def blocks(self) -> list[Block]:
         """All that the results suffice for."""
@@ -124,7 +124,7 @@ class Pictures:
                 "curves",
                 plots.learning_curves(curves, ends, self.style),
                 f"Accuracy over the epochs of {listed(list(curves))}.",
-                f"Accuracy over the epochs {self.at}, {whose}.{gap}",
+                f"Accuracy over the epochs {self.at}, {whose}.{gap} Equal curves lie in one another.",
             ),
         ]
 
@@ -171,14 +171,19 @@ class Pictures:
         baseline = self.comparison.baseline
         if baseline in recall and len(recall) > 1:
             differences = {name: own - recall[baseline] for name, own in recall.items() if name != baseline}
-            most = [f"{name} {names[int(np.nanargmax(np.abs(row)))]}" for name, row in differences.items()]
+            most = [
+                f"{name} {names[int(np.nanargmax(np.abs(row)))]}"
+                for name, row in differences.items()
+                if np.nan_to_num(row).any()
+            ]
+            which = f"the class that differs most: {listed(most)}" if most else "there is none in any class"
             blocks.append(
                 self._picture(
                     "classes",
                     plots.class_differences(differences, names, baseline, self.style),
-                    f"Difference in the recognised share of each class; the class that differs most: {listed(most)}.",
+                    f"Difference in the recognised share of each class; {which}.",
                     f"How much more of a class a variant recognises than {baseline}, {self.at}, all final runs "
-                    "together. Single classes are not tested.",
+                    f"together{'' if most else ': here alike in every class'}. Single classes are not tested.",
                 )
             )
         if len(names) <= _MAX_CONFUSION_CLASSES:
@@ -223,7 +228,8 @@ class Pictures:
             columns += ["sensitivity, %", "specificity, %", "AUC"]
             positive = f" Sensitivity is the share of {self.comparison.class_names[1]} that is recognised."
         table = (
-            f"Expected calibration error (ten bins) {self.at}, mean ± standard deviation between the runs.{positive}"
+            f"How far the predicted probabilities are from the share that comes true, 0 being the best {self.at}: "
+            f"expected calibration error (ten bins), mean ± standard deviation between the runs.{positive}"
         )
         return [
             Heading("Calibration", "calibration"),

@@ -13,6 +13,7 @@ from metricloss_pl.compare.statistics import Estimate
 
 __all__ = [
     "Size",
+    "at_size",
     "count",
     "distinct",
     "duration",
@@ -103,6 +104,11 @@ def count(number: int, noun: str) -> str:
 def size_name(size: Size) -> str:
     """A training-set size."""
     return "all images" if size is None else f"{count(size, 'image')} a class"
+
+
+def at_size(size: Size) -> str:
+    """Where a training-set size is spoken of: "at 5 images a class", "with all images"."""
+    return f"{'with' if size is None else 'at'} {size_name(size)}"
 
 
 def named(run: dict[str, Any]) -> str:

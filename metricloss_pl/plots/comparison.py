@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from metricloss_pl.plots._style import INK, MAX_LEGEND_CLASSES, PALE, class_colours, escape, legible, light_style
+from metricloss_pl.plots._style import INK, MAX_LEGEND_CLASSES, PALE, class_colours, legible, light_style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 WIDTH = 4.8  # inches of every figure here: 10 points are then legible across a phone
 _MARKERS = "osD^vPX*<>"
 _MAX_CLASS_ROWS = 24
+_WIDEST, _FINEST = 1.5, 0.75
 _LEAST_SPAN = 4  # points of accuracy; less would make much of little
 
 
@@ -28,12 +29,15 @@ class Look(NamedTuple):
 
     colour: tuple[float, float, float]
     marker: str
+    scale: float = 1.0  # of lines and marks
 
 
 def looks(variants: Sequence[str]) -> dict[str, Look]:
-    """A colour and a marker for each variant, in their order."""
-    colours = class_colours(max(len(variants), 1))
-    return {name: Look(tuple(colours[k]), _MARKERS[k % len(_MARKERS)]) for k, name in enumerate(variants)}
+    """A colour and a marker for each variant, in their order, and a scale that falls, so that equal curves nest."""
+    colours, scales = class_colours(max(len(variants), 1)), np.linspace(_WIDEST, _FINEST, max(len(variants), 2))
+    return {
+        name: Look(tuple(colours[k]), _MARKERS[k % len(_MARKERS)], float(scales[k])) for k, name in enumerate(variants)
+    }
 
 
 def accuracy_against_size(
@@ -59,12 +63,21 @@ def accuracy_against_size(
     numeric = all(size is not None for size in sizes)
     x = np.array([size if numeric else k for k, size in enumerate(sizes)], dtype=float)
     for variant, (mean, low, high) in series.items():
-        colour, marker = style[variant]
+        colour, marker, scale = style[variant]
         known = ~np.isnan(mean)
-        ax.plot(x[known], 100 * mean[known], color=colour, marker=marker, linewidth=2, markersize=6, zorder=3)
+        ax.plot(
+            x[known],
+            100 * mean[known],
+            color=colour,
+            marker=marker,
+            linewidth=2 * scale,
+            markersize=6 * scale,
+            zorder=3,
+        )
         ax.fill_between(x, 100 * low, 100 * high, color=colour, alpha=0.16, linewidth=0, zorder=2)
     if numeric:
         ax.set_xscale("log")
+    _widen(ax, "y")
     ax.set_xticks(x, ["all" if size is None else str(size) for size in sizes])
     ax.xaxis.minorticks_off()
     ax.set_xlabel("training images a class")
@@ -79,14 +92,12 @@ def _marks_of_one_size(
     figure, (ax,) = _axes(0.9 + 0.42 * len(series))
     for row, (variant, ends) in enumerate(series.items()):
         mean, low, high = (100 * float(end[0]) for end in ends)
-        colour, marker = style[variant]
+        colour, marker = style[variant][:2]
         ax.plot([low, high], [row, row], color=colour, linewidth=2.5, zorder=2)
         ax.plot([mean], [row], color=colour, marker=marker, markersize=8, zorder=3)
     ax.set_yticks(range(len(series)), [legible(variant) for variant in series])
     ax.set_ylim(len(series) - 0.5, -0.5)
-    low, high = ax.get_xlim()
-    missing = max(0.0, _LEAST_SPAN - (high - low)) / 2
-    ax.set_xlim(low - missing, high + missing)
+    _widen(ax, "x")
     ax.set_xlabel(f"{name}, %")
     return figure
 
@@ -110,17 +121,21 @@ def learning_curves(
     figure, axes = _axes(4.6 if with_gap else 3.7, ratios=(2, 1) if with_gap else (1,))
     longest = max(epochs[-1] for parts in curves.values() for epochs, _ in parts.values())
     for name, parts in curves.items():
-        colour, marker = style[name]
+        colour, marker, scale = style[name]
         for part, dashes in (("train", (0, (4, 2))), ("val", "-")):
             if part in parts:
                 epochs, accuracies = parts[part]
-                axes[0].plot(epochs, 100 * accuracies, color=colour, linestyle=dashes, linewidth=1.8)
+                axes[0].plot(epochs, 100 * accuracies, color=colour, linestyle=dashes, linewidth=1.8 * scale)
         if name in ends:
             place = longest * (1.04 + 0.03 * list(curves).index(name))
-            axes[0].plot([place], [100 * ends[name]], color=colour, marker=marker, markersize=7, linestyle="")
+            axes[0].plot([place], [100 * ends[name]], color=colour, marker=marker, markersize=7 * scale, linestyle="")
         if "val" in parts and "train" in parts:
             epochs, accuracies = parts["val"]
-            axes[1].plot(epochs, 100 * (np.interp(epochs, *parts["train"]) - accuracies), color=colour, linewidth=1.8)
+            axes[1].plot(
+                epochs, 100 * (np.interp(epochs, *parts["train"]) - accuracies), color=colour, linewidth=1.8 * scale
+            )
+    for ax in axes:
+        _widen(ax, "y")
     axes[0].set_ylabel("accuracy, %")
     if with_gap:
         axes[1].set_ylabel("gap, points")
@@ -154,12 +169,22 @@ def accuracy_against_rate(points: Mapping[str, tuple[Array, Array]], style: Mapp
 
     figure, (ax,) = _axes(3.7)
     for name, (rates, accuracies) in points.items():
-        colour, marker = style[name]
-        ax.plot(rates, 100 * accuracies, color=colour, marker=marker, linestyle="", markersize=4, alpha=0.45, zorder=2)
+        colour, marker, scale = style[name]
+        ax.plot(
+            rates,
+            100 * accuracies,
+            color=colour,
+            marker=marker,
+            linestyle="",
+            markersize=4 * scale,
+            alpha=0.45,
+            zorder=2,
+        )
         bins = np.round(3 * np.log10(rates))
         places = np.unique(bins)
         middle = [(np.median(rates[bins == b]), 100 * np.median(accuracies[bins == b])) for b in places]
-        ax.plot(*zip(*middle, strict=True), color=colour, linewidth=2, zorder=3)
+        ax.plot(*zip(*middle, strict=True), color=colour, linewidth=2 * scale, zorder=3)
+    _widen(ax, "y")
     ax.set_xscale("log")
     low, high = ax.get_xlim()
     ax.xaxis.set_major_locator(LogLocator(subs=(1,) if high > 1e3 * low else (1, 3) if high > 30 * low else (1, 2, 5)))
@@ -192,11 +217,19 @@ def class_differences(
     rows = shown[np.argsort(-np.nan_to_num(table[:, shown]).mean(axis=0), kind="stable")]
     figure, (ax,) = _axes(1.1 + 0.3 * len(rows))
     for name, values in zip(differences, table, strict=True):
-        colour, marker = style[name]
+        colour, marker, scale = style[name]
         ax.plot(
-            values[rows], range(len(rows)), color=colour, marker=marker, markersize=7, linestyle="", alpha=0.9, zorder=3
+            values[rows],
+            range(len(rows)),
+            color=colour,
+            marker=marker,
+            markersize=7 * scale,
+            linestyle="",
+            alpha=0.9,
+            zorder=3,
         )
     ax.axvline(0, color="#888888", linewidth=1.2, zorder=1)
+    _widen(ax, "x")
     ax.set_yticks(range(len(rows)), [legible(class_names[row]) for row in rows])
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.set_xlabel(f"minus {legible(baseline).strip()}, points")
@@ -217,8 +250,16 @@ def reliability_diagram(points: Mapping[str, tuple[Array, Array]], style: Mappin
     figure, (ax,) = _axes(4.4)
     ax.plot([0, 100], [0, 100], color="#888888", linewidth=1.2, linestyle=(0, (2, 2)), zorder=1)
     for name, (confidence, accuracy) in points.items():
-        colour, marker = style[name]
-        ax.plot(100 * confidence, 100 * accuracy, color=colour, marker=marker, linewidth=2, markersize=6, zorder=3)
+        colour, marker, scale = style[name]
+        ax.plot(
+            100 * confidence,
+            100 * accuracy,
+            color=colour,
+            marker=marker,
+            linewidth=2 * scale,
+            markersize=6 * scale,
+            zorder=3,
+        )
     low = min((100 * float(np.min(ends)) for pair in points.values() for ends in pair if len(ends)), default=0.0)
     ax.set_xlim(max(low - 5, 0), 102)
     ax.set_ylim(max(low - 5, 0), 102)
@@ -244,7 +285,7 @@ def geometry_curves(measures: Mapping[str, Mapping[str, Curve]], style: Mapping[
     figure, axes = _axes(0.9 + 1.75 * len(measures), ratios=(1,) * len(measures))
     for ax, (measure, curves) in zip(axes, measures.items(), strict=True):
         for name, (epochs, values) in curves.items():
-            ax.plot(epochs, values, color=style[name].colour, linewidth=1.8)
+            ax.plot(epochs, values, color=style[name].colour, linewidth=1.8 * style[name].scale)
         values = np.concatenate([values for _, values in curves.values()])
         if values.min() > 0 and values.max() > 10 * values.min():
             ax.set_yscale("log")
@@ -301,7 +342,7 @@ def embedding_maps(
         ax.set_yticks([])
         for spine in ax.spines.values():
             spine.set_edgecolor(PALE)
-        ax.set_title(escape(title), fontsize=10, color=INK)
+        ax.set_title(legible(title), fontsize=10, color=INK)
     handles = [
         Line2D([], [], linestyle="", marker="o", markersize=6, color=tuple(colours[k]), label=legible(name))
         for k, name in enumerate(named)
@@ -337,6 +378,14 @@ def _axes(height: float, ratios: Sequence[float] = (1,)) -> tuple[Figure, list[A
     return figure, list(axes)
 
 
+def _widen(ax: Any, which: Literal["x", "y"]) -> None:
+    """Lets an axis of accuracies span so many points that next to nothing looks like it."""
+    low, high = ax.get_xlim() if which == "x" else ax.get_ylim()
+    missing = max(0.0, _LEAST_SPAN - (high - low)) / 2
+    if missing:
+        (ax.set_xlim if which == "x" else ax.set_ylim)(low - missing, high + missing)
+
+
 def _legend(
     figure: Figure,
     variants: Mapping[str, Any],
@@ -349,8 +398,8 @@ def _legend(
 
     handles = [
         Line2D(
-            [], [], color=style[name].colour, marker="" if lines_only else style[name].marker, linewidth=2,
-            label=legible(name),
+            [], [], color=style[name].colour, marker="" if lines_only else style[name].marker,
+            linewidth=2 * style[name].scale, markersize=6 * style[name].scale, label=legible(name),
         )
         for name in variants
     ]  # fmt: skip

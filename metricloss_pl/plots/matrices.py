@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from metricloss_pl.plots._style import INK, MAX_COUNTED_CLASSES, class_ticks, colour_bar, escape
+from metricloss_pl.plots._style import INK, MAX_COUNTED_CLASSES, class_ticks, colour_bar, escape, legible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,7 +53,7 @@ def confusion_matrix(counts: Array, class_names: Sequence[str], title: str = "",
     ax.set_xlabel("predicted class", fontsize=12, color=INK)
     ax.set_ylabel("true class", fontsize=12, color=INK)
     if title:
-        ax.set_title(escape(title), fontsize=13, color=INK)
+        ax.set_title(escape(title) if width is None else legible(title), fontsize=13, color=INK)
     if num_classes <= MAX_COUNTED_CLASSES:
         ax.set_xticks(np.arange(num_classes - 1) + 0.5, minor=True)
         ax.set_yticks(np.arange(num_classes - 1) + 0.5, minor=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -50,8 +51,24 @@ def _save(figure: Figure, file: Path | io.BytesIO, format: str) -> None:
     import matplotlib
 
     undated = {"Date": None} if format == "svg" else None
-    with matplotlib.rc_context({"svg.hashsalt": "metricloss_pl"}):
+    # What matplotlib's own font can't draw, such as Chinese, is left as text: a browser has fonts for it.
+    letters = "path" if _is_drawable(figure) else "none"
+    with (
+        matplotlib.rc_context({"svg.hashsalt": "metricloss_pl", "svg.fonttype": letters}),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", "Glyph .* missing")
         figure.savefig(file, format=format, facecolor="white", metadata=undated)
+
+
+def _is_drawable(figure: Figure) -> bool:
+    """Whether the font of the figures has all its letters."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+    from matplotlib.text import Text
+
+    font = get_font(findfont(FontProperties()))
+    letters = {letter for text in figure.findobj(Text) for letter in text.get_text() if letter.isprintable()}
+    return all(font.get_char_index(ord(letter)) for letter in letters)
 
 
 def save_gif(frames: Sequence[Path], path: Path, seconds_per_frame: float = 0.4) -> None:

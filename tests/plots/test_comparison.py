@@ -127,3 +127,26 @@ def test_an_svg_is_always_the_same():
     first, second = (plots.figure_bytes(plots.reliability_diagram(points, STYLE), "svg") for _ in range(2))
     assert first == second
     assert first.startswith(b"<?xml")
+
+
+def test_equal_curves_lie_in_one_another():
+    widths = [line.get_linewidth() for line in lines_of(FIGURES["reliability"].axes[0]) if line.get_linestyle() == "-"]
+    assert widths == sorted(widths, reverse=True)
+    assert widths[0] > 1.9 * widths[-1]
+
+
+def test_next_to_nothing_looks_like_it():
+    nothing = {"cosine": np.array([0.0, 0.0])}
+    (ax,) = plots.class_differences(nothing, ["a", "b"], "softmax", STYLE).axes
+    assert ax.get_xlim() == pytest.approx((-2, 2))
+    flat = {"train": (np.arange(3), np.array([0.5, 0.501, 0.5])), "val": (np.arange(3), np.array([0.5, 0.5, 0.501]))}
+    for ax in plots.learning_curves({"cosine": flat}, {}, STYLE).axes:
+        assert np.ptp(ax.get_ylim()) == pytest.approx(4)
+
+
+def test_letters_that_the_font_lacks_are_left_to_the_browser(recwarn):
+    names, style = ["\u65e5\u672c", "b"], plots.looks(["\u65e5\u672c"])
+    figure = plots.class_differences({names[0]: np.array([0.1, 0.2])}, names, "softmax", style)
+    assert names[0].encode() in plots.figure_bytes(figure, "svg")
+    assert not [str(warning.message) for warning in recwarn]
+    assert b"<text" not in plots.figure_bytes(FIGURES["classes"], "svg")
