@@ -95,7 +95,8 @@ class HierarchicalPrecision(Metric):
 
     averaged over the queries, and AHP@K = 1/K (the area under HP@k from k = 1 to K, by trapezoids), averaged to mAHP@K
     as in Barz & Denzler (2019) and their program: perfect order reaches (K - 1) / K, 0.996 for K = 250. Queries to
-    which nothing is similar are left out.
+    which nothing is similar are left out. For a class of fewer than k images the largest sum is that of its own and
+    then of the most similar classes', so that HP@k and mAHP@K reach the same value for small classes as for large ones.
 
     The embeddings are kept until `compute`, which needs N^2 D steps for N images and is exact for any split over
     processes; each process must have called `update`, if only with no image. Images at one and the same distance come
