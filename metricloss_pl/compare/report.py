@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from metricloss_pl.compare import statistics
+from metricloss_pl.compare import remarks
 from metricloss_pl.compare.document import (
     Block,
     Cell,
@@ -28,6 +28,7 @@ from metricloss_pl.compare.pictures import Pictures
 from metricloss_pl.compare.statistics import LEVEL
 from metricloss_pl.compare.summary import Findings, Row, read
 from metricloss_pl.compare.words import (
+    at_size,
     count,
     distinct,
     duration,
@@ -134,10 +135,8 @@ class _Report:
         else:
             headline = self._finding(found) if found else "No difference shown."
         averaged = f", averaged over {sizes} sizes" if sizes > 1 else ""
-        before = (
-            f"{self.metric} minus that of {comparison.baseline}{averaged}, with 95 % intervals; p corrected for "
-            f"{count(len(tested), 'test')}:"
-        )
+        corrected = f"; p corrected for {len(tested)} tests" if len(tested) > 1 else ""
+        before = f"{self.metric} minus that of {comparison.baseline}{averaged}, with 95 % intervals{corrected}:"
         items = [
             f"{row.variant}: {signed(row.difference.mean)} points, {signed(row.difference.low)} to "
             f"{signed(row.difference.high)}; {p_equals(row.p)}, {'a' if row in found else 'no'} difference"
@@ -146,6 +145,8 @@ class _Report:
             if row.difference is not None and row.p is not None
         ]
         after = []
+        if len(found) < len(tested) and not remarks.is_small(comparison):
+            after.append(f"Where no difference is shown there may be one: {remarks.least_difference(comparison)}.")
         if tested and len(tested) < len(others):
             untested = [row.variant for row in others if row not in tested]
             after.append(f"Not tested for want of complete results: {listed(untested)}.")
@@ -164,8 +165,8 @@ class _Report:
                     f"The highest mean is that of {len(best)} variants, {highest} %; that alone shows nothing."
                 )
         blocks: list[Block] = [Verdict(headline, [before] if items else [], items, after)]
-        if comparison.plan.get("warnings"):
-            blocks.append(Text([f"Of the data: {warning}" for warning in comparison.plan["warnings"]], warning=True))
+        if warnings := remarks.warnings(comparison):
+            blocks.append(Text(warnings, as_list=len(warnings) > 1, warning=True))
         if self.mark:
             blocks.append(
                 Text([f"{self.mark}What is said here may change with them. They are listed below."], warning=True)
@@ -192,7 +193,7 @@ class _Report:
         if not found:
             return f"At no single size is a difference shown ({tests}, corrected together)."
         parts = [
-            f"{row.variant} at {size_name(row.size)} ({signed(row.difference.mean)} points)"
+            f"{row.variant} {at_size(row.size)} ({signed(row.difference.mean)} points)"
             for row in found
             if row.difference is not None
         ]
@@ -216,35 +217,19 @@ class _Report:
         comparison = self.comparison
         several = len(comparison.sizes) > 1
         tests = sum(row.p is not None for row in comparison.rows)
-        blocks: list[Block] = [Heading("Results", "results")]
+        blocks: list[Block] = [Heading("Results", "results"), Text([remarks.in_plain_words(comparison)])]
         if several:
             blocks.append(self._table(comparison.overall, f"Mean over {len(comparison.sizes)} sizes."))
         for size in comparison.sizes:
             rows = [row for row in comparison.rows if row.size == size]
             together = f" p is corrected for {count(tests, 'test')} at all sizes." if several and tests else ""
             blocks.append(self._table(rows, f"{size_name(size).capitalize()}.{together}"))
-        repetitions = max((row.accuracy.repetitions for row in comparison.rows if row.accuracy), default=0)
-        notes = [
-            "Accuracy is in % of the test images; differences and gaps are in points. Balanced accuracy is the mean "
-            "over the classes; the gap is training minus test accuracy, neither balanced."
+        return [
+            *blocks,
+            Heading("How to read this", "how-to-read", level=3),
+            Facts(remarks.how_to_read(comparison)),
+            Text(remarks.technical_terms(comparison)),
         ]
-        if repetitions > 1:
-            notes.append(
-                f"± is the standard deviation between {repetitions} repetitions of the training. Below it is the 95 % "
-                "interval over images and repetitions, each for itself."
-            )
-            notes.append(
-                f"p is that of the paired test against {comparison.baseline}, a two-way random-effects t test, "
-                f"corrected after Holm for the number of tests; up to {LEVEL} a difference counts as shown. "
-                f"{statistics.ASSUMPTION}"
-            )
-            if repetitions < 5:
-                notes.append(
-                    f"With {repetitions} repetitions only large differences can be shown; more seeds show smaller."
-                )
-        else:
-            notes.append("With one repetition of the training there is no spread, no interval and no test.")
-        return [*blocks, Text(notes)]
 
     def _table(self, rows: Sequence[Row], caption: str) -> Table:
         baseline = self.comparison.baseline
@@ -317,17 +302,6 @@ class _Report:
         seconds = sum(run.get("seconds") or 0 for run in runs)
         named_classes = comparison.class_names[:_MAX_CLASSES_NAMED]
         more = len(comparison.class_names) - len(named_classes)
-        pairs = {(run["seed"], run["split"]) for run in comparison.planned.values()}
-        repetitions = [
-            count(len({seed for seed, _ in pairs}), "seed"),
-            count(len({split for _, split in pairs}), "split"),
-        ]
-        if len(pairs) == len({seed for seed, _ in pairs}) == len({split for _, split in pairs}) > 1:
-            draws = any(size is not None for size in comparison.sizes)  # all images are the same for every seed
-            drawn = ", each with a draw of training images of its own" if draws else ""
-            repetitions = [f"{count(len(pairs), 'seed')}{drawn}"]
-        if plan.get("folds"):
-            repetitions.append(f"{plan['folds']} folds, each tested by a network that has not seen it")
         tuning = "none: each variant as it is configured"
         if plan.get("trials"):
             ended = Counter(str(run["status"]) for run in comparison.trials)
@@ -341,7 +315,7 @@ class _Report:
                 f"{len(comparison.class_names)}: {', '.join(named_classes)}{f' and {more} more' if more else ''}",
             ),
             ("Training images a class", ", ".join("all" if n is None else str(n) for n in comparison.sizes)),
-            ("Repetitions", ", ".join(repetitions)),
+            ("Repetitions", remarks.repetitions(comparison)),
             ("Tuning", tuning),
             ("Test", "once, at the end of each final run; test images choose nothing"),
             ("Versions", distinct(runs, "versions")),

@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
+from metricloss_pl.compare import remarks
+from metricloss_pl.compare.plan import Comparison, Plan, Variant
 from metricloss_pl.compare.report import write_report
 from metricloss_pl.compare.summary import read
 from metricloss_pl.errors import UserError
@@ -165,13 +167,14 @@ def test_a_tie_is_called_a_tie(tmp_path, undrawn):
     folder = make_results(tmp_path, {"softmax": 0.0, "cosine": 0.0}, seeds=range(4), **SMALL)
     text = page_of(folder).text
     assert "No difference shown." in text
+    assert re.search(r"there may be one: differences below about \d points could not|too small to tell much", text)
     assert "that alone shows nothing" in text
     assert "At no single size is a difference shown (2 tests, corrected together)." in text
     assert "is better" not in text
 
 
 def test_equal_means_are_not_ranked(tmp_path, undrawn):
-    three = {"softmax": 0.0, "cosine": 0.0, "center": -3.0}
+    three = {"softmax": 0.0, "cosine": 0.0, "center": -1.0}
     folder = make_results(tmp_path, three, sizes=(10,), seeds=(0, 1), images=90, trials=0)
     for of_cosine in (folder / "predictions").glob("final-cosine-*"):
         shutil.copy(of_cosine.with_name(of_cosine.name.replace("cosine", "softmax")), of_cosine)
@@ -184,20 +187,124 @@ def test_equal_means_are_not_ranked(tmp_path, undrawn):
     assert "The highest mean" not in text
 
 
-@pytest.mark.parametrize(
-    ("sizes", "words"), [((10,), ", each with a draw of training images of its own"), ((None,), "")]
+OWN, SAME_DRAW, SAME = (
+    "each with a draw of training images of its own",
+    "on the same draw of training images",
+    "on the same training images",
 )
-def test_seeds_draw_training_images_where_not_all_are_taken(tmp_path, undrawn, sizes, words):
-    folder = make_results(tmp_path, {"softmax": 0.0}, sizes, seeds=(0, 1), images=30, trials=0)
-    plan = json.loads((folder / "plan.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "seeds", "splits", "folds", "words", "scope"),
+    [
+        ((10,), 2, None, None, f"2 seeds, {OWN}", "on another draw from the training images at hand"),
+        ((None,), 2, None, None, f"2 seeds {SAME}", f"{SAME}, not on others"),
+        ((10,), 2, 1, None, f"2 seeds {SAME_DRAW}", f"{SAME_DRAW}, not on others"),
+        ((10,), 2, 3, None, "3 draws of training images, with 2 seeds each", "on another draw from the training"),
+        (
+            (10, None), 2, 3, None,
+            f"at 10 images a class 3 draws of training images, with 2 seeds each; with all images 2 seeds {SAME}",
+            f"training again, at 10 images a class on another draw from the training images at hand; with all images "
+            f"{SAME}, not on others. The mean over the sizes is of those repetitions that all sizes have.",
+        ),
+        (
+            (10, None), 2, None, None, f"at 10 images a class 2 seeds, {OWN}; with all images 2 seeds {SAME}",
+            f"at 10 images a class on another draw from the training images at hand; with all images {SAME}",
+        ),
+        ((None,), 2, None, 3, "one division of all images into 3 folds, with 2 seeds", "on the same folds"),
+        (
+            (10,), 2, None, 3, "one division of all images into 3 folds and one draw of training images, with 2 seeds",
+            "on the same folds",
+        ),
+        (
+            (None,), 1, None, 3,
+            "one division of all images into 3 folds, with 1 seed, so that the folds are the repetitions",
+            "on other folds, whose training images overlap, so that intervals may be somewhat too short",
+        ),
+        (
+            (None,), 1, 2, 3, "2 divisions of all images into 3 folds, with 1 seed each",
+            "on another division of the same images",
+        ),
+        (
+            (10,), 2, 2, 3, f"2 divisions of all images into 3 folds, {OWN}, with 2 seeds each",
+            "on another division of the same images",
+        ),
+    ],
+)  # fmt: skip
+def test_what_was_repeated(tmp_path, undrawn, sizes, seeds, splits, folds, words, scope):
+    """Of each combination of sizes, seeds, splits and folds that a plan can have."""
+    make_results(
+        tmp_path, {"a": 0.0, "b": 0.0}, sizes, range(seeds), 1, folds, images=90, trials=0, epochs=2, dim=2,
+        class_names=["x", "y"], without=lambda run: True,
+    )  # fmt: skip
+    variants = {name: Variant("a.yaml") for name in "ab"}
+    comparison = Comparison(
+        variants, baseline="a", samples_per_class=list(sizes), seeds=list(range(seeds)), splits=splits, folds=folds
+    )
+    planned = Plan.of(comparison, {"a": 0, "b": 1}, "").runs
+    stored = json.loads((tmp_path / "plan.json").read_text())
+    stored["keys"] = {
+        run.key: {
+            name: getattr(run, name) for name in ("kind", "variant", "samples_per_class", "split", "fold", "seed")
+        }
+        for run in planned
+    }
+    (tmp_path / "plan.json").write_text(json.dumps(stored))
+    found = read(tmp_path)
+    assert remarks.repetitions(found) == words
+    assert scope in remarks.scope(found)
+
+
+def test_a_result_without_any_difference_is_no_certainty(tmp_path, undrawn):
+    """Two classes, eight test images, no mistake: what that can't show is said, and no interval is a point."""
+    folder = make_results(
+        tmp_path, {"softmax": 9.0, "cosine": 9.0}, (None,), range(3), class_names=["benign", "malignant"], images=8,
+        trials=0,
+    )  # fmt: skip
+    page = page_of(folder)
+    check(page)
+    assert "cosine: +0.0 points, \u221233.7 to +33.7; p\u00a0=\u00a01.00, no difference shown" in page.text
+    assert (
+        "differences below about 75 points could not have been shown with 8 test images and 3 repetitions. More test"
+        in page.text
+    )
+    assert "2 classes have fewer than 5 test images (benign 4, malignant 4)" in page.text
+    assert "learned" not in page.text
+    assert "here alike in every class" in page.text
+    for row in read(folder).rows:
+        assert row.accuracy.low < row.accuracy.high == 1
+    # Of trainings that differ much, more seeds say more.
+    wavering = make_results(tmp_path / "seeds", {"softmax": 0.0, "cosine": 0.0}, (10,), (0, 1), images=400, trials=0)
+    assert "400 test images and 2 repetitions. More seeds lower that most." in page_of(wavering).text
+
+
+def test_what_has_learned_nothing_and_what_failed(tmp_path, undrawn):
+    folder = make_results(
+        tmp_path, {"softmax": 9.0, "cosine": -9.0}, (10,), range(2), class_names=["x", "y"], images=80, epochs=3,
+        labels=[0] * 50 + [1] * 30,
+    )  # fmt: skip
     lines = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
-    for run in [*plan["keys"].values(), *lines]:
-        run["split"] = run["seed"]
-    (folder / "plan.json").write_text(json.dumps(plan))
+    for line in [line for line in lines if (line["kind"], line["variant"]) == ("trial", "softmax")][:3]:
+        line |= {"status": "failed", "reason": "train/loss is nan at step 12", "metrics": {}}
     (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    write_report(folder)
-    lines = (folder / "report.md").read_text(encoding="utf-8").splitlines()
-    assert f"- **Repetitions:** 2 seeds{words}" in lines
+    text = page_of(folder).text
+    one = (
+        "cosine at 10 images a class is not shown to be better than naming one class for every image (62.5 % accuracy)"
+    )
+    assert f"{one}; the others are. More epochs (--epochs)" in text
+    assert "softmax: 3 of 12 trials failed (train/loss is nan at step 12)" in text
+    for line in lines:
+        if line["kind"] == "final":
+            line["metrics"]["train/accuracy"] = 0.99
+    (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "The training images were learned (99.0 %): more of them" in page_of(folder).text
+    for file in (folder / "predictions").glob("final-softmax-*"):
+        shutil.copy(file.with_name(file.name.replace("softmax", "cosine")), file)
+    text = page_of(folder).text
+    assert "Nothing has been learned: no variant is shown to be better than naming one class" in text
+    plan = json.loads((folder / "plan.json").read_text()) | {"metric": "balanced_accuracy"}
+    (folder / "plan.json").write_text(json.dumps(plan))
+    assert "naming one class for every image (50.0 % balanced accuracy)" in page_of(folder).text
 
 
 def test_what_is_missing_is_marked_on_every_table(tmp_path, undrawn):
@@ -265,7 +372,7 @@ def test_one_size_and_one_seed(tmp_path, undrawn):
     assert "No test: one training of each variant" in page.text
     assert "With one repetition of the training there is no spread, no interval and no test." in page.text
     assert "Mean over" not in page.text
-    table = page.text[page.text.index("All images.") : page.text.index("Accuracy is in %")]
+    table = page.text[page.text.index("All images.") : page.text.index("How to read this")]
     assert "±" not in table
     assert " to " not in table
 

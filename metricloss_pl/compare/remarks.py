@@ -1,0 +1,286 @@
+"""What a reader must know beside the numbers: what they can't show, what went wrong, and how they are to be read."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from metricloss_pl.compare import statistics
+from metricloss_pl.compare.statistics import LEVEL
+from metricloss_pl.compare.words import at_size, count, listed, percent
+
+if TYPE_CHECKING:
+    from metricloss_pl.compare.summary import Findings, Row
+    from metricloss_pl.compare.words import Size
+
+__all__ = [
+    "how_to_read",
+    "in_plain_words",
+    "is_small",
+    "least_difference",
+    "repetitions",
+    "scope",
+    "technical_terms",
+    "warnings",
+]
+
+_FEW_IMAGES = 5  # of a class in the test part
+_FEW_REPETITIONS = 5
+_LARGE = 0.1  # a difference that a reader would expect to be seen
+_ROUNDED = 0.02  # larger differences are given in whole points
+_MAX_NAMED = 3
+_MAX_REASON = 100  # characters
+
+
+def warnings(comparison: Findings) -> list[str]:
+    """All that makes the results worth less than they look, the worst first."""
+    return [
+        *(f"Of the data: {warning}" for warning in comparison.plan.get("warnings") or ()),
+        *_nothing_learned(comparison),
+        *_failed_trials(comparison),
+        *_small_test_part(comparison),
+        *_small_classes(comparison),
+    ]
+
+
+def least_difference(comparison: Findings) -> str | None:
+    """Below which differences could not have been shown, by the spread as it is; None where there was no test."""
+    smallest = _least(comparison)
+    if smallest is None:
+        return None
+    estimates = [row.difference for row in comparison.overall if row.p is not None and row.difference is not None]
+    points = f"{100 * smallest:.0f}" if smallest >= _ROUNDED else f"{100 * smallest:.1f}"
+    return (
+        f"differences below about {points} points could not have been shown with "
+        f"{count(estimates[0].images, 'test image')} and {count(estimates[0].repetitions, 'repetition')}"
+    )
+
+
+def is_small(comparison: Findings) -> bool:
+    """Whether a difference was not shown, and could not have been although it were large."""
+    smallest = _least(comparison)
+    found = [row.p <= LEVEL for row in comparison.overall if row.p is not None]
+    return smallest is not None and smallest >= _LARGE and not all(found)
+
+
+def _least(comparison: Findings) -> float | None:
+    tested = [row for row in comparison.overall if row.p is not None and row.difference is not None]
+    least = [statistics.least_shown(row.difference, len(tested)) for row in tested if row.difference is not None]
+    return min((one for one in least if one is not None), default=None)
+
+
+def _small_test_part(comparison: Findings) -> list[str]:
+    if not is_small(comparison):
+        return []
+    found = next(row.difference for row in comparison.overall if row.p is not None and row.difference is not None)
+    folds = "" if comparison.plan.get("folds") else " (--folds 5 tests every image once)"
+    more = f"More test images lower that most{folds}."
+    if found.degrees is not None and found.degrees < 2 * (found.repetitions - 1):  # trainings differ more than images
+        more = "More seeds lower that most."
+    return [f"This comparison is too small to tell much: {least_difference(comparison)}. {more}"]
+
+
+def _small_classes(comparison: Findings) -> list[str]:
+    counts = comparison.test_images.tolist()
+    few = [
+        (name, number)
+        for name, number in zip(comparison.class_names, counts, strict=True)
+        if number < _FEW_IMAGES and any(counts)
+    ]
+    if not few:
+        return []
+    names = ", ".join(f"{name} {number}" for name, number in few[:_MAX_NAMED])
+    more = f" and {len(few) - _MAX_NAMED} more" if len(few) > _MAX_NAMED else ""
+    classes = "1 class has" if len(few) == 1 else f"{len(few)} classes have"
+    return [
+        f"{classes} fewer than {_FEW_IMAGES} test images ({names}{more}): what is said of single classes is little "
+        "more than chance."
+    ]
+
+
+def _nothing_learned(comparison: Findings) -> list[str]:
+    chance, error = _guessing(comparison)
+    known = [row for row in comparison.rows if row.accuracy is not None]
+    low = [row for row in known if row.accuracy is not None and row.accuracy.mean <= chance + 2 * error]
+    if not low:
+        return []
+    what = "balanced accuracy" if comparison.balanced else "accuracy"
+    guess = f"naming one class for every image ({percent(chance)} % {what})"
+    if len(low) == len(known):
+        surely = all(row.accuracy.mean <= chance + error for row in known if row.accuracy is not None)
+        beginning = "Nothing has been learned" if surely else "Perhaps nothing has been learned"
+        text = f"{beginning}: no variant is shown to be better than {guess}."
+    else:
+        names = [f"{row.variant} {at_size(row.size)}" for row in low[:_MAX_NAMED]]
+        if len(low) > _MAX_NAMED:
+            names[-1] = f"{len(low) - _MAX_NAMED + 1} more in the tables"
+        verb = "is" if len(low) == 1 else "are"
+        text = f"{listed(names)} {verb} not shown to be better than {guess}; the others are."
+    return [f"{text} {_help(low, chance)}"]
+
+
+def _guessing(comparison: Findings) -> tuple[float, float]:
+    """The accuracy of naming the most frequent class for every test image, and the standard error of a guesser."""
+    counts = comparison.test_images[comparison.test_images > 0]
+    if not len(counts):
+        return -math.inf, 0.0
+    if comparison.balanced:
+        chance, share = 1 / len(counts), float((1 / counts).sum()) / len(counts) ** 2
+    else:
+        chance, share = float(counts.max() / counts.sum()), 1 / float(counts.sum())
+    return chance, math.sqrt(chance * (1 - chance) * share)
+
+
+def _help(rows: list[Row], chance: float) -> str:
+    """What to turn: whether the training images at least were learned tells."""
+    trained = [row.train for row in rows if row.train is not None]
+    if trained and min(trained) > (1 + chance) / 2:
+        return (
+            f"The training images were learned ({percent(min(trained))} %): more of them, or augmentation, help then, "
+            "not longer training."
+        )
+    return "More epochs (--epochs) or a larger learning rate help most; one far too large does the same harm."
+
+
+def _failed_trials(comparison: Findings) -> list[str]:
+    failed = Counter(run["variant"] for run in comparison.failed if run["kind"] == "trial")
+    lines = []
+    for variant, number in failed.items():
+        runs = [run for run in comparison.failed if run["kind"] == "trial" and run["variant"] == variant]
+        trials = number + sum(run["variant"] == variant for run in comparison.trials)
+        reason = str(runs[0].get("reason") or "unknown")
+        reason = reason if len(reason) <= _MAX_REASON else f"{reason[:_MAX_REASON]}..."
+        lines.append(
+            f"{variant}: {number} of {count(trials, 'trial')} failed ({reason}), so that its settings were chosen "
+            "among fewer."
+        )
+    return lines
+
+
+# ------------------------------------------------------------------------------------------------------- how to read it
+
+
+def in_plain_words(comparison: Findings) -> str:
+    """What the tables hold, for a reader who knows no statistics."""
+    if _repetitions(comparison) < 2:
+        return (
+            "How often each variant was right on the test images. With one repetition of the training there is no "
+            "spread, no interval and no test."
+        )
+    return (
+        f"How often each variant was right on the test images, and how much more often than {comparison.baseline}. "
+        f"Only where p is at most {LEVEL} is a difference shown."
+    )
+
+
+def how_to_read(comparison: Findings) -> list[tuple[str, str]]:
+    """The words and numbers of the tables, each in a plain sentence."""
+    number = _repetitions(comparison)
+    accuracy = (
+        "The share of the test images that are recognised, in %. Balanced accuracy is the mean of that share over the "
+        "classes, so that a rare class counts as much as a frequent one. A point is 1 % of the images."
+    )
+    items = {"accuracy": accuracy}
+    if number > 1:
+        items |= {
+            "repetitions": f"The same variant is trained and tested again, {number} times in all: "
+            f"{repetitions(comparison)}.",
+            "±": "How much the accuracy changes from one repetition to the next (standard deviation). It is no "
+            "interval.",
+            "a to b": "A 95 % interval: so few images and repetitions leave open where in it the true value lies, and "
+            "19 of 20 such intervals hold it. Each interval is for itself; where p is corrected for several tests, one "
+            "may leave out 0 although no difference is shown.",
+            "p": "How often chance alone would make a difference at least as large between variants that are equally "
+            f"good. Up to {LEVEL} a difference counts as shown. Above, nothing is known, which is not the same "
+            "as equal.",
+        }
+    items["gap"] = (
+        "Training minus test accuracy, in points, neither balanced: the larger, the more a network knows its training "
+        "images by heart."
+    )
+    return list(items.items())
+
+
+def technical_terms(comparison: Findings) -> list[str]:
+    """How intervals and tests are made, for a reader who knows statistics; nothing where there are none."""
+    number = _repetitions(comparison)
+    if number < 2:
+        return []
+    lines = [
+        "In technical terms: intervals and the paired test are Student's t of a two-way random-effects analysis, with "
+        "test images and repetitions both random (Obuchowski & Rockette 1995; Hillis 2007). To a difference two images "
+        "are added, one for either sign (Bonett & Price 2012), and to an accuracy four (Agresti & Coull 1998), so that "
+        "no interval is a point. p is at least that of a sign test over the images, and corrected after Holm.",
+        scope(comparison),
+    ]
+    if number < _FEW_REPETITIONS:
+        lines.append(f"With {number} repetitions only large differences can be shown; more seeds show smaller.")
+    return lines
+
+
+def repetitions(comparison: Findings) -> str:
+    """What was repeated, for each size where that differs."""
+    return _by_size(comparison, lambda size: _repeated(comparison, size)[0])
+
+
+def _repetitions(comparison: Findings) -> int:
+    return max((row.accuracy.repetitions for row in comparison.rows if row.accuracy), default=0)
+
+
+def scope(comparison: Findings) -> str:
+    """What the intervals and tests speak of."""
+    on = _by_size(comparison, lambda size: _repeated(comparison, size)[1])
+    text = f"They speak of new images and of training again{' ' if on.startswith('on ') else ', '}{on}."
+    if len({frozenset(_seeds_and_splits(comparison, size)) for size in comparison.sizes}) > 1:
+        text += " The mean over the sizes is of those repetitions that all sizes have."
+    return text
+
+
+def _by_size(comparison: Findings, words: Callable[[Size], str]) -> str:
+    """One text for all sizes, or each with the sizes for which it holds."""
+    sizes: dict[str, list[Size]] = {}
+    for size in comparison.sizes:
+        sizes.setdefault(words(size), []).append(size)
+    if len(sizes) == 1:
+        return next(iter(sizes))
+    return "; ".join(f"{listed([at_size(size) for size in of])} {text}" for text, of in sizes.items())
+
+
+def _seeds_and_splits(comparison: Findings, size: Size) -> set[tuple[int, int]]:
+    planned = comparison.planned.values()
+    return {(run["seed"], run["split"]) for run in planned if run["samples_per_class"] == size}
+
+
+def _repeated(comparison: Findings, size: Size) -> tuple[str, str]:
+    """What was repeated at a size after the plan, and on what training again intervals and tests then speak of."""
+    pairs = _seeds_and_splits(comparison, size)
+    seeds, splits = len({seed for seed, _ in pairs}), len({split for _, split in pairs})
+    folds, drawn = comparison.plan.get("folds"), size is not None
+    with_seeds = f"with {count(seeds, 'seed')}"
+    if folds and splits > 1:
+        own = ", each with a draw of training images of its own" if drawn else ""
+        return (
+            f"{splits} divisions of all images into {folds} folds{own}, {with_seeds} each",
+            "on another division of the same images",
+        )
+    if folds:
+        one = " and one draw of training images" if drawn else ""
+        words = f"one division of all images into {folds} folds{one}, {with_seeds}"
+        if seeds > 1:
+            return words, "on the same folds"
+        return (
+            f"{words}, so that the folds are the repetitions",
+            "on other folds, whose training images overlap, so that intervals may be somewhat too short",
+        )
+    if drawn and splits > 1:
+        paired = len(pairs) == seeds == splits
+        return (
+            f"{count(seeds, 'seed')}, each with a draw of training images of its own"
+            if paired
+            else f"{splits} draws of training images, {with_seeds} each",
+            "on another draw from the training images at hand",
+        )
+    same = "the same draw of training images" if drawn else "the same training images"
+    return f"{count(seeds, 'seed')} on {same}", f"on {same}, not on others"
