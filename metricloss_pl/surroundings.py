@@ -1,15 +1,32 @@
-"""With what a result was found: versions, hardware, the commit of the sources."""
+"""With what a result was found: versions, hardware, the commit of the sources, memory."""
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import os
 import platform
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+
+import torch
 
 import metricloss_pl
 
-__all__ = ["commit", "versions"]
+__all__ = ["peak_memory", "surroundings", "versions"]
+
+
+@functools.cache
+def surroundings() -> dict[str, Any]:
+    """Versions, hardware and commit, as this process first found them."""
+    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "versions": versions(*(["optuna"] if importlib.util.find_spec("optuna") else [])),
+        "hardware": {"device": accelerator or "CPU", "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+        "git": _commit(),
+    }
 
 
 def versions(*others: str) -> dict[str, str]:
@@ -19,7 +36,7 @@ def versions(*others: str) -> dict[str, str]:
     return own | {name: version(name) for name in packages}
 
 
-def commit() -> str | None:
+def _commit() -> str | None:
     """The commit of the package's own sources, with "-dirty" if they have changed since; None outside of git."""
     folder = Path(metricloss_pl.__file__).parent
 
@@ -31,3 +48,13 @@ def commit() -> str | None:
         return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def peak_memory() -> float:
+    """Most bytes that this process has held at once; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if platform.system() == "Darwin" else 1024)

@@ -1,11 +1,10 @@
-"""``figure`` and ``report`` on the command line; the losses' figures beside closed forms."""
+"""``figure`` and ``report`` on the command line."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from metricloss_pl.cli import main
-from metricloss_pl.cli.figure import pair_weight, surface
 from tests.compare.simulated import make_results
 
 
@@ -15,32 +14,6 @@ def refusal(capsys, *args):
     assert caught.value.code == 1
     (line,) = capsys.readouterr().err.splitlines()
     return line
-
-
-def test_surfaces_are_the_losses():
-    axis = np.linspace(-2, 2, 5)
-    first, second = np.meshgrid(axis, axis)
-    np.testing.assert_allclose(surface("squared error", points=5), (first - 1) ** 2 + second**2, atol=1e-6)
-    np.testing.assert_allclose(
-        surface("softmax cross-entropy", points=5), np.log1p(np.exp(second - first)), rtol=1e-5, atol=1e-6
-    )
-    norm = np.hypot(first, second)
-    cosine = np.divide(first, norm, out=np.zeros_like(first), where=norm > 0)
-    np.testing.assert_allclose(surface("cosine loss", points=5), 1 - cosine, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("term", "expected"),
-    [
-        ("log1p", lambda d: 1 / (1 + d**2)),
-        ("log", lambda d: 1 / d**2),
-        ("margin", lambda d: (d < 1).astype(float)),
-        ("negative", np.ones_like),
-    ],
-)
-def test_weights_of_a_pair(term, expected):
-    distances = np.array([0.01, 0.5, 0.99, 1.01, 3.0, 100.0])
-    np.testing.assert_allclose(pair_weight(term, distances), expected(distances), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["loss-surfaces", "pair-weights"])

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from metricloss_pl.errors import UserError
 from metricloss_pl.losses import functional as F
+from metricloss_pl.losses.shapes import pair_weight, surface
 from metricloss_pl.screen import print_rows, short
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from numpy.typing import NDArray
 
-    Array = NDArray[Any]
-
-__all__ = ["draw_figure", "pair_weight", "surface"]
+__all__ = ["draw_figure"]
 
 _HALF = 2.0  # of the plane's side
 _POINTS = 201  # of a grid, so that one of them is its middle
@@ -58,52 +56,15 @@ def draw_figure(
     print_rows([("figure", short(path))])
 
 
-def surface(loss: str, half: float = _HALF, points: int = _POINTS) -> Array:
-    """A loss of class 0 over the plane of two features, without class weights and batch.
-
-    Args:
-        loss: ``squared error``, ``softmax cross-entropy`` or ``cosine loss``; one-hot class embeddings.
-        half: Half the plane's side.
-        points: G, points a side.
-
-    Returns:
-        (G, G), rows from the bottom.
-    """
-    axis = torch.linspace(-half, half, points)
-    second, first = torch.meshgrid(axis, axis, indexing="ij")
-    features = torch.stack([first.flatten(), second.flatten()], dim=1)
-    labels = torch.zeros(len(features), dtype=torch.int64)
-    values: Array = _SURFACES[loss](features, labels, reduction="none").reshape(points, points).numpy()
-    return values
-
-
-def pair_weight(inter: F.PairTerm, distances: Array) -> Array:
-    """Derivative of the push of a pair by its squared distance, by autograd.
-
-    Args:
-        inter: Term of the standalone center loss.
-        distances: (G,) Euclidean distances of the two embeddings, above 0.
-
-    Returns:
-        (G,).
-    """
-    labels, weights = torch.tensor([0, 1]), []
-    for distance in distances.tolist():
-        embeddings = torch.tensor([[0.0, 0.0], [distance, 0.0]], dtype=torch.float64, requires_grad=True)
-        _, push = F.standalone_center_loss(embeddings, labels, embeddings.detach(), inter=inter, pairs="mean")
-        (gradient,) = torch.autograd.grad(push, embeddings)
-        weights.append(gradient[1, 0].item() / (2 * distance))  # d(d^2)/dx = 2 d
-    found: Array = torch.tensor(weights, dtype=torch.float64).numpy()
-    return found
-
-
 def _of_losses(figure: str) -> Figure:
     from metricloss_pl import plots
 
     if figure == "loss-surfaces":
-        return plots.loss_surfaces({name: surface(name) for name in _SURFACES}, _HALF)
-    distances: Array = torch.logspace(-2, 2, 400, dtype=torch.float64).numpy()
-    return plots.pair_weights(distances, {term: pair_weight(term, distances) for term in get_args(F.PairTerm)})
+        axis = torch.linspace(-_HALF, _HALF, _POINTS)
+        return plots.loss_surfaces({name: surface(loss, axis).numpy() for name, loss in _SURFACES.items()}, _HALF)
+    distances = torch.logspace(-2, 2, 400, dtype=torch.float64)
+    weights = {term: pair_weight(term, distances).numpy() for term in get_args(F.PairTerm)}
+    return plots.pair_weights(distances.numpy(), weights)
 
 
 def _embeddings(results: str | None, samples_per_class: int | None) -> Figure:

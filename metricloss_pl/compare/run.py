@@ -26,9 +26,9 @@ from metricloss_pl.compare.results import Results
 from metricloss_pl.compare.settings import blaming
 from metricloss_pl.compare.tuning import check_optuna
 from metricloss_pl.compare.words import duration, size_name
-from metricloss_pl.compare.worker import Cost, Worker, quiet
+from metricloss_pl.compare.worker import Cost, Worker
 from metricloss_pl.errors import UserError
-from metricloss_pl.screen import print_rows, short
+from metricloss_pl.screen import print_rows, quiet, short
 
 if TYPE_CHECKING:
     from multiprocessing.context import ForkServerContext, SpawnContext

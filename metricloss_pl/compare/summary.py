@@ -58,7 +58,7 @@ class Row:
 
     Attributes:
         variant: Its name.
-        size: Training images a class; None for all images.
+        sizes: Training images a class, None for all images; several where it is their mean.
         done: Final runs that are there.
         planned: Final runs that the plan holds.
         accuracy: On the test images; balanced where the comparison goes by that.
@@ -71,7 +71,7 @@ class Row:
     """
 
     variant: str
-    size: Size
+    sizes: tuple[Size, ...]
     done: int
     planned: int
     accuracy: Estimate | None
@@ -81,6 +81,12 @@ class Row:
     train: float | None
     gap: float | None
     seconds: float | None
+
+    @property
+    def size(self) -> Size:
+        """That of a row of one size."""
+        (size,) = self.sizes
+        return size
 
 
 @dataclass
@@ -211,7 +217,7 @@ class Findings:
         seconds = [run["seconds"] for run in runs if run.get("seconds") is not None]
         return Row(
             variant=variant,
-            size=sizes[0],
+            sizes=tuple(sizes),
             done=len(runs),
             planned=len(planned),
             accuracy=accuracy,

@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
-import functools
 import gc
-import importlib.util
-import logging
 import math
-import os
-import platform
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from torch import Tensor
+from lightning.pytorch import Callback, Trainer, seed_everything
 
-from metricloss_pl.callbacks.geometry import measure_parts
 from metricloss_pl.checkpoints import tensor_not_finite
 from metricloss_pl.compare.folds import FoldDataModule
-from metricloss_pl.compare.plan import Comparison, Metric, Plan, Run
+from metricloss_pl.compare.plan import Comparison, Plan, Run
+from metricloss_pl.compare.recording import Clock, Recorder, Scores
 from metricloss_pl.compare.results import Line
 from metricloss_pl.compare.settings import Built, RunFiles
 from metricloss_pl.compare.tuning import MEASUREMENTS, Search, best_trial
 from metricloss_pl.errors import UserError, reason
 from metricloss_pl.metrics import Temperature
-from metricloss_pl.regimes import Classifier
-from metricloss_pl.surroundings import commit, versions
+from metricloss_pl.surroundings import peak_memory, surroundings
 
-__all__ = ["Cost", "Worker", "quiet"]
+__all__ = ["Cost", "Worker"]
 
 _FEW_STEPS = 6  # of a measured one
 _MAX_HALF = 65504.0
@@ -111,7 +102,7 @@ class Worker:
             gc.collect()
             torch.cuda.empty_cache()
         line["seconds"] = round(time.perf_counter() - begin, 3)
-        return {**line, **_surroundings(), "date": datetime.now(UTC).isoformat(timespec="seconds")}, arrays
+        return {**line, **surroundings(), "date": datetime.now(UTC).isoformat(timespec="seconds")}, arrays
 
     def _trial(self, plan: Plan, run: Run, before: Sequence[Line], line: Line) -> None:
         tuning, space = self.comparison.tuning, self.comparison.space(run.variant)
@@ -215,7 +206,7 @@ class Worker:
         """Trains a final run for a few steps, to an epoch's end, and tests it not at all."""
         begin = time.perf_counter()
         built = self.build(run)
-        clock = _Clock()
+        clock = Clock()
         epochs = _epochs(built.trainer)
         # Without the check of logged losses: the config's own learning rate may diverge, and trials choose another one.
         built.trainer.update(max_epochs=1, limit_train_batches=_FEW_STEPS, log_every_n_steps=0)
@@ -229,107 +220,11 @@ class Worker:
         images = MEASUREMENTS * len(built.data.samples("train"))
         around = max(0.0, time.perf_counter() - begin - sum(clock.steps) - recorder.seconds)
         accelerator = trainer.strategy.root_device.type == "cuda"
-        memory = torch.cuda.max_memory_reserved() if accelerator else _peak_memory()
+        memory = torch.cuda.max_memory_reserved() if accelerator else peak_memory()
         return Cost(around + steps * step + images * measured, steps, memory / 1e9, accelerator)
 
 
 # ------------------------------------------------------------------------------------------------------------ training
-
-
-class Recorder(Callback):
-    """The history of a training, epoch by epoch.
-
-    Args:
-        epochs: Of the whole training, in which so many measurements are spread evenly as there are epochs for.
-        is_hopeless: Tells from what was measured after an epoch, by the history's names, whether to stop.
-    """
-
-    def __init__(self, epochs: int, is_hopeless: Callable[[Mapping[str, float]], bool] | None = None) -> None:
-        self._due = {math.ceil(epochs * number / MEASUREMENTS) for number in range(1, MEASUREMENTS + 1)}
-        self.history: dict[str, list[float | None]] = {"epoch": [], "train/loss": []}
-        self.hopeless: dict[str, float] | None = None  # what was measured when it was found so
-        self.seconds = 0.0
-        self._is_hopeless = is_hopeless
-        self._losses: list[Tensor] = []
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._losses = []
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:
-        self._losses.append(outputs["loss"].detach())
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        epochs = trainer.current_epoch + 1
-        if epochs not in self._due:
-            return
-        values = self._record(trainer, pl_module, epochs)
-        if self._is_hopeless is not None and epochs != trainer.max_epochs and self._is_hopeless(values):
-            self.hopeless, trainer.should_stop = values, True
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.history["epoch"][-1:] != [trainer.current_epoch]:
-            self._record(trainer, pl_module, trainer.current_epoch)
-
-    def _record(self, trainer: Trainer, pl_module: LightningModule, epochs: int) -> dict[str, float]:
-        assert isinstance(pl_module, Classifier)
-        begin = time.perf_counter()
-        values = {"epoch": epochs, "train/loss": torch.stack(self._losses).mean().item()}
-        for part, measured in measure_parts(trainer, pl_module).items():
-            for name, scalar in measured.items():
-                place = f"{part}/{name}" if name in get_args(Metric) else f"geometry/{part}_{name}"
-                values[place] = scalar.item()
-        for name, value in values.items():
-            self.history.setdefault(name, []).append(value if math.isfinite(value) else None)
-        self.seconds += time.perf_counter() - begin
-        return values
-
-
-class Scores(Callback):
-    """What a validation or test finds for each image, in their order."""
-
-    def __init__(self, model: Classifier) -> None:
-        self._model = model
-        self._batches: list[tuple[Tensor, Tensor, Tensor]] = []
-
-    def _take(self, trainer: Trainer, outputs: Any) -> None:
-        embeddings = outputs["embeddings"]
-        with torch.no_grad(), trainer.precision_plugin.forward_context():
-            scores, points = self._model.class_scores(embeddings), self._model.points(embeddings)
-        self._batches.append((scores.float().cpu(), outputs["labels"].cpu(), points.float().cpu()))
-
-    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:
-        self._take(trainer, outputs)
-
-    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:
-        self._take(trainer, outputs)
-
-    @property
-    def class_scores(self) -> Tensor:
-        """(N, C)."""
-        return torch.cat([batch[0] for batch in self._batches])
-
-    @property
-    def labels(self) -> Tensor:
-        """(N,)."""
-        return torch.cat([batch[1] for batch in self._batches])
-
-    @property
-    def points(self) -> Tensor:
-        """(N, D), in the space in which the regime compares."""
-        return torch.cat([batch[2] for batch in self._batches])
-
-
-class _Clock(Callback):
-    def __init__(self) -> None:
-        self.steps: list[float] = []
-
-    def on_train_batch_start(self, *args: Any) -> None:
-        self._begin = time.perf_counter()
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        if pl_module.device.type == "cuda":
-            torch.cuda.synchronize(pl_module.device)
-        self.steps.append(time.perf_counter() - self._begin)
 
 
 def _trainer(built: Built, callbacks: Sequence[Callback]) -> Trainer:
@@ -382,43 +277,3 @@ def _numbers(trainer: Trainer) -> dict[str, float]:
     values = {name: value.item() for name, value in trainer.callback_metrics.items()}
     parts = ("val/", "test/")
     return {name: value for name, value in values.items() if name.startswith(parts) and math.isfinite(value)}
-
-
-# -------------------------------------------------------------------------------------------------------- surroundings
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without what Lightning says of each run."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-@functools.cache
-def _surroundings() -> dict[str, Any]:
-    """With what a result was found."""
-    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "versions": versions(*(["optuna"] if importlib.util.find_spec("optuna") else [])),
-        "hardware": {"device": accelerator or "CPU", "cores": os.cpu_count(), "threads": torch.get_num_threads()},
-        "git": commit(),
-    }
-
-
-def _peak_memory() -> float:
-    """Bytes; 0 where the system does not say."""
-    try:
-        import resource
-    except ImportError:
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if platform.system() == "Darwin" else 1024)
