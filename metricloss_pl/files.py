@@ -1,4 +1,4 @@
-"""Files: named in a config relative to it, and written whole or not at all."""
+"""Files: named in a config relative to it, read line by line, and written whole or not at all."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from metricloss_pl.errors import UserError, reason
 
-__all__ = ["FilePath", "replacing"]
+__all__ = ["FilePath", "Line", "read_lines", "replacing"]
 
 if TYPE_CHECKING:
     FilePath: TypeAlias = str | os.PathLike[str]
@@ -34,6 +34,42 @@ else:
     register_type(FilePath, deserializer=_beside_config)
 
 
+class Line(NamedTuple):
+    """One line of a text file."""
+
+    place: str  # file and number, for messages
+    text: str
+
+
+def read_lines(
+    path: FilePath | Path, source: str | None = None, remedy: str | None = None, comments: bool = False
+) -> list[Line]:
+    """Reads the lines of a text file, except for empty ones, without the white space around them.
+
+    Args:
+        path: The file, UTF-8.
+        source: What messages call it. None: by its path.
+        remedy: What a person can do where it is missing or empty. None: it may be empty.
+        comments: Pass over lines that begin with #.
+
+    Raises:
+        UserError: The file is missing, cannot be read, or is empty.
+    """
+    source = str(path) if source is None else source
+    right = "" if remedy is None else f": {remedy}"
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError as error:
+        raise UserError(f"{source}: there is no such file{right}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{source} can't be read as text: {reason(error)}") from error
+    stripped = [Line(f"{source}, line {number}", line.strip()) for number, line in enumerate(lines, start=1)]
+    found = [line for line in stripped if line.text and not (comments and line.text.startswith("#"))]
+    if not found and remedy is not None:
+        raise UserError(f"{source} is empty: {remedy}")
+    return found
+
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Gives a file beside ``path`` to be written, which then takes its place; after an error nothing of it stays.
@@ -42,18 +78,26 @@ def replacing(path: str | Path) -> Iterator[Path]:
         path: The file to replace, or a link to it; its folder is made.
 
     Raises:
-        UserError: It is no file, such as a folder or a device; or its folder can't be made.
+        UserError: It is no file, such as a folder or a device; or it or its folder can't be written.
     """
     path = Path(path).resolve()
-    if path.exists() and not path.is_file():
-        raise UserError(f"{path} is no file that could be replaced")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{path} can't be written ({reason(error)}): another place is needed") from error
     beside = path.with_name(f".{path.stem[:100]}.{os.getpid()}.part{path.suffix}")
+    with _blaming(path):
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is no file that could be replaced")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.touch()
     try:
         yield beside
-        os.replace(beside, path)
+        with _blaming(path):
+            os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def _blaming(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} can't be written ({reason(error)}): another place is needed") from error

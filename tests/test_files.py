@@ -1,12 +1,14 @@
 """A file that a config names, relative to the config."""
 
+import os
 from typing import Literal
 
 import pytest
 import torch
 from jsonargparse import ArgumentParser
 
-from metricloss_pl.files import FilePath
+from metricloss_pl.errors import UserError
+from metricloss_pl.files import FilePath, replacing
 
 
 @pytest.fixture
@@ -34,3 +36,13 @@ def test_what_is_no_file_stays_as_it_is(parser, tmp_path, monkeypatch):
     for given, expected in {"a": "a", "nowhere.txt": "nowhere.txt", "null": None, ".": "."}.items():
         assert parser.parse_args([f"--file={given}"]).file == expected
     assert parser.parse_object({"file": 7}).file == 7
+
+
+def test_what_may_not_be_written(tmp_path, monkeypatch):
+    for path in ("/proc/table.csv", tmp_path / f"{'long' * 99}.csv"):
+        with pytest.raises(UserError, match=r"\.csv can't be written \(.*: another place is needed"), replacing(path):
+            pytest.fail("nothing is to be written yet")
+    monkeypatch.setattr(os, "replace", lambda beside, path: os.open("/proc", os.O_WRONLY))
+    with pytest.raises(UserError, match=r"table\.csv can't be written \("), replacing(tmp_path / "table.csv") as beside:
+        beside.write_text("new")
+    assert list(tmp_path.iterdir()) == []

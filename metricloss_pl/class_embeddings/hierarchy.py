@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from metricloss_pl.class_embeddings.matching import match_classes, read_class_list, read_lines, read_pairs
+from metricloss_pl.class_embeddings.matching import match_classes, read_class_list, read_pairs
 from metricloss_pl.errors import UserError, check_choice
-from metricloss_pl.files import FilePath, replacing
+from metricloss_pl.files import FilePath, Line, read_lines, replacing
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -112,11 +112,11 @@ class Hierarchy:
         """
         check_choice("format", format, Format)
         source = f"hierarchy {path}"
-        lines = read_lines(path, source)
-        if format == "indented" or (format == "auto" and any(line.startswith("-") for _, line in lines)):
-            pairs = _indented(lines, source)
+        lines = read_lines(path, source, comments=True)
+        if format == "indented" or (format == "auto" and any(line.text.startswith("-") for line in lines)):
+            pairs = _indented(lines)
         else:
-            pairs = read_pairs(lines, source)
+            pairs = read_pairs(lines)
             if format == "child-parent" or (format == "auto" and _child_first(pairs)):
                 pairs = [(parent, child) for child, parent in pairs]
         names = {} if class_list is None else read_class_list(class_list)
@@ -193,7 +193,7 @@ class Hierarchy:
     def leaves(self) -> list[str]:
         """Ids of the nodes without children, in ascending order: as numbers if all are, else as texts."""
         leaves = [node for node in self.nodes if node not in self.children]
-        whole = all(leaf.isascii() and leaf.isdigit() for leaf in leaves)
+        whole = all(re.fullmatch("[0-9]{1,18}", leaf) for leaf in leaves)
         return sorted(leaves, key=lambda leaf: (int(leaf) if whole else 0, leaf))
 
     @cached_property
@@ -282,11 +282,10 @@ def _child_first(pairs: list[tuple[str, str]]) -> bool:
     return len(firsts) > len(seconds)
 
 
-def _indented(lines: Iterable[tuple[int, str]], source: str) -> list[tuple[str, str]]:
+def _indented(lines: Iterable[Line]) -> list[tuple[str, str]]:
     pairs: list[tuple[str, str]] = []
     above: list[str] = []  # the nodes from the root to the line before
-    for number, line in lines:
-        place = f"{source}, line {number}"
+    for place, line in lines:
         dashes = len(line) - len(line.lstrip("-"))
         name = line[dashes:].strip()
         if dashes % 2 or not name:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 
-from metricloss_pl.errors import UserError, reason
-from metricloss_pl.files import FilePath
+from metricloss_pl.errors import UserError
+from metricloss_pl.files import FilePath, Line, read_lines
 
-__all__ = ["match_classes", "read_class_list", "read_lines", "read_pairs"]
+__all__ = ["match_classes", "read_class_list", "read_pairs"]
 
 _COMMENT = re.compile(r"(?<!\s)(\s+\?|\s+\([^()]*\))+$")
 
@@ -45,8 +44,9 @@ def match_classes(
         found, other = (same[first], second) if first in same else (same.get(second), first)
         if found is not None and of_listed.setdefault(other, found) != found:
             raise UserError(f"the class list says {other!r} of two {entry[1]}, {of_listed[other]!r} and {found!r}")
-    numbers = _of_one((str(int(key)), key) for key in ids if re.fullmatch("[0-9]+", key))
-    numbered = {name: numbers.get(str(int(match[0]))) for name in class_names if (match := re.match("[0-9]+", name))}
+    numbers = _of_one((key.lstrip("0"), key) for key in ids if re.fullmatch("[0-9]+", key))
+    leading = {name: match[0] for name in class_names if (match := re.match("[0-9]+", name))}
+    numbered = {name: numbers.get(number.lstrip("0")) for name, number in leading.items()}
     rules: list[Mapping[str, str | None]] = [same, of_listed, numbered]
     chosen = max(([rule.get(name) for name in class_names] for rule in rules), key=lambda keys: len({*keys} - {None}))
     owner: dict[str, str] = {}
@@ -80,38 +80,22 @@ def read_class_list(path: FilePath) -> dict[str, str]:
     """
     source = f"class list {path}"
     names: dict[str, str] = {}
-    for key, name in read_pairs(read_lines(path, source), source):
+    for key, name in read_pairs(read_lines(path, source, comments=True)):
         if names.setdefault(key, name) != name:
             raise UserError(f"{source}: {key!r} is listed twice, as {names[key]!r} and {name!r}")
     return names
 
 
-def read_lines(path: FilePath, source: str) -> list[tuple[int, str]]:
-    """Number and text of each line of a file that says something; the others are empty or begin with #.
-
-    Raises:
-        UserError: The file is missing or no text.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise UserError(f"{source}: there is no such file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{source} can't be read as text: {reason(error)}") from error
-    stripped = ((number, line.strip()) for number, line in enumerate(text.splitlines(), start=1))
-    return [(number, line) for number, line in stripped if line and not line.startswith("#")]
-
-
-def read_pairs(lines: Iterable[tuple[int, str]], source: str) -> list[tuple[str, str]]:
+def read_pairs(lines: Iterable[Line]) -> list[tuple[str, str]]:
     """Two words of each line, of which the second may hold spaces.
 
     Raises:
         UserError: A line has but one.
     """
     pairs = []
-    for number, line in lines:
+    for place, line in lines:
         words = line.split(maxsplit=1)
         if len(words) != 2:
-            raise UserError(f"{source}, line {number}: {line!r} is one word, where two are needed")
+            raise UserError(f"{place}: {line!r} is one word, where two are needed")
         pairs.append((words[0], words[1]))
     return pairs

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from metricloss_pl.data.base import ImageDataModule, Part
-from metricloss_pl.data.index_files import anew, read_lines
+from metricloss_pl.data.index_files import anew
 from metricloss_pl.data.samples import Samples, file_samples
 from metricloss_pl.download import Resource, fetch
+from metricloss_pl.files import read_lines
 
 
 class Index(NamedTuple):
@@ -31,7 +32,8 @@ def index_by_folder(folder: Path, images: str, lists: dict[Part, str]) -> Index:
     Raises:
         UserError: A list is missing, cannot be read, or is empty.
     """
-    files = {part: [line.text for line in read_lines(folder / name, anew(folder))] for part, name in lists.items()}
+    remedy = anew(folder)
+    files = {part: [line.text for line in read_lines(folder / name, remedy=remedy)] for part, name in lists.items()}
     names = sorted({_class(file) for of_part in files.values() for file in of_part})
     position = {name: label for label, name in enumerate(names)}
     parts = {

@@ -9,10 +9,11 @@ from metricloss_pl.data.archives import ArchiveDataModule, Index
 from metricloss_pl.data.base import Part
 from metricloss_pl.data.file_list import read_file_lists
 from metricloss_pl.data.image_list import samples_of
-from metricloss_pl.data.index_files import Line, anew, read_pairs
+from metricloss_pl.data.index_files import anew, read_numbered
 from metricloss_pl.data.samples import Samples, Statistics, file_samples
 from metricloss_pl.download import Resource
 from metricloss_pl.errors import UserError
+from metricloss_pl.files import Line
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -63,7 +64,7 @@ class CUB200DataModule(ArchiveDataModule):
         return Index(names, _read_lists(split, folder / "images", len(names)))
 
 
-def read_bird_index(folder: Path, split_file: Path | None = None, image_id: str = r"\d+") -> Index:
+def read_bird_index(folder: Path, split_file: Path | None = None, image_id: str = "[0-9]{1,18}") -> Index:
     """Reads `classes.txt`, `images.txt`, `image_class_labels.txt` and `train_test_split.txt`: lines `<number> <text>`.
 
     Args:
@@ -79,15 +80,15 @@ def read_bird_index(folder: Path, split_file: Path | None = None, image_id: str 
         UserError: A file is missing or broken, or they contradict one another.
     """
     remedy = anew(folder)
-    classes = read_pairs(folder / "classes.txt", remedy)
-    files = read_pairs(folder / "images.txt", remedy, image_id)
-    of_class = read_pairs(folder / "image_class_labels.txt", remedy, image_id)
+    classes = read_numbered(folder / "classes.txt", remedy)
+    files = read_numbered(folder / "images.txt", remedy, image_id)
+    of_class = read_numbered(folder / "image_class_labels.txt", remedy, image_id)
     _check_images(files, of_class, folder, "image_class_labels.txt")
     if split_file is None:
-        split = read_pairs(folder / "train_test_split.txt", remedy, image_id)
+        split = read_numbered(folder / "train_test_split.txt", remedy, image_id)
         _check_images(files, split, folder, "train_test_split.txt")
     else:
-        split = read_pairs(split_file, "a file like train_test_split.txt, or a folder of lists, is needed", image_id)
+        split = read_numbered(split_file, "a file like train_test_split.txt, or a folder of lists, is needed", image_id)
         _check_images({number: files[number] for number in files if number in split}, split, folder, split_file.name)
     for place, number in of_class.values():
         if number not in classes:

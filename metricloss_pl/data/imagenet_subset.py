@@ -14,10 +14,11 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from lightning.pytorch.utilities import rank_zero_info
 
 from metricloss_pl.data.base import ImageDataModule, Part
-from metricloss_pl.data.index_files import anew, read_lines, read_list, read_mat
+from metricloss_pl.data.index_files import anew, read_list, read_mat
 from metricloss_pl.data.samples import Samples, Statistics, file_samples
 from metricloss_pl.download import UNREADABLE_ARCHIVE, Resource, check_present, check_sum, make_folder, unpack
 from metricloss_pl.errors import UserError, check_choice, reason
+from metricloss_pl.files import read_lines
 
 Subset = Literal["vipriors", "deic"]
 
@@ -183,7 +184,7 @@ def read_texts(folder: Path) -> Lists:
         if label != position[file.partition("/")[0]]:
             raise UserError(f"{place}: label {label!r}, where the position of the class among all classes is needed")
     for place, _, label in test:
-        if not label.isdecimal() or int(label) >= len(wnids):
+        if not re.fullmatch("[0-9]{1,18}", label) or int(label) >= len(wnids):
             raise UserError(f"{place}: label {label!r}, where a number from 0 to {len(wnids) - 1} is needed")
     return Lists(
         train=[_checked(f"{file}.JPEG", _TRAIN_FILE, place) for place, file, _ in train],
@@ -251,7 +252,7 @@ def read_ground_truth(folder: Path, files: list[str], position: dict[str, int]) 
     """
     data = folder / "ILSVRC2012_devkit_t12" / "data"
     synsets = read_mat(data / "meta.mat", "synsets", anew(folder), fields=("ILSVRC2012_ID", "WNID"))
-    truth = read_lines(data / "ILSVRC2012_validation_ground_truth.txt", anew(folder))
+    truth = read_lines(data / "ILSVRC2012_validation_ground_truth.txt", remedy=anew(folder))
     label = {str(synset["ILSVRC2012_ID"]): position.get(synset["WNID"]) for synset in synsets}
     labels = []
     for file in files:

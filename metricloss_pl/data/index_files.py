@@ -5,19 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from metricloss_pl.errors import UserError, reason
-
-
-class Line(NamedTuple):
-    """One line of a text file."""
-
-    place: str  # file and number, for messages
-    text: str
+from metricloss_pl.files import Line, read_lines
 
 
 def anew(folder: Path) -> str:
@@ -25,49 +19,26 @@ def anew(folder: Path) -> str:
     return f"remove {folder} to have it unpacked anew"
 
 
-def read_lines(file: Path, remedy: str) -> list[Line]:
-    """Reads the lines of a text file, except for empty ones.
+def read_numbered(file: Path, remedy: str, number: str = "[0-9]{1,18}") -> dict[str, Line]:
+    """Reads lines of `<number> <text>`, where each number comes once.
 
     Args:
         file: The file.
         remedy: What a person can do where it is missing or empty.
+        number: Regular expression that a number matches.
 
     Raises:
-        UserError: The file is missing, cannot be read, or is empty.
+        UserError: A line is of another form, or its number came before; and as `read_lines`.
     """
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError as error:
-        raise UserError(f"no file {file}: {remedy}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} cannot be read: {reason(error)}") from error
-    found = [Line(f"{file}, line {number}", line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
-    if not found:
-        raise UserError(f"{file} is empty: {remedy}")
-    return found
-
-
-def read_pairs(file: Path, remedy: str, key: str = r"\d+") -> dict[str, Line]:
-    """Reads lines of `<key> <text>`, where each key comes once.
-
-    Args:
-        file: The file.
-        remedy: What a person can do where it is missing or empty.
-        key: Regular expression that a key matches.
-
-    Raises:
-        UserError: A line is of another form, or its key came before; and as `read_lines`.
-    """
-    pairs: dict[str, Line] = {}
-    for place, line in read_lines(file, remedy):
+    found: dict[str, Line] = {}
+    for place, line in read_lines(file, remedy=remedy):
         words = line.split(maxsplit=1)
-        if len(words) != 2 or not re.fullmatch(key, words[0]):
+        if len(words) != 2 or not re.fullmatch(number, words[0]):
             raise UserError(f"{place}: {line!r}, where a number and a text are needed")
-        number, text = words
-        if number in pairs:
-            raise UserError(f"{place}: number {number} is listed already, at {pairs[number].place}")
-        pairs[number] = Line(place, text)
-    return pairs
+        if words[0] in found:
+            raise UserError(f"{place}: number {words[0]} is listed already, at {found[words[0]].place}")
+        found[words[0]] = Line(place, words[1])
+    return found
 
 
 def read_list(file: Path) -> list[tuple[str, str, str]]:
@@ -80,7 +51,7 @@ def read_list(file: Path) -> list[tuple[str, str, str]]:
         UserError: A line has no label; and as `read_lines`.
     """
     listed = []
-    for place, line in read_lines(file, "a list of lines `<file> <label>` is needed"):
+    for place, line in read_lines(file, remedy="a list of lines `<file> <label>` is needed"):
         words = line.rsplit(maxsplit=1)
         if len(words) != 2:
             raise UserError(f"{place}: {line!r}, where a file and a label are needed")

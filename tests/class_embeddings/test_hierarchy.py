@@ -322,6 +322,13 @@ def test_classes_are_found_by_their_names(tmp_path):
     assert Hierarchy.from_file(readable, class_list=listed).leaves_of(["17", "2"]) == ["a gull", "jay"]
 
 
+def test_numbers_may_be_longer_than_python_reads():
+    leaves = ["7", "1" * 5000, "2" * 5000]
+    tree = Hierarchy.from_pairs([("root", leaf) for leaf in leaves])
+    assert tree.leaves == sorted(leaves)
+    assert tree.leaves_of([f"00{leaves[2]}.Bird", "007.Bird"]) == [leaves[2], "7"]
+
+
 def test_numbers_are_written_with_or_without_zeros():
     padded = Hierarchy.from_pairs([("0", "001"), ("0", "017"), ("0", "200")])
     assert padded.leaves_of(["17", "1.x", "0200"]) == ["017", "001", "200"]

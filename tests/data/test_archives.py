@@ -301,7 +301,9 @@ def test_missing_or_broken_index_file(published):
             assert str(file) in str(caught.value)
             assert "\n" not in str(caught.value)
             if content is None:
-                assert f"no file {file}: remove {published.root / published.module.folder}" in str(caught.value)
+                assert f"{file}: there is no such file: remove {published.root / published.module.folder}" in str(
+                    caught.value
+                )
         file.write_bytes(whole)
     assert published.load().read("train") is not None
 

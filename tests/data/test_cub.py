@@ -68,7 +68,7 @@ def test_order_of_lines_does_not_matter(tmp_path):
 def test_missing_index_file(tmp_path, name):
     file = make_cub(tmp_path) / f"{name}.txt"
     file.unlink()
-    assert f"no file {file}" in refused(root=str(tmp_path))
+    assert f"{file}: there is no such file" in refused(root=str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["classes", "images", "image_class_labels", "train_test_split"])
@@ -85,6 +85,7 @@ def test_empty_index_file(tmp_path, name):
         ("classes", "2", ["'2'", "number"]),
         ("classes", "1 002.Bird_2", ["number 1", "line 1"]),
         ("images", "1 other.jpg", ["number 1", "line 1"]),
+        pytest.param("classes", f"{'2' * 5000} 002.Bird_2", ["where a number and a text are needed"], id="long number"),
         ("images", "-2 other.jpg", ["'-2 other.jpg'"]),
         ("image_class_labels", "99 1", ["image 99", "images.txt"]),
         ("image_class_labels", "2 5", ["class 5", "classes.txt"]),
@@ -219,6 +220,10 @@ def test_wrong_line_of_a_list_is_named(tmp_path, line, words):
 
 def test_split_that_is_not_there(tmp_path):
     make_cub(tmp_path)
-    assert f"no file {tmp_path / 'none'}: a file like" in refused(root=str(tmp_path), split=str(tmp_path / "none"))
+    assert f"{tmp_path / 'none'}: there is no such file: a file like" in refused(
+        root=str(tmp_path), split=str(tmp_path / "none")
+    )
     (tmp_path / "lists").mkdir()
-    assert f"no file {tmp_path / 'lists' / 'train.txt'}" in refused(root=str(tmp_path), split=str(tmp_path / "lists"))
+    assert f"{tmp_path / 'lists' / 'train.txt'}: there is no such file" in refused(
+        root=str(tmp_path), split=str(tmp_path / "lists")
+    )

@@ -98,6 +98,6 @@ def test_wrong_line_is_named(root, lists, words):
 
 
 def test_missing_list_and_folder(root):
-    with pytest.raises(UserError, match=r"no file .*none\.txt: a list of lines"):
+    with pytest.raises(UserError, match=r"none\.txt: there is no such file: a list of lines"):
         FileListDataModule(root=str(root), train=str(root / "none.txt"))
     assert "no file" in refused(root / "none", train="a/1 0")
