@@ -27,6 +27,7 @@ from metricloss_pl.compare.settings import blaming
 from metricloss_pl.compare.tuning import check_optuna
 from metricloss_pl.compare.words import duration, size_name
 from metricloss_pl.compare.worker import Cost, Worker
+from metricloss_pl.data.duplicates import Duplicate, describe_duplicates
 from metricloss_pl.errors import UserError
 from metricloss_pl.screen import print_rows, quiet, short
 
@@ -174,18 +175,17 @@ def _check_parts(worker: Worker, plan: Plan, missing: Sequence[Run], facts: dict
     data = worker.build(largest).data
     data.setup("fit")
     data.setup("test")
-    pairs = {frozenset((pair.name, pair.earlier_name)): pair for pair in data.duplicates()}
+    data.check_files()
+    pairs: dict[frozenset[str], Duplicate] = {}
     alike = (largest.variant, largest.samples_per_class)
     folds = {(run.split, run.fold): run for run in finals if (run.variant, run.samples_per_class) == alike}
-    for run in folds.values() if plan.comparison.folds is not None else ():
-        for pair in worker.build(run).data.duplicates():  # a pair may be parted in one division and not in another
-            pairs.setdefault(frozenset((pair.name, pair.earlier_name)), pair)
-    if found := list(pairs.values()):
-        first = found[0]
-        facts["warnings"] = [
-            f"{len(found)} images stand in more than one part, so that figures flatter: {first.name} ({first.part}) = "
-            f"{first.earlier_name} ({first.earlier_part})"
-        ]
+    in_folds = plan.comparison.folds is not None
+    for divided in (worker.build(run).data for run in folds.values()) if in_folds else [data]:
+        for pair in divided.duplicates():
+            same = frozenset((pair.name, pair.earlier_name))
+            if same not in pairs or pair.part != pair.earlier_part:  # a pair may be parted in one division alone
+                pairs[same] = pair
+    facts["warnings"] = describe_duplicates(pairs.values(), data.class_names)
 
 
 def _measure(worker: Worker, plan: Plan, missing: Iterable[Run]) -> Costs:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections import defaultdict
-from collections.abc import Hashable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -19,35 +16,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from metricloss_pl.data.augment import Augmentation
+from metricloss_pl.data.dataset import ImageDataset, Views, as_it_is
+from metricloss_pl.data.duplicates import Duplicate, describe_duplicates, find_duplicates
+from metricloss_pl.data.reading import UnreadableImages, check_readable, image_files
 from metricloss_pl.data.sampler import EvaluationSampler, TrainSampler, process_group
-from metricloss_pl.data.samples import (
-    ImageDataset,
-    ImageStore,
-    Samples,
-    Statistics,
-    Views,
-    as_it_is,
-    check_samples,
-    check_statistics,
-    concatenate,
-    image_files,
-)
+from metricloss_pl.data.samples import Samples, Statistics, check_samples, check_statistics, concatenate
 from metricloss_pl.data.splits import choose_per_class, split_off
+from metricloss_pl.data.store import ImageStore
 from metricloss_pl.errors import UserError, check_choice
 
 Part = Literal["train", "val", "test"]
 # What folders and lists may call a part.
 PART_NAMES: dict[str, Part] = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _MEASURED_FILES = 2000  # images from which mean and deviation of files on disk are measured
-
-
-class Duplicate(NamedTuple):
-    """An image of a later part that stands, byte for byte, in an earlier part too."""
-
-    part: str
-    name: str
-    earlier_part: str
-    earlier_name: str
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -199,18 +180,25 @@ class ImageDataModule(LightningDataModule, ABC):
         )
 
     def duplicates(self) -> list[Duplicate]:
-        """Finds images that stand in more than one of the training, validation and test parts, by their content.
+        """Finds images that stand in more than one of the training, validation and test parts, or under two classes.
 
-        Parts that are not set up yet are read for it. Files are compared byte for byte, and only with files of the same
-        size. An image of a later part is listed once, with the first like it.
+        Parts that are not set up yet are read for it. Files are compared byte for byte. Each image is listed once, with
+        the first like it.
+        """
+        return find_duplicates(self._labelled_parts())
+
+    def check_files(self) -> None:
+        """Decodes each image file that is in use and not in memory, the test part's too, and keeps nothing.
+
+        A training on the command line begins with it; without, a broken file shows when its image is first needed.
+
+        Raises:
+            UnreadableImages: Some cannot be decoded; all of these are named.
         """
         self._set_up_fit()
-        parts = dict(self._parts)
-        if "test" not in parts:
-            test = self._read("test")
-            if test is not None:
-                parts["test"] = test
-        return _find_duplicates({part: parts[part] for part in ("train", "val", "test") if part in parts})
+        if isinstance(self.samples("train").images, list):
+            kept = [part for part, store in self._stores.items() if store.images is not None]
+            self._check_readable(samples for part, samples in self._labelled_parts().items() if part not in kept)
 
     # Lightning's hooks.
 
@@ -320,13 +308,34 @@ class ImageDataModule(LightningDataModule, ABC):
             labels = torch.cat([of_part.labels for of_part in samples if of_part is not None])
             check_statistics(published, part, labels, self.num_classes)
 
-    def _add(self, part: str, samples: Samples) -> None:
+    def _labelled_parts(self) -> dict[str, Samples]:
+        """The training, validation and test part; what is not set up yet is set up or, for test, read."""
+        self._set_up_fit()
+        parts: dict[str, Samples | None] = {part: self._parts.get(part) for part in ("train", "val", "test")}
+        if parts["test"] is None:
+            parts["test"] = self._read("test")
+        return {part: samples for part, samples in parts.items() if samples is not None}
+
+    def _add(self, parts: dict[str, Samples]) -> None:
+        """Prepares parts, all of them or none."""
+        try:
+            stores = {part: self._store(part, samples) for part, samples in parts.items()}
+        except UnreadableImages:  # one file: now all are looked for
+            test = self._read("test") if "train" in parts else None
+            self._check_readable([*parts.values(), *([] if test is None else [test])])
+            raise
+        self._parts |= parts
+        self._stores |= stores
+
+    def _store(self, part: str, samples: Samples) -> ImageStore:
         resize = self.image_format["resize"]
         if part == "train" and self.train_resize is not None:
             resize = self.train_resize
-        store = ImageStore(samples, in_channels=self.in_channels, resize=resize, cache_gb=self.cache_gb)
-        self._parts[part] = samples
-        self._stores[part] = store
+        return ImageStore(samples, in_channels=self.in_channels, resize=resize, cache_gb=self.cache_gb)
+
+    def _check_readable(self, parts: Iterable[Samples]) -> None:
+        files = [path for samples in parts if isinstance(samples.images, list) for path in samples.images]
+        check_readable(files, self.in_channels)
 
     def _set_up_fit(self) -> None:
         if "train" in self._parts:
@@ -340,10 +349,7 @@ class ImageDataModule(LightningDataModule, ABC):
                 f"class {empty[0]!r}{more} of {type(self).__name__} has no image in the training part: "
                 "give it images or leave it out of the classes"
             )
-        # Prepared before anything is kept, so that a failure leaves no half set-up module.
-        if val is not None:
-            self._add("val", val)
-        self._add("train", train)
+        self._add({"train": train} if val is None else {"train": train, "val": val})
         self._warn_of_duplicates("train", "val")
 
     def divide(self) -> tuple[Samples, Samples | None]:
@@ -390,7 +396,7 @@ class ImageDataModule(LightningDataModule, ABC):
                 raise UserError(f"{type(self).__name__} has no test part")
             return
         self._check_statistics("test", test)
-        self._add("test", test)
+        self._add({"test": test})
         self._warn_of_duplicates("train", "val", "test")
 
     def _set_up_predict(self) -> None:
@@ -403,7 +409,7 @@ class ImageDataModule(LightningDataModule, ABC):
         files = image_files(self.predict_dir)
         names = [path.relative_to(self.predict_dir).as_posix() for path in files]
         labels = torch.full((len(files),), -1, dtype=torch.int64)
-        self._add("predict", Samples(images=files, labels=labels, names=names))
+        self._add({"predict": Samples(images=files, labels=labels, names=names)})
 
     def _measure(self) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of each channel of the training images, as resized, in [0, 1] units."""
@@ -434,19 +440,13 @@ class ImageDataModule(LightningDataModule, ABC):
         return mean.tolist(), std.tolist()
 
     def _warn_of_duplicates(self, *parts: str) -> None:
-        present = {part: self._parts[part] for part in parts if part in self._parts}
-        if len(present) < 2 or getattr(rank_zero_only, "rank", 0) != 0:
+        if getattr(rank_zero_only, "rank", 0) != 0:
             return
-        found = _find_duplicates(present)
-        if parts[-1] == "test":  # those between training and validation have been told
+        found = find_duplicates({part: self._parts[part] for part in parts if part in self._parts})
+        if parts[-1] == "test":  # those of training and validation have been told
             found = [duplicate for duplicate in found if duplicate.part == "test"]
-        if not found:
-            return
-        pairs = ", ".join(f"{a.name} ({a.part}) = {a.earlier_name} ({a.earlier_part})" for a in found[:3])
-        rank_zero_warn(
-            f"{type(self).__name__}: {len(found)} images stand in more than one part, so its figures flatter: {pairs}"
-            + (", ..." if len(found) > 3 else "")
-        )
+        for line in describe_duplicates(found, self.class_names):
+            rank_zero_warn(f"{type(self).__name__}: {line}")
 
     def _processes(self) -> tuple[int, int]:
         """Number of processes and own rank."""
@@ -508,38 +508,3 @@ class ImageDataModule(LightningDataModule, ABC):
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available() if device is None else device == "cuda",
         )
-
-
-def _find_duplicates(parts: dict[str, Samples]) -> list[Duplicate]:
-    seen: dict[Hashable, tuple[str, str]] = {}
-    found = []
-    for part, part_samples in parts.items():
-        own: dict[Hashable, tuple[str, str]] = {}
-        for content, name in zip(_contents(part_samples, parts.values()), part_samples.names, strict=True):
-            if content in seen:
-                found.append(Duplicate(part, name, *seen[content]))
-            elif content is not None:
-                own.setdefault(content, (part, name))
-        seen |= own  # only now: within one part an image may come twice
-    return found
-
-
-def _contents(samples: Samples, parts: Iterable[Samples]) -> list[Hashable]:
-    """Something an image that is equal for equal images; None where no other part can hold the image."""
-    if isinstance(samples.images, Tensor):
-        head = (samples.images.dtype, samples.images.shape[1:])
-        return [(head, _digest(image.numpy().tobytes())) for image in samples.images]
-    where = defaultdict(set)
-    for other in parts:
-        if isinstance(other.images, list):
-            for path in other.images:
-                where[path.stat().st_size].add(id(other))
-    return [_file_digest(path) if len(where[path.stat().st_size]) > 1 else None for path in samples.images]
-
-
-def _digest(content: bytes) -> bytes:
-    return hashlib.blake2b(content, digest_size=16).digest()
-
-
-def _file_digest(path: Path) -> bytes:
-    return _digest(path.read_bytes())

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import torch
 
 from metricloss_pl.data.base import ImageDataModule, Part
 from metricloss_pl.data.held_out import check_test_fraction, hold_out_test
-from metricloss_pl.data.samples import Samples
+from metricloss_pl.data.samples import Samples, array_samples
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -44,10 +43,5 @@ class DigitsDataModule(ImageDataModule):
         from sklearn.datasets import load_digits
 
         digits = load_digits()
-        images = torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8))[:, None]
-        everything = Samples(
-            images=images,
-            labels=torch.from_numpy(digits.target.astype(np.int64)),
-            names=[f"digits[{index}]" for index in range(len(images))],
-        )
-        return hold_out_test(everything, part, self.test_fraction)
+        images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+        return hold_out_test(array_samples(images, digits.target, "digits"), part, self.test_fraction)

@@ -10,7 +10,8 @@ from metricloss_pl.data.base import ImageDataModule, Part
 from metricloss_pl.data.held_out import check_test_fraction, hold_out_test
 from metricloss_pl.data.image_list import Row, check_parts, check_unique, samples_of, sorted_classes
 from metricloss_pl.data.index_files import read_list
-from metricloss_pl.data.samples import IMAGE_EXTENSIONS, Samples
+from metricloss_pl.data.reading import IMAGE_EXTENSIONS
+from metricloss_pl.data.samples import Samples
 from metricloss_pl.errors import UserError
 
 
@@ -91,7 +92,7 @@ def read_file_lists(lists: Sequence[tuple[Part, Path, Path]]) -> list[Row]:
 
 def _by_name(folder: Path) -> dict[str, list[Path]]:
     """The files of a folder by their names, and its images also by their names without the extension."""
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    files = sorted(file for file in folder.iterdir() if file.is_file()) if folder.is_dir() else []
     found: dict[str, list[Path]] = {}
     for file in files:
         if file.suffix.lower() in IMAGE_EXTENSIONS:

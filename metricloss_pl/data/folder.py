@@ -9,7 +9,8 @@ import torch
 
 from metricloss_pl.data.base import PART_NAMES, ImageDataModule, Part
 from metricloss_pl.data.held_out import check_test_fraction, hold_out_test
-from metricloss_pl.data.samples import Samples, image_files
+from metricloss_pl.data.reading import image_files
+from metricloss_pl.data.samples import Samples
 from metricloss_pl.errors import UserError
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from metricloss_pl.data.base import ImageDataModule, Part
 from metricloss_pl.data.held_out import check_test_fraction, hold_out_test
-from metricloss_pl.data.samples import Samples
+from metricloss_pl.data.samples import Samples, array_samples
 from metricloss_pl.errors import UserError, reason
 
 _PARTS: tuple[Part, ...] = ("train", "val", "test")
@@ -68,9 +68,7 @@ class NpzDataModule(ImageDataModule):
         return hold_out_test(self._load("train"), part, self.test_fraction)
 
     def _load(self, part: Part) -> Samples:
-        labels = read_labels(self._file, part)
-        images = to_tensor(_array(self._file, f"{part}_images"))
-        return Samples(images=images, labels=labels, names=[f"{part}[{index}]" for index in range(len(labels))])
+        return array_samples(_array(self._file, f"{part}_images"), read_labels(self._file, part), part)
 
 
 class Head(NamedTuple):
@@ -194,17 +192,6 @@ def read_classes(file: Path, heads: dict[str, Head], labels: dict[Part, Tensor])
         if label not in trained:
             raise UserError(f"train_labels in {file} has no image of class {name!r} (label {label})")
     return names
-
-
-def to_tensor(images: np.ndarray) -> Tensor:
-    """(N, H, W) or (N, H, W, C) to (N, C, H, W): uint8 as it is, uint16 divided by 65535, floats as float32."""
-    if images.ndim == 3:
-        images = images[..., None]
-    images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
-    if images.dtype == np.uint8:
-        return torch.from_numpy(images)
-    scale = np.float32(65535 if images.dtype == np.uint16 else 1)
-    return torch.from_numpy(images.astype(np.float32) / scale)
 
 
 def _array(file: Path, key: str) -> np.ndarray:

@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import torch
+import numpy as np
 from filelock import FileLock
-from torch import Tensor
 from torchvision import datasets
 from torchvision.datasets.utils import check_integrity
 
 from metricloss_pl.data.base import ImageDataModule, Part
-from metricloss_pl.data.samples import Samples, Statistics
+from metricloss_pl.data.samples import Samples, Statistics, array_samples
 from metricloss_pl.errors import UserError, reason
 
 
@@ -72,9 +71,7 @@ class _TorchvisionDataModule(ImageDataModule, ABC):
             raise UserError(
                 f"{self._directory()} cannot be read ({reason(error)}): remove it, then download it again"
             ) from error
-        labels = torch.as_tensor(dataset.targets, dtype=torch.int64)
-        names = [f"{part}[{index}]" for index in range(len(labels))]
-        return Samples(images=_channels_first(torch.as_tensor(dataset.data)), labels=labels, names=names)
+        return array_samples(np.asarray(dataset.data), dataset.targets, part)
 
     def _download(self) -> None:
         root = Path(self.root).expanduser()
@@ -98,11 +95,6 @@ class _TorchvisionDataModule(ImageDataModule, ABC):
 
     def _discard_torn_files(self) -> None:
         """Removes what an interruption left and torchvision would take as complete."""
-
-
-def _channels_first(images: Tensor) -> Tensor:
-    """(N, H, W) or (N, H, W, C) to (N, C, H, W)."""
-    return images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

@@ -7,7 +7,8 @@ from typing import Literal
 
 from metricloss_pl.checkpoints import read_checkpoint
 from metricloss_pl.data.base import ImageDataModule, Part
-from metricloss_pl.data.samples import Samples, Views
+from metricloss_pl.data.dataset import Views
+from metricloss_pl.data.samples import Samples
 from metricloss_pl.errors import UserError
 
 
@@ -83,12 +84,10 @@ class UnlabelledFolderDataModule(ImageDataModule):
         return cls(
             predict_dir=predict_dir,
             class_names=checkpoint["class_names"],
-            in_channels=images["in_channels"],
-            resize=images["resize"],
-            image_size=images["image_size"],
             batch_size=batch_size,
             num_workers=num_workers,
             test_views=test_views,
+            **images,
         )
 
     @property

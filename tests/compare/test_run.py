@@ -18,7 +18,8 @@ from metricloss_pl.compare import run as running
 from metricloss_pl.compare.folds import fold_numbers
 from metricloss_pl.compare.worker import Worker
 from metricloss_pl.data import DigitsDataModule, ImageFolderDataModule
-from metricloss_pl.data.samples import ImageDataset, concatenate
+from metricloss_pl.data.dataset import ImageDataset
+from metricloss_pl.data.samples import concatenate
 from metricloss_pl.errors import UserError
 from tests.compare.tiny import CONFIGS, RATES, THREADS, run_and_die, tiny
 from tests.helpers import make_folder, make_image
@@ -352,6 +353,7 @@ def test_images_that_stand_twice_are_looked_for_in_every_fold(tmp_path, capsys, 
     for name in ("cat", "dog"):
         for number in range(3):
             shutil.copy(root / name / f"{number}.png", root / name / f"{number}-again.png")
+    shutil.copy(root / "cat" / "5.png", root / "dog" / "stray.png")
     monkeypatch.chdir(tmp_path)
     flags = ["--only", "[softmax]", "--seeds", "[0]", "--epochs", "1", "--tuning.trials", "0", "--dry_run", "true"]
     data = ImageFolderDataModule(root=str(root), image_size=16, val_fraction=0)
@@ -361,8 +363,11 @@ def test_images_that_stand_twice_are_looked_for_in_every_fold(tmp_path, capsys, 
     again = [name for name in of if "again" in name]
     parted = sum(of[name] != of[name.replace("-again", "")] for name in again)
     assert parted > 2
+    parted += of["dog/stray.png"] != of["cat/5.png"]
     main(["compare", "--data_root", str(root), *flags, "--folds", "6", "--overrides", '{"data.image_size": 16}'])
-    assert f"warning: {parted} images stand in more than one part" in capsys.readouterr().out
+    screen = capsys.readouterr().out
+    assert f"warning: {parted} images stand in more than one part" in screen
+    assert "warning: 1 image stands under two classes" in screen
 
 
 def test_a_dry_run_writes_nothing(tmp_path, capsys):

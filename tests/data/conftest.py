@@ -2,11 +2,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch import LightningModule
+from PIL import Image
 from torch import Tensor
 
 from metricloss_pl.data.base import ImageDataModule, Part
@@ -83,6 +85,18 @@ class ToyClassifier(LightningModule):
 @pytest.fixture
 def samples() -> Callable[..., Samples]:
     return make_samples
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> list[Path]:
+    """Colour images of different sizes."""
+    paths = []
+    for index, (height, width) in enumerate([(20, 30), (25, 18), (16, 16), (40, 17), (9, 31)]):
+        paths.append(tmp_path / f"{index}.png")
+        Image.fromarray(np.random.default_rng(index).integers(0, 256, (height, width, 3), dtype=np.uint8)).save(
+            paths[-1]
+        )
+    return paths
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from metricloss_pl.data.augment import HorizontalFlip, ShiftCrop
-from metricloss_pl.data.base import Duplicate
+from metricloss_pl.data.duplicates import Duplicate
 from metricloss_pl.data.samples import Samples, Statistics
 from metricloss_pl.errors import UserError
 
@@ -368,8 +368,11 @@ def test_duplicates_of_arrays(toy: Make, official: dict[str, Samples]) -> None:
     images = test.images.clone()  # type: ignore[union-attr]
     images[3], images[4], images[5] = official["train"].images[17], official["val"].images[2], images[6]
     module = toy(parts=official | {"test": replace(test, images=images)})
-    want = [Duplicate("test", "test[3]", "train", "train[17]"), Duplicate("test", "test[4]", "val", "val[2]")]
-    assert module.duplicates() == want
+    labels = {part: samples.labels.tolist() for part, samples in official.items()}
+    assert module.duplicates() == [
+        Duplicate("test", "test[3]", labels["test"][3], "train", "train[17]", labels["train"][17]),
+        Duplicate("test", "test[4]", labels["test"][4], "val", "val[2]", labels["val"][2]),
+    ]
     with pytest.warns(UserWarning, match=r"2 images .*test\[3\] \(test\) = train\[17\] \(train\)"):
         module.setup("test")
 
@@ -402,7 +405,37 @@ def test_duplicates_of_files(toy: Make, tmp_path: Path) -> None:
         return Samples(images=paths, labels=labels, names=[path.name for path in paths])
 
     module = toy(parts={"train": files("train", [0, 1, 2]), "test": files("test", [5, 1, 6])}, val_fraction=0)
-    assert module.duplicates() == [Duplicate("test", "test1.bmp", "train", "train1.bmp")]
+    assert module.duplicates() == [Duplicate("test", "test1.bmp", 1, "train", "train1.bmp", 1)]
+    of_two_classes = toy(parts={"train": files("train", [0, 1, 2, 0, 1, 1])}, val_fraction=0)  # the last of both
+    with pytest.warns(
+        UserWarning, match=r": 1 image stands under .*: train5.bmp \(train, cat\) = train1.bmp \(train, bee"
+    ):
+        of_two_classes.setup("fit")
+
+
+def test_one_picture_under_two_classes(toy: Make, samples: Make) -> None:
+    train, test = samples([4, 4, 4]), samples([2, 2, 2], seed=1)
+    ants, bees = ((train.labels == label).nonzero().flatten().tolist() for label in (0, 1))
+    images, of_test = train.images.clone(), test.images.clone()
+    images[bees[0]] = images[ants[0]]
+    images[ants[2]] = images[ants[1]]  # the same class: nothing to tell
+    of_test[(test.labels == 2).nonzero()[0]] = images[ants[3]]
+    parts = {"train": replace(train, images=images), "test": replace(test, images=of_test)}
+    module = toy(parts=parts, val_fraction=0)
+    pair = sorted([ants[0], bees[0]])
+    with pytest.warns(UserWarning, match="stands under two classes") as caught:
+        module.setup("fit")
+    names = ["ant", "bee"] if pair[0] == ants[0] else ["bee", "ant"]
+    [message] = [str(warning.message) for warning in caught if "stands" in str(warning.message)]
+    assert message == (
+        "ToyDataModule: 1 image stands under two classes, of which one must be wrong: "
+        f"train[{pair[1]}] (train, {names[1]}) = train[{pair[0]}] (train, {names[0]})"
+    )
+    with pytest.warns(UserWarning, match="stands in more than one part") as caught:
+        module.setup("test")
+    told = [str(warning.message) for warning in caught if "stands" in str(warning.message)]
+    assert ["1 image stands in more" in told[0], "1 image stands under" in told[1], len(told)] == [True, True, 2]
+    assert "(test, cat)" in told[1]
 
 
 # In Lightning.

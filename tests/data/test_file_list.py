@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,13 @@ def test_name_of_two_images(root):
     data = FileListDataModule(**write(root, train="a/1.jpg 0;a/1.png 0", test="b/1 0"))
     assert data.read("train").images == [root / "a" / "1.jpg", root / "a" / "1.png"]
     assert f"train.txt, line 1: 2 files of that name {root / 'a' / '1'}" in refused(root, train="a/1 0")
+
+
+def test_folders_and_pipes_are_no_images(root):
+    (root / "a" / "9.png").mkdir()
+    os.mkfifo(root / "a" / "8.png")
+    for name in ("8", "9.png"):
+        assert f"train.txt, line 1: no file {root / 'a' / name}" in refused(root, train=f"a/{name} 0")
 
 
 @pytest.mark.parametrize(

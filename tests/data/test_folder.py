@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,33 @@ def test_class_of_some_parts_only_is_named(tmp_path, part):
     assert "'emu' is in" in message
     assert str(tmp_path / part) in message.split("but not in")[0]
     assert str(tmp_path / ("test" if part == "train" else "train")) in message.split("but not in")[1]
+
+
+@pytest.mark.parametrize("cache_gb", [0.0, 1.0])
+def test_broken_files_of_all_parts_are_named_before_training(tmp_path, cache_gb):
+    root = make_folder(tmp_path, images=5, parts=("train", "test"))
+    broken = [root / "train" / "cat" / "3.png", root / "test" / "dog" / "0.png"]
+    for file in broken:
+        file.write_bytes(file.read_bytes()[:400])  # its head is whole
+
+    def look() -> None:
+        ImageFolderDataModule(root=str(root), image_size=16, cache_gb=cache_gb).check_files()
+
+    message = refusal(look)
+    assert message.startswith("2 files cannot be read as images: ")
+    assert all(str(file) in message for file in broken)
+    broken[0].unlink()
+    assert f"{broken[1]} cannot be read as an image" in refusal(look)
+    broken[1].unlink()
+    look()
+
+
+def test_a_class_folder_whose_name_is_no_text(tmp_path):
+    make_folder(tmp_path)
+    os.mkdir(os.fsencode(tmp_path) + b"/caf\xe9")
+    assert r"'caf\udce9', whose name is no printable UTF-8: rename it" in refusal(
+        ImageFolderDataModule, root=str(tmp_path)
+    )
 
 
 def test_missing_root_is_named(tmp_path):

@@ -1,0 +1,196 @@
+"""The torch data set that hands out the images of one part, cropped and augmented, in finished batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, get_worker_info
+
+from metricloss_pl.data.augment import Augmentation, crop, image_keys, stream, uniform
+from metricloss_pl.data.reading import one_thread
+from metricloss_pl.data.store import ImageStore, with_shorter_side
+from metricloss_pl.errors import UserError
+
+_LARGE = 64  # px from which slicing image by image is faster than one gather for the batch
+Views = Literal["flip", "crops", "crops_and_flips"]
+_CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))  # top and left, as shares of the room beside the crop
+_CROP_STREAM = 2**32  # a stream of draws that no position in a list of augmentations has
+
+
+class ImageDataset(Dataset[Any]):
+    """The images and labels of one part, fetched a whole batch at a time.
+
+    Give it to a DataLoader with `collate_fn=as_it_is`. An item is a position in the part, or (position, draw) as the
+    training sampler gives them; the draw (the epoch, for an image that comes once an epoch) chooses the augmentation.
+
+    Args:
+        store: The images.
+        labels: (N,) int64.
+        names: One an image, for messages.
+        image_size: Side in px of the square crop. None: as they are, all of one size.
+        resize: Shorter side in px to which fetched images are resized once more. None: as the store has them.
+        training: Crop at random and augment; else crop the centre.
+        augment: Augmentations in their order; used in training only.
+        seed: Of crops and augmentations.
+        with_index: Batches are (images, labels, index) instead of (images, labels).
+        views: Views of each image: itself and its mirror image, the crops at the centre and in the corners, or these
+            and their mirror images. Images are then (B, V, C, S, S), the usual one first. Not for training.
+
+    Raises:
+        UserError: Crops of images that are not larger than the crop.
+    """
+
+    def __init__(
+        self,
+        store: ImageStore,
+        labels: Tensor,
+        names: list[str],
+        *,
+        image_size: int | None,
+        resize: int | None = None,
+        training: bool = False,
+        augment: Sequence[Augmentation] = (),
+        seed: int = 0,
+        with_index: bool = False,
+        views: Views | None = None,
+    ) -> None:
+        whole = isinstance(store.images, Tensor) and store.images.shape[-2:] == (image_size, image_size)
+        if views in ("crops", "crops_and_flips") and (image_size is None or whole):
+            raise UserError(
+                f"test_views is {views!r} and image_size {image_size}, so there is nothing to crop: resize must be "
+                "above image_size; or set test_views to flip"
+            )
+        self.store = store
+        self.labels = labels
+        self.names = names
+        self.image_size = image_size
+        self.resize = resize
+        self.training = training
+        self.augment = [augmentation.for_size(image_size) for augmentation in augment]
+        self.seed = seed
+        self.with_index = with_index
+        self.views = views
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __getitem__(self, item: int | tuple[int, int]) -> tuple[Tensor, ...]:
+        """Returns one image (C, S, S) and its label (), and its index () where batches have one."""
+        return tuple(part[0] for part in self.__getitems__([item]))
+
+    def __getitems__(self, items: Sequence[int | tuple[int, int]]) -> tuple[Tensor, ...]:
+        """Returns the finished batch: images (B, C, S, S), labels (B,), and index (B,) where batches have one.
+
+        Where there are views, images are (B, V, C, S, S).
+        """
+        try:
+            with one_thread():
+                return self._batch(items)
+        except UserError as error:
+            if get_worker_info() is None:
+                raise
+            raise _WorkerUserError(str(error)) from error
+
+    def _batch(self, items: Sequence[int | tuple[int, int]]) -> tuple[Tensor, ...]:
+        pairs = [item if isinstance(item, tuple) else (int(item), 0) for item in items]
+        indices = [index for index, _ in pairs]
+        keys = image_keys(self.seed, [draw for _, draw in pairs], indices)
+        whole = self._augment_whole(self._fetch(indices), keys)
+        images = self._crop(whole, indices, keys)
+        if self.views is not None:
+            views = [images]
+            if self.views != "flip":
+                views += [self._crop(whole, indices, keys, corner) for corner in _CORNERS]
+            if self.views != "crops":
+                views += [view.flip(-1) for view in views]
+            images = torch.stack(views, dim=1)
+        for position, augmentation in enumerate(self.augment):
+            if self.training and not augmentation.before_crop:
+                images = augmentation(images, stream(keys, position))
+        index = torch.tensor(indices, dtype=torch.int64)
+        batch = (images, self.labels[index])
+        return (*batch, index) if self.with_index else batch
+
+    def _fetch(self, indices: list[int]) -> Tensor | list[Tensor]:
+        images = self.store.fetch(indices)
+        if isinstance(images, Tensor):
+            return with_shorter_side(images, self.resize)
+        return [with_shorter_side(image, self.resize) for image in images]
+
+    def _augment_whole(self, images: Tensor | list[Tensor], keys: np.ndarray) -> Tensor | list[Tensor]:
+        """Applies those augmentations that see the image before the crop."""
+        for position, augmentation in enumerate(self.augment):
+            if self.training and augmentation.before_crop:
+                own = stream(keys, position)
+                if isinstance(images, Tensor):
+                    images = augmentation(images, own)
+                else:  # of different sizes
+                    images = [augmentation(image[None], own[i : i + 1])[0] for i, image in enumerate(images)]
+        return images
+
+    def _crop(
+        self,
+        images: Tensor | list[Tensor],
+        indices: list[int],
+        keys: np.ndarray,
+        corner: tuple[int, int] | None = None,
+    ) -> Tensor:
+        size = self.image_size
+        if size is None:
+            return images if isinstance(images, Tensor) else self._stack(images, indices)
+        if isinstance(images, Tensor) and images.shape[-2:] == (size, size):
+            return images
+        if isinstance(images, Tensor) and size < _LARGE:
+            tops, lefts = self._places(
+                torch.tensor(images.shape[-2:]).expand(len(images), 2), size, keys, corner
+            ).unbind(1)
+            return crop(images, tops, lefts, size, size)
+        places = self._places(torch.tensor([image.shape[-2:] for image in images]), size, keys, corner)
+        return torch.cat(
+            [
+                crop(image[None], place[:1], place[1:], size, size)
+                if min(image.shape[-2:]) < size
+                else image[None, :, place[0] : place[0] + size, place[1] : place[1] + size]
+                for image, place in zip(images, places, strict=True)
+            ]
+        )
+
+    def _places(self, sides: Tensor, size: int, keys: np.ndarray, corner: tuple[int, int] | None = None) -> Tensor:
+        """Top and left (B, 2) of the crops; the centre, also where the image is smaller, unless in training."""
+        room = sides - size
+        centre = room.div(2, rounding_mode="floor")
+        if corner is not None:
+            return torch.where(room > 0, room * torch.tensor(corner), centre)
+        if not self.training:
+            return centre
+        at_random = (uniform(stream(keys, _CROP_STREAM), 2) * (room + 1)).floor().to(torch.int64)
+        return torch.where(room > 0, at_random, centre)
+
+    def _stack(self, images: list[Tensor], indices: list[int]) -> Tensor:
+        first = images[0].shape
+        for image, index in zip(images, indices, strict=True):
+            if image.shape != first:
+                raise UserError(
+                    f"{self.names[index]} has {image.shape[2]} x {image.shape[1]} px and {self.names[indices[0]]} has "
+                    f"{first[2]} x {first[1]} px: images of different sizes need image_size"
+                )
+        return torch.stack(images)
+
+
+class _WorkerUserError(UserError):
+    """A user's mistake that a worker process met.
+
+    torch hands it on by calling its type with the worker's traceback as text; what the user needs is the last line.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text.strip().splitlines()[-1].removeprefix(f"{__name__}.{type(self).__name__}: "))
+
+
+def as_it_is(batch: Any) -> Any:
+    """The `collate_fn` of a data set that fetches finished batches."""
+    return batch
