@@ -28,6 +28,13 @@ _REFUSING_MODULES = (
     "lightning.",
 )
 
+# What jsonargparse says where one of several words, or nothing, is asked for.
+_CHOICE = re.compile(
+    r'Parser key "(?P<name>[\w.]+)":(?: Does not validate [^:]*: \[typing\.Literal\[[^]]*\], <class \'NoneType\'>\] '
+    r"Errors: -)? Expected a typing\.Literal\[(?P<words>[^]]*)\](?:\. Got value: | - Expected a <class 'NoneType'> "
+    r"Given value type: <class '\w+'> Given value: )(?P<value>.+?)(?= - Expected a |$)"
+)
+
 # What gloo writes: where in its sources a wait ended, and for every later wait only that the connection is closed.
 _SIGNS_OF_GLOO = ("/gloo/", "timeout caused pair closure", "Connection closed by peer")
 
@@ -42,6 +49,11 @@ def message_of(error: BaseException) -> str | None:
         return (
             f"process {rank} lost contact with another one, which has died or hangs; what it said, if anything, is "
             "above. A run goes on with: fit --resume runs/<config>/<version>"
+        )
+    if any("Expected more than 1 value per channel when training" in str(cause) for cause in causes):
+        return (
+            "a process has one image in a training batch, and batch normalisation needs two: raise --data.batch_size, "
+            "or give more images or fewer processes"
         )
     refusals = [cause for cause in causes if _is_refusal(cause)]
     return _one_line(str(refusals[-1])) if refusals else None
@@ -80,6 +92,9 @@ def _is_refusal(error: BaseException) -> bool:
 def _one_line(message: str) -> str:
     """The message on one line, without what jsonargparse says of the alternative None of an optional argument."""
     line = " ".join(message.split())
+    if choice := _CHOICE.search(line):
+        alone = ", alone and not in a list" if choice["value"].startswith("[") else ""
+        return f"{choice['name']} is {choice['value']}; it must be one of {choice['words']}{alone}"
     line = re.sub(r"Does not validate against any of the Union subtypes Subtypes: \[.*?\] Errors: - ", "", line)
     line = re.sub(r" - Expected a <class 'NoneType'> Given value type: .*$", "", line)
     if block := re.search(r'Parser key "(\w+)": - Expected a path but (\S+\.ya?ml) either not accessible', line):

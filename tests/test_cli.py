@@ -96,6 +96,8 @@ def test_test_and_validate_need_only_the_checkpoint_and_leave_the_config(digits_
         result = json.loads((digits_run / f"{subcommand}.json").read_text())
         assert f"{metric}           {result['metrics'][metric]:.4f}\n" in capsys.readouterr().out
         assert result["checkpoint"].endswith("best.ckpt")
+        main([subcommand, f"--ckpt_path={digits_run / 'checkpoints' / 'best.ckpt'}", *QUIET])
+        assert len(list(digits_run.glob(f"{subcommand}*.json"))) == 1  # the same command, so in the same place
     assert (digits_run / "config.yaml").read_bytes() == before
 
 
@@ -247,12 +249,13 @@ def test_views_of_the_test_images(digits_run, tmp_path):
     from metricloss_pl.data import DigitsDataModule
     from metricloss_pl.regimes import CosineClassifier
 
-    run = shutil.copytree(digits_run, tmp_path / "digits_cosine" / "version_0")
+    fresh = shutil.ignore_patterns("test*.json")
+    run = shutil.copytree(digits_run, tmp_path / "digits_cosine" / "version_0", ignore=fresh)
     checkpoint = run / "checkpoints" / "best.ckpt"
     accuracies, shares = [], []
-    for flags in ([], ["--data.test_views=flip"]):
+    for flags, name in (([], "test.json"), (["--data.test_views=flip"], "test_2.json")):
         main(["test", f"--ckpt_path={checkpoint}", *flags, *QUIET])
-        accuracies.append(json.loads((run / "test.json").read_text())["metrics"]["test/accuracy"])
+        accuracies.append(json.loads((run / name).read_text())["metrics"]["test/accuracy"])
         main(["predict", f"--ckpt_path={checkpoint}", *flags, *QUIET])
         with (run / "predictions_test.csv").open(newline="") as lines:
             shares.append([(row["class"], float(row["probability"])) for row in csv.DictReader(lines)])
@@ -448,7 +451,9 @@ DIGITS = ["fit", f"--config={CONFIGS / 'digits_center.yaml'}", "--trainer.callba
         (["--model.mixing=CutMix", "--model.mixing.alpha=0"], "alpha of CutMix is 0.0; it must be above 0 and finite"),
         (["--model.mixing=Mixup"], "there is no class Mixup: is it MixUp"),
         (["--model.lr_scheduler=CosinDecay"], "there is no class CosinDecay: is it CosineDecay"),
-        (["--data.test_views=mirror"], "Expected a typing.Literal['flip', 'crops', 'crops_and_flips']"),
+        (["--data.test_views=mirror"], "test_views is mirror; it must be one of 'flip', 'crops', 'crops_and_flips'"),
+        (["--data.test_views=[flip]"], "is ['flip']; it must be one of 'flip', 'crops', 'crops_and_flips', alone and"),
+        (["--data.in_channels=2"], "in_channels is 2; it must be one of 1, 3"),
         (["--model.center_optimizer=torch.optim.Adam"], "center_optimizer is Adam, which takes no sparse gradients"),
         (["--model.center_optimizer.momentum=0.9"], "has momentum 0.9: leave it out"),
         (["--model.optimizer.lr=-1"], "Invalid learning rate: -1.0"),
@@ -514,6 +519,18 @@ def test_mistakes_in_a_folder(tmp_path, capsys):
     (root / "owl").rmdir()
     (root / "cat" / "3.png").write_bytes(b"no image at all")
     assert "3.png" in refusal(capsys, *folder_flags(root, tmp_path / "runs"))
+    root = make_folder(tmp_path / "parts", images=4, parts=("train", "test"))
+    of_test = root / "test" / "dog" / "0.png"
+    of_test.write_bytes(of_test.read_bytes()[:400])
+    message = refusal(capsys, *folder_flags(root, tmp_path / "runs"))
+    assert f"{of_test} cannot be read as an image" in message
+    assert not (tmp_path / "runs").exists()  # no training has begun
+
+
+def test_batches_of_one_image(tmp_path, capsys):
+    flags = [f"--config={CONFIGS / 'digits_cosine.yaml'}", "--trainer.callbacks=null", f"--runs_dir={tmp_path}"]
+    message = refusal(capsys, "fit", *flags, "--data.batch_size=1")
+    assert "one image in a training batch, and batch normalisation needs two: raise --data.batch_size" in message
 
 
 def test_mistakes_in_a_list(tmp_path, capsys):

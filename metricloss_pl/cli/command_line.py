@@ -270,8 +270,11 @@ class MetricLossCLI(LightningCLI):
             rows.append(("log", f"{short(folder)}  (tensorboard --logdir {short(folder.parent.parent)})"))
         if (folder / "figures").is_dir():
             rows.append(("figures", short(folder / "figures")))
-        name = "result" if self.subcommand == "fit" else self.subcommand
-        run.write_result(folder / f"{name}.json", trainer, facts)
+        file = folder / "result.json"
+        if self.subcommand != "fit":
+            file = run.result_file(folder, str(self.subcommand), facts["command"])
+            rows.append(("result", short(file)))
+        run.write_result(file, trainer, facts)
         print_rows(rows)
 
 
