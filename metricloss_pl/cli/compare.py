@@ -57,9 +57,13 @@ def compare(arguments: Sequence[str]) -> None:
     settings = parser.instantiate_classes(parser.parse_args(given)).as_dict()
     settings.pop("config")
     described = {name: settings.pop(name) for name in names}
+    if file is not None:  # a flag changes single settings of its overrides
+        of_file = parser.parse_args([f"--config={file}"]).overrides
+        described["overrides"] = {**of_file, **described["overrides"]}
     if described["name"] is None:
-        root = described["data_root"]
-        described["name"] = Path(root).resolve().name if root else Path(file or "comparison").stem
+        root, stem = described["data_root"], Path(file or "comparison").stem
+        own = "" if stem == _OWN_IMAGES.stem else f"-{stem}"
+        described["name"] = Path(root).resolve().name + own if root else stem
     typed = shlex.join(["python", "cli.py", "compare", *arguments])
     run_comparison(Comparison(**described), **settings, command=typed)
 

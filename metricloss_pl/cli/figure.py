@@ -84,4 +84,5 @@ def _embeddings(results: str | None, samples_per_class: int | None) -> Figure:
     if not panels:
         raise UserError(f"{results} has stored no embeddings of runs with {size_name(size)}")
     columns = min(5, len(panels))
-    return plots.embedding_maps(panels, comparison.class_names, columns=columns, width=max(plots.WIDTH, 2.2 * columns))
+    width = max(plots.WIDTH, 2.2 * columns)
+    return plots.embedding_maps(panels, comparison.class_names, columns=columns, width=width, scales=True)

@@ -209,7 +209,9 @@ class Comparison:
             if value is not None and value < least:
                 raise UserError(f"{name} is {value}: at least {least} is needed")
         if self.steps is not None and self.epochs is not None:
-            raise UserError(f"epochs is {self.epochs} and steps {self.steps}: one of them says how long runs are")
+            raise UserError(
+                f"epochs is {self.epochs} and steps {self.steps}: one of them says how long runs are, the other null"
+            )
         if self.steps is not None and self.tuning.epochs is not None:
             raise UserError(f"tuning.epochs is {self.tuning.epochs} and steps {self.steps}: trials take as many steps")
         if self.splits is not None and self.splits > 1 and self.folds is None and set(self.samples_per_class) == {None}:

@@ -46,10 +46,12 @@ class Results:
     Args:
         folder: Where they are, or will be once :meth:`make` has made it.
         notes: What :meth:`read` has passed over, in words.
+        others: Keys of the results that it has passed over since they are of other plans.
     """
 
     folder: Path
     notes: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.file = self.folder / "results.jsonl"
@@ -69,13 +71,15 @@ class Results:
     def read(self, planned: Mapping[str, Mapping[str, Any]]) -> dict[str, Line]:
         """The lines of these runs by key, of several of one run the last; :attr:`notes` name what does not count.
 
-        That is what is torn, and what says anything else of a run than the plan, or lacks its predictions.
+        That is what is torn, and what says anything else of a run than the plan, or lacks its predictions. What is of
+        other plans is in :attr:`others`.
 
         Args:
             planned: What the plan says of each run, by key.
         """
         lines: dict[str, Line] = {}
-        torn, foreign, replaced = [], 0, 0
+        torn, replaced = [], 0
+        self.notes, self.others = [], []
         for number, row in enumerate((self.file.read_bytes() if self.file.exists() else b"").split(b"\n"), start=1):
             if not row.strip():
                 continue
@@ -83,16 +87,13 @@ class Results:
             if line is None:
                 torn.append(str(number))
             elif line["key"] not in planned or not planned[line["key"]].items() <= line.items():
-                foreign += 1
+                self.others.append(line["key"])
             else:
                 replaced += line["key"] in lines
                 lines[line["key"]] = line
-        self.notes = []
         if torn:
             which = ", ".join(shortened(torn, 5))
             self.notes.append(f"{count(len(torn), 'line')} of results.jsonl left out, torn or no result: {which}")
-        if foreign:
-            self.notes.append(f"{count(foreign, 'result')} of another plan left out")
         if replaced:
             self.notes.append(f"{count(replaced, 'result')} replaced by a later one of the same run")
         for line in [line for line in lines.values() if not self._has_predictions(line)]:

@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -19,14 +19,16 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from metricloss_pl.compare.costs import Costs, check_cost, seconds_of, shorter, threads_of, time_of
 from metricloss_pl.compare.folds import digest, official_parts
+from metricloss_pl.compare.other_plans import earlier_plan, of_other_plans
 from metricloss_pl.compare.plan import Comparison, Plan, Run
 from metricloss_pl.compare.report import write_report
 from metricloss_pl.compare.results import Results
 from metricloss_pl.compare.settings import blaming
 from metricloss_pl.compare.tuning import check_optuna
 from metricloss_pl.compare.words import duration, size_name
-from metricloss_pl.compare.worker import Cost, Worker
+from metricloss_pl.compare.worker import Worker
 from metricloss_pl.data.duplicates import Duplicate, describe_duplicates
 from metricloss_pl.errors import UserError
 from metricloss_pl.screen import print_rows, quiet, short
@@ -36,10 +38,9 @@ if TYPE_CHECKING:
 
 __all__ = ["run_comparison"]
 
-Costs = Mapping[tuple[str, int | None], Cost]  # by variant and size
-
 _GRACE = 10.0  # seconds in which other processes end once they are told to
 _LOOK_EVERY = 0.5  # seconds between two looks at what other processes have done
+_LONG = 300.0  # seconds from which the plan says what would shorten it
 
 
 def run_comparison(
@@ -90,20 +91,30 @@ def run_comparison(
         results = Results(place)
         done = results.read(plan.places)
         missing = [run for run in plan.runs if run.key not in done]
-        if missing:
+        before = earlier_plan(results)
+        another = set(before.get("keys", ())) != set(plan.places)
+        if missing or another:
             _check_parts(worker, plan, missing, facts)
-        costs = _measure(worker, plan, missing)
-    _check_cost(missing, costs, jobs, max_hours)
-    _announce(plan, missing, costs, jobs, place, facts)
+        jobs = max(1, min(jobs, len(missing)))
+        with _threads(jobs):
+            costs = _measure(worker, plan, missing)
+    ways = shorter(plan, done, costs, jobs, facts["settings"], facts["images"])
+    if missing:
+        check_cost(comparison, missing, costs, jobs, max_hours, ways)
+    _announce(plan, missing, costs, jobs, ways, place, facts)
+    described = _described(plan, facts)
+    if results.others:
+        print(f"warning: {of_other_plans(results, before, described)}")
     for note in results.notes:
         print(f"note: {note}")
     if dry_run:
         return place
-    if missing:
+    if missing or another:
         results.make()
-        results.write_plan({"command": command, **_described(plan, facts)})
+        results.write_plan({"command": command, **described})
+    if missing:
         try:
-            _do(worker, plan, results, min(jobs, len(missing)), costs)
+            _do(worker, plan, results, jobs, costs)
         except (KeyboardInterrupt, SystemExit):
             print(f"stopped; the same command goes on with what is in {short(place)}")
             raise
@@ -152,7 +163,7 @@ def _prepare(worker: Worker) -> tuple[Plan, dict[str, Any]]:
                 f"{facts[baseline]['data']}): variants are compared on the same images"
             )
     plan = Plan.of(comparison, settings, digests[baseline])
-    return plan, {**facts[baseline], "settings": settings}
+    return plan, {**facts[baseline], "settings": settings, "images": digests[baseline]}
 
 
 def _check_parts(worker: Worker, plan: Plan, missing: Sequence[Run], facts: dict[str, Any]) -> None:
@@ -200,52 +211,12 @@ def _measure(worker: Worker, plan: Plan, missing: Iterable[Run]) -> Costs:
     return costs
 
 
-def _seconds(runs: Iterable[Run], costs: Costs) -> float:
-    """About how long these runs take, one after the other."""
-    return sum(costs[run.variant, run.samples_per_class].seconds for run in runs)
-
-
-def _check_cost(
-    missing: Sequence[Run],
-    costs: Costs,
-    jobs: int,
-    max_hours: float | None,
-) -> None:
-    if not missing:
-        return
-    left = _seconds(missing, costs) / jobs
-    if max_hours is not None and left > max_hours * 3600:
-        raise UserError(
-            f"max_hours is {max_hours:g}, and what is left of the plan takes about {duration(left)}: lower the trials, "
-            "seeds, sizes or epochs, or raise jobs where there is room"
-        )
-    most = max(costs.values(), key=lambda cost: cost.gigabytes)
-    if most.accelerator:
-        sharing = math.ceil(jobs / torch.cuda.device_count())
-        room, where = torch.cuda.get_device_properties(0).total_memory / 1e9, "GPU memory"
-    else:
-        sharing, room, where = jobs, _free_gigabytes(), "memory"
-    if sharing * most.gigabytes > room:
-        raise UserError(
-            f"{sharing} runs side by side need about {sharing * most.gigabytes:.1f} GB of {where}, and there are "
-            f"{room:.1f}: lower jobs or data.batch_size"
-        )
-
-
-def _free_gigabytes() -> float:
-    try:
-        rows = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return math.inf  # not known here
-    sizes = {name: float(value.split()[0]) for name, _, value in (row.partition(":") for row in rows)}
-    return sizes.get("MemAvailable", math.inf) / 1e6
-
-
 def _announce(
     plan: Plan,
     missing: Sequence[Run],
     costs: Costs,
     jobs: int,
+    ways: Sequence[str],
     place: Path,
     facts: Mapping[str, Any],
 ) -> None:
@@ -263,15 +234,26 @@ def _announce(
         rows.append(("trials", f"{trials}: {tuning.trials} for each of {studies} (variant, size) on validation images"))
     else:
         rows.append(("trials", "none: the configs' own values are taken"))
+    if missing:
+        steps, epochs = (_span(getattr(cost, name) for cost in costs.values()) for name in ("steps", "epochs"))
+        rows.append(("training", f"{steps} steps a run, {epochs} epochs"))
     rows.append(("done", f"{len(plan.runs) - len(missing)} of {len(plan.runs)} runs"))
     if missing:
+        seconds = time_of(comparison, missing, costs, jobs)
         beside = f" with {jobs} runs at a time" if jobs > 1 else ""
-        rows.append(("time left", f"about {duration(_seconds(missing, costs) / jobs)}{beside}"))
+        rows.append(("time left", f"about {duration(seconds)}{beside}"))
+        if seconds > _LONG:
+            rows += [("" if number else "shorter", text) for number, text in enumerate(ways)]
         rows.append(("memory", f"about {max(cost.gigabytes for cost in costs.values()):.1f} GB a run"))
     rows.append(("folder", short(place)))
     print_rows(rows)
     for warning in facts["warnings"]:
         print(f"warning: {warning}")
+
+
+def _span(values: Iterable[int]) -> str:
+    known = sorted(set(values))
+    return f"{known[0]}" if len(known) == 1 else f"{known[0]} to {known[-1]}"
 
 
 def _described(plan: Plan, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -297,6 +279,8 @@ def _described(plan: Plan, facts: Mapping[str, Any]) -> dict[str, Any]:
         "metric": comparison.metric,
         "class_names": facts["class_names"],
         "data": facts["data"],
+        "images": facts["images"],
+        "steps": comparison.steps,
         "warnings": facts["warnings"],
         "keys": plan.places,
     }
@@ -357,13 +341,24 @@ def _check_ends(plan: Plan, results: Results, processes: Sequence[BaseProcess]) 
 def _work_alone(plan: Plan, folder: Path, number: int, jobs: int) -> None:
     """What a process does that stands beside others."""
     _die_with_parent()
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
+    torch.set_num_threads(threads_of(jobs))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = visible.split(",") if visible else [str(gpu) for gpu in range(torch.cuda.device_count())]
     if gpus and not torch.cuda.is_initialized():
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
     with quiet(), contextlib.suppress(KeyboardInterrupt):
         _work(Worker(plan.comparison), plan, Results(folder))
+
+
+@contextlib.contextmanager
+def _threads(jobs: int) -> Iterator[None]:
+    """With as many threads as each of several jobs has; one alone has all."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads_of(jobs) if jobs > 1 else before)
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _die_with_parent() -> None:
@@ -420,7 +415,8 @@ class _Bar:
         """Show what is done by now."""
         done = self._results.read(self._plan.places)
         runs = self._plan.runs
-        now = _seconds((run for run in runs if run.key in done.keys() - self._before), self._costs)  # of this start
-        left = _seconds((run for run in runs if run.key not in done), self._costs)
+        new = [run for run in runs if run.key in done.keys() - self._before]
+        now = seconds_of(self._plan.comparison, new, self._costs)
+        left = seconds_of(self._plan.comparison, (run for run in runs if run.key not in done), self._costs)
         text = f"{duration(left * (time.monotonic() - self._begin) / now)} left" if now and left else ""
         self._progress.update(self._task, completed=len(done), left=text)

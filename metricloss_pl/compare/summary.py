@@ -15,7 +15,7 @@ import numpy as np
 from metricloss_pl.compare import statistics
 from metricloss_pl.compare.results import Line, Results
 from metricloss_pl.compare.statistics import Estimate
-from metricloss_pl.compare.words import Size, named
+from metricloss_pl.compare.words import Size, count, named
 from metricloss_pl.errors import reason
 
 if TYPE_CHECKING:
@@ -314,7 +314,8 @@ def read(folder: Path) -> Findings:
     ended = {key: line for key, line in lines.items() if line["status"] != "failed"}
     finals = {key: line for key, line in ended.items() if line["kind"] == "final"}
     trials = [line for line in ended.values() if line["kind"] == "trial"]
-    return Findings(folder, plan, finals, failed, trials, results.notes)
+    others = [f"{count(len(results.others), 'result')} of another plan left out"] if results.others else []
+    return Findings(folder, plan, finals, failed, trials, [*results.notes, *others])
 
 
 def _mean_of_known(columns: Sequence[Array]) -> Array:

@@ -6,7 +6,6 @@ import gc
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 
 from metricloss_pl.checkpoints import tensor_not_finite
+from metricloss_pl.compare.costs import Cost
 from metricloss_pl.compare.folds import FoldDataModule
 from metricloss_pl.compare.plan import Comparison, Plan, Run
 from metricloss_pl.compare.recording import Clock, Recorder, Scores
@@ -25,27 +25,10 @@ from metricloss_pl.errors import UserError, reason
 from metricloss_pl.metrics import Temperature
 from metricloss_pl.surroundings import peak_memory, surroundings
 
-__all__ = ["Cost", "Worker"]
+__all__ = ["Worker"]
 
 _FEW_STEPS = 6  # of a measured one
 _MAX_HALF = 65504.0
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a run of a variant takes, from a few measured steps.
-
-    Args:
-        seconds: Of a whole final run.
-        steps: Of a whole final run.
-        gigabytes: Most memory taken so far, on the accelerator where there is one, else of the process.
-        accelerator: Whether it is the accelerator's.
-    """
-
-    seconds: float
-    steps: int
-    gigabytes: float
-    accelerator: bool
 
 
 class Worker:
@@ -221,7 +204,7 @@ class Worker:
         around = max(0.0, time.perf_counter() - begin - sum(clock.steps) - recorder.seconds)
         accelerator = trainer.strategy.root_device.type == "cuda"
         memory = torch.cuda.max_memory_reserved() if accelerator else peak_memory()
-        return Cost(around + steps * step + images * measured, steps, memory / 1e9, accelerator)
+        return Cost(steps * step, around + images * measured, steps, epochs, memory / 1e9, accelerator)
 
 
 # ------------------------------------------------------------------------------------------------------------ training

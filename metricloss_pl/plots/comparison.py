@@ -300,15 +300,20 @@ def geometry_curves(measures: Mapping[str, Mapping[str, Curve]], style: Mapping[
 
 
 def embedding_maps(
-    panels: Mapping[str, tuple[Array, Array]], class_names: Sequence[str], columns: int = 2, width: float = WIDTH
+    panels: Mapping[str, tuple[Array, Array]],
+    class_names: Sequence[str],
+    columns: int = 2,
+    width: float = WIDTH,
+    scales: bool = False,
 ) -> Figure:
-    """Draws embeddings in the plane, a panel each with axes of its own: the scale says nothing across panels.
+    """Draws embeddings in the plane, a panel each with axes of its own: the place says nothing across panels.
 
     Args:
         panels: Title to points (N, 2) and labels (N,).
         class_names: Names of the C classes; the legend names at most 20.
         columns: Panels side by side.
         width: Of the figure, in inches.
+        scales: Whether the axes have numbers.
 
     Returns:
         The figure.
@@ -338,8 +343,12 @@ def embedding_maps(
             rasterized=True,
         )  # fmt: skip
         ax.set_aspect("equal", adjustable="datalim")
-        ax.set_xticks([])
-        ax.set_yticks([])
+        if scales:
+            ax.locator_params(nbins=4)
+            ax.tick_params(labelsize=8, colors="#555555", length=2)
+        else:
+            ax.set_xticks([])
+            ax.set_yticks([])
         for spine in ax.spines.values():
             spine.set_edgecolor(PALE)
         ax.set_title(legible(title), fontsize=10, color=INK)

@@ -77,12 +77,12 @@ def test_a_torn_line_is_named_and_the_next_is_whole(tmp_path, results, torn):
     assert results.notes == ["1 line of results.jsonl left out, torn or no result: 2"]
 
 
-def test_lines_of_another_plan_are_counted(tmp_path, results):
+def test_results_of_another_plan_are_told_apart(tmp_path, results):
     for key in "1234":
         results.append(line(key))
     results.append(line("3", seed=1))
     assert results.read(plan("3")) == {"3": line("3")}
-    assert results.notes == ["4 results of another plan left out"]
+    assert (results.notes, results.others) == ([], ["1", "2", "4", "3"])
 
 
 def test_the_last_word_on_a_run_counts(tmp_path, results):

@@ -47,7 +47,11 @@ def figures():
         ),
         "maps": plots.embedding_maps({n: (generator.normal(size=(80, 2)), labels) for n in NAMES}, classes),
         "five maps": plots.embedding_maps(
-            {f"center_weight {k}": (generator.normal(size=(80, 2)), labels % 3) for k in range(5)}, classes[:3], 5, 11
+            {f"center_weight {k}": (generator.normal(size=(80, 2)), labels % 3) for k in range(5)},
+            classes[:3],
+            5,
+            11,
+            scales=True,
         ),
         "confusion": plots.confusion_matrix(np.eye(40, dtype=int), classes, NAMES[2], width=plots.WIDTH),
         "surfaces": plots.loss_surfaces({"one": np.eye(9), "other": np.ones((9, 9)) + np.eye(9)}, 2.0),

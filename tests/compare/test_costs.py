@@ -1,0 +1,196 @@
+"""Times, what would shorten them, and what else a folder holds, before anything runs."""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from metricloss_pl.cli import main
+from metricloss_pl.compare import Tuning, run_comparison
+from metricloss_pl.compare import run as running
+from metricloss_pl.compare.costs import Cost, seconds_of, shorter, time_of
+from metricloss_pl.compare.other_plans import earlier_plan, of_other_plans
+from metricloss_pl.compare.plan import Plan
+from metricloss_pl.compare.results import Results
+from metricloss_pl.compare.worker import Worker
+from metricloss_pl.errors import UserError
+from tests.compare.tiny import CONFIGS, RATES, tiny
+from tests.helpers import make_folder
+
+pytest.importorskip("optuna")
+SETTINGS = {"softmax": {}, "cosine": {}, "center": {}}
+COST = Cost(training=400.0, around=10.0, steps=200, epochs=20, gigabytes=0.1, accelerator=False)
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Instead of measuring; the threads with which it would have been done."""
+    threads = []
+    monkeypatch.setattr(Worker, "measure", lambda self, run: threads.append(torch.get_num_threads()) or COST)
+    return threads
+
+
+def planned(**changes):
+    """On a GPU, so that cores don't matter."""
+    comparison = tiny(("softmax", "cosine", "center"), **{"seeds": [0, 1, 2, 3, 4], "trials": 4, **changes}).checked()
+    plan = Plan.of(comparison, SETTINGS, "images")
+    return plan, dict.fromkeys(
+        [(run.variant, run.samples_per_class) for run in plan.runs], replace(COST, accelerator=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "trial"),
+    [
+        ({"epochs": 20}, 10 + 0.6 * 400),  # on what the validation part leaves
+        ({"epochs": None, "steps": 200}, 410),
+        ({"tuning": Tuning(4, space=RATES, epochs=5)}, 10 + 100),
+        ({"tuning": Tuning(4, space=RATES, epochs=5, val_fraction=0.2)}, 10 + 80),
+    ],
+)
+def test_seconds(changes, trial):
+    plan, costs = planned(**changes)
+    assert seconds_of(plan.comparison, plan.runs, costs) == pytest.approx(12 * trial + 15 * 410)
+    assert time_of(plan.comparison, plan.runs, costs, 3) == pytest.approx((12 * trial + 15 * 410) / 3)
+
+
+def test_cores_that_are_not_there_shorten_nothing(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    plan, costs = planned()
+    costs = {at: replace(cost, accelerator=False) for at, cost in costs.items()}
+    assert time_of(plan.comparison, plan.runs, costs, 8) == seconds_of(plan.comparison, plan.runs, costs) / 2
+
+
+def test_what_shortens_a_plan():
+    plan, costs = planned(samples_per_class=[5, 10, 20], epochs=None, steps=200)
+    # 3 variants x 3 sizes x (4 trials + 5 seeds) = 81 runs of 410 s, or 210 s with half the steps; two at a time
+    assert shorter(plan, (), costs, 2, SETTINGS, "images") == [
+        "about 2.4 h with --steps 100",  # 81 * 210 / 2
+        'about 3.1 h with --only "[softmax,cosine]"',  # 54 * 410 / 2
+        'about 3.1 h with --samples_per_class "[5,10]"',
+        "about 3.6 h with --tuning.trials 2",  # 63
+        'about 3.6 h with --seeds "[0,1,2]"',
+        "about 35 min with all of these",  # 2 * 2 * (2 + 3) = 20 runs of 210 s
+    ]
+
+
+def test_what_shortens_a_plan_that_is_done_in_part():
+    plan, costs = planned(epochs=20)
+    done = {run.key for run in plan.runs if run.kind == "trial" or run.seed == 0}
+    ways = shorter(plan, done, costs, 1, SETTINGS, "images")  # 12 runs of 410 s are left
+    assert ways[0] == 'about 41 min with --seeds "[0,1,2]"'  # 6
+    assert ways[1] == 'about 55 min with --only "[softmax,cosine]"'  # 8
+    assert not any("trials" in way for way in ways[:-1])  # other finals, all of them anew
+    assert shorter(plan, {run.key for run in plan.runs}, {}, 1, SETTINGS, "images") == []
+
+
+def test_a_refusal_names_what_shortens_it(measured, tmp_path):
+    message = (
+        "max_hours is 0.25, and what is left of the plan takes about 15 min, but about 8 min with --epochs 10, "
+        "about 11 min with --tuning.trials 1, about 6 min with all of these"
+    )
+    with pytest.raises(UserError, match=message):  # 2 * 250 + 410 s
+        run_comparison(tiny(("softmax",), epochs=20), folder=str(tmp_path / "results"), max_hours=0.25)
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_run_is_measured_with_the_threads_of_a_job(measured, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 6)
+    before = torch.get_num_threads()
+    for jobs in (1, 2, 100):
+        run_comparison(tiny(("softmax",), trials=2), folder=str(tmp_path), jobs=jobs, dry_run=True)
+    assert measured == [before, 3, 2]  # no more jobs than runs
+    assert torch.get_num_threads() == before
+
+
+def test_memory_that_is_not_there(measured, tmp_path, monkeypatch):
+    monkeypatch.setattr("metricloss_pl.compare.costs._free_gigabytes", lambda: 0.25)
+    with pytest.raises(UserError, match="3 runs side by side need about"):
+        run_comparison(tiny(("softmax",), trials=2), folder=str(tmp_path), jobs=100)
+
+
+def finished(folder, comparison, monkeypatch, **settings):
+    """Run it, each run ending at once."""
+
+    def end(self, plan, run, done):
+        place = {"variant": run.variant, "samples_per_class": run.samples_per_class, "split": run.split}
+        metrics = {"val/accuracy": 0.5, "val/nll": 1.0}
+        return {"key": run.key, "kind": run.kind, **place, "fold": run.fold, "seed": run.seed, "trial": run.trial} | {
+            "status": "ok", "reason": None, "metrics": metrics, "history": {}, "settings": {}, "predictions": None,
+        }, None  # fmt: skip
+
+    monkeypatch.setattr(Worker, "run", end)
+    monkeypatch.setattr(running, "_write_report", lambda place: None)
+    run_comparison(comparison, folder=str(folder), **settings)
+    return set(json.loads((folder / "plan.json").read_text())["keys"])
+
+
+def test_what_a_folder_holds_of_another_plan(measured, tmp_path, monkeypatch, capsys):
+    first = finished(tmp_path, tiny(("softmax",)), monkeypatch)
+    assert "also holds" not in capsys.readouterr().out
+
+    more = finished(tmp_path, tiny(("softmax",), seeds=[0, 1], samples_per_class=[5, 10]), monkeypatch)
+    out = capsys.readouterr().out
+    assert first < more
+    assert "done        3 of 8 runs" in out
+    assert "also holds" not in out
+
+    run_comparison(tiny(("softmax", "cosine"), epochs=2), folder=str(tmp_path), dry_run=True)
+    assert set(json.loads((tmp_path / "plan.json").read_text())["keys"]) == more
+    out = capsys.readouterr().out
+    assert "done        0 of 6 runs" in out
+    (warning,) = [row for row in out.splitlines() if row.startswith("warning")]
+    assert 'also holds 8 results of another plan (variants ["softmax"], now ["softmax", "cosine"]; ' in warning
+    assert "; samples_per_class [5, 10], now [5]; seeds [0, 1], now [0]; trainer.max_epochs 1, now 2): they" in warning
+    assert "they stay, and this plan leaves them out; --folder takes another place" in warning
+
+    assert (
+        finished(tmp_path, tiny(("softmax",)), monkeypatch) == first
+    )  # nothing is run; the report is on this one again
+    out = capsys.readouterr().out
+    assert "done        3 of 3 runs" in out
+    assert "also holds 5 results of another plan (samples_per_class [5, 10], now [5]; seeds [0, 1], now [0])" in out
+
+    results = Results(tmp_path)
+    results.read({key: {} for key in first})
+    for text in ("no JSON", "[]", "{}", json.dumps({"keys": list(more)})):
+        (tmp_path / "plan.json").write_text(text)
+        assert "also holds 5 results of another plan: they stay" in of_other_plans(results, earlier_plan(results), {})
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("digits_center_weights", ["final runs  2,", "trials      none"]),
+        ("folder_large", ["final runs  20,", "trials      48: 12 for each of 4", "shorter     about"]),
+    ],
+)
+def test_shipped_plans(name, rows, measured, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    small = [f"--data_root={make_folder(tmp_path / 'my_images')}", "--overrides", "{data.batch_size: 4}"]
+    flags = small if name == "folder_large" else ["--only=[center weight 0, center weight 1]"]
+    main(["compare", f"--config={CONFIGS / 'compare' / f'{name}.yaml'}", *flags, "--dry_run=true"])
+    out = capsys.readouterr().out
+    for row in [*rows, "training    200 steps a run, 20 epochs"]:
+        assert row in out
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_flag_changes_single_overrides_of_a_plan(monkeypatch):
+    given = []
+
+    @functools.wraps(run_comparison)  # the command line reads its arguments off the signature
+    def remember(comparison, **rest):
+        given.append(comparison)
+
+    monkeypatch.setattr("metricloss_pl.compare.run_comparison", remember)
+    flags = ["--data_root=my_images", "--overrides", "{data.batch_size: 4, data.image_size: 96}"]
+    main(["compare", *flags])
+    main(["compare", f"--config={CONFIGS / 'compare' / 'folder_large.yaml'}", *flags])
+    sizes = {"data.batch_size": 4, "data.image_size": 96}
+    assert [comparison.overrides for comparison in given] == [sizes, {**sizes, "data.resize": 144}]
+    assert [comparison.name for comparison in given] == ["my_images", "my_images-folder_large"]
