@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import copy
 import functools
-import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -25,17 +22,22 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from metricloss_pl.checkpoints import plain_settings, read_checkpoint, tensor_not_finite, where_classes_differ
 from metricloss_pl.data import ImageDataModule
-from metricloss_pl.errors import UserError, check_choice, reason
+from metricloss_pl.errors import UserError, check_choice
 from metricloss_pl.metrics import BalancedAccuracy, Temperature
 from metricloss_pl.mixing import Mixing
+from metricloss_pl.regimes._chance import Chance
 from metricloss_pl.regimes._mixing import keep_statistics
-from metricloss_pl.schedules import WholeTraining
+from metricloss_pl.regimes._optimizer import Decayed, check_optimizer, decay_weights_alone
+from metricloss_pl.regimes._schedule_length import Interval, check_end, fill_in_length
+from metricloss_pl.regimes._weight_averaging import (
+    copy_module_again,
+    evaluate_averaged_weights,
+    save_fitted_temperature,
+)
 
 __all__ = ["ClassWeights", "Classifier", "Decayed", "Interval", "sgd"]
 
-Interval = Literal["epoch", "step"]
 ClassWeights = Literal["balanced"]
-Decayed = Literal["all", "weights"]
 
 
 def sgd(parameters: Any) -> torch.optim.Optimizer:
@@ -138,7 +140,7 @@ class Classifier(LightningModule, ABC):
         self.test_metrics = metrics.clone(prefix="test/")
         self.loss_means = nn.ModuleDict()
         self.calibration = Temperature()
-        self._check_optimizer()
+        check_optimizer(optimizer, lr_scheduler)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         # What builds the optimizers is shared: on the command line it holds on to the whole program, data and all.
@@ -199,7 +201,7 @@ class Classifier(LightningModule, ABC):
         assert isinstance(gathered, Tensor)
         return gathered.flatten(0, 1)
 
-    # ------------------------------------------------------------------------------------------------------ the flow
+    # ----------------------------------------------------------------------------------------------------- the flow
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W), integers or floats in [0, 1], to embeddings (B, D)."""
@@ -224,6 +226,46 @@ class Classifier(LightningModule, ABC):
         """softmax(class_scores / T), (B, C); T is fitted on the validation part and 1 where there is none."""
         return torch.softmax(class_scores.float() / self.temperature.float(), dim=1)
 
+    # ----------------------------------------------------------------------------------------------------- training
+
+    def setup(self, stage: str) -> None:
+        self._chance = Chance()
+        if stage != "fit":
+            return
+        data = getattr(self.trainer, "datamodule", None)
+        self._fitted_temperature = None
+        if isinstance(data, ImageDataModule):
+            mean, std = data.normalization
+            self.mean = torch.tensor(mean, dtype=self.mean.dtype, device=self.device)
+            self.std = torch.tensor(std, dtype=self.std.dtype, device=self.device)
+            self.image_format = data.image_format
+        if self.balance_classes:
+            if not isinstance(data, ImageDataModule):
+                raise UserError("class_weights is 'balanced', which needs an ImageDataModule that counts the classes")
+            if data.balanced_sampling or data.per_class_in_batch is not None:
+                setting = "balanced_sampling" if data.balanced_sampling else "per_class_in_batch"
+                raise UserError(f"class_weights and {setting} both even out the classes: choose one of them")
+            counts = data.class_counts.to(self.device)
+            self.class_weights.copy_(counts.sum() / (self.num_classes * counts))
+        copy_module_again(self.trainer, self, stage)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        groups = self.parameter_groups()
+        optimizer = self.optimizer(decay_weights_alone(groups, self) if self.weight_decay_on == "weights" else groups)
+        if self.lr_scheduler is None:
+            return optimizer
+        scheduler: Any = self.lr_scheduler(optimizer)
+        check_end(scheduler, self.trainer)
+        plan: dict[str, Any] = {"scheduler": scheduler, "interval": self.lr_scheduler_interval}
+        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            plan["monitor"] = getattr(scheduler, "monitor", "val/loss")
+        return {"optimizer": optimizer, "lr_scheduler": plan}  # type: ignore[return-value]
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        for plan in self.trainer.lr_scheduler_configs:
+            fill_in_length(plan.scheduler, self.trainer, self.lr_scheduler_interval)
+        self._chance.seed_step(self.device, self.current_epoch, batch_idx, self.global_rank)
+
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
         if self.mixing is None:
@@ -244,6 +286,27 @@ class Classifier(LightningModule, ABC):
         with keep_statistics(self):
             other = self.losses(embeddings, others)  # also where share is 1: all processes do alike
         return {name: share * value + (1 - share) * other[name] for name, value in own.items()}
+
+    def _check_finite(self, losses: dict[str, Tensor]) -> None:
+        for name, value in sorted(losses.items(), key=lambda item: item[0] == "loss"):  # the part before the total
+            if not torch.isfinite(value):
+                rates = ", ".join(f"{group['lr']:g}" for group in self.trainer.optimizers[0].param_groups)
+                raise UserError(
+                    f"train/{name} is {value.item()} at step {self.trainer.global_step} of epoch "
+                    f"{self.current_epoch} (learning rate {rates}): lower the learning rate or the loss weight, or set "
+                    "trainer.gradient_clip_val; the last checkpoint stays as it was"
+                )
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
+        fill_in_length(scheduler, self.trainer, self.lr_scheduler_interval)
+        super().lr_scheduler_step(scheduler, metric)
+
+    def on_train_end(self) -> None:
+        self._chance.end()
+        if self._fitted_temperature is not None:  # weight averaging has put an average in its place
+            self.temperature.copy_(self._fitted_temperature)
+
+    # --------------------------------------------------------------------------------------------------- evaluation
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         return self._evaluate(batch, "val", self.val_metrics)
@@ -275,16 +338,6 @@ class Classifier(LightningModule, ABC):
         assert isinstance(mean, MeanMetric)
         return mean
 
-    def _log_losses(self, part: str) -> None:
-        for key, mean in self.loss_means.items():
-            if key.startswith(f"{part}/"):
-                assert isinstance(mean, MeanMetric)
-                self.log(key, mean.compute(), sync_dist=True)  # equal on all processes already
-                mean.reset()
-
-    def on_test_epoch_end(self) -> None:
-        self._log_losses("test")
-
     def on_validation_epoch_end(self) -> None:
         self._log_losses("val")
         fitted = self.calibration.compute()
@@ -292,6 +345,16 @@ class Classifier(LightningModule, ABC):
         if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
             self.temperature.copy_(fitted)
             self._fitted_temperature = fitted
+
+    def on_test_epoch_end(self) -> None:
+        self._log_losses("test")
+
+    def _log_losses(self, part: str) -> None:
+        for key, mean in self.loss_means.items():
+            if key.startswith(f"{part}/"):
+                assert isinstance(mean, MeanMetric)
+                self.log(key, mean.compute(), sync_dist=True)  # equal on all processes already
+                mean.reset()
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Probabilities and embeddings of a batch: images, or (images, labels[, index])."""
@@ -301,126 +364,10 @@ class Classifier(LightningModule, ABC):
         predictions = {"probabilities": self.probabilities(self.class_scores(embeddings)), "embeddings": embeddings}
         return predictions if index is None else {"index": index, **predictions}
 
-    # ------------------------------------------------------------------------------------------------- optimization
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self.optimizer(self._decayed_apart(self.parameter_groups()))
-        if self.lr_scheduler is None:
-            return optimizer
-        scheduler: Any = self.lr_scheduler(optimizer)
-        endless = self.trainer.max_epochs == self.trainer.max_steps == -1
-        if isinstance(scheduler, WholeTraining) and scheduler.length is None and endless:
-            raise UserError(
-                "trainer.max_epochs is -1 without max_steps: a schedule over the whole training needs its end"
-            )
-        plan: dict[str, Any] = {"scheduler": scheduler, "interval": self.lr_scheduler_interval}
-        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            plan["monitor"] = getattr(scheduler, "monitor", "val/loss")
-        return {"optimizer": optimizer, "lr_scheduler": plan}  # type: ignore[return-value]
-
-    def _decayed_apart(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The groups, those parted whose weight decay is to act on their weights alone."""
-        if self.weight_decay_on == "all":
-            return groups
-        # By name too, since class tokens, positions and the scales of layers may have two dimensions or more.
-        weights = {p for name, p in self.named_parameters() if name.endswith("weight") and p.ndim >= 2}
-        parted: list[dict[str, Any]] = []
-        for group in groups:
-            if "weight_decay" in group:
-                parted.append(group)
-                continue
-            decayed = [parameter for parameter in group["params"] if parameter in weights]
-            others = [parameter for parameter in group["params"] if parameter not in weights]
-            parted += [{**group, "params": decayed}] if decayed else []
-            parted += [{**group, "params": others, "weight_decay": 0.0}] if others else []
-        return parted
-
-    def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
-        self._tell_schedule_its_length(scheduler)
-        super().lr_scheduler_step(scheduler, metric)
-
-    def _tell_schedule_its_length(self, scheduler: Any) -> None:
-        # Not where the schedule is built: asked for the number of steps there, Lightning starts the loader's workers
-        # before the state of an interrupted run is back.
-        if not isinstance(scheduler, WholeTraining) or scheduler.length is not None:
-            return
-        length = self.trainer.estimated_stepping_batches
-        if self.lr_scheduler_interval == "epoch":
-            batches = self.trainer.num_training_batches
-            length = math.ceil(length / max(1, math.ceil(batches / self.trainer.accumulate_grad_batches)))
-        scheduler.length = int(length)
-        # A run that goes on for longer than was planned leaves the rate of its old end at once.
-        for group, rate in zip(scheduler.optimizer.param_groups, scheduler.get_lr(), strict=True):
-            group["lr"] = rate
-
-    def on_train_end(self) -> None:
-        torch.set_rng_state(self._rng_state)  # what on_train_batch_start has changed
-        if self._fitted_temperature is not None:  # weight averaging has put an average in its place
-            self.temperature.copy_(self._fitted_temperature)
-
-    def _check_optimizer(self) -> None:
-        """Build optimizer and schedule and step once, so that a wrong setting shows at construction."""
-        parameter = nn.Parameter(torch.zeros(1))
-        optimizer = self.optimizer([{"params": [parameter]}])
-        if self.lr_scheduler is not None:
-            self.lr_scheduler(optimizer)
-        parameter.grad = torch.zeros(1)
-        try:
-            optimizer.step()
-        except Exception as error:  # each optimizer has its own words
-            raise UserError(
-                f"optimizer {type(optimizer).__name__} can't train a network ({reason(error)}): SGD, Adam or AdamW can"
-            ) from error
-
-    def _check_finite(self, losses: dict[str, Tensor]) -> None:
-        for name, value in sorted(losses.items(), key=lambda item: item[0] == "loss"):  # the part before the total
-            if not torch.isfinite(value):
-                rates = ", ".join(f"{group['lr']:g}" for group in self.trainer.optimizers[0].param_groups)
-                raise UserError(
-                    f"train/{name} is {value.item()} at step {self.trainer.global_step} of epoch "
-                    f"{self.current_epoch} (learning rate {rates}): lower the learning rate or the loss weight, or set "
-                    "trainer.gradient_clip_val; the last checkpoint stays as it was"
-                )
-
-    # --------------------------------------------------------------------------------------- data and checkpoints
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        for plan in self.trainer.lr_scheduler_configs:
-            self._tell_schedule_its_length(plan.scheduler)
-        # Checkpoints hold no random state: drawn from (seed, epoch, batch, process) alone, dropout in a resumed run
-        # is that of a run never interrupted.
-        key = [self._seed, self.current_epoch, batch_idx, self.global_rank]
-        seed = int(np.random.SeedSequence(key).generate_state(1)[0])
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed looks at all kinds of devices, each time
-        if self.device.type != "cpu":
-            torch.get_device_module(self.device).manual_seed(seed)
-
-    def setup(self, stage: str) -> None:
-        self._seed, self._rng_state = torch.initial_seed() % 2**32, torch.get_rng_state()
-        data = getattr(self.trainer, "datamodule", None)
-        if stage != "fit":
-            return
-        self._fitted_temperature = None
-        if isinstance(data, ImageDataModule):
-            mean, std = data.normalization
-            self.mean = torch.tensor(mean, dtype=self.mean.dtype, device=self.device)
-            self.std = torch.tensor(std, dtype=self.std.dtype, device=self.device)
-            self.image_format = data.image_format
-        if self.balance_classes:
-            if not isinstance(data, ImageDataModule):
-                raise UserError("class_weights is 'balanced', which needs an ImageDataModule that counts the classes")
-            if data.balanced_sampling or data.per_class_in_batch is not None:
-                setting = "balanced_sampling" if data.balanced_sampling else "per_class_in_batch"
-                raise UserError(f"class_weights and {setting} both even out the classes: choose one of them")
-            counts = data.class_counts.to(self.device)
-            self.class_weights.copy_(counts.sum() / (self.num_classes * counts))
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, WeightAveraging):  # it has copied the module that did not know its images yet
-                callback.setup(self.trainer, self, stage)
+    # -------------------------------------------------------------------------------------------------- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if "current_model_state" in checkpoint:  # averaged weights; the temperature was fitted on them, not on others
-            checkpoint["state_dict"]["temperature"] = checkpoint["current_model_state"]["temperature"]
+        save_fitted_temperature(checkpoint)
         if name := tensor_not_finite(checkpoint["state_dict"]):
             raise UserError(
                 f"{name} is not finite at step {checkpoint['global_step']}, so no checkpoint is written: lower the "
@@ -430,7 +377,6 @@ class Classifier(LightningModule, ABC):
         checkpoint["class_names"] = self.class_names
         checkpoint["images"] = self.image_format
 
-    @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
         """As Lightning's, for files that :func:`~metricloss_pl.checkpoints.read_checkpoint` finds sound."""
         if isinstance(checkpoint_path, (str, Path)) and "://" not in str(checkpoint_path):
@@ -447,8 +393,8 @@ class Classifier(LightningModule, ABC):
             if not (state.get(name, getattr(self, name)) > 0).all():
                 raise UserError(f"the checkpoint's {name} is not above 0: it can't predict; take another checkpoint")
         resumed = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
-        if "current_model_state" in checkpoint and not resumed:
-            checkpoint["current_model_state"] = state  # the averaged weights are evaluated, not those behind them
+        if not resumed:
+            evaluate_averaged_weights(checkpoint)
         self.image_format = checkpoint.get("images")
         for name in ("mean", "std"):  # as wide as the images have channels
             setattr(self, name, torch.empty_like(state.get(name, getattr(self, name))))

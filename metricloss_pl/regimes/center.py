@@ -84,14 +84,14 @@ class CenterSoftmaxClassifier(Classifier):
     ) -> None:
         refuse_mixing(mixing, type(self).__name__)
         super().__init__(
-            num_classes,
-            backbone,
-            class_names,
-            embedding_dim,
-            optimizer,
-            lr_scheduler,
-            lr_scheduler_interval,
-            class_weights,
+            num_classes=num_classes,
+            backbone=backbone,
+            class_names=class_names,
+            embedding_dim=embedding_dim,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            lr_scheduler_interval=lr_scheduler_interval,
+            class_weights=class_weights,
             weight_decay_on=weight_decay_on,
         )
         check_choice("smoothing", smoothing, F.Smoothing)

@@ -108,14 +108,14 @@ class CosineClassifier(Classifier):
         targets = _class_embeddings(class_embeddings, num_classes, class_names, class_list, dim)
         width = num_classes if targets is None else targets.shape[1]
         super().__init__(
-            num_classes,
-            backbone,
-            class_names,
-            width if embedding_dim == "auto" else embedding_dim,
-            optimizer,
-            lr_scheduler,
-            lr_scheduler_interval,
-            class_weights,
+            num_classes=num_classes,
+            backbone=backbone,
+            class_names=class_names,
+            embedding_dim=width if embedding_dim == "auto" else embedding_dim,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            lr_scheduler_interval=lr_scheduler_interval,
+            class_weights=class_weights,
             mixing=mixing,
             weight_decay_on=weight_decay_on,
         )

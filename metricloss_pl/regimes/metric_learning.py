@@ -155,14 +155,14 @@ class MetricLearningClassifier(Classifier):
         weight_decay_on: Decayed = "all",
     ) -> None:
         super().__init__(
-            num_classes,
-            backbone,
-            class_names,
-            embedding_dim,
-            optimizer,
-            lr_scheduler,
-            lr_scheduler_interval,
-            class_weights,
+            num_classes=num_classes,
+            backbone=backbone,
+            class_names=class_names,
+            embedding_dim=embedding_dim,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            lr_scheduler_interval=lr_scheduler_interval,
+            class_weights=class_weights,
             mixing=mixing,
             weight_decay_on=weight_decay_on,
         )

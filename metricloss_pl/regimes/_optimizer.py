@@ -1,0 +1,55 @@
+"""The optimizer of a regime: whether it can train a network at all, and what its weight decay acts on."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import nn
+
+from metricloss_pl.errors import UserError, reason
+
+__all__ = ["Decayed", "check_optimizer", "decay_weights_alone"]
+
+Decayed = Literal["all", "weights"]
+
+
+def check_optimizer(build: OptimizerCallable, build_schedule: LRSchedulerCallable | None) -> None:
+    """Build optimizer and schedule and step once, so that a wrong setting shows at construction.
+
+    Raises:
+        UserError: The optimizer's step needs more than dense gradients.
+    """
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer = build([{"params": [parameter]}])
+    if build_schedule is not None:
+        build_schedule(optimizer)
+    parameter.grad = torch.zeros(1)
+    try:
+        optimizer.step()
+    except Exception as error:  # each optimizer has its own words
+        raise UserError(
+            f"optimizer {type(optimizer).__name__} can't train a network ({reason(error)}): SGD, Adam or AdamW can"
+        ) from error
+
+
+def decay_weights_alone(groups: list[dict[str, Any]], module: nn.Module) -> list[dict[str, Any]]:
+    """The parameter groups, each that has no weight decay of its own parted into weights and what is not to decay.
+
+    Args:
+        groups: Of the module's parameters.
+        module: Its weights of convolutions and dense layers are those that decay.
+    """
+    # By name too, since class tokens, positions and the scales of layers may have two dimensions or more.
+    weights = {p for name, p in module.named_parameters() if name.endswith("weight") and p.ndim >= 2}
+    parted: list[dict[str, Any]] = []
+    for group in groups:
+        if "weight_decay" in group:
+            parted.append(group)
+            continue
+        decayed = [parameter for parameter in group["params"] if parameter in weights]
+        others = [parameter for parameter in group["params"] if parameter not in weights]
+        parted += [{**group, "params": decayed}] if decayed else []
+        parted += [{**group, "params": others, "weight_decay": 0.0}] if others else []
+    return parted
