@@ -148,12 +148,12 @@ def in_folder(root: Path, count: int, quick: bool) -> None:
     versus(f"{name}, cache_gb 0", epoch_of(not_kept), {0: later[0]}, count, GOAL_FIRST_EPOCH, quick)
 
 
-def shipped(block: str) -> dict[str, Any]:
-    """Batch size and augmentations of a shipped data block."""
+def shipped(block: str, quick: bool) -> dict[str, Any]:
+    """Batch size, small where it is to be quick, and augmentations of a shipped data block."""
     settings = yaml.safe_load((BLOCKS / f"{block}.yaml").read_text(encoding="utf-8"))["init_args"]
     named: list[Any] = [{"class_path": entry} if isinstance(entry, str) else entry for entry in settings["augment"]]
     augment = [getattr(data_modules, entry["class_path"])(**entry.get("init_args", {})) for entry in named]
-    return {"batch_size": settings["batch_size"], "augment": augment}
+    return {"batch_size": 4 if quick else settings["batch_size"], "augment": augment}
 
 
 def feeds(block: str, data: ImageDataModule, backbone: nn.Module, quick: bool, **facts: object) -> None:
@@ -180,7 +180,7 @@ if __name__ == "__main__":
     in_memory(32, 3, quick)
     sizes: Any = (("digits", 8, 1), ("mnist", 28, 1), ("fashion_mnist", 28, 1), ("cifar10", 32, 3))
     for block, side, channels in sizes:
-        settings = shipped(block)
+        settings = shipped(block, quick)
         data = NoiseDataModule(side=side, count=4 * settings["batch_size"], in_channels=channels, **settings)
         data.setup("fit")
         feeds(block, data, TinyConvNet(channels) if block == "digits" else PreActResNet(channels), quick)
@@ -188,9 +188,10 @@ if __name__ == "__main__":
         count = 16 if quick else 320
         write_photos(Path(name), count)
         in_folder(Path(name), count, quick)
-        feeds("folder", photos(Path(name), image_size=96, **shipped("folder")), PreActResNet(3), quick)
+        feeds("folder", photos(Path(name), image_size=96, **shipped("folder", quick)), PreActResNet(3), quick)
         size, resize = (64, 72) if quick else (448, 512)
-        cub = photos(Path(name), image_size=size, resize=resize, cache_gb=0.0, **{**shipped("cub"), "batch_size": 2})
+        settings = shipped("cub", quick) | {"batch_size": 2}
+        cub = photos(Path(name), image_size=size, resize=resize, cache_gb=0.0, **settings)
         # At 512 px the training part of CUB is beyond cache_gb: its files are decoded anew at each use.
         note = "2 images instead of the config's 96, which would take too long here; both sides go by the image"
         feeds("cub", cub, TorchvisionBackbone("resnet50"), quick, note=note)

@@ -8,16 +8,13 @@ than those on the wall. Arithmetic: bytes a step and bytes held, from the sizes 
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-import tempfile
 import time
-from pathlib import Path
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from statistics import mean, median
 from typing import Any
 
+import torch
 from _measure import quick_asked, report, report_ratio
 from _training import NoiseDataModule, bare_trainer
 from lightning.pytorch import Callback
@@ -54,14 +51,16 @@ class Clock(Callback):
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         steps = trainer.num_training_batches - WARM_UP
-        self.seconds = [(end - start) / steps for start, end in zip(self.start, self.now(), strict=True)]
+        wall, processor = ((end - start) / steps for start, end in zip(self.start, self.now(), strict=True))
+        pl_module.log_dict({"wall": wall, "processor": processor})
 
     def now(self) -> tuple[float, float]:
         return time.perf_counter(), time.process_time()
 
 
 def fit_all(processes: int, steps: int) -> Seconds:
-    """A fit of every regime; seconds a step."""
+    """A fit of every regime; seconds a step of the first process."""
+    torch.set_num_threads(1)
     seconds = {}
     for name, regime in REGIMES.items():
         data = NoiseDataModule(
@@ -72,36 +71,25 @@ def fit_all(processes: int, steps: int) -> Seconds:
             mean=[0.5],
             std=[0.3],
         )
-        clock = Clock()
-        strategy = "ddp" if processes > 1 else "auto"
-        trainer = bare_trainer(max_epochs=1, accelerator="cpu", devices=processes, strategy=strategy, callbacks=clock)
+        strategy = "ddp_fork" if processes > 1 else "auto"
+        trainer = bare_trainer(max_epochs=1, accelerator="cpu", devices=processes, strategy=strategy, callbacks=Clock())
         trainer.fit(regime(10, TinyConvNet(), embedding_dim=EMBEDDING_DIM), data)
-        trainer.strategy.barrier()
-        seconds[name] = clock.seconds
+        seconds[name] = [float(trainer.callback_metrics[kind]) for kind in ("wall", "processor")]
     return seconds
 
 
-def start(processes: int, steps: int, file: Path) -> subprocess.Popen[bytes]:
-    """This file in a process of its own, which starts its other ranks itself."""
-    command = [sys.executable, __file__, "fit", str(processes), str(steps), str(file)]
-    return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
-
-
-def run(folder: Path, steps: int, *processes: int) -> Seconds:
+def run(steps: int, *processes: int) -> Seconds:
     """Fits of so many processes each, side by side; the mean of their seconds a step."""
-    files = [folder / f"{index}.json" for index in range(len(processes))]
-    running = [start(number, steps, file) for number, file in zip(processes, files, strict=True)]
-    failed = [child.wait() for child in running]  # all of them, so that none is left behind
-    if any(failed):
-        raise SystemExit("a fit failed: its error stands above")
-    seen = [json.loads(file.read_text()) for file in files]
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["metricloss_pl.regimes"])
+    with ProcessPoolExecutor(len(processes), mp_context=context) as pool:
+        seen = list(pool.map(fit_all, processes, [steps] * len(processes)))
     return {name: [mean(kind) for kind in zip(*(seconds[name] for seconds in seen), strict=True)] for name in REGIMES}
 
 
 def measure(quick: bool) -> None:
     turns, steps = (1, 2) if quick else (4, 30)
-    with tempfile.TemporaryDirectory() as folder:
-        sides = [[run(Path(folder), steps, *side) for side in ((2,), (1,), (1, 1))] for _ in range(turns)]
+    sides = [[run(steps, *side) for side in ((2,), (1,), (1, 1))] for _ in range(turns)]
     for name, regime in REGIMES.items():
         wall, processor = (
             [median(seconds[name][kind] for seconds in side) for side in zip(*sides, strict=True)] for kind in (0, 1)
@@ -175,11 +163,6 @@ def arithmetic() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["fit"]:
-        seconds = fit_all(int(sys.argv[2]), int(sys.argv[3]))
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            Path(sys.argv[4]).write_text(json.dumps(seconds))
-    else:
-        quick = quick_asked(__doc__)
-        measure(quick)
-        arithmetic()
+    quick = quick_asked(__doc__)
+    measure(quick)
+    arithmetic()
