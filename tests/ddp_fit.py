@@ -1,7 +1,7 @@
-"""Fit every regime in some processes and save how each ends: ``python ddp_fit.py PROCESSES FILE``."""
+"""Fit every regime in some processes and save how each ends."""
 
 import os
-import sys
+from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
@@ -73,7 +73,8 @@ def build_run(processes: int, *callbacks: Callback) -> tuple[Trainer, DigitsData
         batch_size=GLOBAL_BATCH // processes, samples_per_class=37, val_fraction=0.3, augment=[ShiftCrop(pixels=1)]
     )
     trainer = Trainer(
-        max_epochs=5,  # 20 steps of two batches each
+        max_epochs=3,  # 12 steps of two batches each
+        num_sanity_val_steps=0,
         accelerator="cpu",
         devices=processes,
         strategy="ddp" if processes > 1 else "auto",
@@ -116,8 +117,9 @@ def fit_mixed(processes: int) -> dict[str, torch.Tensor]:
     }
 
 
-if __name__ == "__main__":
-    ends = {name: fit(name, int(sys.argv[1])) for name in REGIMES}
-    ends["mixed"] = fit_mixed(int(sys.argv[1]))
-    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
-        torch.save(ends, sys.argv[2])
+def fit_all(processes: int, file: Path) -> None:
+    """In each of the processes; the first one saves."""
+    ends = {name: fit(name, processes) for name in REGIMES}
+    ends["mixed"] = fit_mixed(processes)
+    if int(os.environ.get("RANK", "0")) == 0:
+        torch.save(ends, file)

@@ -1,7 +1,9 @@
-"""A command line that is killed at a step: ``KILL_AT=30 python interrupted_fit.py fit ...``."""
+"""Command lines that are killed at a step."""
 
+import json
 import os
 import signal
+from pathlib import Path
 
 from lightning.pytorch import Callback
 
@@ -14,6 +16,13 @@ class Kill(Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if trainer.global_step == int(os.environ["KILL_AT"]):
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Terminate(Callback):
+    """Ask the process to end, as a scheduler does."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def in_a_process_of_its_own(arguments: list[str], kill_at: int | None = None) -> int:
@@ -30,3 +39,9 @@ def in_a_process_of_its_own(arguments: list[str], kill_at: int | None = None) ->
         finally:
             os._exit(status)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def run_in_turn(*sets: tuple[list[tuple[list[str], int | None]], Path]) -> None:
+    """Run sets of command lines, each with the step to be killed at; the exit statuses of a set go into its file."""
+    for runs, file in sets:
+        file.write_text(json.dumps([in_a_process_of_its_own(*run) for run in runs]))

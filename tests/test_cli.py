@@ -14,10 +14,12 @@ import torch
 import yaml
 from PIL import Image
 from torch import nn
+from torch.multiprocessing import ProcessExitedException
 
 from metricloss_pl.cli import main
 from metricloss_pl.regimes import CosineClassifier, MetricLearningClassifier
 from tests.helpers import make_folder
+from tests.processes import run_groups
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
@@ -168,6 +170,9 @@ def test_the_file_of_first_weights_is_needed_once(tmp_path):
         *backbone,
         f"--model.backbone.weights={weights}",
         "--trainer.limit_train_batches=2",
+        "--data.batch_size=8",
+        "--data.samples_per_class=8",
+        "--data.test_fraction=0.02",
         "--test_after_fit=false",
     ]
     run = fit("digits_softmax", tmp_path / "runs", *flags)
@@ -734,18 +739,14 @@ def test_a_limit_of_time(tmp_path):
 
 def test_sigterm_is_no_success(tmp_path):
     """As a scheduler ends jobs."""
-    program = (
-        "import os, signal, sys\nfrom lightning.pytorch import Callback\nfrom metricloss_pl.cli import main\n"
-        "class Term(Callback):\n    def on_train_batch_start(self, *args): os.kill(os.getpid(), signal.SIGTERM)\n"
-        "main(sys.argv[1:])"
-    )
     flags = [
         f"--config={CONFIGS / 'digits_softmax.yaml'}",
         f"--runs_dir={tmp_path}",
-        "--trainer.callbacks=__main__.Term",
+        "--trainer.callbacks=tests.interrupted_fit.Terminate",
     ]
-    result = subprocess.run([sys.executable, "-c", program, "fit", *flags, *QUIET], capture_output=True, check=False)
-    assert result.returncode == 143
+    with pytest.raises(ProcessExitedException) as caught:
+        run_groups((1, main, ["fit", *flags, *QUIET]))
+    assert caught.value.exit_code == 143
 
 
 def test_a_folder_of_one_class(tmp_path, capsys):

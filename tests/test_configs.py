@@ -2,8 +2,10 @@
 
 import functools
 import json
+import os
 import re
 import statistics
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from lightning.pytorch import Trainer
 from metricloss_pl.cli import main
 from metricloss_pl.data import Flowers102DataModule, RandomErasing
 from tests.helpers import make_cars, make_cub, make_flowers, make_folder, make_imagenet, make_mit67, make_nab
+from tests.processes import run_groups
 from tests.reproduced import FITS, files_of
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -187,13 +190,31 @@ def test_a_protocol_runs_on_a_miniature(tmp_path, monkeypatch, capsys):
     assert saved["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(0, abs=1e-9)
 
 
-@pytest.mark.parametrize("regime", [*REGIMES, "arcface"])
-def test_digits_fit_test_predict(regime, tmp_path, monkeypatch, capsys):
+DIGITS = (*REGIMES, "arcface")
+
+
+def fit_in_turn(folder: Path, *regimes: str) -> None:
+    """Fit the shipped configs as they are; what each says on the screen goes into a file."""
+    os.chdir(folder)
+    for regime in regimes:
+        with open(f"{regime}.txt", "w") as screen, redirect_stdout(screen):
+            main(["fit", f"--config={CONFIGS / f'digits_{regime}.yaml'}", *QUIET])
+
+
+@pytest.fixture(scope="module")
+def fitted_digits(tmp_path_factory):
+    """The folder in which all are fitted, two at a time."""
+    folder = tmp_path_factory.mktemp("digits")
+    run_groups(*((1, fit_in_turn, folder, *half) for half in (DIGITS[::2], DIGITS[1::2])))
+    return folder
+
+
+@pytest.mark.parametrize("regime", DIGITS)
+def test_digits_fit_test_predict(regime, fitted_digits, monkeypatch, capsys):
     """The shipped config as it is, figures included; each regime reaches 0.97 on the test part."""
-    monkeypatch.chdir(tmp_path)
-    main(["fit", f"--config={CONFIGS / f'digits_{regime}.yaml'}", *QUIET])
-    run = tmp_path / "runs" / f"digits_{regime}" / "version_0"
-    screen = capsys.readouterr().out
+    monkeypatch.chdir(fitted_digits)
+    run = fitted_digits / "runs" / f"digits_{regime}" / "version_0"
+    screen = (fitted_digits / f"{regime}.txt").read_text()
     assert "test/accuracy" in screen
     assert "figures" in screen
     assert (run / "figures" / "embeddings" / "epoch_0040.png").is_file()
@@ -210,10 +231,11 @@ def test_digits_fit_test_predict(regime, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("regime", REGIMES)
 @pytest.mark.usefixtures("miniatures")
 def test_cub_runs_on_a_miniature_of_its_archive(regime, tmp_path, monkeypatch):
-    """Only size, epochs and root differ from the shipped config."""
+    """Only size, epochs, workers and root differ from the shipped config."""
     make_cub(tmp_path, classes=4, images_per_class=12, size=48)
     monkeypatch.chdir(tmp_path)
-    flags = [f"--data.root={tmp_path}", "--data.resize=40", "--data.image_size=32", "--trainer.max_epochs=2"]
+    flags = [f"--data.root={tmp_path}", "--data.resize=40", "--data.image_size=32", "--data.num_workers=2"]
+    flags.append("--trainer.max_epochs=2")
     main(["fit", f"--config={CONFIGS / f'cub_{regime}.yaml'}", *flags, *QUIET])
     run = tmp_path / "runs" / f"cub_{regime}" / "version_0"
     checkpoint = run / "checkpoints" / "last.ckpt"

@@ -2,12 +2,13 @@
 
 import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests.interrupted_fit import run_in_turn
+from tests.processes import run_groups
 
 ROOT = Path(__file__).parent.parent
 REGIMES = ("softmax", "cosine", "center", "standalone")
@@ -18,31 +19,15 @@ MIXING = {
     "cosine": ["--model.mixing=CutMix", "--model.mixing.probability=0.8"],
 }
 
-# In one fresh interpreter for all: it imports once, and its forks start without threads of torch.
-PROGRAM = """
-import json, sys
-sys.path.insert(0, sys.argv[1])
-from tests.interrupted_fit import in_a_process_of_its_own
-print(json.dumps([in_a_process_of_its_own(*run) for run in json.loads(sys.argv[2])]))
-"""
-
-
-def statuses(*runs: tuple) -> list[int]:
-    """Exit statuses of command lines, one after the other."""
-    command = [sys.executable, "-c", PROGRAM, str(ROOT), json.dumps(runs)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return json.loads(result.stdout.splitlines()[-1])
-
 
 def arguments(regime: str, runs: Path, workers: int) -> list[str]:
-    """Three epochs of 20 steps, with dropout, augmentation, mixing and a last.ckpt every 7 steps."""
+    """Two epochs of 20 steps, with dropout, augmentation, mixing and a last.ckpt every 7 steps."""
     return [
         "fit",
         f"--config={ROOT / 'configs' / f'digits_{regime}.yaml'}",
         f"--runs_dir={runs}",
         "--trainer.callbacks=null",
-        "--trainer.max_epochs=3",
+        "--trainer.max_epochs=2",
         "--trainer.accelerator=cpu",
         "--trainer.enable_progress_bar=false",
         "--model.backbone.dropout=0.2",
@@ -53,24 +38,36 @@ def arguments(regime: str, runs: Path, workers: int) -> list[str]:
     ]
 
 
+def command_lines(regime: str, folder: Path) -> list[tuple[list[str], int | None]]:
+    """Of a whole run; then of one with 0 and one with 2 workers, each killed in step 11 and in step 31 and resumed."""
+    runs = [(arguments(regime, folder / "whole", 0), None)]
+    for workers in (0, 2):
+        args = arguments(regime, folder / str(workers), workers)
+        resume = ["fit", f"--resume={folder / str(workers) / f'digits_{regime}' / 'version_0'}"]
+        # A run's config names the callback that killed it; the list is given anew.
+        runs += [(args, 11), (resume, 31), ([*resume, "--trainer.callbacks=null"], None)]
+    return runs
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """Folders by regime, with the exit statuses of their command lines; two regimes run at a time."""
+    folders = {regime: tmp_path_factory.mktemp(regime) for regime in REGIMES}
+    runs = [(command_lines(regime, folder), folder / "statuses.json") for regime, folder in folders.items()]
+    run_groups(*((1, run_in_turn, *half) for half in (runs[::2], runs[1::2])))
+    return folders
+
+
 @pytest.mark.parametrize("regime", REGIMES)
-def test_killed_and_resumed_equals_uninterrupted(regime, tmp_path):
-    """Killed in step 31 (last.ckpt: step 28, within epoch 1), with 0 and with 2 workers; then again in step 45."""
-    whole = (arguments(regime, tmp_path / "whole", 0),)
-    runs = [whole]
+def test_killed_and_resumed_equals_uninterrupted(regime, ended):
+    """Killed in step 11 (last.ckpt: step 7, within epoch 0) and in step 31 (step 28, within epoch 1)."""
+    folder, killed = ended[regime], -signal.SIGKILL
+    assert json.loads((folder / "statuses.json").read_text()) == [0, killed, killed, 0, killed, killed, 0]
+    expected = last_checkpoint(folder / "whole", regime)
+    assert expected["global_step"] == 40
     for workers in (0, 2):
-        args = arguments(regime, tmp_path / str(workers), workers)
-        resume = ["fit", f"--resume={tmp_path / str(workers) / f'digits_{regime}' / 'version_0'}"]
-        runs += [(args, 31), (resume, 45), (resume,)]
-    # A run's config names the callback that killed it; the list is given anew.
-    runs = [(run[0] if len(run) == 2 else [*run[0], "--trainer.callbacks=null"], *run[1:]) for run in runs]
-    killed = -signal.SIGKILL
-    assert statuses(*runs) == [0, killed, killed, 0, killed, killed, 0]
-    expected = last_checkpoint(tmp_path / "whole", regime)
-    assert expected["global_step"] == 60
-    for workers in (0, 2):
-        found = last_checkpoint(tmp_path / str(workers), regime)
-        assert found["global_step"] == 60
+        found = last_checkpoint(folder / str(workers), regime)
+        assert found["global_step"] == 40
         for key, tensor in expected["state_dict"].items():
             assert torch.equal(tensor, found["state_dict"][key]), (workers, key)
         assert equal(expected["optimizer_states"], found["optimizer_states"])

@@ -1,18 +1,17 @@
-"""Fit, test and predict with all callbacks: ``python ddp_callbacks.py PROCESSES FILE RUN_FOLDER``."""
+"""Fit, test and predict with all callbacks, in some processes."""
 
-import sys
+import warnings
 from pathlib import Path
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from metricloss_pl.callbacks import ConfusionMatrixPlot, EmbeddingPlot, GeometryMonitor, PredictionWriter
 from tests.callbacks.runs import digits, regime, trainer
 
 
-def main(processes: int, file: str, folder: str) -> None:
-    torch.set_num_threads(1)
+def run_all(processes: int, file: Path, folder: Path) -> None:
+    """The first process saves the geometry and the sizes of the parts; the rest is in the run's folder."""
+    warnings.filterwarnings("error", message=".*sync_dist.*")
     model = regime()
     # Nothing moves: the processes' different batch statistics must not show in what is measured.
     model.optimizer = lambda parameters: torch.optim.SGD(parameters, lr=0.0)
@@ -21,7 +20,7 @@ def main(processes: int, file: str, folder: str) -> None:
             module.momentum = 0.0
     model.center_optimizer = lambda parameters: torch.optim.SGD(parameters, lr=0.0)
     run = trainer(
-        Path(folder),
+        folder,
         *(GeometryMonitor(), EmbeddingPlot(), ConfusionMatrixPlot(), PredictionWriter(embeddings=True)),
         devices=processes,
         strategy="ddp" if processes > 1 else "auto",
@@ -37,7 +36,3 @@ def main(processes: int, file: str, folder: str) -> None:
             {"geometry": geometry, "sizes": [len(data.samples(p).labels) for p in ("train", "val", "test")]}, file
         )
     run.strategy.barrier()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], sys.argv[3])

@@ -1,15 +1,10 @@
-"""Freeze a backbone, then free it, in some processes, and save how each regime ends: ``PROCESSES FILE``.
+"""Freeze a backbone, then free it, in some processes, and save how each regime ends."""
 
-0 processes are one without DistributedDataParallel.
-"""
-
-import sys
+import os
 from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from metricloss_pl.callbacks import FreezeBackbone
 from tests.callbacks.runs import digits, trainer
@@ -28,13 +23,13 @@ class Note(Callback):
             self.backbone = {key: state[key].clone() for key in state if key.startswith("backbone.")}
 
 
-def fit(name: str, processes: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def fit(name: str, processes: int, folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     seed_everything(0, verbose=False)
     options = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.01}
     model = REGIMES[name](optimizer=lambda parameters: torch.optim.SGD(parameters, **options))
     note = Note()
     run = trainer(
-        Path(sys.argv[2]).parent,
+        folder,
         *(FreezeBackbone(FROZEN), note),
         max_epochs=4,
         devices=max(1, processes),
@@ -47,9 +42,8 @@ def fit(name: str, processes: int) -> tuple[dict[str, torch.Tensor], dict[str, t
     return note.backbone, model.state_dict()
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    processes = int(sys.argv[1])
-    ends = {name: fit(name, processes) for name in ("softmax", "cosine", "center", "standalone")}
-    if not processes or torch.distributed.get_rank() == 0:
-        torch.save(ends, sys.argv[2])
+def fit_all(processes: int, file: Path) -> None:
+    """0 processes are one without DistributedDataParallel; the first one saves."""
+    ends = {name: fit(name, processes, file.parent) for name in ("softmax", "cosine", "center", "standalone")}
+    if int(os.environ.get("RANK", "0")) == 0:
+        torch.save(ends, file)

@@ -9,8 +9,9 @@ from torch.utils.data import DataLoader
 
 from metricloss_pl.callbacks import GeometryMonitor
 from metricloss_pl.errors import UserError
+from tests.callbacks.ddp_callbacks import run_all
 from tests.callbacks.runs import digits, fit, regime, trainer
-from tests.side_by_side import run_scripts
+from tests.processes import run_groups
 
 NAMES = {
     "accuracy", "balanced_accuracy", "intra_variance", "mean_distance", "min_distance", "intra_inter_ratio", "norm",
@@ -120,15 +121,8 @@ def test_wrong_settings_are_refused():
 
 def test_two_processes_measure_exactly_what_one_does(tmp_path):
     """Of odd numbers of images, and the network does not move: batch norm sees other batches on two processes."""
-    script = Path(__file__).parent / "ddp_callbacks.py"
-    results = []
-    files = [tmp_path / f"{processes}.pt" for processes in (1, 2)]
-    runs = run_scripts(*((script, file.stem, file, tmp_path / f"run{file.stem}") for file in files))
-    for file, run in zip(files, runs, strict=True):
-        assert file.is_file(), run.stderr[-3000:]
-        assert "sync_dist" not in run.stderr
-        results.append(torch.load(file, weights_only=True))
-    one, two = results
+    run_groups(*((n, run_all, n, tmp_path / f"{n}.pt", tmp_path / f"run{n}") for n in (1, 2)))
+    one, two = (torch.load(tmp_path / f"{n}.pt", weights_only=True) for n in (1, 2))
     assert one["geometry"] == pytest.approx(two["geometry"], rel=1e-5)
     assert len(one["geometry"]) == 2 * len(NAMES)
     assert all(size % 2 == 1 for size in one["sizes"])

@@ -9,8 +9,9 @@ from metricloss_pl.callbacks import HierarchyMetrics
 from metricloss_pl.errors import UserError
 from metricloss_pl.metrics import HierarchicalAccuracy, HierarchicalPrecision, MistakeSeverity
 from metricloss_pl.regimes import CosineClassifier
+from tests.callbacks.ddp_hierarchy import measure
 from tests.callbacks.runs import digits, regime, trainer
-from tests.side_by_side import run_scripts
+from tests.processes import run_groups
 
 DIGITS = "some\n-- round\n---- 0\n---- loops\n------ 6\n------ 8\n------ 9\n-- 1\n-- 2\n-- 3\n-- 4\n-- 5\n-- 7\n"
 
@@ -109,10 +110,8 @@ def test_mistakes_show_before_the_training(tree, tmp_path):
 
 
 def test_two_processes_measure_as_one(tree, tmp_path):
-    files = [tmp_path / f"{processes}.pt" for processes in (1, 2)]
-    script = Path(__file__).parent / "ddp_hierarchy.py"
-    for run in run_scripts(*((script, file.stem, file, tree, tmp_path) for file in files)):
-        assert run.returncode == 0, run.stderr[-3000:]
-    one, two = (torch.load(file) for file in files)
+    files = {processes: tmp_path / f"{processes}.pt" for processes in (1, 2)}
+    run_groups(*((processes, measure, processes, file, tree, tmp_path) for processes, file in files.items()))
+    one, two = (torch.load(file) for file in files.values())
     assert len(one) == 7
     assert two == pytest.approx(one, rel=1e-6)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from metricloss_pl.errors import UserError
 from metricloss_pl.metrics import EmbeddingGeometry, geometry, nearest_mean
+from tests.processes import run_groups
 
 CLASSES, DIM = 7, 5
 ABSENT = 4
@@ -139,20 +140,19 @@ def test_nearest_mean_far_from_the_origin() -> None:
         assert nearest_mean(embeddings, means).tolist() == [0, 1, 2]
 
 
-def _on_rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    address = f"file://{folder}/rendezvous"
-    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+def _in_a_process(folder: Path) -> None:
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
     embeddings, labels = _embeddings()
     mine = slice(0, 19) if rank == 0 else slice(19, None)  # parts of unequal size
     metric = EmbeddingGeometry(CLASSES, DIM)
     metric.update(embeddings[mine], labels[mine])
-    torch.save((metric.compute(), metric.class_means, metric.counts), f"{folder}/{rank}.pt")
+    torch.save((metric.compute(), metric.class_means, metric.counts), folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
 def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_on_rank, args=(str(tmp_path),), nprocs=2)
+    run_groups((2, _in_a_process, tmp_path))
     embeddings, labels = _embeddings()
     whole = EmbeddingGeometry(CLASSES, DIM)
     whole.update(embeddings, labels)

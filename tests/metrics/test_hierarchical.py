@@ -8,6 +8,7 @@ from torch import Tensor
 
 from metricloss_pl.errors import UserError
 from metricloss_pl.metrics import HierarchicalAccuracy, HierarchicalPrecision, MistakeSeverity, hierarchical
+from tests.processes import run_groups
 
 # Two pairs and one alone, in a tree of height 3: (0, 1) at height 1, (2, 3) at height 2, all others at 3.
 HEIGHTS = torch.tensor(
@@ -180,18 +181,17 @@ def _update(metrics: list, part: slice) -> list:
     return [metric.compute() for metric in metrics]
 
 
-def _on_rank(rank: int, folder: str, cut: int) -> None:
-    torch.set_num_threads(1)
-    address = f"file://{folder}/rendezvous"
-    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+def _in_a_process(folder: Path, cut: int) -> None:
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
     values = _update(_metrics(), slice(0, cut) if rank == 0 else slice(cut, None))
-    torch.save(values, f"{folder}/{rank}.pt")
+    torch.save(values, folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("cut", [19, 0])  # parts of unequal size; a process without images
 def test_two_processes_give_what_one_gives(cut: int, tmp_path: Path):
-    torch.multiprocessing.spawn(_on_rank, args=(str(tmp_path), cut), nprocs=2)
+    run_groups((2, _in_a_process, tmp_path, cut))
     accuracy, severity, precision = _update(_metrics(), slice(None))
     for rank in range(2):
         values = torch.load(tmp_path / f"{rank}.pt")

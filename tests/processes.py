@@ -1,0 +1,47 @@
+"""Functions in processes of their own, forked off a server that has imported everything, which takes seconds."""
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.multiprocessing import start_processes
+
+multiprocessing.set_forkserver_preload(["metricloss_pl.cli", "metricloss_pl.compare", "sklearn.datasets"])
+
+
+def run_groups(*groups: tuple[Any, ...]) -> None:
+    """Run all at the same time; each is a number of processes, a function of a module's top level and its arguments.
+
+    The processes of a group know of each other as if torchrun had started them. Where one fails, its error is raised.
+    """
+    contexts = []
+    try:
+        for processes, *call in groups:
+            arguments = (processes, _free_port(), *call)
+            contexts.append(start_processes(_run, arguments, processes, join=False, start_method="forkserver"))
+        for context in contexts:
+            while not context.join():
+                pass
+    finally:
+        for context in contexts:
+            for process in context.processes:
+                process.kill()
+
+
+def _run(rank: int, processes: int, port: int, function: Callable[..., None], *args: Any) -> None:
+    multiprocessing.set_start_method(None, force=True)  # in a fork of the server it is the server's
+    torch.set_num_threads(1)
+    if processes > 1:
+        ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **{k: str(v) for k, v in ranks.items()}}
+    function(*args)
+
+
+def _free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port: int = server.getsockname()[1]
+        return port
