@@ -8,15 +8,16 @@ from lightning.pytorch.cli import LightningArgumentParser
 from metricloss_pl import backbones, schedules  # noqa: F401  imported so that YAML may name their classes alone
 from metricloss_pl.callbacks import PredictionWriter
 
-__all__ = ["HARMLESS", "add_run_arguments"]
+__all__ = ["HARMLESS", "LINKED", "add_run_arguments"]
 
 # Settings of the data that decide no result: where they lie and how they are fetched.
 HARMLESS = ("root", "csv", "images_dir", "path", "download", "num_workers", "cache_gb")
+LINKED = ("num_classes", "class_names", "hierarchy")  # what a model learns from the data, if it asks for it
 
 
 def add_run_arguments(parser: LightningArgumentParser) -> None:
     """Add a run's own settings to those of data, model and trainer, and link the data's facts into the model."""
-    for fact in ("num_classes", "class_names"):
+    for fact in LINKED:
         parser.link_arguments(f"data.{fact}", f"model.init_args.{fact}", apply_on="instantiate")
     parser.link_arguments("data.in_channels", "model.init_args.backbone.init_args.in_channels", apply_on="instantiate")
     parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")

@@ -39,7 +39,7 @@ def model_file(tmp_path):
 
 
 def test_a_hierarchy_named_by_a_config(model_file, tmp_path, capsys):
-    """Its file is needed once; metrics of the hierarchy are there as long as the file is."""
+    """Its file is needed once: a checkpoint holds the hierarchy, by which a test measures."""
     tree = model_file.parent / "trees" / "digits.txt"
     run = fit("digits_cosine", tmp_path / "runs", f"--model={model_file}", name="digits_cosine-semantic")
     metrics = json.loads((run / "result.json").read_text())["metrics"]
@@ -54,22 +54,16 @@ def test_a_hierarchy_named_by_a_config(model_file, tmp_path, capsys):
     saved = torch.load(checkpoint, weights_only=True)
     expected = semantic(Hierarchy.from_file(tree), [str(digit) for digit in range(10)]).float()
     assert torch.equal(saved["state_dict"]["criterion.class_embeddings"], expected)
-    assert saved["hyper_parameters"]["class_embeddings"] == 10
-    main(["test", f"--ckpt_path={checkpoint}", *QUIET])
-    assert json.loads((run / "test.json").read_text())["metrics"] == pytest.approx(
-        {name: value for name, value in metrics.items() if name.startswith("test/")}
-    )
+    assert saved["hyper_parameters"]["class_embeddings"] == "checkpoint"
+    assert saved["hyper_parameters"]["embedding_dim"] == 10
 
     tree.rename(tmp_path / "elsewhere.txt")
-    with pytest.warns(UserWarning, match=r"digits.txt: there is no such file; nothing is measured by it"):
-        main(["test", f"--ckpt_path={checkpoint}", *QUIET])
+    main(["test", f"--ckpt_path={checkpoint}", *QUIET])
     tested = json.loads((run / "test.json").read_text())["metrics"]
-    assert tested["test/accuracy"] == pytest.approx(metrics["test/accuracy"])
-    assert not tested.keys() & MEASURES
+    assert tested == pytest.approx({name: value for name, value in metrics.items() if name.startswith("test/")})
     Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(tmp_path / "image.png")
     main(["predict", f"--ckpt_path={checkpoint}", f"--data.predict_dir={tmp_path}", "--data.image_size=8", *QUIET])
-    with pytest.warns(UserWarning, match="nothing is measured by it"):
-        main(["fit", f"--resume={run}", "--trainer.max_epochs=2", *QUIET])
+    main(["fit", f"--resume={run}", "--trainer.max_epochs=2", *QUIET])
     init_args = yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]
     assert init_args["class_embeddings"] == str(tree)
     assert init_args["class_list"] is None
@@ -92,8 +86,8 @@ def test_approximate_embeddings_and_a_class_list(tmp_path):
     assert json.loads((run / "result.json").read_text())["metrics"].keys() >= MEASURES
     for name in ("tree.txt", "names.txt"):
         (tmp_path / name).unlink()
-    with pytest.warns(UserWarning, match="nothing is measured by it"):
-        main(["test", f"--ckpt_path={checkpoint}", *QUIET])
+    main(["test", f"--ckpt_path={checkpoint}", *QUIET])
+    assert json.loads((run / "test.json").read_text())["metrics"].keys() >= MEASURES
     settings = yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]
     assert settings["class_list"] == str(tmp_path / "names.txt")
 
@@ -113,12 +107,9 @@ def test_a_hierarchy_called_by_its_name(tmp_path, monkeypatch):
     targets = torch.load(checkpoint, weights_only=True)["state_dict"]["criterion.class_embeddings"].double()
     same_group = torch.arange(10) % 3 == (torch.arange(10) % 3)[:, None]
     torch.testing.assert_close(targets @ targets.T, same_group / 2 + torch.eye(10) / 2, check_dtype=False)
+    shutil.rmtree(tmp_path / "cache")
     main(["test", f"--ckpt_path={checkpoint}", *QUIET])
     assert json.loads((run / "test.json").read_text())["metrics"].keys() >= MEASURES
-    shutil.rmtree(tmp_path / "cache")
-    with pytest.warns(UserWarning, match=r"cannot download .*; nothing is measured by it"):
-        main(["test", f"--ckpt_path={checkpoint}", *QUIET])
-    assert not json.loads((run / "test.json").read_text())["metrics"].keys() & MEASURES
 
 
 def test_embeddings_from_a_file(tmp_path, monkeypatch, capsys):
@@ -149,15 +140,19 @@ def test_embeddings_from_a_file(tmp_path, monkeypatch, capsys):
     assert "(9 of 10 classes are rows): rows are '9', '0', '3', ..." in line
 
 
-def test_a_folder_of_ones_own_with_its_hierarchy(tmp_path, monkeypatch):
-    """The shipped config as it is, but for size and epochs; the hierarchy as an editor of Windows writes it."""
+def test_a_folder_of_ones_own_with_its_hierarchy(tmp_path, monkeypatch, capsys):
+    """The shipped config as it is, but for root, size and epochs; the hierarchy as an editor of Windows writes it."""
     monkeypatch.chdir(tmp_path)
-    make_folder(Path("my_images"), ["carrion crow", "mallard (female)", "mallard (male)", "cow"], images=10, size=32)
+    root = make_folder(Path("other"), ["carrion crow", "mallard (female)", "mallard (male)", "cow"], images=10, size=32)
     tree = "animal\n-- bird (class)\n---- duck ?\n------ mallard (male)\n------ mallard (female)\n"
     tree += "---- carrion crow\n\n-- cow\n"
-    Path("my_images", "hierarchy.txt").write_text(tree, encoding="utf-8-sig", newline="\r\n")
-    flags = ["--data.image_size=32", "--trainer.max_epochs=1", "--trainer.callbacks=null"]
-    main(["fit", f"--config={CONFIGS / 'folder_semantic_cosine.yaml'}", *flags, *QUIET])
+    flags = ["--data.root=other", "--data.image_size=32", "--trainer.max_epochs=1", "--trainer.callbacks=null"]
+    command = ["fit", f"--config={CONFIGS / 'folder_semantic_cosine.yaml'}", *flags]
+    line = refusal(capsys, *command)
+    assert "class_embeddings is 'semantic', and there is no other/hierarchy.txt: write the hierarchy there" in line
+    assert "--model.class_embeddings" in line
+    (root / "hierarchy.txt").write_text(tree, encoding="utf-8-sig", newline="\r\n")
+    main([*command, *QUIET])
     run = tmp_path / "runs" / "folder_semantic_cosine" / "version_0"
     checkpoint = run / "checkpoints" / "best.ckpt"
     saved = torch.load(checkpoint, weights_only=True)
@@ -169,6 +164,9 @@ def test_a_folder_of_ones_own_with_its_hierarchy(tmp_path, monkeypatch):
     metrics = json.loads((run / "test.json").read_text())["metrics"]
     assert metrics.keys() >= {"test/hierarchical_accuracy", "test/hp_1", "test/mahp_250"}
     assert metrics["test/accuracy"] <= metrics["test/hierarchical_accuracy"] <= 1
+    (root / "hierarchy.txt").unlink()
+    main(["predict", f"--ckpt_path={checkpoint}", "--data.predict_dir=other/cow", *QUIET])
+    assert yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["class_embeddings"] == "semantic"
 
 
 def test_every_regime_is_measured_by_a_hierarchy_of_the_callbacks(model_file, tmp_path):
@@ -214,14 +212,24 @@ def test_mistakes_in_one_line(text, flags, message, tmp_path, monkeypatch, capsy
     assert [path.name for path in tmp_path.iterdir()] == ([] if text is None else ["tree.txt"])
 
 
-def test_a_width_is_no_hierarchy(tmp_path, monkeypatch, capsys):
-    """What stands in a checkpoint means nothing in a config."""
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("checkpoint", "class_embeddings is 'checkpoint', and no checkpoint was loaded"),
+        (
+            "semantic",
+            "class_embeddings is 'semantic', and the data bring no hierarchy: name its file by --model",
+        ),
+        ("7", "class_embeddings"),
+    ],
+)
+def test_what_a_config_cannot_say(given, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    Path("model.yaml").write_text(MODEL.replace("trees/digits.txt", "7"))
+    Path("model.yaml").write_text(MODEL.replace("trees/digits.txt", given))
     line = refusal(
         capsys, "fit", f"--config={CONFIGS / 'digits_cosine.yaml'}", "--model=model.yaml", "--test_after_fit=false"
     )
-    assert "class_embeddings is 7, the width of a checkpoint's, and no checkpoint was loaded" in line
+    assert message in line
 
 
 # -------------------------------------------------------------------------------------------------------------- shown

@@ -23,11 +23,12 @@ class HierarchyMetrics(Callback):
     test images for each other in the regime's space, ``test/hp_1``, ``_10``, ``_50``, ``_100`` and ``test/mahp_250``:
     see :mod:`metricloss_pl.metrics.hierarchical`. What is not defined, as the severity of no mistakes, is not logged.
 
-    The command line adds this callback by itself where the cosine regime's class embeddings are a hierarchy.
+    The command line adds this callback by itself.
 
     Args:
         hierarchy: File or name of the hierarchy, as of
             :func:`~metricloss_pl.class_embeddings.open_hierarchy`; the classes are leaves of it, found by their names.
+            None: that of the regime's class embeddings; nothing is measured where they are of none.
         class_list: File of lines ``<id> <class name>``, where the leaves are not called as the classes.
         retrieval: Whether to search the test images, which takes N^2 D steps for N of them.
 
@@ -35,22 +36,32 @@ class HierarchyMetrics(Callback):
         UserError: The hierarchy is missing, no tree, or lacks a class.
     """
 
-    def __init__(self, hierarchy: FilePath, class_list: FilePath | None = None, retrieval: bool = True) -> None:
-        self.hierarchy = open_hierarchy(hierarchy, class_list)
+    def __init__(
+        self, hierarchy: FilePath | None = None, class_list: FilePath | None = None, retrieval: bool = True
+    ) -> None:
+        if hierarchy is None and class_list is not None:
+            raise UserError(f"class_list is {str(class_list)!r}: it is for a hierarchy, and none is given")
+        self.hierarchy = None if hierarchy is None else open_hierarchy(hierarchy, class_list)
         self.retrieval = retrieval
+        self._measures = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not isinstance(pl_module, Classifier):
             raise UserError(f"HierarchyMetrics measures regimes of this package, not {type(pl_module).__name__}")
-        self._leaves = self.hierarchy.leaves_of(pl_module.class_names)  # before a training, not after it
+        if self.hierarchy is not None:  # before a training, not after it
+            self.hierarchy.leaves_of(pl_module.class_names)
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Classifier)
-        heights, device = torch.from_numpy(self.hierarchy.lca_heights(self._leaves)), pl_module.device
-        heights = heights.to(device)
-        self._accuracy = HierarchicalAccuracy(heights, self.hierarchy.height).to(device)
+        tree = pl_module.class_hierarchy if self.hierarchy is None else self.hierarchy
+        self._measures = tree is not None
+        if tree is None:
+            return
+        leaves, device = tree.leaves_of(pl_module.class_names), pl_module.device
+        heights = torch.from_numpy(tree.lca_heights(leaves)).to(device)
+        self._accuracy = HierarchicalAccuracy(heights, tree.height).to(device)
         self._severity = MistakeSeverity(heights).to(device)
-        self._precision = HierarchicalPrecision(heights, self.hierarchy.height).to(device)
+        self._precision = HierarchicalPrecision(heights, tree.height).to(device)
         none = torch.zeros(0, pl_module.embedding_dim, device=device)  # also where this process has no image
         self._precision.update(pl_module.points(none), none[:, 0].long())
 
@@ -63,6 +74,8 @@ class HierarchyMetrics(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        if not self._measures:
+            return
         assert isinstance(pl_module, Classifier)
         predictions, labels = outputs["predictions"], outputs["labels"]
         self._accuracy.update(predictions, labels)
@@ -71,6 +84,8 @@ class HierarchyMetrics(Callback):
             self._precision.update(pl_module.points(outputs["embeddings"]), labels)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._measures:
+            return
         values = {"hierarchical_accuracy": self._accuracy.compute(), "mistake_severity": self._severity.compute()}
         if self.retrieval:
             values |= self._precision.compute()

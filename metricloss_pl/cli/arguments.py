@@ -12,7 +12,7 @@ import yaml
 from metricloss_pl.checkpoints import read_checkpoint
 from metricloss_pl.cli.run import run_of
 from metricloss_pl.errors import UserError, reason
-from metricloss_pl.run_files import HARMLESS
+from metricloss_pl.run_files import HARMLESS, LINKED
 
 __all__ = ["SUBCOMMANDS", "name_of_run", "option", "prepare"]
 
@@ -149,7 +149,7 @@ def _complete_from_checkpoint(args: Sequence[str]) -> list[str]:
     if "_class_path" not in hparams or images is None:
         raise UserError(f"--ckpt_path {path} was written outside the command line: load it from Python")
     model = {"class_path": hparams.pop("_class_path"), "init_args": hparams}
-    for linked in ("_instantiator", "num_classes", "class_names"):
+    for linked in ("_instantiator", *LINKED):
         hparams.pop(linked, None)
     backbone = hparams.get("backbone")
     if isinstance(backbone, dict) and isinstance(settings := backbone.get("init_args"), dict):

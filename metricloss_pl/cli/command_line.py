@@ -17,12 +17,11 @@ from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
-from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from metricloss_pl.callbacks import HierarchyMetrics
 from metricloss_pl.checkpoints import AtomicCheckpointIO, read_checkpoint
-from metricloss_pl.class_embeddings import are_embeddings
 from metricloss_pl.cli import run
 from metricloss_pl.cli.arguments import SUBCOMMANDS, name_of_run, prepare
 from metricloss_pl.cli.compare import compare
@@ -33,7 +32,7 @@ from metricloss_pl.data import ImageDataModule
 from metricloss_pl.errors import UserError
 from metricloss_pl.messages import message_of
 from metricloss_pl.regimes import Classifier
-from metricloss_pl.run_files import add_run_arguments
+from metricloss_pl.run_files import LINKED, add_run_arguments
 from metricloss_pl.screen import print_rows, short
 
 __all__ = ["MetricLossCLI", "main"]
@@ -90,13 +89,12 @@ class MetricLossCLI(LightningCLI):
         ):
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"--{option} is {value}: it must be above 0 and finite")
-        for linked in ("num_classes", "class_names"):
+        for linked in LINKED:
             if config.model.get("init_args", {}).get(linked) is not None:
                 raise UserError(f"--model.{linked} comes from the data: leave it out")
-        self.class_embeddings = {  # before a checkpoint's settings take the place of the files
-            name: value
-            for name in ("class_embeddings", "class_list")
-            if (value := config.model.get("init_args", {}).get(name)) is not None
+        kept = getattr(_loaded_class(config.model.class_path), "kept_in_checkpoint", ())
+        self.kept_in_checkpoint = {  # before a checkpoint's settings take their place
+            name: value for name in kept if (value := config.model.get("init_args", {}).get(name)) is not None
         }
         self.checkpoint: dict[str, Any] | None = None
         if config.ckpt_path is not None:
@@ -119,8 +117,8 @@ class MetricLossCLI(LightningCLI):
             backbone.setdefault("init_args", {})
 
     def instantiate_classes(self) -> None:
-        # A checkpoint's weights replace those that the backbone started from, whose file may be gone, and it holds the
-        # class embeddings; the run's config goes on naming the files.
+        # A checkpoint's weights replace those that the backbone started from, whose file may be gone, and it may hold
+        # more; the run's config goes on naming the files.
         init_args = self.config[self.subcommand].model.init_args
         backbone = init_args.get("backbone")
         settings: Any = backbone.get("init_args") if self.checkpoint is not None and backbone else None
@@ -130,7 +128,7 @@ class MetricLossCLI(LightningCLI):
         super().instantiate_classes()
         if weights is not None:
             settings.weights = weights
-        for name, value in self.class_embeddings.items():
+        for name, value in self.kept_in_checkpoint.items():
             init_args[name] = value
         for callback in self.trainer.checkpoint_callbacks:
             if self.datamodule.has_validation or not isinstance(callback, ModelCheckpoint):
@@ -153,7 +151,7 @@ class MetricLossCLI(LightningCLI):
         if self.subcommand == "fit" and given.logger is not False:
             callbacks.append(LearningRateMonitor())
         if self.subcommand in ("fit", "test") and not any(isinstance(c, HierarchyMetrics) for c in callbacks):
-            callbacks += self._hierarchy_metrics()
+            callbacks.append(HierarchyMetrics())
         if given.enable_checkpointing is False:
             self._parser(self.subcommand).callback_keys.remove("checkpoint")
         else:
@@ -170,18 +168,6 @@ class MetricLossCLI(LightningCLI):
         kwargs["callbacks"] = [*callbacks, self.timer, run.EndTogether()]
         kwargs["default_root_dir"] = str(folder)
         return super().instantiate_trainer(**kwargs)
-
-    def _hierarchy_metrics(self) -> list[HierarchyMetrics]:
-        """What measures by the hierarchy that the class embeddings are of, as long as it is there."""
-        given = self.class_embeddings.get("class_embeddings", "one-hot")
-        if not isinstance(given, str) or given in ("one-hot", "simplex") or are_embeddings(given):
-            return []  # a number is refused when training starts
-        try:
-            return [HierarchyMetrics(given, self.class_embeddings.get("class_list"))]
-        except UserError as error:
-            if self.checkpoint is not None:  # else the model will say so
-                rank_zero_warn(f"{error}; nothing is measured by it")
-            return []
 
     def _choose_run_folder(self) -> Path:
         """The folder of this run: that of the checkpoint where it lies in one, else a new version."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import multiprocessing
@@ -140,7 +141,10 @@ def _prepare(worker: Worker) -> tuple[Plan, dict[str, Any]]:
             for tuned in comparison.space(name) if comparison.tuning.trials else ():
                 low = comparison.space(name)[tuned].at(0.0)
                 worker.files.parse(variant.config, {**comparison.overriding(name), tuned: low})
-            data = worker.files.build(config).data
+            model, data, *_ = worker.files.build(config)
+            if model.class_hierarchy is not None:
+                lines = "\n".join(model.class_hierarchy.lines())
+                settings[name]["class_hierarchy"] = hashlib.blake2b(lines.encode(), digest_size=10).hexdigest()
             data.prepare_data()
             parts = official_parts(data)
             counts = {part: 0 if samples is None else len(samples) for part, samples in parts.items()}

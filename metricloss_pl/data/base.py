@@ -134,6 +134,11 @@ class ImageDataModule(LightningDataModule, ABC):
         return {"in_channels": int(self.in_channels), "resize": resize, "image_size": self.image_size}
 
     @property
+    def hierarchy(self) -> str | None:
+        """File of a hierarchy whose leaves are called as the classes, where the set brings one; it may be missing."""
+        return None
+
+    @property
     def has_validation(self) -> bool:
         """Whether there is a validation part; answered right after construction."""
         return self.val_fraction > 0

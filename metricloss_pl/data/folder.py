@@ -19,7 +19,7 @@ class ImageFolderDataModule(ImageDataModule):
     """A folder of images: `root/<class>/*`, or `root/train/<class>/*` and likewise `root/test` and perhaps `root/val`.
 
     The classes are the folders' names, sorted. Images may lie deeper inside a class's folder; hidden files and files
-    that are no images are passed over.
+    that are no images are passed over. A hierarchy of the classes may stand in `root/hierarchy.txt`.
 
     Args:
         root: The folder. `val` may also be called `valid` or `validation`.
@@ -41,6 +41,11 @@ class ImageFolderDataModule(ImageDataModule):
     def class_names(self) -> list[str]:
         """The names of the class folders, sorted; their order is the labels'."""
         return list(self._class_names)
+
+    @property
+    def hierarchy(self) -> str:
+        """The file `hierarchy.txt` in `root`."""
+        return str(self._root / "hierarchy.txt")
 
     def read(self, part: Part) -> Samples | None:
         """Lists the files of one part; a test part that is not there is cut from the training part.

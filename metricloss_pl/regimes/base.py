@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 import torch.distributed as dist
@@ -34,6 +35,9 @@ from metricloss_pl.regimes._weight_averaging import (
     evaluate_averaged_weights,
     save_fitted_temperature,
 )
+
+if TYPE_CHECKING:
+    from metricloss_pl.class_embeddings import Hierarchy
 
 __all__ = ["ClassWeights", "Classifier", "Decayed", "Interval", "sgd"]
 
@@ -170,6 +174,9 @@ class Classifier(LightningModule, ABC):
     def points(self, embeddings: Tensor) -> Tensor:
         """Embeddings (B, D) in the space in which the regime compares them, to be drawn and measured; as they are."""
         return embeddings
+
+    class_hierarchy: Hierarchy | None = None  # that the class_prototypes are of
+    kept_in_checkpoint: tuple[str, ...] = ()  # arguments that name what a checkpoint holds, and may be gone then
 
     prototype_name = "prototype"  # what pictures call one of the class_prototypes
 
@@ -373,7 +380,12 @@ class Classifier(LightningModule, ABC):
                 f"{name} is not finite at step {checkpoint['global_step']}, so no checkpoint is written: lower the "
                 "learning rate, or set trainer.gradient_clip_val; the last checkpoint stays as it was"
             )
-        checkpoint["hyper_parameters"] = plain_settings(checkpoint.get("hyper_parameters", {}))
+        settings = plain_settings(checkpoint.get("hyper_parameters", {}))
+        arguments = inspect.signature(type(self).__init__).parameters
+        if not any(argument.kind is argument.VAR_KEYWORD for argument in arguments.values()):
+            # The command line notes all that the data tell, also what this regime does not ask for.
+            settings = {name: value for name, value in settings.items() if name in arguments or name.startswith("_")}
+        checkpoint["hyper_parameters"] = settings
         checkpoint["class_names"] = self.class_names
         checkpoint["images"] = self.image_format
 

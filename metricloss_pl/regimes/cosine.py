@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from metricloss_pl.class_embeddings import (
     HIERARCHIES,
+    Hierarchy,
     are_embeddings,
     one_hot,
     open_hierarchy,
@@ -19,7 +20,7 @@ from metricloss_pl.class_embeddings import (
     simplex,
     stored,
 )
-from metricloss_pl.errors import UserError, check_choice
+from metricloss_pl.errors import UserError, check_choice, reason
 from metricloss_pl.files import FilePath
 from metricloss_pl.losses import CosineLoss
 from metricloss_pl.losses import functional as F
@@ -60,12 +61,16 @@ class CosineClassifier(Classifier):
         class_names: Names in the labels' order; linked from the data on the command line.
         class_embeddings: phi: ``one-hot``, ``simplex`` (C directions of largest equal angles), or the file of a class
             hierarchy, whose similarities of classes become the dot products, or the name of one: ``cub-flat``,
-            ``cub-wikispecies``, ``cub-deep``, ``cifar100`` (all downloaded once), ``cifar100-superclasses``. Or a file
-            of embeddings themselves, ``.npz`` or ``.pickle``, with arrays ``embedding`` (C, D) and ``ind2label``; in
-            Python also any (C, D) tensor. Rows are of norm 1. The classes are leaves of the hierarchy or rows of the
-            file, found by their names. A checkpoint holds the class embeddings and needs no file: its own setting is
-            their width D, an integer.
+            ``cub-wikispecies``, ``cub-deep``, ``cifar100`` (all downloaded once), ``cifar100-superclasses``; for
+            ImageNet give the file ``ILSVRC/wordnet.parent-child.mintree.txt`` of cvjena/semantic-embeddings. Or
+            ``semantic``: of the hierarchy that comes with the data. Or a file of embeddings themselves, ``.npz`` or
+            ``.pickle``, with arrays ``embedding`` (C, D) and ``ind2label``; in Python also any (C, D) tensor. Rows are
+            of norm 1. The classes are leaves of the hierarchy or rows of the file, found by their names.
+            ``checkpoint``: those that a checkpoint brings, ``embedding_dim`` wide, which is its own setting, since it
+            needs no file.
         class_list: File of lines ``<id> <class name>``, where the file does not call its leaves or rows as the classes.
+        hierarchy: File of the hierarchy that comes with the data, for ``semantic``; linked from the data on the command
+            line.
         embedding_dim: ``auto``: a linear layer as wide as the class embeddings. An integer or None (the features as
             they are) must agree with them; those of a hierarchy are approximated in so many dimensions as an integer
             says.
@@ -91,8 +96,9 @@ class CosineClassifier(Classifier):
         num_classes: int,
         backbone: nn.Module,
         class_names: Sequence[str] | None = None,
-        class_embeddings: Literal["one-hot", "simplex"] | FilePath | int | Tensor = "one-hot",
+        class_embeddings: Literal["one-hot", "simplex", "semantic", "checkpoint"] | FilePath | Tensor = "one-hot",
         class_list: FilePath | None = None,
+        hierarchy: FilePath | None = None,
         embedding_dim: Literal["auto"] | int | None = "auto",
         ce_weight: float = 0.1,
         head: Head = "paper",
@@ -105,7 +111,14 @@ class CosineClassifier(Classifier):
         weight_decay_on: Decayed = "all",
     ) -> None:
         dim = embedding_dim if isinstance(embedding_dim, int) else None
-        targets = _class_embeddings(class_embeddings, num_classes, class_names, class_list, dim)
+        tree = None
+        named = class_embeddings if isinstance(class_embeddings, str) else None
+        if named == "checkpoint":
+            auto = getattr(backbone, "num_features", num_classes) if embedding_dim is None else num_classes
+            targets: Tensor | None = torch.full((num_classes, max(1, auto if dim is None else dim)), torch.nan)
+        else:
+            given = _of_data(hierarchy) if named == "semantic" else class_embeddings
+            targets, tree = _class_embeddings(given, num_classes, class_names, class_list, dim)
         width = num_classes if targets is None else targets.shape[1]
         super().__init__(
             num_classes=num_classes,
@@ -129,6 +142,7 @@ class CosineClassifier(Classifier):
                 "set model.embedding_dim to auto"
             )
         self.criterion = CosineLoss(targets, reduction="none")
+        self.class_hierarchy = tree
         self.ce_weight = ce_weight
         self.head_weight_decay = head_weight_decay
         self.head = CosineHead(self.embedding_dim, num_classes) if ce_weight > 0 and head == "paper" else None
@@ -158,6 +172,7 @@ class CosineClassifier(Classifier):
         return F.normalize(embeddings)
 
     prototype_name = "class embedding"
+    kept_in_checkpoint = ("class_embeddings", "class_list")
 
     @property
     def class_prototypes(self) -> Tensor:
@@ -168,16 +183,31 @@ class CosineClassifier(Classifier):
     def on_train_start(self) -> None:
         if (targets := self.criterion.class_embeddings) is not None and targets.isnan().any():
             raise UserError(
-                f"class_embeddings is {targets.shape[1]}, the width of a checkpoint's, and no checkpoint was loaded: "
-                "it must be 'one-hot', 'simplex', the file of a hierarchy or a (C, D) tensor"
+                "class_embeddings is 'checkpoint', and no checkpoint was loaded: it must be 'one-hot', 'simplex', "
+                "'semantic', the file of a hierarchy or a (C, D) tensor"
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         settings, targets = checkpoint["hyper_parameters"], self.criterion.class_embeddings
+        if "hierarchy" in settings:
+            settings["hierarchy"] = None
         if targets is not None and settings.get("class_embeddings") not in _NAMED:
             # They are in the state by now, and the file that they come from may be gone.
-            settings |= {"class_embeddings": targets.shape[1], "class_list": None}
+            settings |= {"class_embeddings": "checkpoint", "class_list": None}
+            if settings.get("embedding_dim") is not None:
+                settings["embedding_dim"] = targets.shape[1]
+        if (tree := self.class_hierarchy) is not None:
+            plain = {"parents": dict(tree.parents), "names": dict(tree.names), "source": tree.source}
+            checkpoint["class_hierarchy"] = plain
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        if (plain := checkpoint.get("class_hierarchy")) is not None:
+            try:
+                self.class_hierarchy = Hierarchy(**plain)
+            except Exception as error:  # what stands in a file can raise anything
+                raise UserError(f"the checkpoint's class hierarchy can't be read ({reason(error)})") from error
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """All parameters, with the head's Linear weight apart where it has a weight decay of its own."""
@@ -188,37 +218,49 @@ class CosineClassifier(Classifier):
         return [{"params": others}, {"params": [weight], "weight_decay": self.head_weight_decay}]
 
 
+def _of_data(hierarchy: FilePath | None) -> FilePath:
+    """The hierarchy that comes with the data."""
+    if hierarchy is None:
+        missing = "the data bring no hierarchy: name its file"
+    elif not Path(hierarchy).is_file():
+        missing = f"there is no {hierarchy}: write the hierarchy there, or name another file"
+    else:
+        return hierarchy
+    raise UserError(f"class_embeddings is 'semantic', and {missing} by --model.class_embeddings FILE")
+
+
 def _class_embeddings(
-    given: FilePath | int | Tensor,
+    given: FilePath | Tensor,
     num_classes: int,
     class_names: Sequence[str] | None,
     class_list: FilePath | None,
     dim: int | None,
-) -> Tensor | None:
-    """The (C, D) phi. None for one-hot, whose targets are an index: the identity as a dense matrix would cost C x C."""
+) -> tuple[Tensor | None, Hierarchy | None]:
+    """The (C, D) phi, and the hierarchy that they are of.
+
+    None for one-hot, whose targets are an index: the identity as a dense matrix would cost C x C.
+    """
     if isinstance(given, Tensor):
         if given.ndim != 2 or len(given) != num_classes:
             raise UserError(f"class_embeddings have shape {tuple(given.shape)}; they must be ({num_classes}, D)")
-        return _checked(given, "class_embeddings")
-    if isinstance(given, int):
-        if given < 1:
-            raise UserError(f"class_embeddings is {given}: the width of a checkpoint's is at least 1")
-        return torch.full((num_classes, given), torch.nan)
+        return _checked(given, "class_embeddings"), None
     if given in _NAMED and class_list is not None:
         raise UserError(f"class_list is {str(class_list)!r}: it is for a hierarchy, and class_embeddings is {given!r}")
     if given == "one-hot":
-        return None
+        return None, None
     if given == "simplex":
-        return simplex(num_classes)
+        return simplex(num_classes), None
     if str(given) not in HIERARCHIES and not Path(str(given)).is_file():
+        names = ", ".join(map(repr, (*_NAMED, "semantic", *HIERARCHIES)))
         raise UserError(
-            f"class_embeddings is {str(given)!r}: it must be {', '.join(map(repr, (*_NAMED, *HIERARCHIES)))} or the "
-            "file of a hierarchy or of embeddings, and there is no such file; where it lies elsewhere, name its path"
+            f"class_embeddings is {str(given)!r}: it must be {names} or the file of a hierarchy or of embeddings, and "
+            "there is no such file; where it lies elsewhere, name its path"
         )
-    names = [str(label) for label in range(num_classes)] if class_names is None else class_names
+    called = [str(label) for label in range(num_classes)] if class_names is None else class_names
     if are_embeddings(given):
-        return _checked(stored(given, names, class_list), f"embeddings {given}")
-    return semantic(open_hierarchy(given, class_list), names, dim).float()
+        return _checked(stored(given, called, class_list), f"embeddings {given}"), None
+    tree = open_hierarchy(given, class_list)
+    return semantic(tree, called, dim).float(), tree
 
 
 def _checked(embeddings: Tensor, source: str) -> Tensor:

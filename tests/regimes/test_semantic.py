@@ -62,7 +62,7 @@ def test_a_checkpoint_needs_neither_file_nor_tensor(given, embedding_dim, tree, 
     run.save_checkpoint(path)
     tree.unlink()
     settings = torch.load(path, weights_only=True)["hyper_parameters"]
-    assert settings["class_embeddings"] == embeddings.shape[1]
+    assert settings["class_embeddings"] == "checkpoint"
     loaded = CosineClassifier.load_from_checkpoint(path, backbone=Flat(**backbone)).eval()
     assert torch.equal(loaded.class_prototypes, embeddings.float())
     images, _ = next(iter(loader()))
@@ -70,6 +70,12 @@ def test_a_checkpoint_needs_neither_file_nor_tensor(given, embedding_dim, tree, 
     resumed = CosineClassifier(**{**settings, "backbone": Flat(**backbone)})
     trainer(tmp_path, max_epochs=2).fit(resumed, loader(), ckpt_path=path, weights_only=True)
     assert torch.equal(resumed.class_prototypes, embeddings.float())
+    if given == "file":
+        assert resumed.class_hierarchy.lines() == loaded.class_hierarchy.lines() == model.class_hierarchy.lines()
+    forged = torch.load(path, weights_only=True) | {"class_hierarchy": {"parents": {"a": "b", "b": "a"}}}
+    torch.save(forged, path)
+    with pytest.raises(UserError, match=r"the checkpoint's class hierarchy can't be read .*cycle"):
+        CosineClassifier.load_from_checkpoint(path, backbone=Flat(**backbone))
 
 
 def test_a_checkpoint_of_named_class_embeddings_goes_on_naming_them(tmp_path):
@@ -80,14 +86,14 @@ def test_a_checkpoint_of_named_class_embeddings_goes_on_naming_them(tmp_path):
         assert torch.load(tmp_path / "model.ckpt", weights_only=True)["hyper_parameters"]["class_embeddings"] == name
 
 
-def test_a_width_without_a_checkpoint_is_refused(tmp_path):
-    model = CosineClassifier(C, Flat(), NAMES, 5)
-    with pytest.raises(
-        UserError, match="class_embeddings is 5, the width of a checkpoint's, and no checkpoint was loaded"
-    ):
+def test_those_of_a_checkpoint_without_one_are_refused(tmp_path):
+    model = CosineClassifier(C, Flat(), NAMES, "checkpoint", embedding_dim=5)
+    with pytest.raises(UserError, match="class_embeddings is 'checkpoint', and no checkpoint was loaded"):
         trainer(tmp_path).fit(model, loader())
-    with pytest.raises(UserError, match="class_embeddings is -5: the width of a checkpoint's is at least 1"):
-        CosineClassifier(C, Flat(), NAMES, -5)
+    with pytest.raises(UserError, match="embedding_dim is -5; it must be at least 1"):
+        CosineClassifier(C, Flat(), NAMES, "checkpoint", embedding_dim=-5)
+    with pytest.raises(UserError, match="class_embeddings is '10': it must be 'one-hot'"):
+        CosineClassifier(C, Flat(), NAMES, 10)
     with pytest.raises(UserError, match="class_embeddings is 'None': it must be 'one-hot'"):
         CosineClassifier(C, Flat(), NAMES, None)
 
@@ -112,7 +118,7 @@ def test_embeddings_from_a_file_agree_with_the_embedding_dim_and_have_norm_1(tmp
     [
         (
             {"class_embeddings": "onehot"},
-            "class_embeddings is 'onehot': it must be 'one-hot', 'simplex', 'cifar100', 'cub-flat', ",
+            "class_embeddings is 'onehot': it must be 'one-hot', 'simplex', 'semantic', 'cifar100', 'cub-flat', ",
         ),
         ({"class_names": ["cat", "car", "cow"]}, r"class 'cow' is no leaf of hierarchy .*tree.txt \(2 of 3 classes"),
         ({"class_names": ["cat", "dog", "pet"]}, "class 'pet' is an inner node"),
