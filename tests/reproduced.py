@@ -12,6 +12,7 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = (ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8")
+PUBLISHED, _, OWN = DOCUMENT.partition("\n## Small real runs\n")
 
 
 class Row(NamedTuple):
@@ -60,7 +61,12 @@ def filled(template: str, words: dict[str, str]) -> str:
     return " ".join(template.split())
 
 
-ROWS = [row for section in re.split(r"^(?=##)", DOCUMENT, flags=re.MULTILINE) for row in rows_of(section)]
+def _rows(text: str) -> list[Row]:
+    return [row for section in re.split(r"^(?=##)", text, flags=re.MULTILINE) for row in rows_of(section)]
+
+
+ROWS = _rows(PUBLISHED)
+OURS = _rows(OWN)
 HOURS = [row for row in ROWS if row.is_hours]
 FIGURES = [row for row in ROWS if not row.is_hours]
 FITS = [
@@ -70,8 +76,8 @@ FITS = [
 
 def options_of(command: str) -> list[tuple[str, str]]:
     """Names and values of a command's options."""
-    words = shlex.split(command)
-    return list(zip(words[3::2], words[4::2], strict=False))
+    words = [part for word in shlex.split(command)[3:] for part in (word.split("=", 1) if word[:2] == "--" else [word])]
+    return list(zip(words[::2], words[1::2], strict=True))
 
 
 def covering(commands: Iterable[str], parts: Callable[[str], set[Any]], done: Iterable[Any] = ()) -> list[str]:

@@ -30,7 +30,6 @@ MINIATURES = {
     "mit67": make_mit67,
     "imagenet_subset": lambda root: make_imagenet(root, root / "lists"),
     "cifar100": lambda root: None,
-    "cub_224": make_cub,
 }
 FOLDERS = ("data", "model", "trainer")
 PAPER = ("nab", "cars", "flowers", "mit67")
@@ -39,7 +38,7 @@ QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=
 
 # Blocks of published protocols that no run file names: data, model, trainer.
 PROTOCOLS = [
-    *(("cub_224", f"{regime}_resnet50_cosine_decay", "cub_224") for regime in REGIMES),
+    *(("cub_224", f"{regime}_resnet50_cosine_decay", "cub_224") for regime in ("center", "standalone")),
     *(("imagenet_subset", f"{regime}_resnet50_step_decay", "imagenet_subset") for regime in ("softmax", "cosine")),
     *(("cifar100", f"{regime}_resnet110", "cub") for regime in ("softmax", "cosine")),
 ]
@@ -48,7 +47,7 @@ PROTOCOLS = [
 def test_there_is_a_run_file_for_every_data_set_and_regime():
     expected = {f"{d}_{r}" for d in ("digits", "mnist", "fashion_mnist", "cifar10", "cub", "folder") for r in REGIMES}
     others = {"cifar10_semantic_cosine", "folder_semantic_cosine", "digits_arcface"}
-    others |= {"flowers64_softmax", "flowers64_cosine"}
+    others |= {"flowers64_softmax", "flowers64_cosine", "cub_224_softmax", "cub_224_cosine"}
     assert {file.stem for file in RUN_FILES} == expected | others
 
 
@@ -154,7 +153,7 @@ def test_blocks_of_a_protocol_fit_together(protocol, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Trainer, "fit", remember)
     monkeypatch.chdir(tmp_path)
-    MINIATURES[protocol[0]](tmp_path)
+    {**MINIATURES, "cub_224": make_cub}[protocol[0]](tmp_path)
     blocks = {folder: CONFIGS / folder / f"{name}.yaml" for folder, name in zip(FOLDERS, protocol, strict=True)}
     flags = [f"--{folder}={block}" for folder, block in blocks.items()] + [f"--data.root={tmp_path}"]
     flags += ["--data.lists=lists"] if protocol[0] == "imagenet_subset" else []
@@ -178,16 +177,42 @@ def test_a_protocol_runs_on_a_miniature(tmp_path, monkeypatch, capsys):
     """Random resized crops of files, from more pixels than in evaluation, and a schedule by steps."""
     make_cub(tmp_path, classes=4, images_per_class=12, size=48)
     monkeypatch.chdir(tmp_path)
-    blocks = zip(FOLDERS, ("cub_224", "softmax_resnet50_cosine_decay", "cub_224"), strict=True)
-    flags = [f"--{folder}={CONFIGS / folder / name}.yaml" for folder, name in blocks]
-    flags += [f"--data.root={tmp_path}", "--data.resize=32", "--data.train_resize=40", "--data.image_size=32"]
+    flags = [f"--data.root={tmp_path}", "--data.resize=32", "--data.train_resize=40", "--data.image_size=32"]
     small = ["--data.batch_size=8", "--data.num_workers=0", "--model.backbone.name=resnet18", "--trainer.max_epochs=2"]
-    main(["fit", f"--config={CONFIGS / 'cub_softmax.yaml'}", *flags, *small, *QUIET, "--trainer.callbacks=null"])
+    main(["fit", f"--config={CONFIGS / 'cub_224_softmax.yaml'}", *flags, *small, *QUIET, "--trainer.callbacks=null"])
     assert "test/accuracy" in capsys.readouterr().out
     [checkpoint] = (tmp_path / "runs").glob("*/version_0/checkpoints/last.ckpt")
     saved = torch.load(checkpoint, weights_only=True)
     assert saved["images"] == {"in_channels": 3, "resize": 32, "image_size": 32}
     assert saved["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "runs", "trials", "flags"),
+    [
+        ("cub_samples", "3", "none", ["--only=[cosine]", "--baseline=cosine", "--samples_per_class=[2]"]),
+        ("cub_gem", "6", "200: 100 for each of 2", ["--only=[cosine, full_convolution]", "--baseline=cosine"]),
+    ],
+)
+@pytest.mark.usefixtures("miniatures")
+def test_a_papers_comparison_is_planned_on_a_miniature(name, runs, trials, flags, tmp_path, monkeypatch, capsys):
+    make_cub(tmp_path, classes=3, images_per_class=8, size=20)
+    monkeypatch.chdir(tmp_path)
+    file = CONFIGS / "compare" / f"{name}.yaml"
+    assert file.read_text().splitlines()[1] == f"#   python cli.py compare --config configs/compare/{file.name}"
+    plan = yaml.safe_load(file.read_text())
+    for variant in plan["variants"].values():
+        variant["config"] = str(file.parent.joinpath(variant["config"]).resolve(strict=True))
+    sizes = {"data.resize": 16, "data.image_size": 16, "data.batch_size": 2, "data.num_workers": 0}
+    if name == "cub_gem":
+        sizes["data.train_resize"] = 20
+    trainer = {"trainer.precision": "32-true", "trainer.accelerator": "cpu"}
+    plan["overrides"] = {**sizes, **trainer, "model.backbone.name": "resnet18", "data.root": str(tmp_path)}
+    Path("plan.yaml").write_text(yaml.safe_dump(plan))
+    main(["compare", "--config=plan.yaml", "--dry_run=true", *flags])
+    screen = capsys.readouterr().out
+    assert re.search(rf"^final runs +{runs}, tested once each$", screen, flags=re.MULTILINE)
+    assert re.search(rf"^trials +{trials}", screen, flags=re.MULTILINE)
 
 
 DIGITS = (*REGIMES, "arcface")

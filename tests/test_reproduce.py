@@ -7,12 +7,14 @@ import json
 import re
 import shlex
 import shutil
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch import Trainer
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models
@@ -30,6 +32,8 @@ from tests.reproduced import (
     FIGURES,
     FITS,
     HOURS,
+    OURS,
+    PUBLISHED,
     ROOT,
     ROWS,
     Row,
@@ -46,6 +50,7 @@ from tests.reproduced import (
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
 SUSTAINED = 30e12  # FLOP/s
 LAUNCH = 1e-4  # s a layer
+CONFIGS = ROOT / "configs"
 NOT_PUBLISHED = ("curve", "open")  # what stands in place of a figure
 TRAINED_ELSEWHERE = {  # tests/test_configs.py
     "configs/data/cub.yaml",
@@ -53,6 +58,7 @@ TRAINED_ELSEWHERE = {  # tests/test_configs.py
     "configs/model/softmax_resnet50.yaml",
     "configs/model/cosine_resnet50.yaml",
 }
+RESULTS = [json.loads(line) for file in (ROOT / "results").glob("*.jsonl") for line in file.read_text().splitlines()]
 TRAINED = covering(FITS, blocks, TRAINED_ELSEWHERE)
 
 # ------------------------------------------------------------------------------------------------------- the document
@@ -70,7 +76,7 @@ def test_rows_are_found():
     ]
     with pytest.raises(ValueError, match=r"Title: .* has no place for \{'a'\}"):
         list(rows_of(section.replace("--a <a>", "")))
-    assert options_of("python cli.py fit --a x --b 1") == [("--a", "x"), ("--b", "1")]
+    assert options_of("python cli.py fit --a x --c=y=z --b 1") == [("--a", "x"), ("--c", "y=z"), ("--b", "1")]
 
 
 def test_covering_leaves_nothing_out():
@@ -87,7 +93,7 @@ def test_every_figure_has_a_whole_command(row):
 
 def test_every_number_of_a_table_has_a_command():
     """No table stands without a template but that of the networks, and no row loses its numbers on the way."""
-    text = re.sub(r"^## Hours.*?(?=^## )", "", DOCUMENT, flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"^## Hours.*?(?=^## )", "", PUBLISHED, flags=re.MULTILINE | re.DOTALL)
     rows = [line for line in text.splitlines() if re.match(r"\| .*\d", line)]
     published = sum(len(re.findall(r"(?<=\| )\d+\.\d+(?= )", row)) for row in rows)
     assert published == sum(re.fullmatch(r"\d+\.\d+", row.figure) is not None for row in ROWS) > 60
@@ -99,13 +105,27 @@ def test_example_is_one_of_the_commands():
 
 
 def test_our_figures_stand_in_the_results():
-    results = [
-        json.loads(line) for file in (ROOT / "results").glob("*.jsonl") for line in file.read_text().splitlines()
-    ]
-    for line in DOCUMENT.splitlines():
+    for line in PUBLISHED.splitlines():
         for ours in re.findall(r"\*\*(\d+\.\d+)\*\*", line):
-            accuracies = [result.get("metrics", {}).get("test/accuracy", 0) for result in results]
+            accuracies = [result.get("metrics", {}).get("test/accuracy", 0) for result in RESULTS]
             assert any(abs(float(ours) / factor - value) < 5e-5 for factor in (1, 100) for value in accuracies), line
+
+
+@pytest.mark.parametrize("row", OURS, ids=lambda row: row.place)
+def test_figures_of_small_runs_are_those_of_the_results(row):
+    def decisive(command: str) -> set[tuple[str, str]]:
+        elsewhere = {"--data", "--data.path", "--trainer.enable_progress_bar", "--seed_everything", "--data.seed"}
+        return {(name, value) for name, value in options_of(command) if name not in elsewhere}
+
+    name = row.place.rpartition(", ")[2].replace("mAHP@250", "mahp_250").replace(" ", "_")
+    scale = 1 if name == "mistake_severity" else 100
+    found = [
+        result for result in RESULTS if "metrics" in result and decisive(result["command"]) == decisive(row.command)
+    ]
+    values = [scale * result["metrics"][f"test/{name}"] for result in found]
+    assert len({result["seed"] for result in found}) == len(values) > 0
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    assert row.figure == f"{statistics.mean(values):.2f}{spread}"
 
 
 # ------------------------------------------------------------------------------------------------------- the commands
@@ -117,9 +137,7 @@ def folder(tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("reproduce")
     (place / "configs").symlink_to(ROOT / "configs")
     data = place / "data"
-    cub = make_cub(data, size=48)
-    for images in (5, 10, 20):
-        shutil.copy(cub / "train_test_split.txt", cub / f"train_test_split_{images}.txt")
+    make_cub(data, size=48)
     make_nab(data, size=48)
     make_cars(data, size=48)
     make_mit67(data, size=48)
@@ -131,16 +149,14 @@ def folder(tmp_path_factory) -> Path:
         hierarchy.mkdir(parents=True)
         for resource in resources:
             (hierarchy / resource.name).write_text(trees.get(re.split(r"[._]", resource.name)[0], names))
-    make_imagenet(data, place / "vipriors-challenges-toolkit" / "image-classification", images_per_class=12)
+    lists = place / "vipriors-challenges-toolkit" / "image-classification"
+    make_imagenet(data, lists, images_per_class=12)
+    shutil.copytree(lists, place / "deic" / "datasets" / "imagenet")
     unpacked = data / "imagenet_vipriors"
     shutil.copytree(data / "work", unpacked / "train", ignore=shutil.ignore_patterns("train", "val", "ILSVRC*"))
     for part in ("val", "ILSVRC2012_devkit_t12"):
         shutil.copytree(data / "work" / part, unpacked / part)
-    lists = place / "deic" / "datasets" / "cub"
-    lists.mkdir(parents=True)
-    files = [f"{image.parent.name}/{image.name} {int(image.parent.name[:3]) - 1}" for image in cub.rglob("*.jpg")]
-    for number, part in enumerate(("train", "val", "test")):
-        (lists / f"{part}.txt").write_text("\n".join(files[number::3]))
+    (data / "imagenet_deic").symlink_to(unpacked)
     return place
 
 
@@ -193,8 +209,14 @@ def test_command_parses_and_instantiates(command, instantiate):
     }
 
 
+def test_comparisons_are_named_by_their_files():
+    named = re.findall(r"^python cli.py compare --config configs/compare/(\w+).yaml$", DOCUMENT, flags=re.MULTILINE)
+    assert named == ["cub_samples", "cub_gem"]  # which tests/test_configs.py takes to a dry run
+    assert len(named) == len(re.findall(r"^python cli.py (?!fit|figure)", DOCUMENT, flags=re.MULTILINE))
+
+
 def test_figure_is_drawn(tmp_path, monkeypatch):
-    [command] = re.findall(r"^python cli.py (?!fit).*", DOCUMENT, flags=re.MULTILINE)
+    [command] = re.findall(r"^python cli.py figure .*", DOCUMENT, flags=re.MULTILINE)
     monkeypatch.chdir(tmp_path)
     main(shlex.split(command)[2:])
     assert [file.suffix for file in tmp_path.iterdir()] == [".png"]
@@ -222,8 +244,10 @@ def cost_of(class_path: str, side: int, channels: int, **arguments: Any) -> Cost
     return Cost(name, side, counter.get_total_flops(), sum(not list(module.children()) for module in network.modules()))
 
 
-def training_images(module: type[ImageDataModule], val_fraction: float) -> int:
-    """In an epoch of the whole set."""
+def training_images(module: type[ImageDataModule], val_fraction: float, per_class: int | None, up_to: int) -> int:
+    """In an epoch of the whole set, or of so many images a class, repeated."""
+    if per_class is not None:
+        return per_class * module.statistics.classes * max(1, up_to // per_class)
     if module is ImageNetSubsetDataModule:
         return 50_000  # the official validation part does not train
     images = module.statistics.train if module.statistics else 60_000 if issubclass(module, MNISTDataModule) else 50_000
@@ -240,7 +264,8 @@ def test_hours_follow_from_the_networks():
         of_backbone["side"] = config.get("data.image_size") or module.image_size or side
         cost = cost_of(channels=channels, **of_backbone)
         batch_size = config["data.batch_size"]
-        steps = training_images(module, config.get("data.val_fraction", module.val_fraction)) // batch_size
+        of_data = [config.get(f"data.{name}") for name in ("samples_per_class", "repeat_up_to")]
+        steps = training_images(module, config.get("data.val_fraction", module.val_fraction), *of_data) // batch_size
         seconds = max(3 * cost.flops * batch_size / SUSTAINED, LAUNCH * cost.layers)
         hours = config["trainer.max_epochs"] * steps * seconds / 3600
         assert row.figure == (f"{hours:.1f}" if hours >= 1 else f"{hours:.2f}"), row
@@ -250,6 +275,22 @@ def test_hours_follow_from_the_networks():
     assert stated == {(name, str(side), f"{flops / 1e9:.3g}", str(layers)) for name, side, flops, layers in costs}
     assert f"{SUSTAINED / 1e12:g} TFLOP/s" in section
     assert f"{LAUNCH * 1e3:g} ms" in section
+
+
+def test_hours_of_comparisons_are_those_of_their_runs():
+    text = " ".join(DOCUMENT.split())
+    samples, gem = (
+        yaml.safe_load((CONFIGS / "compare" / f"{name}.yaml").read_text()) for name in ("cub_samples", "cub_gem")
+    )
+    by_size = [float(row.figure) for row in HOURS if row.place.startswith("Figure 2")]
+    assert len(by_size) == len(samples["samples_per_class"])
+    runs = len(samples["variants"]) * len(samples["seeds"])
+    assert f"Its {runs * len(by_size)} runs take about {runs * sum(by_size):.0f} hours" in text
+    by_method = [float(row.figure) for row in HOURS if row.place.startswith("Every method") and "(2022)" in row.place]
+    assert len(by_method) == len(gem["variants"])
+    share = 1 - configured("python cli.py fit --config configs/cub_224_softmax.yaml")["data.val_fraction"]
+    most = (gem["tuning"]["trials"] * share + len(gem["seeds"])) * sum(by_method)
+    assert f"at most {most:.0f} hours" in text
 
 
 # ----------------------------------------------------------------------------------------------------------- training

@@ -51,6 +51,9 @@ class ImageDataModule(LightningDataModule, ABC):
         seed: Of splits, subsets, order and augmentations; at least 0.
         augment: Augmentations of the training images, applied in this order.
         repeat: Times that each training image comes in an epoch, augmented anew each time.
+        repeat_up_to: In place of `repeat`, images N of the largest class in an epoch: each image comes floor(N / n)
+            times, at least once, n being how many that class has. An epoch of few images is then about as long as one
+            of many. None: `repeat` times.
         balanced_sampling: Draw each class equally often in training; images of small classes then come repeatedly.
         per_class_in_batch: Images of each class in a training batch, for sets of far more classes than a batch can
             hold: a global batch has so many of each of batch_size x processes / per_class_in_batch classes, and the
@@ -80,6 +83,7 @@ class ImageDataModule(LightningDataModule, ABC):
     seed: int = 0
     augment: list[Augmentation] = field(default_factory=list)
     repeat: int = 1
+    repeat_up_to: int | None = None
     balanced_sampling: bool = False
     per_class_in_batch: int | None = None
     in_channels: Literal[1, 3] = 3
@@ -224,7 +228,7 @@ class ImageDataModule(LightningDataModule, ABC):
             samples.labels,
             self.batch_size,
             seed=self.seed,
-            repeat=self.repeat,
+            repeat=self._repeats(),
             balanced=self.balanced_sampling,
             per_class=self.per_class_in_batch,
             num_replicas=num_replicas,
@@ -260,6 +264,7 @@ class ImageDataModule(LightningDataModule, ABC):
             "samples_per_class": (self.samples_per_class, 1),
             "seed": (self.seed, 0),
             "repeat": (self.repeat, 1),
+            "repeat_up_to": (self.repeat_up_to, 1),
             "per_class_in_batch": (self.per_class_in_batch, 1),
             "resize": (self.resize, 1),
             "train_resize": (self.train_resize, 1),
@@ -280,6 +285,8 @@ class ImageDataModule(LightningDataModule, ABC):
                 f"per_class_in_batch {where} is {self.per_class_in_batch} and balanced_sampling is true: both even out "
                 "the classes; choose one of them"
             )
+        if self.repeat > 1 and self.repeat_up_to is not None:
+            raise UserError(f"repeat {where} is {self.repeat} and repeat_up_to {self.repeat_up_to}: choose one of them")
         if self.seed >= 2**63:
             raise UserError(f"seed {where} is {self.seed}: below 2**63 is needed")
         if not 0 <= self.val_fraction < 1:
@@ -415,6 +422,11 @@ class ImageDataModule(LightningDataModule, ABC):
         names = [path.relative_to(self.predict_dir).as_posix() for path in files]
         labels = torch.full((len(files),), -1, dtype=torch.int64)
         self._add({"predict": Samples(images=files, labels=labels, names=names)})
+
+    def _repeats(self) -> int:
+        if self.repeat_up_to is None:
+            return self.repeat
+        return max(1, self.repeat_up_to // int(self.class_counts.max()))
 
     def _measure(self) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of each channel of the training images, as resized, in [0, 1] units."""

@@ -27,8 +27,8 @@ class CUB200DataModule(ArchiveDataModule):
 
     Args:
         split: Replaces the official split. A file like `train_test_split.txt`, such as the authors' `..._N.txt` for N
-            images a class (images that it leaves out are not used; `repeat` is 30 // N there); or a folder of lists
-            `train.txt`, `test.txt` and perhaps `val.txt`, with lines `<file> <label>`, such as cvjena/deic's.
+            images a class (images that it leaves out are not used); or a folder of lists `train.txt`, `test.txt` and
+            perhaps `val.txt`, with lines `<file> <label>`, such as cvjena/deic's.
         resize: Shorter side in px to which images are resized before the crop.
         image_size: Side in px of the square crop.
     """

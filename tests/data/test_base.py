@@ -291,6 +291,19 @@ def test_training_images_are_repeated(toy: Make, official: dict[str, Samples]) -
     assert sum(len(labels) for _, labels in module.val_dataloader()) == len(official["val"])
 
 
+@pytest.mark.parametrize(("given", "times"), [({"samples_per_class": 4}, 7), ({"samples_per_class": 16}, 1), ({}, 1)])
+def test_few_images_are_repeated_up_to_a_number_of_each_class(
+    toy: Make, official: dict[str, Samples], given: dict[str, int], times: int
+) -> None:
+    del official["val"]
+    module = toy(parts=official, batch_size=2, val_fraction=0, repeat_up_to=30, **given)
+    module.setup("fit")
+    labels = torch.cat([labels for _, labels in module.train_dataloader()])
+    images = int(module.class_counts.sum())
+    assert len(labels) == times * images // 2 * 2
+    assert given or int(module.class_counts.max()) > 15
+
+
 @pytest.mark.parametrize(
     ("changes", "stage", "message"),
     [
@@ -340,6 +353,8 @@ def test_predict_dir(toy: Make, tmp_path: Path) -> None:
         ({"samples_per_class": 0}, "samples_per_class .* is 0"),
         ({"seed": -1}, "seed .* is -1"),
         ({"repeat": 0}, "repeat .* is 0"),
+        ({"repeat_up_to": 0}, "repeat_up_to .* is 0"),
+        ({"repeat": 2, "repeat_up_to": 30}, "is 2 and repeat_up_to 30: choose one"),
         ({"per_class_in_batch": 0}, "per_class_in_batch .* is 0"),
         (
             {"per_class_in_batch": 4, "balanced_sampling": True},
