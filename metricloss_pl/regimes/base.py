@@ -389,6 +389,7 @@ class Classifier(LightningModule, ABC):
         checkpoint["class_names"] = self.class_names
         checkpoint["images"] = self.image_format
 
+    @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
         """As Lightning's, for files that :func:`~metricloss_pl.checkpoints.read_checkpoint` finds sound."""
         if isinstance(checkpoint_path, (str, Path)) and "://" not in str(checkpoint_path):
