@@ -74,7 +74,7 @@ def read_mat(file: Path, variable: str, remedy: str, fields: Sequence[str] = ())
     from scipy.io import loadmat
 
     if not file.is_file():
-        raise UserError(f"no file {file}: {remedy}")
+        raise UserError(f"{file}: there is no such file: {remedy}")
     try:
         array = np.atleast_1d(loadmat(file, squeeze_me=True)[variable])
         for field in fields:
