@@ -13,6 +13,7 @@ from metricloss_pl import plots
 from metricloss_pl.compare import statistics
 from metricloss_pl.compare.document import Block, Heading, Image, Picture, Table, TableRow
 from metricloss_pl.compare.summary import Findings, Prediction, metric_of
+from metricloss_pl.compare.tuning import best_trial
 from metricloss_pl.compare.words import Size, at_size, listed, mean_and_spread, named, percent, tail
 from metricloss_pl.errors import reason
 
@@ -131,14 +132,16 @@ class Pictures:
     def learning_rates(self) -> list[Block]:
         """Accuracy against the learning rate of the trials."""
         trials: dict[str, list[tuple[float, float]]] = {}
+        metric = f"val/{self.comparison.chosen_by}"
         for run in self.comparison.trials:
             rate = _learning_rate(run.get("settings") or {})
-            accuracies = (run.get("history") or {}).get("val/accuracy") or [None]  # of a pruned one as far as it came
-            accuracy = (run.get("metrics") or {}).get("val/accuracy", accuracies[-1])
+            accuracies = (run.get("history") or {}).get(metric) or [None]  # of a pruned one as far as it came
+            accuracy = (run.get("metrics") or {}).get(metric, accuracies[-1])
             if rate is not None and accuracy is not None:
                 trials.setdefault(run["variant"], []).append((rate, accuracy))
         if not trials:
             return []
+        name = "Balanced validation accuracy" if self.comparison.balanced else "Validation accuracy"
         columns = {}
         for variant in self.comparison.variants:
             if variant in trials:
@@ -148,8 +151,8 @@ class Pictures:
             Heading("Accuracy against learning rate", "learning-rate"),
             self._picture(
                 "learning_rate",
-                plots.accuracy_against_rate(columns, self.style),
-                f"Validation accuracy of the trials of {listed(list(columns))} against their learning rate.",
+                plots.accuracy_against_rate(columns, self.style, name.lower()),
+                f"{name} of the trials of {listed(list(columns))} against their learning rate.",
                 "Each mark is a trial, at any size; the line joins the medians. The wider a line stays high, the less "
                 "a badly chosen rate costs. Pruned trials stand where they were stopped.",
             ),
@@ -249,11 +252,7 @@ class Pictures:
         for measure, words in _GEOMETRY.items():
             for variant in self.comparison.variants:
                 runs = self._runs(variant)
-                stored = {key for run in runs for key in run.get("history") or {} if key.startswith("geometry/")}
-                # Of validation images where there are any; a final run may have training images alone.
-                keys = [f"geometry/{part}{measure}" for part in ("val_", "", "train_")]
-                key = next((key for key in keys if key in stored), None)
-                line = _history(runs, key or "")
+                line = _history(runs, f"geometry/train_{measure}")  # final runs have no validation images
                 if len(line[0]):
                     measures.setdefault(words, {})[variant] = line
         if not measures:
@@ -264,7 +263,8 @@ class Pictures:
                 "geometry",
                 plots.geometry_curves(measures, self.style),
                 f"Over the epochs: {listed(list(measures))}.",
-                f"Over the epochs {self.at}, mean of the final runs. Scales differ between losses; the ratio has none.",
+                f"Of the training images over the epochs {self.at}, mean of the final runs. Scales differ between "
+                "losses; the ratio has none.",
             ),
         ]
 
@@ -331,14 +331,14 @@ class Pictures:
         return list(self.comparison.finals_of(variant, self.size).values())
 
     def _best_trial(self, variant: str) -> dict[str, Any] | None:
-        """The trial with the highest validation accuracy that has a history of it."""
+        """Of the trials that have a history on validation images, the one that tuning would choose."""
         trials = [
             run
             for run in self.comparison.trials
             if (run["variant"], run["samples_per_class"], run["status"]) == (variant, self.size, "ok")
             and (run.get("history") or {}).get("val/accuracy")
         ]
-        return max(trials, key=lambda run: metric_of(run, "val/accuracy") or 0.0, default=None)
+        return best_trial(trials, self.comparison.chosen_by)
 
     def _predictions(self, variant: str) -> list[Prediction]:
         keys = self.comparison.finals_of(variant, self.size)

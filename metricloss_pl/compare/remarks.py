@@ -118,7 +118,7 @@ def _nothing_learned(comparison: Findings) -> list[str]:
             names[-1] = f"{len(low) - _MAX_NAMED + 1} more in the tables"
         verb = "is" if len(low) == 1 else "are"
         text = f"{listed(names)} {verb} not shown to be better than {guess}; the others are."
-    return [f"{text} {_help(low, chance)}"]
+    return [f"{text} {_help(comparison, low, chance)}"]
 
 
 def _guessing(comparison: Findings) -> tuple[float, float]:
@@ -133,7 +133,7 @@ def _guessing(comparison: Findings) -> tuple[float, float]:
     return chance, math.sqrt(chance * (1 - chance) * share)
 
 
-def _help(rows: list[Row], chance: float) -> str:
+def _help(comparison: Findings, rows: list[Row], chance: float) -> str:
     """What to turn: whether the training images at least were learned tells."""
     trained = [row.train for row in rows if row.train is not None]
     if trained and min(trained) > (1 + chance) / 2:
@@ -141,7 +141,8 @@ def _help(rows: list[Row], chance: float) -> str:
             f"The training images were learned ({percent(min(trained))} %): more of them, or augmentation, help then, "
             "not longer training."
         )
-    return "More epochs (--epochs) or a larger learning rate help most; one far too large does the same harm."
+    longer = "More epochs (--epochs)" if comparison.plan.get("steps") is None else "More steps (--steps)"
+    return f"{longer} or a larger learning rate help most; one far too large does the same harm."
 
 
 def _failed_trials(comparison: Findings) -> list[str]:

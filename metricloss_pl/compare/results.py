@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from filelock import FileLock, Timeout
 
+from metricloss_pl.compare.plan import Metric
 from metricloss_pl.compare.words import count, named, shortened
 from metricloss_pl.errors import UserError, reason
 from metricloss_pl.files import replacing
@@ -71,8 +72,8 @@ class Results:
     def read(self, planned: Mapping[str, Mapping[str, Any]]) -> dict[str, Line]:
         """The lines of these runs by key, of several of one run the last; :attr:`notes` name what does not count.
 
-        That is what is torn, and what says anything else of a run than the plan, or lacks its predictions. What is of
-        other plans is in :attr:`others`.
+        That is what is torn, or lacks its predictions. What says anything else of a run than the plan is in
+        :attr:`others`.
 
         Args:
             planned: What the plan says of each run, by key.
@@ -161,6 +162,8 @@ class Results:
         variants, sizes = plan["variants"], plan["samples_per_class"]
         if not sizes or not all(isinstance(size, int | None) for size in sizes):
             raise UserError(f"{file}: samples_per_class is {sizes}: {must}")
+        if plan.get("metric") not in (None, *get_args(Metric)):
+            raise UserError(f"{file}: metric is {plan['metric']!r}: {must}")
         if plan["baseline"] not in variants:
             raise UserError(f"{file}: the baseline {plan['baseline']!r} is none of the variants {list(variants)}")
         for name, variant in variants.items():

@@ -21,6 +21,8 @@ from metricloss_pl.errors import reason
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from metricloss_pl.compare.plan import Metric
+
     Array = NDArray[Any]
 
 __all__ = ["Findings", "Prediction", "Row", "metric_of", "read"]
@@ -112,7 +114,8 @@ class Findings:
     def __post_init__(self) -> None:
         self.variants: list[str] = list(self.plan["variants"])
         self.baseline: str = self.plan["baseline"]
-        self.balanced = self.plan.get("metric") == "balanced_accuracy"
+        self.chosen_by: Metric = self.plan.get("metric") or "accuracy"
+        self.balanced = self.chosen_by == "balanced_accuracy"
         self.sizes: list[Size] = sorted(self.plan["samples_per_class"], key=lambda n: math.inf if n is None else n)
         self.class_names: list[str] = [str(name) for name in self.plan["class_names"]]
         self.image_names: list[str] = []
@@ -126,7 +129,7 @@ class Findings:
     @property
     def metric(self) -> str:
         """What the table and the tests are of."""
-        return "test/balanced_accuracy" if self.balanced else "test/accuracy"
+        return f"test/{self.chosen_by}"
 
     @property
     def planned(self) -> dict[str, dict[str, Any]]:

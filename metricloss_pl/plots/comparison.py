@@ -154,13 +154,16 @@ def learning_curves(
     return figure
 
 
-def accuracy_against_rate(points: Mapping[str, tuple[Array, Array]], style: Mapping[str, Look]) -> Figure:
-    """Draws validation accuracy against the learning rate of the trials: how much a badly chosen rate costs each.
+def accuracy_against_rate(
+    points: Mapping[str, tuple[Array, Array]], style: Mapping[str, Look], name: str = "validation accuracy"
+) -> Figure:
+    """Draws an accuracy against the learning rate of the trials: how much a badly chosen rate costs each.
 
     Args:
         points: Variant to the trials' learning rates and accuracies, (T,) each; the line joins the medians of each
             third of a decade.
         style: Looks of the variants.
+        name: Of the accuracy, for the axis.
 
     Returns:
         The figure.
@@ -168,8 +171,8 @@ def accuracy_against_rate(points: Mapping[str, tuple[Array, Array]], style: Mapp
     from matplotlib.ticker import LogLocator, NullLocator
 
     figure, (ax,) = _axes(3.7)
-    for name, (rates, accuracies) in points.items():
-        colour, marker, scale = style[name]
+    for variant, (rates, accuracies) in points.items():
+        colour, marker, scale = style[variant]
         ax.plot(
             rates,
             100 * accuracies,
@@ -191,7 +194,7 @@ def accuracy_against_rate(points: Mapping[str, tuple[Array, Array]], style: Mapp
     ax.xaxis.set_major_formatter("{x:g}")
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xlabel("learning rate")
-    ax.set_ylabel("validation accuracy, %")
+    ax.set_ylabel(f"{name}, %")
     _legend(figure, points, style)
     return figure
 

@@ -161,9 +161,9 @@ def result(
         "epoch": list(range(1, epochs + 1)),
         "train/loss": (2.3 * np.exp(-np.arange(epochs) / (epochs / 5))).tolist(),
         "train/accuracy": train.tolist(),
-        "geometry/intra_variance": (5 * np.exp(-np.arange(epochs) / (epochs / 4)) + 0.3).tolist(),
-        "geometry/mean_distance": (1 + 6 * rise * accuracy).tolist(),
-        "geometry/intra_inter_ratio": (1 / (0.5 + 3 * rise * accuracy)).tolist(),
+        "geometry/train_intra_variance": (5 * np.exp(-np.arange(epochs) / (epochs / 4)) + 0.3).tolist(),
+        "geometry/train_mean_distance": (1 + 6 * rise * accuracy).tolist(),
+        "geometry/train_intra_inter_ratio": (1 / (0.5 + 3 * rise * accuracy)).tolist(),
     }
     if validation:
         history["val/accuracy"] = np.clip(accuracy * rise + generator.normal(0, 0.01, epochs), 0, 1).tolist()

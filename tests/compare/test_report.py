@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
+from metricloss_pl import plots
 from metricloss_pl.compare import remarks
 from metricloss_pl.compare.plan import Comparison, Plan, Variant
 from metricloss_pl.compare.report import write_report
@@ -305,6 +306,30 @@ def test_what_has_learned_nothing_and_what_failed(tmp_path, undrawn):
     plan = json.loads((folder / "plan.json").read_text()) | {"metric": "balanced_accuracy"}
     (folder / "plan.json").write_text(json.dumps(plan))
     assert "naming one class for every image (50.0 % balanced accuracy)" in page_of(folder).text
+
+
+def test_figures_of_trials_go_by_the_metric_of_the_plan(tmp_path, undrawn, monkeypatch):
+    folder = make_results(tmp_path, variants={"softmax": 0.0}, seeds=range(2), **SMALL | {"sizes": (10,), "trials": 2})
+    plan = json.loads((folder / "plan.json").read_text()) | {"metric": "balanced_accuracy"}
+    (folder / "plan.json").write_text(json.dumps(plan))
+    lines = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    found = iter([(0.9, 0.5), (0.6, 0.8)])
+    for line in lines:
+        line["history"].pop("val/accuracy", None)
+        if line["kind"] == "trial":
+            names = ("val/accuracy", "val/balanced_accuracy")
+            line["metrics"] |= dict(zip(names, next(found), strict=True))
+            line["history"] |= {name: [line["metrics"][name]] * 5 for name in names}
+    (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    drawn = {}
+    for name in ("learning_curves", "accuracy_against_rate"):
+        draw = getattr(plots, name)
+        spy = lambda of, *rest, name=name, draw=draw: drawn.update({name: of}) or draw(of, *rest)  # noqa: E731
+        monkeypatch.setattr(plots, name, spy)
+    page = page_of(folder)
+    assert drawn["learning_curves"]["softmax"]["val"][1][-1] == 0.6  # of the trial whose balanced accuracy is the best
+    assert sorted(drawn["accuracy_against_rate"]["softmax"][1]) == [0.5, 0.8]
+    assert any(image["alt"].startswith("Balanced validation accuracy") for image in page.all("img"))
 
 
 def test_what_is_missing_is_marked_on_every_table(tmp_path, undrawn):

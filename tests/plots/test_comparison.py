@@ -106,7 +106,8 @@ def test_the_gap_is_training_minus_validation():
 
 def test_the_line_over_rates_joins_medians():
     rates, accuracies = np.array([0.01, 0.0101, 0.0099, 1.0]), np.array([0.2, 0.9, 0.8, 0.1])
-    (ax,) = plots.accuracy_against_rate({"cosine": (rates, accuracies)}, STYLE).axes
+    (ax,) = plots.accuracy_against_rate({"cosine": (rates, accuracies)}, STYLE, "balanced accuracy").axes
+    assert ax.get_ylabel() == "balanced accuracy, %"
     np.testing.assert_allclose(ax.lines[1].get_xydata(), [[0.01, 80], [1, 10]])
 
 
