@@ -41,8 +41,8 @@ __all__ = ["MetricLossCLI", "main"]
 class MetricLossCLI(LightningCLI):
     """LightningCLI for a :class:`~metricloss_pl.regimes.Classifier` on :class:`~metricloss_pl.data.ImageDataModule`.
 
-    The class count, the class names and the number of image channels come from the data; a run lives in
-    ``<runs_dir>/<stem of the config>/version_<N>``.
+    The class count, the class names, the number of image channels and a hierarchy of the classes come from the data; a
+    run lives in ``<runs_dir>/<stem of the config>/version_<N>``.
 
     Args:
         args: The arguments, as a user gives them.
