@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import io
 import tarfile
+import threading
 import zipfile
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -123,6 +125,30 @@ def test_download_that_fails_says_so(web, root):
     assert "none.tgz" in message
     assert str(root) in message
     assert not (root / "birds").exists()
+
+
+def test_server_without_the_file_and_no_server_say_so(root):
+    class Lacks(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(404)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Lacks) as server:
+        threading.Thread(target=server.serve_forever).start()
+        url = f"http://127.0.0.1:{server.server_port}/tree.txt"
+        resource = Resource("tree.txt", url, "0" * 32)
+        with pytest.raises(
+            UserError, match=rf"^cannot download {url}: HTTP Error 404: Not Found; tree.txt \(MD5 0+\) can"
+        ):
+            fetch([resource], root, "tree")
+        server.shutdown()
+    with pytest.raises(
+        UserError, match=rf"^cannot download {url}: .*; tree.txt \(MD5 0+\) can be put into {root} by hand$"
+    ):
+        fetch([resource], root, "tree")
+    assert [file.name for file in root.iterdir()] == [".tree.lock"]
 
 
 def test_interrupted_download_is_started_again(web, root, monkeypatch):

@@ -64,6 +64,7 @@ def test_what_comes_is_checked(web, tmp_path):
         open_hierarchy("cub-flat")
     (web / "cub_flat.parent-child.txt").unlink()
     cache = tmp_path / "cache" / "hub" / "metricloss_pl"
+    assert [file.name for file in cache.iterdir()] == [".cub-flat.lock"]
     with pytest.raises(
         UserError, match=rf"cannot download .*; cub_flat.parent-child.txt \(MD5 \w+\) can be put into {cache} "
     ):
