@@ -23,10 +23,11 @@ class Cost:
     """What a final run of a variant takes, from a few measured steps.
 
     Args:
-        training: Seconds of all its steps.
+        training: Seconds of all its batches.
         around: Seconds of all else: reading the data, measuring accuracies.
-        steps: Of the whole run.
+        steps: Of the optimizer, in the whole run.
         epochs: Of the whole run.
+        val_fraction: Share of the training images on which a trial of the variant is validated.
         gigabytes: Most memory taken so far, on the accelerator where there is one, else of the process.
         accelerator: Whether it is the accelerator's.
     """
@@ -35,6 +36,7 @@ class Cost:
     around: float
     steps: int
     epochs: int
+    val_fraction: float
     gigabytes: float
     accelerator: bool
 
@@ -56,14 +58,14 @@ def seconds_of(comparison: Comparison, runs: Iterable[Run], costs: Costs, share:
         comparison: What they are of.
         runs: The runs.
         costs: Of their variants and sizes.
-        share: Of their steps that they take.
+        share: Of their batches that they take.
     """
     tuning, total = comparison.tuning, 0.0
     for run in runs:
         cost, part = costs[run.variant, run.samples_per_class], share
         if run.kind == "trial" and comparison.steps is None:  # else it takes as many steps as a final run
             part = share if tuning.epochs is None else tuning.epochs / cost.epochs
-            part *= 1 - (tuning.val_fraction or 0)
+            part *= 1 - cost.val_fraction
         total += cost.around + part * cost.training
     return total
 

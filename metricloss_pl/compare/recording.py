@@ -103,10 +103,10 @@ class Scores(Callback):
 
 
 class Clock(Callback):
-    """The seconds of each training step."""
+    """The seconds of each training batch."""
 
     def __init__(self) -> None:
-        self.steps: list[float] = []
+        self.batches: list[float] = []
 
     def on_train_batch_start(self, *args: Any) -> None:
         self._begin = time.perf_counter()
@@ -114,4 +114,4 @@ class Clock(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)
-        self.steps.append(time.perf_counter() - self._begin)
+        self.batches.append(time.perf_counter() - self._begin)

@@ -22,6 +22,7 @@ from metricloss_pl.compare.results import Line
 from metricloss_pl.compare.settings import Built, RunFiles
 from metricloss_pl.compare.tuning import MEASUREMENTS, Search, best_trial
 from metricloss_pl.errors import UserError, reason
+from metricloss_pl.messages import message_of
 from metricloss_pl.metrics import Temperature
 from metricloss_pl.surroundings import peak_memory, surroundings
 
@@ -77,9 +78,8 @@ class Worker:
             else:
                 arrays = self._final(run, [done[other.key] for other in plan.awaited(run)], line)
         except Exception as error:  # whatever it is, the other runs go on
-            text = reason(error)
             line["status"] = "failed"
-            line["reason"] = text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+            line["reason"] = message_of(error) or f"{type(error).__name__}: {reason(error)}"
             line["metrics"] = {}
         if torch.cuda.is_available():  # else the next run may find no room
             gc.collect()
@@ -178,9 +178,7 @@ class Worker:
             built = built._replace(data=FoldDataModule.of(built.data, self.comparison.folds, run.fold, run.split))
         if self.comparison.steps is not None:
             built.data.prepare_data()
-            built.data.setup("fit")
-            an_epoch = math.ceil(len(built.data.train_dataloader()) / built.trainer["accumulate_grad_batches"])
-            built.trainer["max_epochs"] = max(1, round(self.comparison.steps / an_epoch))
+            built.trainer["max_epochs"] = max(1, round(self.comparison.steps / _steps_in_epoch(built)))
         return built
 
     # ------------------------------------------------------------------------------------------------------ the cost
@@ -196,15 +194,27 @@ class Worker:
         recorder = Recorder(1)
         trainer = _trainer(built, [clock, recorder])
         trainer.fit(built.model, built.data)
-        batches = len(built.data.train_dataloader())
-        step = float(np.median(clock.steps[1:] or clock.steps))
+        batch = float(np.median(clock.batches[1:] or clock.batches))
         measured = recorder.seconds / len(built.data.samples("train"))  # an image
-        steps = epochs * batches
         images = MEASUREMENTS * len(built.data.samples("train"))
-        around = max(0.0, time.perf_counter() - begin - sum(clock.steps) - recorder.seconds)
+        around = max(0.0, time.perf_counter() - begin - sum(clock.batches) - recorder.seconds)
         accelerator = trainer.strategy.root_device.type == "cuda"
         memory = torch.cuda.max_memory_reserved() if accelerator else peak_memory()
-        return Cost(steps * step, around + images * measured, steps, epochs, memory / 1e9, accelerator)
+        return Cost(
+            training=epochs * built.data.batches_in_epoch() * batch,
+            around=around + images * measured,
+            steps=epochs * _steps_in_epoch(built),
+            epochs=epochs,
+            val_fraction=self._val_fraction(run.variant),
+            gigabytes=memory / 1e9,
+            accelerator=accelerator,
+        )
+
+    def _val_fraction(self, variant: str) -> float:
+        """The share of the training images on which a variant's trials are validated."""
+        if self.comparison.tuning.val_fraction is not None:
+            return self.comparison.tuning.val_fraction
+        return float(self._parse(variant, self.comparison.overriding(variant)).data.init_args.val_fraction)
 
 
 # ------------------------------------------------------------------------------------------------------------ training
@@ -246,13 +256,18 @@ def _fit(built: Built, recorder: Recorder, line: Line) -> Trainer:
     return trainer
 
 
+def _steps_in_epoch(built: Built) -> int:
+    """Of the optimizer, the last of which may have fewer batches."""
+    return math.ceil(built.data.batches_in_epoch() / built.trainer["accumulate_grad_batches"])
+
+
 def _epochs(trainer: Mapping[str, Any]) -> int:
-    epochs = trainer["max_epochs"]
-    if epochs is None or epochs < 1 or trainer["max_steps"] != -1:
-        raise UserError(
-            f"trainer.max_epochs is {epochs} and max_steps {trainer['max_steps']}: a comparison counts in epochs, so "
-            "that every variant trains equally long; give --epochs"
-        )
+    epochs, most = trainer["max_epochs"], trainer["max_steps"]
+    counted = "a comparison counts in epochs, so that every variant trains equally long; give"
+    if most != -1:
+        raise UserError(f'trainer.max_steps is {most}: {counted} --overrides "{{trainer.max_steps: -1}}"')
+    if epochs is None or epochs < 1:
+        raise UserError(f"trainer.max_epochs is {epochs}: {counted} --epochs")
     return int(epochs)
 
 

@@ -191,8 +191,8 @@ class ImageDataModule(LightningDataModule, ABC):
     def duplicates(self) -> list[Duplicate]:
         """Finds images that stand in more than one of the training, validation and test parts, or under two classes.
 
-        Parts that are not set up yet are read for it. Files are compared byte for byte. Each image is listed once, with
-        the first like it.
+        Parts that are not set up yet are listed for it, and none is decoded. Files are compared byte for byte. Each
+        image is given once, with the first like it.
         """
         return find_duplicates(self._labelled_parts())
 
@@ -204,10 +204,11 @@ class ImageDataModule(LightningDataModule, ABC):
         Raises:
             UnreadableImages: Some cannot be decoded; all of these are named.
         """
-        self._set_up_fit()
-        if isinstance(self.samples("train").images, list):
-            kept = [part for part, store in self._stores.items() if store.images is not None]
-            self._check_readable(samples for part, samples in self._labelled_parts().items() if part not in kept)
+        train = self._parts.get("train")
+        if train is not None and isinstance(train.images, Tensor):
+            return
+        kept = [part for part, store in self._stores.items() if store.images is not None]
+        self._check_readable(samples for part, samples in self._labelled_parts().items() if part not in kept)
 
     # Lightning's hooks.
 
@@ -222,22 +223,16 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """The augmented training part in a new order each epoch; the last incomplete global batch is dropped."""
-        samples = self.samples("train")
-        num_replicas, rank = self._processes()
-        sampler = TrainSampler(
-            samples.labels,
-            self.batch_size,
-            seed=self.seed,
-            repeat=self._repeats(),
-            balanced=self.balanced_sampling,
-            per_class=self.per_class_in_batch,
-            num_replicas=num_replicas,
-            rank=rank,
-        )
+        sampler = self._train_sampler(self.samples("train").labels)
         loader = self._loader(self._dataset("train", training=True), sampler)
         if self.trainer is not None:
             sampler.resume(lambda: self._progress(len(loader)))
         return loader
+
+    def batches_in_epoch(self) -> int:
+        """Length of `train_dataloader()`; before `setup("fit")` too, from lists alone."""
+        train = self._parts["train"] if "train" in self._parts else self.divide()[0]
+        return math.ceil(len(self._train_sampler(train.labels)) / self.batch_size)
 
     def train_eval_dataloader(self) -> DataLoader[Any]:
         """The training part in order, not augmented, each image once (each process has its share)."""
@@ -321,12 +316,13 @@ class ImageDataModule(LightningDataModule, ABC):
             check_statistics(published, part, labels, self.num_classes)
 
     def _labelled_parts(self) -> dict[str, Samples]:
-        """The training, validation and test part; what is not set up yet is set up or, for test, read."""
-        self._set_up_fit()
-        parts: dict[str, Samples | None] = {part: self._parts.get(part) for part in ("train", "val", "test")}
-        if parts["test"] is None:
-            parts["test"] = self._read("test")
-        return {part: samples for part, samples in parts.items() if samples is not None}
+        """The training, validation and test part; what is not set up yet is listed, and not decoded."""
+        parts: dict[str, Samples | None] = dict(self._parts)
+        if "train" not in parts:
+            parts["train"], parts["val"] = self.divide()
+        if "test" not in parts:
+            parts["test"] = self._list_test()
+        return {part: samples for part in ("train", "val", "test") if (samples := parts.get(part)) is not None}
 
     def _add(self, parts: dict[str, Samples]) -> None:
         """Prepares parts, all of them or none."""
@@ -353,6 +349,16 @@ class ImageDataModule(LightningDataModule, ABC):
         if "train" in self._parts:
             return
         train, val = self.divide()
+        self._add({"train": train} if val is None else {"train": train, "val": val})
+        self._warn_of_duplicates("train", "val")
+
+    def divide(self) -> tuple[Samples, Samples | None]:
+        """Lists the training and validation images in use, which nothing decodes yet.
+
+        Raises:
+            UserError: There are none, or too few for the settings; a class has none to train on.
+        """
+        train, val = self._divided()
         counts = torch.bincount(train.labels, minlength=self.num_classes)
         empty = [name for name, count in zip(self.class_names, counts.tolist(), strict=True) if count == 0]
         if empty:
@@ -361,11 +367,9 @@ class ImageDataModule(LightningDataModule, ABC):
                 f"class {empty[0]!r}{more} of {type(self).__name__} has no image in the training part: "
                 "give it images or leave it out of the classes"
             )
-        self._add({"train": train} if val is None else {"train": train, "val": val})
-        self._warn_of_duplicates("train", "val")
+        return train, val
 
-    def divide(self) -> tuple[Samples, Samples | None]:
-        """Lists the training and validation images in use, which nothing decodes yet."""
+    def _divided(self) -> tuple[Samples, Samples | None]:
         train, val = self._read("train"), self._read("val")
         if train is None:
             raise UserError(f"{type(self).__name__} has no training part")
@@ -402,14 +406,19 @@ class ImageDataModule(LightningDataModule, ABC):
     def _set_up_test(self, required: bool) -> None:
         if "test" in self._parts:
             return
-        test = self._read("test")
+        test = self._list_test()
         if test is None:
             if required:
                 raise UserError(f"{type(self).__name__} has no test part")
             return
-        self._check_statistics("test", test)
         self._add({"test": test})
         self._warn_of_duplicates("train", "val", "test")
+
+    def _list_test(self) -> Samples | None:
+        test = self._read("test")
+        if test is not None:
+            self._check_statistics("test", test)
+        return test
 
     def _set_up_predict(self) -> None:
         if self.predict_dir is None:
@@ -423,10 +432,21 @@ class ImageDataModule(LightningDataModule, ABC):
         labels = torch.full((len(files),), -1, dtype=torch.int64)
         self._add({"predict": Samples(images=files, labels=labels, names=names)})
 
-    def _repeats(self) -> int:
-        if self.repeat_up_to is None:
-            return self.repeat
-        return max(1, self.repeat_up_to // int(self.class_counts.max()))
+    def _train_sampler(self, labels: Tensor) -> TrainSampler:
+        repeat = self.repeat
+        if self.repeat_up_to is not None:
+            repeat = max(1, self.repeat_up_to // int(torch.bincount(labels).max()))
+        num_replicas, rank = self._processes()
+        return TrainSampler(
+            labels,
+            self.batch_size,
+            seed=self.seed,
+            repeat=repeat,
+            balanced=self.balanced_sampling,
+            per_class=self.per_class_in_batch,
+            num_replicas=num_replicas,
+            rank=rank,
+        )
 
     def _measure(self) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of each channel of the training images, as resized, in [0, 1] units."""

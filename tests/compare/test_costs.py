@@ -23,7 +23,7 @@ from tests.helpers import make_folder
 
 pytest.importorskip("optuna")
 SETTINGS = {"softmax": {}, "cosine": {}, "center": {}}
-COST = Cost(training=400.0, around=10.0, steps=200, epochs=20, gigabytes=0.1, accelerator=False)
+COST = Cost(training=400.0, around=10.0, steps=200, epochs=20, val_fraction=0.4, gigabytes=0.1, accelerator=False)
 
 
 @pytest.fixture
@@ -48,14 +48,28 @@ def planned(**changes):
     [
         ({"epochs": 20}, 10 + 0.6 * 400),  # on what the validation part leaves
         ({"epochs": None, "steps": 200}, 410),
-        ({"tuning": Tuning(4, space=RATES, epochs=5)}, 10 + 100),
-        ({"tuning": Tuning(4, space=RATES, epochs=5, val_fraction=0.2)}, 10 + 80),
+        ({"tuning": Tuning(4, space=RATES, epochs=5)}, 10 + 0.6 * 100),
     ],
 )
 def test_seconds(changes, trial):
     plan, costs = planned(**changes)
     assert seconds_of(plan.comparison, plan.runs, costs) == pytest.approx(12 * trial + 15 * 410)
     assert time_of(plan.comparison, plan.runs, costs, 3) == pytest.approx((12 * trial + 15 * 410) / 3)
+
+
+@pytest.mark.parametrize(("of_tuning", "share"), [(None, 0.3), (0.2, 0.2)])
+def test_what_a_run_takes(of_tuning, share):
+    """Steps are those that its result counts, and a trial without a share of its own has the config's."""
+    overrides = {"data.batch_size": 4, "data.val_fraction": 0.3, "trainer.accumulate_grad_batches": 4}
+    tuning = Tuning(1, space=RATES, val_fraction=of_tuning)
+    worker = Worker(tiny(("softmax",), tuning=tuning, epochs=2, overrides=overrides).checked())
+    plan = Plan.of(worker.comparison, SETTINGS, "images")
+    cost = worker.measure(plan.runs[-1])
+    assert (cost.val_fraction, cost.epochs, cost.steps) == (share, 2, 6)  # 50 images: 12 batches an epoch
+    if of_tuning is None:
+        untuned = replace(worker.comparison, tuning=Tuning())
+        line, _ = Worker(untuned).run(plan := Plan.of(untuned, SETTINGS, "images"), plan.runs[0], {})
+        assert (line["status"], line["epochs"], line["steps"]) == ("ok", 2, 6)
 
 
 def test_cores_that_are_not_there_shorten_nothing(monkeypatch):

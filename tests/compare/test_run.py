@@ -15,9 +15,10 @@ import torch
 from metricloss_pl.cli import main
 from metricloss_pl.compare import Range, Tuning, Variant, run_comparison
 from metricloss_pl.compare import run as running
+from metricloss_pl.compare.costs import Cost
 from metricloss_pl.compare.folds import fold_numbers
 from metricloss_pl.compare.worker import Worker
-from metricloss_pl.data import DigitsDataModule, ImageFolderDataModule
+from metricloss_pl.data import DigitsDataModule, ImageFolderDataModule, reading, store
 from metricloss_pl.data.dataset import ImageDataset
 from metricloss_pl.data.samples import concatenate
 from metricloss_pl.errors import UserError
@@ -272,7 +273,11 @@ REFUSALS = {
         {"trainer.callbacks": [{"class_path": "EarlyStopping", "init_args": {"monitor": "val/loss"}}]},
         "variant cosine: EarlyStopping looks at val/loss",
     ),
-    "no epochs": ({"trainer.max_steps": 5}, "variant cosine: trainer.max_epochs is 1 and max_steps 5"),
+    "steps": (
+        {"trainer.max_steps": 5},
+        r'variant cosine: trainer.max_steps is 5: .*; give --overrides "\{trainer.max_steps: -1\}"',
+    ),
+    "no epochs": ({"trainer.max_epochs": -1}, "variant cosine: trainer.max_epochs is -1: .*; give --epochs"),
 }
 
 
@@ -354,7 +359,15 @@ def test_images_that_stand_twice_are_looked_for_in_every_fold(tmp_path, capsys, 
             shutil.copy(root / name / f"{number}.png", root / name / f"{number}-again.png")
     shutil.copy(root / "cat" / "5.png", root / "dog" / "stray.png")
     monkeypatch.chdir(tmp_path)
-    flags = ["--only", "[softmax]", "--seeds", "[0]", "--steps", "1", "--tuning.trials", "0", "--dry_run", "true"]
+    flags = ["--only", "[softmax]", "--seeds", "[0]", "--steps", "1", "--tuning.trials", "1", "--dry_run", "true"]
+    decoded: list[Path] = []
+    for module in (reading, store):
+        read = module.read_image
+        monkeypatch.setattr(
+            module, "read_image", lambda path, *a, read=read, **k: decoded.append(path) or read(path, *a, **k)
+        )
+    cost = Cost(1.0, 1.0, 1, 1, 0.1, 0.1, accelerator=False)
+    monkeypatch.setattr(Worker, "measure", lambda self, run: cost)
     data = ImageFolderDataModule(root=str(root), image_size=16, val_fraction=0)
     images = data.read("train"), data.read("test")
     folds = fold_numbers(concatenate(*images), 6, 0, data.class_names)
@@ -367,6 +380,7 @@ def test_images_that_stand_twice_are_looked_for_in_every_fold(tmp_path, capsys, 
     screen = capsys.readouterr().out
     assert f"warning: {parted} images stand in more than one part" in screen
     assert "warning: 1 image stands under two classes" in screen
+    assert len(decoded) == len(set(decoded)) == len(of)
 
 
 def test_a_dry_run_writes_nothing(tmp_path, capsys):
