@@ -10,7 +10,7 @@ class UserError(ValueError):
     """
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """What another library's error says, on one line, to be quoted in one of ours."""
     return " ".join(str(error).split()) or type(error).__name__
 

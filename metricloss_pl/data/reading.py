@@ -58,21 +58,17 @@ def one_thread() -> Iterator[None]:
 
 
 class UnreadableImages(UserError):
-    """Image files that cannot be decoded, in one line; where there are many, a text file lists them all.
+    """Image files that cannot be decoded, in one line."""
 
-    Args:
-        broken: What is wrong with each.
-    """
 
-    def __init__(self, broken: Mapping[Path, str]) -> None:
-        self.broken = dict(broken)
-        named = [f"{path} ({why})" for path, why in islice(broken.items(), _NAMED)]
-        if len(broken) == 1:
-            [(path, why)] = broken.items()
-            super().__init__(f"{path} cannot be read as an image ({why}): mend or remove the file")
-            return
-        more = f", ...; all are listed in {_write_list(broken)}" if len(broken) > _NAMED else ""
-        super().__init__(f"{len(broken)} files cannot be read as images: {', '.join(named)}{more}; mend or remove them")
+def _describe(broken: Mapping[Path, str], list_file: str | None = None) -> str:
+    """The line on files and what is wrong with each, of which a list may stand in a file."""
+    if len(broken) == 1:
+        [(path, why)] = broken.items()
+        return f"{path} cannot be read as an image ({why}): mend or remove the file"
+    named = ", ".join(f"{path} ({why})" for path, why in islice(broken.items(), _NAMED))
+    more = "" if list_file is None else f", ...; all are listed in {list_file}"
+    return f"{len(broken)} files cannot be read as images: {named}{more}; mend or remove them"
 
 
 def _write_list(paths: Iterable[Path]) -> str:
@@ -86,38 +82,45 @@ def _write_list(paths: Iterable[Path]) -> str:
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     """The image of a file, of which only the head is read so far; whatever is wrong with it becomes one error."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         if not path.is_file():  # a pipe would be waited for
             raise ValueError("there is no such file" if not path.exists() else "a folder, pipe or device")
         with Image.open(path) as image:
             yield image
-    except UnidentifiedImageError as error:
-        raise UnreadableImages({path: "no image, or of an unknown format"}) from error
     except Exception as error:  # Pillow's decoders raise a dozen unrelated types on damaged files
-        raise UnreadableImages({path: getattr(error, "strerror", None) or reason(error)}) from error
+        raise UnreadableImages(_describe({path: _what_is_wrong(error)})) from error
+
+
+def _what_is_wrong(error: BaseException) -> str:
+    """What an image file lacks, by the error on opening it."""
+    from PIL import UnidentifiedImageError
+
+    if isinstance(error, UnidentifiedImageError):
+        return "no image, or of an unknown format"
+    return getattr(error, "strerror", None) or reason(error)
 
 
 def check_readable(files: Sequence[Path], in_channels: int) -> None:
     """Decodes files, JPEGs at an eighth of their size, and keeps nothing.
 
     Raises:
-        UnreadableImages: Some of them cannot be; all of these are named.
+        UnreadableImages: Some of them cannot be; all of these are named, in a text file where they are many.
     """
 
     def what_is_wrong(path: Path) -> str | None:
         try:
             read_image(path, in_channels, small=True)
         except UnreadableImages as error:
-            return error.broken[path]
+            return _what_is_wrong(error.__cause__ or error)
         return None
 
     with one_thread(), ThreadPoolExecutor(DECODING_THREADS) as pool:
         found = zip(files, pool.map(what_is_wrong, files), strict=True)
         broken = {path: why for path, why in found if why is not None}
     if broken:
-        raise UnreadableImages(broken)
+        raise UnreadableImages(_describe(broken, _write_list(broken) if len(broken) > _NAMED else None))
 
 
 def read_head(path: Path) -> tuple[int, int, bool]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -112,6 +113,7 @@ def test_all_broken_files_are_named_at_once(tmp_path: Path, photos: list[Path], 
     with pytest.raises(UnreadableImages) as caught:
         check_readable([*photos, *bad], 3)
     message = str(caught.value)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == message  # as a loader's process hands it over
     assert "\n" not in message
     assert f"{bad[0]} " in message
     assert all(str(path) not in message for path in photos)
