@@ -15,7 +15,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 
-from metricloss_pl import backbones, data, mixing, regimes, schedules
+from metricloss_pl import backbones, callbacks, data, mixing, regimes, schedules
 from metricloss_pl.errors import UserError
 
 __all__ = ["message_of"]
@@ -27,6 +27,8 @@ _REFUSING_MODULES = (
     "torch.optim",
     "lightning.",
 )
+
+_PACKAGES = (regimes, data, backbones, callbacks, mixing, schedules)  # whose classes YAML may name alone
 
 # What jsonargparse says where one of several words, or nothing, is asked for.
 _CHOICE = re.compile(
@@ -52,8 +54,8 @@ def message_of(error: BaseException) -> str | None:
         )
     if any("Expected more than 1 value per channel when training" in str(cause) for cause in causes):
         return (
-            "a process has one image in a training batch, and batch normalisation needs two: raise --data.batch_size, "
-            "or give more images or fewer processes"
+            "a process has one image in a training batch, and batch normalisation needs two: raise data.batch_size, or "
+            "give more images or fewer processes"
         )
     refusals = [cause for cause in causes if _is_refusal(cause)]
     return _one_line(str(refusals[-1])) if refusals else None
@@ -115,9 +117,9 @@ def _with_suggestion(line: str) -> str:
         return f"{name} has no setting {setting[2]!r}{_nearest(setting[2], known)}; it has {', '.join(known)}"
     if flag := re.search(r"unrecognized arguments: --trainer\.(\w+)", line):
         known = list(inspect.signature(Trainer).parameters)
-        return f"--trainer.{flag[1]}: the Trainer has no such setting{_nearest(flag[1], known)}"
-    if unknown := re.search(r"Expected a dot import path string: (\w+)$", line):
-        known = [name for module in (regimes, data, backbones, mixing, schedules) for name in module.__all__]
+        return f"trainer.{flag[1]}: the Trainer has no such setting{_nearest(flag[1], known)}"
+    if unknown := re.search(r"Expected a dot import path string: (\w+)(?:$| - Not a valid subclass of )", line):
+        known = [name for module in _PACKAGES for name in module.__all__]
         near = _nearest(unknown[1], known)
         return f"there is no class {unknown[1]}{near}; for one of yours give its path: module.Class"
     return line

@@ -13,9 +13,9 @@ from metricloss_pl.screen import short
 
 __all__ = ["earlier_plan", "of_other_plans"]
 
-_MOST = 4  # differences that are named
+_MOST = 5  # differences that are named
 _BRIEF = 40  # characters of a value that is named
-_PLANNED = ("samples_per_class", "seeds", "folds", "steps", "metric", "images")
+_PLANNED = ("baseline", "samples_per_class", "seeds", "splits", "folds", "steps", "metric", "images")
 
 
 def earlier_plan(results: Results) -> Mapping[str, Any]:

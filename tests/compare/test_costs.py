@@ -159,7 +159,8 @@ def test_what_a_folder_holds_of_another_plan(measured, tmp_path, monkeypatch, ca
     assert "done        0 of 6 runs" in out
     (warning,) = [row for row in out.splitlines() if row.startswith("warning")]
     assert 'also holds 8 results of another plan (variants ["softmax"], now ["softmax", "cosine"]; ' in warning
-    assert "; samples_per_class [5, 10], now [5]; seeds [0, 1], now [0]; trainer.max_epochs 1, now 2): they" in warning
+    assert "; samples_per_class [5, 10], now [5]; seeds [0, 1], now [0]; splits 2, now 1; trainer.max_e" in warning
+    assert "; trainer.max_epochs 1, now 2): they stay" in warning
     assert "they stay, and this plan leaves them out; --folder takes another place" in warning
 
     assert (
@@ -167,7 +168,7 @@ def test_what_a_folder_holds_of_another_plan(measured, tmp_path, monkeypatch, ca
     )  # nothing is run; the report is on this one again
     out = capsys.readouterr().out
     assert "done        3 of 3 runs" in out
-    assert "also holds 5 results of another plan (samples_per_class [5, 10], now [5]; seeds [0, 1], now [0])" in out
+    assert "also holds 5 results of another plan (samples_per_class [5, 10], now [5]; seeds [0, 1], now [0]; spl" in out
 
     results = Results(tmp_path)
     results.read({key: {} for key in first})
