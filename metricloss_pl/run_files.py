@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser
 
 from metricloss_pl import backbones, schedules  # noqa: F401  imported so that YAML may name their classes alone
 from metricloss_pl.callbacks import PredictionWriter
+from metricloss_pl.errors import UserError
 
-__all__ = ["HARMLESS", "LINKED", "add_run_arguments"]
+__all__ = ["HARMLESS", "LINKED", "add_run_arguments", "check_settings"]
 
 # Settings of the data that decide no result: where they lie and how they are fetched.
 HARMLESS = ("root", "csv", "images_dir", "path", "download", "num_workers", "cache_gb")
@@ -48,3 +51,22 @@ def add_run_arguments(parser: LightningArgumentParser) -> None:
     parser.add_argument(
         "--test_after_fit", type=bool, default=False, help="fit: test the best checkpoint once at the end."
     )
+
+
+def check_settings(config: Any) -> None:
+    """Refuse what a model learns from the data, and what the Trainer would take and fail on later.
+
+    Args:
+        config: Of a run, as it was parsed.
+
+    Raises:
+        UserError: There is such a setting.
+    """
+    for fact in LINKED:
+        if config.model.get("init_args", {}).get(fact) is not None:
+            raise UserError(f"model.{fact} comes from the data: leave it out")
+    trainer = config.trainer
+    if trainer.accumulate_grad_batches < 1:
+        raise UserError(f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}: it must be at least 1")
+    if trainer.gradient_clip_val is not None and trainer.gradient_clip_val < 0:
+        raise UserError(f"trainer.gradient_clip_val is {trainer.gradient_clip_val}: it must be at least 0")

@@ -438,11 +438,11 @@ DIGITS = ["fit", f"--config={CONFIGS / 'digits_center.yaml'}", "--trainer.callba
         (["--model=CosineClasifier"], "there is no class CosineClasifier: is it CosineClassifier; for one of yours"),
         (["--model.backbone=NoSuchNet"], "NoSuchNet"),
         (["--data=NoSuchData"], "NoSuchData"),
-        (["--trainer.max_epoch=3"], "--trainer.max_epoch: the Trainer has no such setting: is it max_epochs"),
+        (["--trainer.max_epoch=3"], "error: trainer.max_epoch: the Trainer has no such setting: is it max_epochs"),
         (["--config=nowhere.yaml"], "--trainer.callbacks stands before --config, which would override it"),
         (["--checkpoint.filename=last"], "--checkpoint.filename is last: that is the newest state's name"),
         (["--timeout_minutes=.inf"], "--timeout_minutes is inf: it must be above 0 and finite"),
-        (["--model.num_classes=7"], "--model.num_classes comes from the data"),
+        (["--model.num_classes=7"], "error: model.num_classes comes from the data"),
         (["--trainer.accumulate_grad_batches=0"], "trainer.accumulate_grad_batches is 0: it must be at least 1"),
         (["--trainer.gradient_clip_val=-1"], "trainer.gradient_clip_val is -1"),
         (["--model.optimizer=torch.optim.SparseAdam"], "optimizer SparseAdam can't train a network"),
@@ -455,6 +455,7 @@ DIGITS = ["fit", f"--config={CONFIGS / 'digits_center.yaml'}", "--trainer.callba
         ),
         (["--model.mixing=CutMix", "--model.mixing.alpha=0"], "alpha of CutMix is 0.0; it must be above 0 and finite"),
         (["--model.mixing=Mixup"], "there is no class Mixup: is it MixUp"),
+        (["--trainer.callbacks=[{class_path: GeometryMonitr}]"], "no class GeometryMonitr: is it GeometryMonitor; for"),
         (["--model.lr_scheduler=CosinDecay"], "there is no class CosinDecay: is it CosineDecay"),
         (["--data.test_views=mirror"], "test_views is mirror; it must be one of 'flip', 'crops', 'crops_and_flips'"),
         (["--data.test_views=[flip]"], "is ['flip']; it must be one of 'flip', 'crops', 'crops_and_flips', alone and"),
@@ -535,7 +536,7 @@ def test_mistakes_in_a_folder(tmp_path, capsys):
 def test_batches_of_one_image(tmp_path, capsys):
     flags = [f"--config={CONFIGS / 'digits_cosine.yaml'}", "--trainer.callbacks=null", f"--runs_dir={tmp_path}"]
     message = refusal(capsys, "fit", *flags, "--data.batch_size=1")
-    assert "one image in a training batch, and batch normalisation needs two: raise --data.batch_size" in message
+    assert "one image in a training batch, and batch normalisation needs two: raise data.batch_size, or give" in message
 
 
 def test_mistakes_in_a_list(tmp_path, capsys):

@@ -32,7 +32,7 @@ from metricloss_pl.data import ImageDataModule
 from metricloss_pl.errors import UserError
 from metricloss_pl.messages import message_of
 from metricloss_pl.regimes import Classifier
-from metricloss_pl.run_files import LINKED, add_run_arguments
+from metricloss_pl.run_files import add_run_arguments, check_settings
 from metricloss_pl.screen import print_rows, short
 
 __all__ = ["MetricLossCLI", "main"]
@@ -82,16 +82,14 @@ class MetricLossCLI(LightningCLI):
             config.return_predictions = False
         if "verbose" in config:
             config.verbose = False  # the closing lines say it
-        _check_trainer(config)
+        check_settings(config)
+        _check_folder(config)
         for option, value in (
             ("save_every_n_steps", config.save_every_n_steps),
             ("timeout_minutes", config.timeout_minutes),
         ):
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"--{option} is {value}: it must be above 0 and finite")
-        for linked in LINKED:
-            if config.model.get("init_args", {}).get(linked) is not None:
-                raise UserError(f"--model.{linked} comes from the data: leave it out")
         kept = getattr(_loaded_class(config.model.class_path), "kept_in_checkpoint", ())
         self.kept_in_checkpoint = {  # before a checkpoint's settings take their place
             name: value for name in kept if (value := config.model.get("init_args", {}).get(name)) is not None
@@ -264,17 +262,12 @@ class MetricLossCLI(LightningCLI):
         print_rows(rows)
 
 
-def _check_trainer(config: Any) -> None:
-    """Refuse what the Trainer would take and fail on later."""
-    trainer = config.trainer
-    if trainer.default_root_dir is not None:
-        raise UserError(f"trainer.default_root_dir is {trainer.default_root_dir}: --runs_dir says where a run lives")
+def _check_folder(config: Any) -> None:
+    """Refuse another place than the run's folder, and a name in it that is taken."""
+    if (folder := config.trainer.default_root_dir) is not None:
+        raise UserError(f"trainer.default_root_dir is {folder}: --runs_dir says where a run lives")
     if config.get("checkpoint") and config.checkpoint.filename == "last":
         raise UserError("--checkpoint.filename is last: that is the newest state's name; another one is needed")
-    if trainer.accumulate_grad_batches < 1:
-        raise UserError(f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}: it must be at least 1")
-    if trainer.gradient_clip_val is not None and trainer.gradient_clip_val < 0:
-        raise UserError(f"trainer.gradient_clip_val is {trainer.gradient_clip_val}: it must be at least 0")
 
 
 def _read_fitting_checkpoint(path: str, class_path: str, subcommand: str) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import multiprocessing
@@ -137,14 +136,11 @@ def _prepare(worker: Worker) -> tuple[Plan, dict[str, Any]]:
     for name, variant in comparison.variants.items():
         with blaming(name):
             config = worker.files.parse(variant.config, comparison.overriding(name))
-            settings[name] = worker.files.decisive(config)
             for tuned in comparison.space(name) if comparison.tuning.trials else ():
                 low = comparison.space(name)[tuned].at(0.0)
                 worker.files.parse(variant.config, {**comparison.overriding(name), tuned: low})
             model, data, *_ = worker.files.build(config)
-            if model.class_hierarchy is not None:
-                lines = "\n".join(model.class_hierarchy.lines())
-                settings[name]["class_hierarchy"] = hashlib.blake2b(lines.encode(), digest_size=10).hexdigest()
+            settings[name] = worker.files.decisive(config, model.class_hierarchy)
             data.prepare_data()
             parts = official_parts(data)
             counts = {part: 0 if samples is None else len(samples) for part, samples in parts.items()}

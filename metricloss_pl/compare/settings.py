@@ -16,12 +16,13 @@ from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, Mode
 from lightning.pytorch.cli import LightningArgumentParser
 
 from metricloss_pl.callbacks import ConfusionMatrixPlot, EmbeddingPlot, GeometryMonitor, PredictionWriter
+from metricloss_pl.class_embeddings import Hierarchy
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.errors import UserError
 from metricloss_pl.files import FilePath
 from metricloss_pl.messages import message_of
 from metricloss_pl.regimes import Classifier
-from metricloss_pl.run_files import HARMLESS, add_run_arguments
+from metricloss_pl.run_files import HARMLESS, add_run_arguments, check_settings
 
 __all__ = ["Built", "RunFiles", "blaming"]
 
@@ -70,7 +71,7 @@ class RunFiles:
             overrides: Values by dotted name.
 
         Raises:
-            UserError: There is no such file or setting, or a value is not of the setting's kind.
+            UserError: There is no such file or setting, or a value is not of the setting's kind or out of its range.
         """
         if not Path(file).is_file():
             raise UserError(f"config is {file}: there is no such run file")
@@ -79,10 +80,16 @@ class RunFiles:
         config = self._parser.parse_args(["--config", str(file), *flags])
         if config.ckpt_path is not None or config.resume is not None:
             raise UserError(f"{file} starts from a checkpoint: runs that are compared start anew")
+        check_settings(config)
         return config
 
-    def decisive(self, config: Namespace) -> dict[str, Any]:
-        """All that decides what a run finds, as plain values; a file stands there with what it holds, not by name."""
+    def decisive(self, config: Namespace, hierarchy: Hierarchy | None) -> dict[str, Any]:
+        """All that decides what a run finds, as plain values; a file stands there with what it holds, not by name.
+
+        Args:
+            config: As :meth:`parse` gives it.
+            hierarchy: Of the network that it describes; it stands for whatever names it.
+        """
         plain = json.loads(self._parser.dump(config, format="json", skip_none=False))
         trainer, data = plain["trainer"], plain["data"]
         names = tuple(kind.__name__ for kind in _NOT_HERE)
@@ -91,6 +98,11 @@ class RunFiles:
             data.get("init_args", {}).pop(name, None)
         for name in _NO_SETTING:
             trainer.pop(name, None)
+        if hierarchy is not None:
+            lines = "\n".join(hierarchy.lines())
+            plain["model"]["init_args"]["class_embeddings"] = hashlib.blake2b(
+                lines.encode(), digest_size=10
+            ).hexdigest()
         decisive: dict[str, Any] = _with_contents(
             {"model": plain["model"], "data": data, "trainer": trainer, "callbacks": callbacks}
         )

@@ -258,7 +258,7 @@ def _fit(built: Built, recorder: Recorder, line: Line) -> Trainer:
 
 def _steps_in_epoch(built: Built) -> int:
     """Of the optimizer, the last of which may have fewer batches."""
-    return math.ceil(built.data.batches_in_epoch() / built.trainer["accumulate_grad_batches"])
+    return -(-built.data.batches_in_epoch() // int(built.trainer["accumulate_grad_batches"]))
 
 
 def _epochs(trainer: Mapping[str, Any]) -> int:

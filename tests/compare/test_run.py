@@ -17,6 +17,7 @@ from metricloss_pl.compare import Range, Tuning, Variant, run_comparison
 from metricloss_pl.compare import run as running
 from metricloss_pl.compare.costs import Cost
 from metricloss_pl.compare.folds import fold_numbers
+from metricloss_pl.compare.settings import RunFiles
 from metricloss_pl.compare.worker import Worker
 from metricloss_pl.data import DigitsDataModule, ImageFolderDataModule, reading, store
 from metricloss_pl.data.dataset import ImageDataset
@@ -260,6 +261,11 @@ def test_a_study_without_a_good_trial_fails_by_name(tmp_path):
 
 REFUSALS = {
     "unknown setting": ({"model.optimizer.rate": 1}, "variant cosine: .*rate"),
+    "linked setting": ({"model.num_classes": 7}, "variant cosine: model.num_classes comes from the data: leave it out"),
+    "no batches": (
+        {"trainer.accumulate_grad_batches": 0},
+        "variant cosine: trainer.accumulate_grad_batches is 0: it must be at least 1",
+    ),
     "missing hierarchy": (
         {"model.class_embeddings": "no/such.txt"},
         "variant cosine: class_embeddings is 'no/such.txt'",
@@ -289,6 +295,21 @@ def test_a_variant_is_refused_by_name_before_anything_runs(case, tmp_path):
     with pytest.raises(UserError, match=message):
         run_comparison(comparison, folder=str(tmp_path / "results"))
     assert not (tmp_path / "results").exists()
+
+
+def test_a_hierarchy_decides_by_its_tree_whatever_file_names_it(tmp_path):
+    flat = "".join(f"digit {label}\n" for label in range(10))
+    trees = {"mine": flat, "windows": flat.replace("\n", "\r\n"), "other": flat.replace("digit 0", "digit o\no 0")}
+    files, found = RunFiles(), {}
+    for name, text in trees.items():
+        (tmp_path / f"{name}.txt").write_bytes(text.encode())
+        overrides = {"model.class_embeddings": str(tmp_path / f"{name}.txt")}
+        config = files.parse(CONFIGS / "digits_cosine.yaml", overrides)
+        found[name] = files.decisive(config, files.build(config).model.class_hierarchy)
+    assert found["mine"] == found["windows"] != found["other"]
+    for one in found.values():
+        del one["model"]["init_args"]["class_embeddings"]
+    assert found["mine"] == found["other"]
 
 
 @pytest.mark.parametrize(

@@ -216,6 +216,8 @@ def test_a_constant_channel_gets_a_deviation_of_one(toy: Make, parts: dict[str, 
 
 def test_batches(toy: Make, official: dict[str, Samples]) -> None:
     module = toy(parts=official, batch_size=16, image_size=6, resize=8, augment=[HorizontalFlip()])
+    assert module.batches_in_epoch() == 7
+    assert module._stores == {}  # nothing is decoded for it
     module.setup("fit")
     module.setup("test")
     module.setup("predict")
@@ -388,6 +390,7 @@ def test_duplicates_of_arrays(toy: Make, official: dict[str, Samples]) -> None:
         Duplicate("test", "test[3]", labels["test"][3], "train", "train[17]", labels["train"][17]),
         Duplicate("test", "test[4]", labels["test"][4], "val", "val[2]", labels["val"][2]),
     ]
+    module.setup("fit")
     with pytest.warns(UserWarning, match=r"2 images .*test\[3\] \(test\) = train\[17\] \(train\)"):
         module.setup("test")
 
