@@ -531,6 +531,9 @@ def test_mistakes_in_a_folder(tmp_path, capsys):
     message = refusal(capsys, *folder_flags(root, tmp_path / "runs"))
     assert f"{of_test} cannot be read as an image" in message
     assert not (tmp_path / "runs").exists()  # no training has begun
+    shutil.copy(root / "train" / "dog" / "1.png", of_test)
+    with pytest.warns(UserWarning, match=r": 1 image stands in more than one part, .*: test/dog/0.png \(test\) = "):
+        refusal(capsys, *folder_flags(root, tmp_path / "runs"), "--data.batch_size=1")
 
 
 def test_batches_of_one_image(tmp_path, capsys):

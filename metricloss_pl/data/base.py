@@ -196,6 +196,16 @@ class ImageDataModule(LightningDataModule, ABC):
         """
         return find_duplicates(self._labelled_parts())
 
+    def warn_of_duplicates(self) -> None:
+        """Warns in the first process of what `duplicates` finds.
+
+        A training on the command line begins with it; one from Python does not, since it reads every image.
+        """
+        parts = self._labelled_parts()  # in every process, so that all fail alike
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            for line in describe_duplicates(find_duplicates(parts), self.class_names):
+                rank_zero_warn(f"{type(self).__name__}: {line}")
+
     def check_files(self) -> None:
         """Decodes each image file that is in use and not in memory, the test part's too, and keeps nothing.
 
@@ -350,7 +360,6 @@ class ImageDataModule(LightningDataModule, ABC):
             return
         train, val = self.divide()
         self._add({"train": train} if val is None else {"train": train, "val": val})
-        self._warn_of_duplicates("train", "val")
 
     def divide(self) -> tuple[Samples, Samples | None]:
         """Lists the training and validation images in use, which nothing decodes yet.
@@ -412,7 +421,6 @@ class ImageDataModule(LightningDataModule, ABC):
                 raise UserError(f"{type(self).__name__} has no test part")
             return
         self._add({"test": test})
-        self._warn_of_duplicates("train", "val", "test")
 
     def _list_test(self) -> Samples | None:
         test = self._read("test")
@@ -475,15 +483,6 @@ class ImageDataModule(LightningDataModule, ABC):
         std = (squares / pixels - mean.square()).clamp(min=0).sqrt()
         std[std < 1e-6] = 1.0  # a channel of one value only
         return mean.tolist(), std.tolist()
-
-    def _warn_of_duplicates(self, *parts: str) -> None:
-        if getattr(rank_zero_only, "rank", 0) != 0:
-            return
-        found = find_duplicates({part: self._parts[part] for part in parts if part in self._parts})
-        if parts[-1] == "test":  # those of training and validation have been told
-            found = [duplicate for duplicate in found if duplicate.part == "test"]
-        for line in describe_duplicates(found, self.class_names):
-            rank_zero_warn(f"{type(self).__name__}: {line}")
 
     def _processes(self) -> tuple[int, int]:
         """Number of processes and own rank."""
