@@ -67,7 +67,13 @@ def official_parts(data: ImageDataModule) -> dict[Part, Samples | None]:
 
 
 def _joined(parts: dict[Part, Samples | None]) -> Samples:
-    return functools.reduce(concatenate, [samples for samples in parts.values() if samples is not None])
+    """All images; where two parts have an image of one name, every name begins with its part."""
+    found = {part: samples for part, samples in parts.items() if samples is not None}
+    joined = functools.reduce(concatenate, found.values())
+    if len(set(joined.names)) == len(joined):
+        return joined
+    names = [f"{part}/{name}" for part, samples in found.items() for name in samples.names]
+    return dataclasses.replace(joined, names=names)
 
 
 def fold_numbers(images: Samples, folds: int, seed: int, class_names: list[str]) -> np.ndarray:

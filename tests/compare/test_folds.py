@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from metricloss_pl.compare.folds import FoldDataModule, digest, fold_numbers
-from metricloss_pl.data import DigitsDataModule, ImageListDataModule
+from metricloss_pl.data import DigitsDataModule, FileListDataModule, ImageListDataModule
 from metricloss_pl.data.samples import Samples
 from metricloss_pl.errors import UserError
 from tests.helpers import make_image
@@ -31,6 +31,21 @@ def test_every_image_is_tested_once_and_every_class_in_every_fold():
         assert int(counts.max() - counts.min()) <= 4  # the digits come 174 to 183 times
         tested += data.samples("test").names
     assert len(tested) == len(set(tested)) == 1797
+
+
+def test_images_of_one_name_in_two_parts_stay_two(tmp_path):
+    for part, images in (("train", 6), ("test", 4)):
+        files = [f"{'ab'[image % 2]}/{image}.png" for image in range(images)]
+        for file in files:
+            make_image(tmp_path / part / file, 8, seed=0)
+        (tmp_path / f"{part}.txt").write_text("".join(f"{file} {file[0]}\n" for file in files))
+    lists = {"train": str(tmp_path / "train.txt"), "test": str(tmp_path / "test.txt")}
+    roots = {"root": str(tmp_path / "train"), "test_root": str(tmp_path / "test")}
+    source = FileListDataModule(**lists, **roots, image_size=8)
+    tested = [FoldDataModule.of(source, 2, fold, 0).read("test") for fold in range(2)]
+    of_name = {name: path for part in tested for name, path in zip(part.names, part.images, strict=True)}
+    assert len(of_name) == sum(len(part) for part in tested) == 10
+    assert all(path == tmp_path / name for name, path in of_name.items())
 
 
 def test_a_fold_keeps_the_settings_and_the_source_reads_no_part_by_itself():
