@@ -15,6 +15,7 @@ from metricloss_pl.callbacks.geometry import measure_parts
 from metricloss_pl.compare.plan import Metric
 from metricloss_pl.compare.tuning import MEASUREMENTS
 from metricloss_pl.regimes import Classifier
+from metricloss_pl.regimes._weight_averaging import averaged_weights
 
 __all__ = ["Clock", "Recorder", "Scores"]
 
@@ -57,7 +58,9 @@ class Recorder(Callback):
         assert isinstance(pl_module, Classifier)
         begin = time.perf_counter()
         values = {"epoch": epochs, "train/loss": torch.stack(self._losses).mean().item()}
-        for part, measured in measure_parts(trainer, pl_module).items():
+        with averaged_weights(trainer, pl_module):  # those that are scored in the end
+            parts = measure_parts(trainer, pl_module)
+        for part, measured in parts.items():
             for name, scalar in measured.items():
                 place = f"{part}/{name}" if name in get_args(Metric) else f"geometry/{part}_{name}"
                 values[place] = scalar.item()

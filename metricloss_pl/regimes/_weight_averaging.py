@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 
-__all__ = ["copy_module_again", "evaluate_averaged_weights", "save_fitted_temperature"]
+__all__ = ["averaged_weights", "copy_module_again", "evaluate_averaged_weights", "save_fitted_temperature"]
 
 
 def copy_module_again(trainer: Trainer, module: LightningModule, stage: str) -> None:
@@ -15,6 +17,23 @@ def copy_module_again(trainer: Trainer, module: LightningModule, stage: str) -> 
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, WeightAveraging):
             callback.setup(trainer, module, stage)
+
+
+@contextmanager
+def averaged_weights(trainer: Trainer, module: LightningModule) -> Iterator[None]:
+    """Within a training, the weights that a validation would see: averaged ones, where a callback averages them."""
+    averaging = [
+        callback
+        for callback in trainer.callbacks  # type: ignore[attr-defined]
+        if isinstance(callback, WeightAveraging)
+    ]
+    for callback in averaging:
+        callback.on_validation_epoch_start(trainer, module)
+    try:
+        yield
+    finally:
+        for callback in reversed(averaging):
+            callback.on_validation_epoch_end(trainer, module)
 
 
 def save_fitted_temperature(checkpoint: dict[str, Any]) -> None:

@@ -240,6 +240,16 @@ def test_half_precision_scores_like_the_test(tmp_path):
     assert np.isclose(accuracy, line["metrics"]["test/accuracy"], atol=1e-6)
 
 
+def test_the_history_is_of_the_averaged_weights_that_are_scored(tmp_path):
+    averaging = {"class_path": "EMAWeightAveraging", "init_args": {"decay": 0.99}}
+    overrides = {"trainer.callbacks": [averaging], "data.batch_size": 25}
+    run_comparison(tiny(("softmax",), trials=1, epochs=4, samples_per_class=[20], overrides=overrides), str(tmp_path))
+    trial, final = lines(tmp_path)
+    assert (trial["status"], final["status"]) == ("ok", "ok"), (trial["reason"], final["reason"])
+    assert trial["history"]["val/accuracy"][-1] == pytest.approx(trial["metrics"]["val/accuracy"], abs=1e-6)
+    assert max(final["history"]["train/accuracy"]) < 0.5  # so slow an average is hardly off the beginning
+
+
 def test_a_run_that_diverges_is_recorded_and_the_others_go_on(tmp_path, capsys):
     diverging = Variant(str(CONFIGS / "digits_cosine.yaml"), {"model.optimizer.lr": 1e30})
     comparison = tiny(("softmax",), tuning=Tuning())
