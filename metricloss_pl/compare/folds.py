@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.data.base import Part
+from metricloss_pl.data.reading import digests_of
 from metricloss_pl.data.samples import Samples, check_samples, concatenate
 from metricloss_pl.data.splits import split_off
 from metricloss_pl.errors import UserError
@@ -104,8 +106,13 @@ def fold_numbers(images: Samples, folds: int, seed: int, class_names: list[str])
     return numbers
 
 
-def digest(images: Samples) -> str:
-    """Tells sets of images apart: by names, labels, groups, and the images themselves or the size of their files."""
+def digest(images: Samples, known: dict[Path, bytes] | None = None) -> str:
+    """Tells sets of images apart: by names, labels, groups, and the images themselves or their files.
+
+    Args:
+        images: The set.
+        known: Digests of files that have been read; those of the others are added. None: all are read.
+    """
     found = hashlib.blake2b(digest_size=10)
     found.update("\0".join(images.names).encode("utf-8", "surrogateescape"))
     found.update(images.labels.numpy().tobytes())
@@ -114,5 +121,8 @@ def digest(images: Samples) -> str:
     if isinstance(images.images, Tensor):
         found.update(images.images.contiguous().numpy().tobytes())
     else:
-        found.update(repr([file.stat().st_size for file in images.images]).encode())
+        known = {} if known is None else known
+        new = [file for file in images.images if file not in known]
+        known.update(zip(new, digests_of(new), strict=True))
+        found.update(b"".join(known[file] for file in images.images))
     return found.hexdigest()

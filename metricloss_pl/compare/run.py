@@ -133,6 +133,7 @@ def _prepare(worker: Worker) -> tuple[Plan, dict[str, Any]]:
     """The plan, and facts about the data; every variant's data and network are built once on the way."""
     comparison = worker.comparison
     settings, digests, facts = {}, {}, {}
+    of_files: dict[Path, bytes] = {}  # each is read once, of however many variants
     for name, variant in comparison.variants.items():
         with blaming(name):
             config = worker.files.parse(variant.config, comparison.overriding(name))
@@ -144,7 +145,7 @@ def _prepare(worker: Worker) -> tuple[Plan, dict[str, Any]]:
             data.prepare_data()
             parts = official_parts(data)
             counts = {part: 0 if samples is None else len(samples) for part, samples in parts.items()}
-            digests[name] = " ".join(digest(samples) for samples in parts.values() if samples is not None)
+            digests[name] = " ".join(digest(samples, of_files) for samples in parts.values() if samples is not None)
             images = f"{counts['train'] + counts['val']} images to train on and {counts['test']} to test on"
             if comparison.folds is not None:
                 images = f"{sum(counts.values())} images, of which each of {comparison.folds} folds tests a part"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -85,12 +86,16 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     from PIL import Image
 
     try:
-        if not path.is_file():  # a pipe would be waited for
-            raise ValueError("there is no such file" if not path.exists() else "a folder, pipe or device")
+        _check_file(path)
         with Image.open(path) as image:
             yield image
     except Exception as error:  # Pillow's decoders raise a dozen unrelated types on damaged files
         raise UnreadableImages(_describe({path: _what_is_wrong(error)})) from error
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():  # a pipe would be waited for
+        raise ValueError("there is no such file" if not path.exists() else "a folder, pipe or device")
 
 
 def _what_is_wrong(error: BaseException) -> str:
@@ -121,6 +126,24 @@ def check_readable(files: Sequence[Path], in_channels: int) -> None:
         broken = {path: why for path, why in found if why is not None}
     if broken:
         raise UnreadableImages(_describe(broken, _write_list(broken) if len(broken) > _NAMED else None))
+
+
+def digests_of(files: Sequence[Path]) -> list[bytes]:
+    """A digest of each file's bytes.
+
+    Raises:
+        UnreadableImages: One cannot be read.
+    """
+
+    def digest_of(path: Path) -> bytes:
+        try:
+            _check_file(path)
+            return hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
+        except (OSError, ValueError) as error:
+            raise UnreadableImages(_describe({path: _what_is_wrong(error)})) from error
+
+    with ThreadPoolExecutor(DECODING_THREADS) as pool:
+        return list(pool.map(digest_of, files))
 
 
 def read_head(path: Path) -> tuple[int, int, bool]:

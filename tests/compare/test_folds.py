@@ -6,7 +6,7 @@ import torch
 
 from metricloss_pl.compare.folds import FoldDataModule, digest, fold_numbers
 from metricloss_pl.data import DigitsDataModule, FileListDataModule, ImageListDataModule
-from metricloss_pl.data.samples import Samples
+from metricloss_pl.data.samples import Samples, file_samples
 from metricloss_pl.errors import UserError
 from tests.helpers import make_image
 
@@ -96,3 +96,18 @@ def test_a_digest_tells_images_apart():
     differing = [images, labelled([0, 1, 0]), labelled([0, 1, 1], [0, 0, 1]), images.subset([0, 1]), other]
     assert len({digest(samples) for samples in differing}) == 5
     assert digest(images) == digest(labelled([0, 1, 1]))
+
+
+def test_a_digest_tells_files_of_one_size_apart(tmp_path):
+    def found(seeds):
+        for image, seed in enumerate(seeds):
+            make_image(tmp_path / f"{image}.bmp", 8, seed)
+        return digest(file_samples(tmp_path, ["0.bmp", "1.bmp"], [0, 1]))
+
+    assert len({found([0, 1]), found([0, 2]), found([1, 0])}) == 3
+    known = {tmp_path / "0.bmp": b"0", tmp_path / "1.bmp": b"1"}
+    samples = file_samples(tmp_path, ["0.bmp", "1.bmp"], [0, 1])
+    assert digest(samples, {**known}) != digest(samples) == found([1, 0])  # what is known is not read again
+    (tmp_path / "1.bmp").unlink()
+    with pytest.raises(UserError, match=r"1.bmp cannot be read as an image \(there is no such file\)"):
+        digest(samples)
