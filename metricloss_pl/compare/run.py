@@ -29,6 +29,7 @@ from metricloss_pl.compare.settings import blaming
 from metricloss_pl.compare.tuning import check_optuna
 from metricloss_pl.compare.words import duration, size_name
 from metricloss_pl.compare.worker import Worker
+from metricloss_pl.data import ImageDataModule
 from metricloss_pl.data.duplicates import Duplicate, describe_duplicates
 from metricloss_pl.errors import UserError
 from metricloss_pl.screen import print_rows, quiet, short
@@ -170,7 +171,7 @@ def _prepare(worker: Worker) -> tuple[Plan, dict[str, Any]]:
 def _check_parts(worker: Worker, plan: Plan, missing: Sequence[Run], facts: dict[str, Any]) -> None:
     """Cut all parts that the missing runs need, and decode every image once; notes duplicates among the facts.
 
-    What a size, split or fold lacks, and an image that is missing or broken, so shows now.
+    What a size, split or fold lacks, and an image that is missing or broken, so shows now, whichever a run draws.
     """
     parts: dict[Any, Run] = {}
     for run in missing:  # a variant may have data settings of its own
@@ -184,20 +185,24 @@ def _check_parts(worker: Worker, plan: Plan, missing: Sequence[Run], facts: dict
             data.divide()
     finals = [run for run in plan.runs if run.kind == "final"]
     largest = max(finals, key=lambda run: run.samples_per_class or math.inf)
-    data = worker.build(largest).data
-    data.setup("fit")
-    data.setup("test")
+    data = _with_all_images(worker, largest)
     data.check_files()
     pairs: dict[frozenset[str], Duplicate] = {}
     alike = (largest.variant, largest.samples_per_class)
     folds = {(run.split, run.fold): run for run in finals if (run.variant, run.samples_per_class) == alike}
     in_folds = plan.comparison.folds is not None
-    for divided in (worker.build(run).data for run in folds.values()) if in_folds else [data]:
+    for divided in (_with_all_images(worker, run) for run in folds.values()) if in_folds else [data]:
         for pair in divided.duplicates():
             same = frozenset((pair.name, pair.earlier_name))
             if same not in pairs or pair.part != pair.earlier_part:  # a pair may be parted in one division alone
                 pairs[same] = pair
     facts["warnings"] = describe_duplicates(pairs.values(), data.class_names)
+
+
+def _with_all_images(worker: Worker, run: Run) -> ImageDataModule:
+    data = worker.build(run).data
+    data.samples_per_class = None
+    return data
 
 
 def _measure(worker: Worker, plan: Plan, missing: Iterable[Run]) -> Costs:

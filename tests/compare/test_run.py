@@ -414,6 +414,20 @@ def test_images_that_stand_twice_are_looked_for_in_every_fold(tmp_path, capsys, 
     assert len(decoded) == len(set(decoded)) == len(of)
 
 
+def test_images_that_no_run_draws_are_looked_at(tmp_path, capsys, monkeypatch):
+    root = make_folder(tmp_path / "fruit", images=12, parts=("train", "test"))
+    for image in range(12):
+        shutil.copy(root / "train" / "cat" / f"{image}.png", root / "test" / "cat" / f"{image}.png")
+    cost = Cost(1.0, 1.0, 1, 1, 0.1, 0.1, accelerator=False)
+    monkeypatch.setattr(Worker, "measure", lambda self, run: cost)
+    flags = ["--data_root", str(root), "--only", "[softmax]", "--tuning.trials", "0", "--dry_run", "true"]
+    flags += ["--samples_per_class", "[2]", "--seeds", "[0]", "--steps", "1", "--overrides", '{"data.image_size": 16}']
+    main(["compare", *flags, "--folder", str(tmp_path / "results")])
+    assert "warning: 12 images stand in more than one part" in capsys.readouterr().out
+    (root / "train" / "dog" / "7.png").write_bytes(b"no image")
+    assert "7.png cannot be read as an image" in refused(capsys, *flags, "--folder", str(tmp_path / "results"))
+
+
 def test_a_dry_run_writes_nothing(tmp_path, capsys):
     config = CONFIGS / "compare" / "digits.yaml"
     few = ["--only", "[softmax]", "--samples_per_class", "[5]", "--dry_run", "true"]
