@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from metricloss_pl.errors import UserError, reason
 
-__all__ = ["FilePath", "Line", "read_lines", "replacing"]
+__all__ = ["FilePath", "Line", "no_room", "read_lines", "replacing"]
 
 if TYPE_CHECKING:
     FilePath: TypeAlias = str | os.PathLike[str]
@@ -32,6 +33,9 @@ else:
         return FilePath(os.path.abspath(value) if os.path.isfile(value) else value)
 
     register_type(FilePath, deserializer=_beside_config)
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
 class Line(NamedTuple):
@@ -78,7 +82,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         path: The file to replace, or a link to it; its folder is made.
 
     Raises:
-        UserError: It is no file, such as a folder or a device; or it or its folder can't be written.
+        UserError: It is no file, such as a folder or a device; or it or its folder can't be written, or not whole.
     """
     path = Path(path).resolve()
     beside = path.with_name(f".{path.stem[:100]}.{os.getpid()}.part{path.suffix}")
@@ -91,8 +95,17 @@ def replacing(path: str | Path) -> Iterator[Path]:
         yield beside
         with _blaming(path):
             os.replace(beside, path)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise no_room(path, error) from error
     finally:
         beside.unlink(missing_ok=True)
+
+
+def no_room(path: Path, error: OSError) -> UserError:
+    """What to say where the disk is full, or a limit has been reached."""
+    return UserError(f"{path} can't be written whole ({error.strerror}): make room there, and start again")
 
 
 @contextmanager

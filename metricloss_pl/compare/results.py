@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from filelock import FileLock, Timeout
 from metricloss_pl.compare.plan import Metric
 from metricloss_pl.compare.words import count, named, shortened
 from metricloss_pl.errors import UserError, reason
-from metricloss_pl.files import replacing
+from metricloss_pl.files import no_room, replacing
 
 __all__ = ["Line", "Results"]
 
@@ -106,20 +107,39 @@ class Results:
         return line.get("predictions") is None or (self.folder / line["predictions"]).is_file()
 
     def append(self, line: Line, arrays: Mapping[str, np.ndarray] | None = None) -> None:
-        """Add a line for good, its arrays first; no other process writes meanwhile."""
+        """Add a line for good, its arrays first; no other process writes meanwhile.
+
+        Raises:
+            UserError: There is no room for it; nothing of it stays.
+        """
         if arrays is not None:
             line = {**line, "predictions": f"predictions/{line['key']}.npz"}
-            with replacing(self.folder / line["predictions"]) as beside, beside.open("wb") as file:
-                np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-                _to_disk(file)
+            packed = io.BytesIO()  # a zip file that can't be written whole would complain once more on its own
+            np.savez_compressed(packed, **arrays)  # type: ignore[arg-type]
+            with replacing(self.folder / line["predictions"]) as beside, beside.open("wb", buffering=0) as file:
+                _write(file, packed.getvalue())
         row = json.dumps(line).encode() + b"\n"
-        with FileLock(self.folder / ".claims" / "results.lock"), self.file.open("a+b") as file:
-            if file.tell() > 0:
+        with FileLock(self.folder / ".claims" / "results.lock"), self.file.open("a+b", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            if size > 0:
                 file.seek(-1, os.SEEK_END)
                 if file.read(1) != b"\n":  # torn by a crash
                     row = b"\n" + row
-            file.write(row)
-            _to_disk(file)
+            try:
+                _write(file, row)
+            except OSError as error:
+                file.truncate(size)
+                raise no_room(self.file, error) from error
+
+    def held(self, keys: Iterable[str]) -> dict[str, Path]:
+        """The claims of those runs that a process is at just now, by key."""
+        claims = {key: self.folder / ".claims" / f"{key}.lock" for key in keys}
+        held = {}
+        for key in [key for key, claim in claims.items() if claim.exists()]:
+            with self.claimed(key) as mine:
+                if not mine:
+                    held[key] = claims[key]
+        return held
 
     @contextmanager
     def claimed(self, key: str) -> Iterator[bool]:
@@ -176,8 +196,11 @@ class Results:
         return plan
 
 
-def _to_disk(file: Any) -> None:
-    file.flush()
+def _write(file: io.FileIO, content: bytes) -> None:
+    """Write all of it to the disk."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[file.write(rest) :]
     os.fsync(file.fileno())
 
 

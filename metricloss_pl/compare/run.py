@@ -7,6 +7,7 @@ import json
 import math
 import multiprocessing
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,7 +28,7 @@ from metricloss_pl.compare.report import write_report
 from metricloss_pl.compare.results import Results
 from metricloss_pl.compare.settings import blaming
 from metricloss_pl.compare.tuning import check_optuna
-from metricloss_pl.compare.words import duration, size_name
+from metricloss_pl.compare.words import count, duration, size_name
 from metricloss_pl.compare.worker import Worker
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.data.duplicates import Duplicate, describe_duplicates
@@ -114,6 +115,7 @@ def run_comparison(
         results.make()
         results.write_plan({"command": command, **described})
     if missing:
+        _say_what_is_held(missing, results)
         try:
             _do(worker, plan, results, jobs, costs)
         except (KeyboardInterrupt, SystemExit):
@@ -299,6 +301,18 @@ def _write_report(place: Path) -> None:
 # ----------------------------------------------------------------------------------------------------------- the runs
 
 
+def _say_what_is_held(missing: Sequence[Run], results: Results) -> None:
+    """Of runs that another start is at: it may have been stopped, and would be waited for in silence."""
+    held = results.held(run.key for run in missing)
+    if held:
+        first = next(run for run in missing if run.key in held)
+        more = f" and {count(len(held) - 1, 'other run')}" if len(held) > 1 else ""
+        print(
+            f"note: {first.title}{more}: held by another process, and waited for until that is done or ends "
+            f"(the claim: {short(held[first.key])})"
+        )
+
+
 def _do(worker: Worker, plan: Plan, results: Results, jobs: int, costs: Costs) -> None:
     with _Bar(plan, results, costs) as bar:
         if jobs == 1:
@@ -353,7 +367,10 @@ def _work_alone(plan: Plan, folder: Path, number: int, jobs: int) -> None:
     if gpus and not torch.cuda.is_initialized():
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
     with quiet(), contextlib.suppress(KeyboardInterrupt):
-        _work(Worker(plan.comparison), plan, Results(folder))
+        try:
+            _work(Worker(plan.comparison), plan, Results(folder))
+        except UserError as error:
+            sys.exit(f"error: {error}")
 
 
 @contextlib.contextmanager

@@ -110,8 +110,31 @@ def test_a_run_is_claimed_once(tmp_path, results):
         assert mine
         with Results(tmp_path).claimed("1") as again, Results(tmp_path).claimed("2") as other:
             assert (again, other) == (False, True)
+            assert Results(tmp_path).held("123") == {key: tmp_path / ".claims" / f"{key}.lock" for key in "12"}
     with Results(tmp_path).claimed("1") as free:
         assert free
+    assert Results(tmp_path).held("123") == {}
+
+
+@pytest.mark.parametrize("limit", [64, 100_000])
+def test_without_room_nothing_of_a_result_stays(tmp_path, results, limit):
+    """The line has no room, or its predictions."""
+    resource = pytest.importorskip("resource")
+    results.append(line("1"))
+    before = sorted(tmp_path.rglob("*.*"))
+    noise = np.random.default_rng(0).random(50_000)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (results.file.stat().st_size + limit, hard))
+    try:
+        with pytest.raises(UserError, match=r"can't be written whole \(File too large\): make room there, and start"):
+            results.append(line("2"), None if limit == 64 else {"probabilities": noise})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert sorted(tmp_path.rglob("*.*")) == before
+    assert list(results.read(plan("1", "2"))) == ["1"]
+    results.append(line("3"))
+    assert list(results.read(plan("1", "2", "3"))) == ["1", "3"]
+    assert results.notes == []
 
 
 def test_lines_are_plain_json(tmp_path, results):
