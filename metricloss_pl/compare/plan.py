@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
@@ -19,6 +19,22 @@ Metric = Literal["accuracy", "balanced_accuracy"]
 Preset = Literal["gem", "gem-small"]
 Pruner = Literal["median", "halving", "none"]
 MAX_SPACE = 16  # settings that may be tuned
+
+# What the plan sets for every run alike, so that no variant trains on more than another; and where it is set.
+_PLANNED = {
+    "data.samples_per_class": "samples_per_class",
+    "data.seed": "seeds or splits",
+    "data.val_fraction": "tuning.val_fraction",
+    "seed_everything": "seeds",
+    "trainer.max_steps": "epochs or steps",
+    "trainer.max_time": "epochs or steps",
+}
+_LENGTH = "trainer.max_epochs"
+# On what, and for how long, trials train and are validated: no matter of choice among them.
+_NOT_TUNED = (
+    *(f"data.{name}" for name in ("repeat", "repeat_up_to", "test_fraction", "root", "csv", "path", "class_path")),
+    *("config", "data", "trainer"),
+)
 
 
 @dataclass(frozen=True)
@@ -50,6 +66,13 @@ class Range:
             raise UserError(f"the range of {name} is {self.low} to {self.high}: low below high is needed, or choices")
         elif self.log and self.low <= 0:
             raise UserError(f"the range of {name} begins at {self.low}: above 0 is needed where log is true")
+
+    @property
+    def ends(self) -> list[int | float | str | bool]:
+        """Both ends of the interval, or all choices."""
+        return (
+            [float(end) for end in (self.low, self.high) if end is not None] if self.choices is None else self.choices
+        )
 
     def at(self, share: float) -> int | float | str | bool:
         """The value at a share in [0, 1) of the range."""
@@ -222,8 +245,19 @@ class Comparison:
         check_choice("metric", self.metric, Metric)
         self.tuning.check()
         checked = replace(self, variants=variants, baseline=baseline)
-        for name in variants:
+        self._check_names("overrides", self.overrides)
+        self._check_names("tuning.space", self.tuning.space)
+        for name, variant in variants.items():
+            self._check_names(f"variant {name}: overrides", variant.overrides)
+            self._check_names(f"variant {name}: space", variant.space)
             space = checked.space(name)
+            chosen = {_plain(setting) for setting in space} if self.tuning.trials else set()
+            for setting in (*self.overrides, *variant.overrides):
+                if _plain(setting) in chosen:
+                    raise UserError(
+                        f"variant {name}: overrides give {setting}, and tuning chooses it: leave one of them out, or "
+                        "give its range in space as choices with that one value"
+                    )
             if self.tuning.trials and not space:
                 raise UserError(
                     f"variant {name}: tuning.trials is {self.tuning.trials}, and nothing is named to tune: give "
@@ -235,6 +269,21 @@ class Comparison:
                 values.check(setting)
         return checked
 
+    def _check_names(self, where: str, settings: Mapping[str, Any]) -> None:
+        """Refuse what is the plan's to set; a variant may train for other epochs, where it says so itself."""
+        tuned = where.endswith("space")
+        for name in _names(settings):
+            if name in _PLANNED:
+                raise UserError(f"{where} has {name}, which the plan sets for all runs: give {_PLANNED[name]} instead")
+            if name == _LENGTH and self.steps is not None:
+                raise UserError(f"{where} has {name}, and steps is {self.steps}: steps decide how long every run is")
+            if name == _LENGTH and (tuned or where == "overrides"):
+                raise UserError(f"{where} has {name}, which the plan sets for all runs: give epochs instead")
+            if tuned and name in _NOT_TUNED:
+                raise UserError(
+                    f"{where} has {name}, which has to be the same in all trials: it is no matter of tuning"
+                )
+
     def space(self, variant: str) -> dict[str, Range]:
         """What is tuned for a variant: first what is for all, so that these are drawn alike for all."""
         preset = PRESETS[self.tuning.preset] if self.tuning.preset else {}
@@ -245,6 +294,19 @@ class Comparison:
         root = {} if self.data_root is None else {"data.root": self.data_root}
         epochs = {} if self.epochs is None else {"trainer.max_epochs": self.epochs}
         return {**root, **epochs, **self.overrides, **self.variants[variant].overrides}
+
+
+def _plain(name: str) -> str:
+    """A dotted name as users write it: ``data.seed`` is ``data.init_args.seed``."""
+    return name.replace(".init_args", "")
+
+
+def _names(settings: Mapping[str, Any], within: str = "") -> Iterator[str]:
+    """The names of all settings, those in a block too."""
+    for name, value in settings.items():
+        yield _plain(f"{within}{name}")
+        if isinstance(value, dict):
+            yield from _names(value, f"{within}{name}.")
 
 
 def _check_list(name: str, values: Sequence[int | None], least: int) -> None:

@@ -86,7 +86,7 @@ def test_keys_stay_where_a_plan_grows_and_change_with_what_decides_a_run():
 def test_preset_is_overridden_by_the_space_and_common_settings_come_first():
     variants = {"a": Variant("a.yaml"), "b": Variant("b.yaml", space={"model.ce_weight": Range(0.1, 1.0)})}
     tuning = Tuning(1, "gem", {"data.batch_size": Range(choices=[4])})
-    comparison = tiny(variants=variants, tuning=tuning).checked()
+    comparison = tiny(variants=variants, tuning=tuning, overrides={}).checked()
     assert list(comparison.space("b")) == [*comparison.space("a"), "model.ce_weight"]
     assert comparison.space("a")["model.optimizer.lr"] == Range(1e-4, 0.1, log=True)
     assert comparison.space("a")["data.batch_size"].choices == [4]
@@ -118,11 +118,48 @@ def test_ranges_are_drawn_evenly():
         ({"tuning": Tuning(1, space={"x": Range(0.0, 0.5, log=True)})}, "begins at 0.0: above 0"),
         ({"tuning": Tuning(1, space={"x": Range(0.0, choices=[1])})}, "either low and high, or choices"),
         ({"tuning": Tuning(1, space=RATES, val_fraction=1.0)}, "tuning.val_fraction is 1.0"),
+        (
+            {"overrides": {"data.samples_per_class": 5}},
+            "^overrides has data.samples_per_class, .*: give samples_per",
+        ),
+        ({"overrides": {"data": {"init_args": {"seed": 5}}}}, "^overrides has data.seed, .*: give seeds or splits"),
+        ({"overrides": {"seed_everything": 5}}, "^overrides has seed_everything, .*: give seeds instead"),
+        ({"overrides": {"trainer.max_epochs": 5}}, "^overrides has trainer.max_epochs, .*: give epochs instead"),
+        (
+            {"variants": {"a": Variant("a.yaml", {"data.init_args.val_fraction": 0.5})}},
+            "^variant a: overrides has data.val_fraction, .*: give tuning.val_fraction instead",
+        ),
+        (
+            {"variants": {"a": Variant("a.yaml", {"trainer.max_epochs": 9})}, "steps": 50, "epochs": None},
+            "^variant a: overrides has trainer.max_epochs, and steps is 50",
+        ),
+        (
+            {"variants": {"a": Variant("a.yaml", space={"trainer.max_epochs": Range(choices=[1, 40])})}},
+            "^variant a: space has trainer.max_epochs, .*: give epochs instead",
+        ),
+        (
+            {"variants": {"a": Variant("a.yaml", space={"data.samples_per_class": Range(choices=[60])})}},
+            "^variant a: space has data.samples_per_class",
+        ),
+        (
+            {"tuning": Tuning(1, space={"data.repeat": Range(choices=[1, 9])})},
+            "^tuning.space has data.repeat, .* same in",
+        ),
+        ({"tuning": Tuning(1, space={"data": Range(choices=["a.yaml"])})}, "^tuning.space has data, which has to be"),
+        (
+            {"overrides": {"model.init_args.optimizer.init_args.lr": 0.1}},
+            "^variant softmax: overrides give model.init_args.optimizer.init_args.lr, and tuning chooses it",
+        ),
     ],
 )
 def test_what_cannot_be_planned_is_refused(changes, message):
     with pytest.raises(UserError, match=message):
         tiny(**changes).checked()
+
+
+def test_a_variant_may_have_epochs_of_its_own_and_values_of_what_is_not_tuned():
+    longer = Variant("a.yaml", {"trainer.max_epochs": 9, "model.optimizer.lr": 0.1})
+    assert tiny(variants={"longer": longer}, trials=0).checked().overriding("longer")["trainer.max_epochs"] == 9
 
 
 def test_only_keeps_the_order_and_the_first_is_the_baseline():
