@@ -26,14 +26,12 @@ _PLANNED = {
     "data.seed": "seeds or splits",
     "data.val_fraction": "tuning.val_fraction",
     "seed_everything": "seeds",
-    "trainer.max_steps": "epochs or steps",
-    "trainer.max_time": "epochs or steps",
 }
 _LENGTH = "trainer.max_epochs"
 # On what, and for how long, trials train and are validated: no matter of choice among them.
 _NOT_TUNED = (
     *(f"data.{name}" for name in ("repeat", "repeat_up_to", "test_fraction", "root", "csv", "path", "class_path")),
-    *("config", "data", "trainer"),
+    *("config", "data", "trainer", "trainer.max_steps", "trainer.max_time"),
 )
 
 

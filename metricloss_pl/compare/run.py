@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import math
@@ -17,13 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jsonargparse import Namespace
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from metricloss_pl.compare.costs import Costs, check_cost, seconds_of, shorter, threads_of, time_of
 from metricloss_pl.compare.folds import digest, official_parts
 from metricloss_pl.compare.other_plans import earlier_plan, of_other_plans
-from metricloss_pl.compare.plan import Comparison, Plan, Run
+from metricloss_pl.compare.plan import Comparison, Plan, Range, Run
 from metricloss_pl.compare.report import write_report
 from metricloss_pl.compare.results import Results
 from metricloss_pl.compare.settings import blaming
@@ -33,6 +35,8 @@ from metricloss_pl.compare.worker import Worker
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.data.duplicates import Duplicate, describe_duplicates
 from metricloss_pl.errors import UserError
+from metricloss_pl.files import FilePath
+from metricloss_pl.messages import message_of
 from metricloss_pl.screen import print_rows, quiet, short
 
 if TYPE_CHECKING:
@@ -42,6 +46,15 @@ __all__ = ["run_comparison"]
 
 _GRACE = 10.0  # seconds in which other processes end once they are told to
 _LOOK_EVERY = 0.5  # seconds between two looks at what other processes have done
+# By these the Trainer would leave out images or end by the clock, unless they are so.
+_WHOLE = {
+    "limit_train_batches": None,
+    "limit_val_batches": None,
+    "limit_test_batches": None,
+    "overfit_batches": 0.0,
+    "fast_dev_run": False,
+    "max_time": None,
+}
 _LONG = 300.0  # seconds from which the plan says what would shorten it
 
 
@@ -97,6 +110,8 @@ def run_comparison(
         another = set(before.get("keys", ())) != set(plan.places)
         if missing or another:
             _check_parts(worker, plan, missing, facts)
+        else:  # of the same images
+            facts["warnings"] = before.get("warnings", [])
         jobs = max(1, min(jobs, len(missing)))
         with _threads(jobs):
             costs = _measure(worker, plan, missing)
@@ -104,17 +119,18 @@ def run_comparison(
     if missing:
         check_cost(comparison, missing, costs, jobs, max_hours, ways)
     _announce(plan, missing, costs, jobs, ways, place, facts)
-    described = _described(plan, facts)
+    described = json.loads(json.dumps(_described(plan, facts)))
     if results.others:
         print(f"warning: {of_other_plans(results, before, described)}")
     for note in results.notes:
         print(f"note: {note}")
     if dry_run:
         return place
-    if missing or another:
+    if {**before, "command": None} != {"command": None, **described}:
         results.make()
         results.write_plan({"command": command, **described})
     if missing:
+        results.make()
         _say_what_is_held(missing, results)
         try:
             _do(worker, plan, results, jobs, costs)
@@ -135,14 +151,15 @@ def run_comparison(
 def _prepare(worker: Worker) -> tuple[Plan, dict[str, Any]]:
     """The plan, and facts about the data; every variant's data and network are built once on the way."""
     comparison = worker.comparison
-    settings, digests, facts = {}, {}, {}
+    settings, fractions, digests, facts = {}, {}, {}, {}
     of_files: dict[Path, bytes] = {}  # each is read once, of however many variants
     for name, variant in comparison.variants.items():
         with blaming(name):
             config = worker.files.parse(variant.config, comparison.overriding(name))
-            for tuned in comparison.space(name) if comparison.tuning.trials else ():
-                low = comparison.space(name)[tuned].at(0.0)
-                worker.files.parse(variant.config, {**comparison.overriding(name), tuned: low})
+            _check_whole(config)
+            fractions[name] = config.data.init_args.val_fraction
+            for tuned, values in comparison.space(name).items() if comparison.tuning.trials else ():
+                _check_range(worker, name, tuned, values)
             model, data, *_ = worker.files.build(config)
             settings[name] = worker.files.decisive(config, model.class_hierarchy)
             data.prepare_data()
@@ -166,8 +183,50 @@ def _prepare(worker: Worker) -> tuple[Plan, dict[str, Any]]:
                 f"variant {name} has other images or classes than {baseline} ({facts[name]['data']}; "
                 f"{facts[baseline]['data']}): variants are compared on the same images"
             )
+        as_files = comparison.tuning.trials and comparison.tuning.val_fraction is None
+        if as_files and fractions[name] != fractions[baseline]:
+            raise UserError(
+                f"variant {name} has data.val_fraction {fractions[name]}, and {baseline} {fractions[baseline]}: give "
+                "tuning.val_fraction, so that all are tuned on as many images"
+            )
     plan = Plan.of(comparison, settings, digests[baseline])
     return plan, {**facts[baseline], "settings": settings, "images": digests[baseline]}
+
+
+def _check_whole(config: Namespace) -> None:
+    """Refuse what lets the Trainer see a part of the images, or end by the clock."""
+    for name, whole in _WHOLE.items():
+        value = config.trainer[name]
+        if value != whole:
+            raise UserError(
+                f"trainer.{name} is {value}: runs that are compared see all images of their parts, for as many epochs "
+                "or steps as the plan says; leave it out"
+            )
+
+
+def _check_range(worker: Worker, variant: str, name: str, values: Range) -> None:
+    """Refuse a range with a value that its setting can't have."""
+    comparison = worker.comparison
+    file, overriding = comparison.variants[variant].config, comparison.overriding(variant)
+    for value in values.ends:
+        try:
+            _check_whole(worker.files.parse(file, {**overriding, name: value}))
+        except Exception as error:
+            line = message_of(error)
+            if line is None:
+                raise
+            unfit = values.choices is None and isinstance(error, argparse.ArgumentError)
+            if unfit and _is_sound(worker, file, {**overriding, name: round(float(value))}):
+                line = "it takes integers alone: give choices instead of low and high"
+            raise UserError(f"the range of {name} holds {value}: {line}") from error
+
+
+def _is_sound(worker: Worker, file: FilePath, overriding: Mapping[str, Any]) -> bool:
+    try:
+        worker.files.parse(file, overriding)
+    except argparse.ArgumentError:
+        return False
+    return True
 
 
 def _check_parts(worker: Worker, plan: Plan, missing: Sequence[Run], facts: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, ProgressBar, Timer
 from lightning.pytorch.cli import LightningArgumentParser
 
 from metricloss_pl.callbacks import ConfusionMatrixPlot, EmbeddingPlot, GeometryMonitor, PredictionWriter
@@ -114,10 +114,10 @@ class RunFiles:
         trainer = dict(made.trainer)
         callbacks = [callback for callback in _listed(trainer.get("callbacks")) if not isinstance(callback, _NOT_HERE)]
         for callback in callbacks:
-            if isinstance(callback, EarlyStopping) and callback.monitor.startswith(("val/", "geometry/")):
+            if isinstance(callback, EarlyStopping | Timer):
                 raise UserError(
-                    f"EarlyStopping looks at {callback.monitor}, and final runs train on all images, without a "
-                    "validation part: leave it out, so that all variants train equally long"
+                    f"{type(callback).__name__} would end runs before others: leave it out, so that all variants train "
+                    "equally long"
                 )
         return Built(made.model, made.data, {k: v for k, v in trainer.items() if k not in _OURS}, callbacks)
 

@@ -101,12 +101,22 @@ def test_the_final_run_takes_the_best_trial_and_keeps_its_probabilities(whole):
         assert np.isclose((probabilities.argmax(1) == labels).mean(), final["metrics"]["test/accuracy"], atol=1e-6)
 
 
-def test_a_second_start_runs_nothing(whole, monkeypatch, capsys):
+def test_a_second_start_runs_nothing_and_describes_what_is_asked_for(whole, tmp_path, monkeypatch, capsys):
     before = (whole / "results.jsonl").read_bytes()
     monkeypatch.setattr(Worker, "run", None)
+    plan = (whole / "plan.json").stat().st_mtime_ns
     run_comparison(tiny(), folder=str(whole))
     assert (whole / "results.jsonl").read_bytes() == before
     assert "6 of 6 runs" in capsys.readouterr().out
+    assert (whole / "plan.json").stat().st_mtime_ns == plan
+
+    other = shutil.copytree(whole, tmp_path / "copy")
+    described = json.loads((other / "plan.json").read_text())
+    file = other / "plan.json"
+    file.write_text(json.dumps({**described, "warnings": ["an image stands twice"]}))
+    run_comparison(tiny(baseline="cosine", name="other"), folder=str(other))
+    changed = {"baseline": "cosine", "name": "other", "warnings": ["an image stands twice"]}
+    assert json.loads(file.read_text()) == {**described, **changed}
 
 
 def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(whole, tmp_path):
@@ -287,13 +297,33 @@ REFUSALS = {
     "other images": ({"data.test_fraction": 0.5}, "variant cosine has other images or classes than softmax"),
     "early stopping": (
         {"trainer.callbacks": [{"class_path": "EarlyStopping", "init_args": {"monitor": "val/loss"}}]},
-        "variant cosine: EarlyStopping looks at val/loss",
+        "variant cosine: EarlyStopping would end runs before others",
     ),
     "steps": (
         {"trainer.max_steps": 5},
         r'variant cosine: trainer.max_steps is 5: .*; give --overrides "\{trainer.max_steps: -1\}"',
     ),
     "no epochs": ({"trainer.max_epochs": -1}, "variant cosine: trainer.max_epochs is -1: .*; give --epochs"),
+    "early stopping by training": (
+        {"trainer.callbacks": [{"class_path": "EarlyStopping", "init_args": {"monitor": "train/loss"}}]},
+        "variant cosine: EarlyStopping would end runs before others",
+    ),
+    "timer": (
+        {"trainer.callbacks": [{"class_path": "Timer", "init_args": {"duration": "00:00:01:00", "interval": "epoch"}}]},
+        "variant cosine: Timer would end runs before others",
+    ),
+    "a part of the test": ({"trainer.limit_test_batches": 1}, "variant cosine: trainer.limit_test_batches is 1: runs"),
+    "none of the validation": (
+        {"trainer.limit_val_batches": 0},
+        "cosine: trainer.limit_val_batches is 0: runs",
+    ),
+    "a part of the training": (
+        {"trainer.limit_train_batches": 0.5},
+        "trainer.limit_train_batches is 0.5: runs",
+    ),
+    "some batches": ({"trainer.overfit_batches": 2}, "variant cosine: trainer.overfit_batches is 2"),
+    "a try": ({"trainer.fast_dev_run": True}, "variant cosine: trainer.fast_dev_run is True"),
+    "a part in a block": ({"trainer": {"limit_test_batches": 3}}, "variant cosine: trainer.limit_test_batches is 3"),
 }
 
 
@@ -328,9 +358,24 @@ def test_a_hierarchy_decides_by_its_tree_whatever_file_names_it(tmp_path):
         ({"samples_per_class": [5, 200]}, {}, "class '0' .* has 14. images to choose from: 200"),
         ({"tuning": Tuning(1, space=RATES, val_fraction=0.01)}, {}, "leaves no image for training or none for val"),
         (
-            {"tuning": Tuning(1, space=RATES), "overrides": {"data.val_fraction": 0}},
+            {"tuning": Tuning(1, space={"data.batch_size": Range(choices=[8, "many"])}), "overrides": {}},
             {},
-            "variant softmax: data.val_fraction is 0, and trials are validated: give tuning.val_fraction",
+            "variant softmax: the range of data.batch_size holds many: .*",
+        ),
+        (
+            {"tuning": Tuning(1, space={"model.embedding_dim": Range(4, 16)})},
+            {},
+            "the range of model.embedding_dim holds 4.0: it takes integers alone: give choices",
+        ),
+        (
+            {"tuning": Tuning(1, space={"trainer.gradient_clip_val": Range(choices=[1.0, "hard"])})},
+            {},
+            "variant softmax: the range of trainer.gradient_clip_val holds hard: .*",
+        ),
+        (
+            {"tuning": Tuning(1, space={"trainer.limit_train_batches": Range(0.1, 0.9)})},
+            {},
+            "the range of trainer.limit_train_batches holds 0.1: trainer.limit_train_batches is 0.1: runs",
         ),
         ({}, {"max_hours": 1e-6}, "max_hours is 1e-06, and what is left of the plan takes about"),
         ({}, {"jobs": 0}, "jobs is 0"),
@@ -341,6 +386,21 @@ def test_a_hierarchy_decides_by_its_tree_whatever_file_names_it(tmp_path):
 def test_a_plan_that_cannot_be_run_is_refused(changes, settings, message, tmp_path):
     with pytest.raises(UserError, match=message):
         run_comparison(tiny(("softmax",), **{"trials": 0, **changes}), folder=str(tmp_path / "results"), **settings)
+    assert not (tmp_path / "results").exists()
+
+
+def test_trials_need_as_many_validation_images_for_every_variant(tmp_path):
+    variants = {}
+    for name, share in (("none", 0), ("fifth", 0.2)):
+        file = tmp_path / f"{name}.yaml"
+        data = {"class_path": "DigitsDataModule", "init_args": {"val_fraction": share}}
+        file.write_text(json.dumps({"data": data, "model": str(CONFIGS / "model" / "softmax_tiny.yaml")}))
+        variants[name] = Variant(str(file))
+    comparison = tiny(variants=variants, tuning=Tuning(1, space=RATES))
+    with pytest.raises(UserError, match=r"^variant fifth has data.val_fraction 0.2, and none 0.0: give tuning.val_f"):
+        run_comparison(comparison, str(tmp_path / "results"))
+    with pytest.raises(UserError, match=r"variant none: data.val_fraction is 0, and trials are validated: give tuning"):
+        run_comparison(replace(comparison, only=["none"]), str(tmp_path / "results"))
     assert not (tmp_path / "results").exists()
 
 
