@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from metricloss_pl.compare import statistics
 from metricloss_pl.compare.statistics import LEVEL
 from metricloss_pl.compare.words import at_size, count, listed, percent
 
 if TYPE_CHECKING:
+    from metricloss_pl.compare.statistics import Estimate
     from metricloss_pl.compare.summary import Findings, Row
     from metricloss_pl.compare.words import Size
 
@@ -37,6 +38,7 @@ _MAX_REASON = 100  # characters
 def warnings(comparison: Findings) -> list[str]:
     """All that makes the results worth less than they look, the worst first."""
     return [
+        *_failed_finals(comparison),
         *(f"Of the data: {warning}" for warning in comparison.plan.get("warnings") or ()),
         *_nothing_learned(comparison),
         *_failed_trials(comparison),
@@ -47,34 +49,45 @@ def warnings(comparison: Findings) -> list[str]:
 
 def least_difference(comparison: Findings) -> str | None:
     """Below which differences could not have been shown, by the spread as it is; None where there was no test."""
-    smallest = _least(comparison)
-    if smallest is None:
+    found = _least(comparison)
+    if found is None:
         return None
-    estimates = [row.difference for row in comparison.overall if row.p is not None and row.difference is not None]
+    smallest, variant, difference = found
     points = f"{100 * smallest:.0f}" if smallest >= _ROUNDED else f"{100 * smallest:.1f}"
+    which = "no difference" if smallest >= 1 else f"differences below about {points} points"
+    of = f" for {variant}" if sum(row.p is not None for row in comparison.overall) > 1 else ""
+    not_shown = "could have been shown" if smallest >= 1 else "could not have been shown"
     return (
-        f"differences below about {points} points could not have been shown with "
-        f"{count(estimates[0].images, 'test image')} and {count(estimates[0].repetitions, 'repetition')}"
+        f"{which} {not_shown}{of} with {count(difference.images, 'test image')} and "
+        f"{count(difference.repetitions, 'repetition')}"
     )
 
 
 def is_small(comparison: Findings) -> bool:
     """Whether a difference was not shown, and could not have been although it were large."""
-    smallest = _least(comparison)
-    found = [row.p <= LEVEL for row in comparison.overall if row.p is not None]
-    return smallest is not None and smallest >= _LARGE and not all(found)
+    found = _least(comparison)
+    return found is not None and found[0] >= _LARGE
 
 
-def _least(comparison: Findings) -> float | None:
-    tested = [row for row in comparison.overall if row.p is not None and row.difference is not None]
-    least = [statistics.least_shown(row.difference, len(tested)) for row in tested if row.difference is not None]
-    return min((one for one in least if one is not None), default=None)
+def _least(comparison: Findings) -> tuple[float, str, Estimate] | None:
+    """Of the variants without a difference shown, the one for which the smallest could have been, and its test.
+
+    Holm's level for them is that of so many tests as have shown nothing.
+    """
+    open_ = [row for row in comparison.overall if row.p is not None and row.p > LEVEL]
+    found = []
+    for row in open_:
+        least = None if row.difference is None else statistics.least_shown(row.difference, len(open_))
+        if row.difference is not None and least is not None:
+            found.append((least, row.variant, row.difference))
+    return min(found, key=lambda one: one[0], default=None)
 
 
 def _small_test_part(comparison: Findings) -> list[str]:
-    if not is_small(comparison):
+    least = _least(comparison)
+    if least is None or not is_small(comparison):
         return []
-    found = next(row.difference for row in comparison.overall if row.p is not None and row.difference is not None)
+    found = least[2]
     folds = "" if comparison.plan.get("folds") else " (--folds 5 tests every image once)"
     more = f"More test images lower that most{folds}."
     if found.degrees is not None and found.degrees < 2 * (found.repetitions - 1):  # trainings differ more than images
@@ -145,17 +158,33 @@ def _help(comparison: Findings, rows: list[Row], chance: float) -> str:
     return f"{longer} or a larger learning rate help most; one far too large does the same harm."
 
 
+def _failed_finals(comparison: Findings) -> list[str]:
+    lines = []
+    for row in comparison.overall:
+        if row.failed:
+            runs = [run for run in comparison.failed_finals if run["variant"] == row.variant]
+            judged = "it is judged by those that did not" if row.done else "it is not judged"
+            lines.append(
+                f"{row.variant}: {row.failed} of {count(row.planned, 'final run')} failed ({_reason(runs[0])}); "
+                f"{judged}."
+            )
+    return lines
+
+
+def _reason(run: dict[str, Any]) -> str:
+    text = str(run.get("reason") or "unknown")
+    return text if len(text) <= _MAX_REASON else f"{text[:_MAX_REASON]}..."
+
+
 def _failed_trials(comparison: Findings) -> list[str]:
     failed = Counter(run["variant"] for run in comparison.failed if run["kind"] == "trial")
     lines = []
     for variant, number in failed.items():
         runs = [run for run in comparison.failed if run["kind"] == "trial" and run["variant"] == variant]
         trials = number + sum(run["variant"] == variant for run in comparison.trials)
-        reason = str(runs[0].get("reason") or "unknown")
-        reason = reason if len(reason) <= _MAX_REASON else f"{reason[:_MAX_REASON]}..."
         lines.append(
-            f"{variant}: {number} of {count(trials, 'trial')} failed ({reason}), so that its settings were chosen "
-            "among fewer."
+            f"{variant}: {number} of {count(trials, 'trial')} failed ({_reason(runs[0])}), so that its settings "
+            "were chosen among fewer."
         )
     return lines
 

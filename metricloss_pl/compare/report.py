@@ -103,8 +103,10 @@ class _Report:
 
     def __init__(self, comparison: Findings) -> None:
         self.comparison = comparison
-        missing, planned = len(comparison.missing), len(comparison.planned)
-        self.mark = f"Incomplete: {missing} of {count(planned, 'final run')} missing. " if missing else ""
+        planned = count(len(comparison.planned), "final run")
+        failed = f"{len(comparison.failed_finals)} of {planned} failed. " if comparison.failed_finals else ""
+        missing = f"Incomplete: {len(comparison.missing)} of {planned} missing. " if comparison.missing else ""
+        self.mark = f"{missing}{failed}"
         self.pictures = Pictures(comparison, self.mark)
         self.metric = "Balanced accuracy" if comparison.balanced else "Accuracy"
 
@@ -140,7 +142,7 @@ class _Report:
         items = [
             f"{row.variant}: {signed(row.difference.mean)} points, {signed(row.difference.low)} to "
             f"{signed(row.difference.high)}; {p_equals(row.p)}, {'a' if row in found else 'no'} difference"
-            f"{'' if row in found else ' shown'}"
+            f"{'' if row in found else ' shown'}{self._of_sound_runs(row)}"
             for row in tested
             if row.difference is not None and row.p is not None
         ]
@@ -167,25 +169,34 @@ class _Report:
         blocks: list[Block] = [Verdict(headline, [before] if items else [], items, after)]
         if warnings := remarks.warnings(comparison):
             blocks.append(Text(warnings, as_list=len(warnings) > 1, warning=True))
-        if self.mark:
-            blocks.append(
-                Text([f"{self.mark}What is said here may change with them. They are listed below."], warning=True)
-            )
+        if comparison.missing:
+            missing = f"{len(comparison.missing)} of {count(len(comparison.planned), 'final run')} missing"
+            text = f"Incomplete: {missing}. What is said here may change with them. They are listed below."
+            blocks.append(Text([text], warning=True))
         return blocks
 
     def _finding(self, found: Sequence[Row]) -> str:
         """Which variants differ from the baseline, and by how much."""
-        parts = []
+        groups: dict[str, list[str]] = {}
         for sign, word in ((1, "better"), (-1, "worse")):
-            names = [
-                f"{row.variant} ({signed(row.difference.mean)} points)"
-                for row in found
-                if row.difference is not None and sign * row.difference.mean > 0
-            ]
-            if names:
-                subject = listed(names) if len(names) <= _MAX_VARIANTS_NAMED else count(len(names), "variant")
-                parts.append(f"{subject} {'is' if len(names) == 1 else 'are'} {word}")
-        return f"Compared with {self.comparison.baseline}, {' and '.join(parts)}."
+            for row in found:
+                if row.difference is not None and sign * row.difference.mean > 0:
+                    text = f"{row.variant} ({signed(row.difference.mean)} points)"
+                    groups.setdefault(f"{word}{self._of_sound_runs(row)}", []).append(text)
+        parts = []
+        for words, names in groups.items():
+            subject = listed(names) if len(names) <= _MAX_VARIANTS_NAMED else count(len(names), "variant")
+            parts.append(f"{subject} {'is' if len(names) == 1 else 'are'} {words}")
+        return f"Compared with {self.comparison.baseline}, {listed(parts)}."
+
+    def _of_sound_runs(self, row: Row) -> str:
+        """What is to be said of a difference where runs of the variant or of the baseline failed."""
+        compared = (row.variant, self.comparison.baseline)
+        failed = any(
+            run["variant"] in compared and run["samples_per_class"] in row.sizes
+            for run in self.comparison.failed_finals
+        )
+        return " in the runs that did not fail" if failed else ""
 
     def _by_size(self) -> str:
         tests = count(sum(row.p is not None for row in self.comparison.rows), "test")
@@ -193,13 +204,15 @@ class _Report:
         if not found:
             return f"At no single size is a difference shown ({tests}, corrected together)."
         parts = [
-            f"{row.variant} {at_size(row.size)} ({signed(row.difference.mean)} points)"
+            f"{row.variant} {at_size(row.size)} ({signed(row.difference.mean)} points{self._of_sound_runs(row)})"
             for row in found
             if row.difference is not None
         ]
         return f"At single sizes differences are shown for {listed(parts)} ({tests}, corrected together)."
 
     def _why_no_test(self) -> str:
+        if not self.comparison.finals and not self.comparison.missing:
+            return "every final run failed."
         if not self.comparison.finals:
             return "there is no final run yet."
         if not self.comparison.predictions:
@@ -243,7 +256,7 @@ class _Report:
                 percent(row.other),
                 signed(row.gap),
                 duration(row.seconds),
-                str(row.done) if row.done >= row.planned else f"{row.done} of {row.planned}",
+                _runs(row),
             ]
             lines.append(TableRow(row.variant, cells, self.pictures.colour(row.variant)))
         names = ("balanced, %", "accuracy, %") if self.comparison.balanced else ("accuracy, %", "balanced, %")
@@ -277,8 +290,7 @@ class _Report:
         comparison = self.comparison
         blocks: list[Block] = []
         if comparison.missing:
-            failed = {run["key"] for run in comparison.failed}
-            lines = [f"{named(run)}{' (failed)' if key in failed else ''}" for key, run in comparison.missing.items()]
+            lines = [named(run) for run in comparison.missing.values()]
             blocks += [Heading("Missing", "missing"), Text(shortened(lines), as_list=True)]
         if comparison.failed:
             rows = [
@@ -331,13 +343,20 @@ def _is_shown(row: Row) -> bool:
     return row.p is not None and row.p <= LEVEL
 
 
+def _runs(row: Row) -> str:
+    """How many final runs a row stands on."""
+    if row.done >= row.planned:
+        return str(row.done)
+    return f"{row.done} of {row.planned}{f', {row.failed} failed' if row.failed else ''}"
+
+
 def _csv(comparison: Findings) -> str:
     """The table with a line a size and variant, in shares of 1; nothing stands where nothing is known."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     first, other = ("balanced_accuracy", "accuracy") if comparison.balanced else ("accuracy", "balanced_accuracy")
     writer.writerow(
-        ["samples_per_class", "variant", "runs", "planned", first, "spread", "low", "high", "difference",
+        ["samples_per_class", "variant", "runs", "failed", "planned", first, "spread", "low", "high", "difference",
          "difference_low", "difference_high", "p_corrected", other, "train_accuracy", "gap", "seconds"]
     )  # fmt: skip
     rows = [("all" if row.size is None else str(row.size), row) for row in comparison.rows]
@@ -350,5 +369,7 @@ def _csv(comparison: Findings) -> str:
             *((None,) * 3 if paired is None else (paired.mean, paired.low, paired.high)),
             row.p, row.other, row.train, row.gap, row.seconds,
         ]  # fmt: skip
-        writer.writerow([size, row.variant, row.done, row.planned, *("" if n is None else f"{n:.6g}" for n in numbers)])
+        writer.writerow(
+            [size, row.variant, row.done, row.failed, row.planned, *("" if n is None else f"{n:.6g}" for n in numbers)]
+        )
     return stream.getvalue()

@@ -62,6 +62,7 @@ class Row:
         variant: Its name.
         sizes: Training images a class, None for all images; several where it is their mean.
         done: Final runs that are there.
+        failed: Final runs that have failed.
         planned: Final runs that the plan holds.
         accuracy: On the test images; balanced where the comparison goes by that.
         difference: To the baseline, paired.
@@ -75,6 +76,7 @@ class Row:
     variant: str
     sizes: tuple[Size, ...]
     done: int
+    failed: int
     planned: int
     accuracy: Estimate | None
     difference: Estimate | None
@@ -138,8 +140,14 @@ class Findings:
 
     @property
     def missing(self) -> dict[str, dict[str, Any]]:
-        """The plan's final runs that have no sound result, by key."""
-        return {key: run for key, run in self.planned.items() if key not in self.finals}
+        """The plan's final runs that have no sound result and have not failed, by key."""
+        ended = {*self.finals, *(run["key"] for run in self.failed)}
+        return {key: run for key, run in self.planned.items() if key not in ended}
+
+    @property
+    def failed_finals(self) -> list[Line]:
+        """The final runs that have failed."""
+        return [run for run in self.failed if run["kind"] == "final"]
 
     def finals_of(self, variant: str, size: Size) -> dict[str, dict[str, Any]]:
         """The final runs of a variant at a size, by key."""
@@ -222,6 +230,7 @@ class Findings:
             variant=variant,
             sizes=tuple(sizes),
             done=len(runs),
+            failed=sum(run["variant"] == variant and run["samples_per_class"] in sizes for run in self.failed_finals),
             planned=len(planned),
             accuracy=accuracy,
             difference=difference,

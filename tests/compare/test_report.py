@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from metricloss_pl import plots
-from metricloss_pl.compare import remarks
+from metricloss_pl.compare import remarks, statistics
 from metricloss_pl.compare.plan import Comparison, Plan, Variant
 from metricloss_pl.compare.report import write_report
 from metricloss_pl.compare.summary import read
@@ -188,6 +188,50 @@ def test_equal_means_are_not_ranked(tmp_path, undrawn):
     assert "The highest mean" not in text
 
 
+@pytest.mark.parametrize("broken", ["softmax", "cosine"])
+def test_runs_that_failed_are_part_of_the_verdict(tmp_path, undrawn, broken):
+    folder = make_results(
+        tmp_path, {"softmax": 0.0, "cosine": 2.6}, (10,), range(5), epochs=2, trials=0,
+        failing=lambda run: run["variant"] == broken and run["seed"] >= 3,
+    )  # fmt: skip
+    text = page_of(folder).text
+    assert re.search(
+        r"Compared with softmax, cosine \(\+\d+\.\d points\) is better in the runs that did not fail\.", text
+    )
+    assert "a difference in the runs that did not fail" in text
+    assert f"{broken}: 2 of 5 final runs failed (train/loss is nan at step 12 <b>); it is judged by those that" in text
+    assert "2 of 10 final runs failed." in text
+    assert "Incomplete" not in text
+    assert "missing" not in text
+
+
+def test_where_every_run_failed(tmp_path, undrawn):
+    folder = make_results(tmp_path, {"softmax": 0.0, "cosine": 0.0}, (10,), (0, 1), trials=0, failing=lambda run: True)
+    text = Page(write_report(folder).read_text(encoding="utf-8")).text
+    assert "No test: every final run failed." in text
+    assert "softmax: 2 of 2 final runs failed (train/loss is nan at step 12 <b>); it is not judged." in text
+
+
+def test_the_least_difference_is_of_what_was_not_shown(tmp_path):
+    """At Holm's level for what is left, of the row whose images and repetitions are named."""
+    three = {"softmax": 0.0, "cosine": 3.0, "center": 0.0}
+    folder = make_results(
+        tmp_path, three, (10,), range(6), epochs=2, trials=0,
+        without=lambda run: run["variant"] == "center" and run["seed"] > 3,
+    )  # fmt: skip
+    found = read(folder)
+    shown, left = found.overall[1:]
+    assert shown.p <= 0.05 < left.p
+    least = 100 * statistics.least_shown(left.difference, 1)
+    assert remarks.least_difference(found) == (
+        f"differences below about {least:.0f} points could not have been shown for center with 360 test images and "
+        "4 repetitions"
+    )
+    both = make_results(tmp_path / "tiny", three | {"cosine": 0.0}, (10,), (0, 1), epochs=2, trials=0, images=4)
+    said = remarks.least_difference(read(both))
+    assert re.fullmatch("no difference could have been shown for c.* with 4 test images and 2 repetitions", said)
+
+
 OWN, SAME_DRAW, SAME = (
     "each with a draw of training images of its own",
     "on the same draw of training images",
@@ -348,7 +392,7 @@ def test_what_is_missing_is_marked_on_every_table(tmp_path, undrawn):
     page = page_of(folder)
     check(page)
     n = len(stored)
-    mark = "Incomplete: 5 of 24 final runs missing."
+    mark = "Incomplete: 2 of 24 final runs missing. 3 of 24 final runs failed."
     captions = re.findall(r'<p class="caption"[^>]*>(.*?)</p>', (folder / "report.html").read_text())
     assert len(captions) >= 6
     assert all(caption.startswith(mark) for caption in captions)
@@ -356,7 +400,9 @@ def test_what_is_missing_is_marked_on_every_table(tmp_path, undrawn):
     assert all(caption.startswith(mark) for caption in figures)
     assert "Not tested for want of complete results: center." in page.text
     assert "standalone, 20 images a class, split 0, seed 2" in page.text
-    assert "center, 10 images a class, split 0, seed 1 (failed)" in page.text
+    assert "Incomplete: 2 of 24 final runs missing. What is said here may change with them." in page.text
+    assert "center: 3 of 6 final runs failed (train/loss is nan at step 12 <b>); it is judged by those" in page.text
+    assert "0 of 3, 3 failed" in page.text
     assert "train/loss is nan at step 12 <b>" in page.text
     assert "3 runs failed." in page.text
     assert f"3 lines of results.jsonl left out, torn or no result: {n + 3}, {n + 4}, {n + 5}" in page.text
