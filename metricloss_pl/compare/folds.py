@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from metricloss_pl.data.samples import Samples, check_samples, concatenate
 from metricloss_pl.data.splits import split_off
 from metricloss_pl.errors import UserError
 
-__all__ = ["FoldDataModule", "digest", "fold_numbers", "official_parts"]
+__all__ = ["FoldDataModule", "digest", "fold_numbers", "images_root", "official_parts"]
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -126,3 +128,26 @@ def digest(images: Samples, known: dict[Path, bytes] | None = None) -> str:
         known.update(zip(new, digests_of(new), strict=True))
         found.update(b"".join(known[file] for file in images.images))
     return found.hexdigest()
+
+
+def images_root(parts: Iterable[Samples | None]) -> str | None:
+    """The folder from which the names of the images lead to their files; None where there is no such folder.
+
+    Args:
+        parts: The images; None for parts that a data set does not have.
+    """
+    files = [
+        (os.path.abspath(file), name)
+        for samples in parts
+        if samples is not None and not isinstance(samples.images, Tensor)
+        for file, name in zip(samples.images, samples.names, strict=True)
+    ]
+    if not files:
+        return None
+    path, name = files[0]
+    if os.path.isabs(name):  # a list may name files by their whole paths
+        root = os.path.commonpath([os.path.dirname(path) for path, _ in files])
+    else:
+        root = path.removesuffix(os.sep + os.path.normpath(name))
+    leads = all(os.path.normpath(os.path.join(root, name)) == path for path, name in files)
+    return root if leads else None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import math
+import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +14,7 @@ import numpy as np
 from metricloss_pl import plots
 from metricloss_pl.compare import statistics
 from metricloss_pl.compare.document import Block, Heading, Image, Picture, Table, TableRow
+from metricloss_pl.compare.results import is_number
 from metricloss_pl.compare.summary import Findings, Prediction, metric_of
 from metricloss_pl.compare.tuning import best_trial
 from metricloss_pl.compare.words import Size, at_size, listed, mean_and_spread, named, percent, tail
@@ -318,7 +321,7 @@ class Pictures:
                 f"disagreement_{number}.jpg", content, f"{labels[place]}: {names[place]}", _label(labels[place], found)
             )
             for number, place in enumerate(chosen)
-            if (content := _thumbnail(comparison.image_names[place])) is not None
+            if (content := _thumbnail(comparison.plan.get("images_root"), comparison.image_names[place])) is not None
             for found in [dict(zip(tables, counts[place], strict=True))]
         ]
         rows = [TableRow(names[place], [labels[place], *counts[place]]) for place in chosen]
@@ -388,12 +391,15 @@ def _label(name: str, counts: dict[str, str]) -> str:
     return "\n".join([name, *(f"{variant} {found}" for variant, found in counts.items())])
 
 
-def _thumbnail(name: str) -> bytes | None:
-    """A small JPEG of an image file; None where the name is none, or it can't be read."""
+def _thumbnail(root: Any, name: str) -> bytes | None:
+    """A small JPEG of an image file beneath the data's folder; None where the name is none, or it can't be read."""
     from PIL import Image as pillow
 
     try:
-        with pillow.open(name) as picture:
+        file = Path(os.path.normpath(Path(root, name)))
+        if not file.is_absolute() or not file.is_relative_to(os.path.normpath(root)) or not file.is_file():
+            return None
+        with pillow.open(file) as picture:
             if picture.mode.startswith("I"):  # 16 bit
                 small = pillow.fromarray((np.asarray(picture) / 257).astype(np.uint8))
             else:
@@ -402,7 +408,7 @@ def _thumbnail(name: str) -> bytes | None:
             small.thumbnail((_THUMBNAIL, _THUMBNAIL))
             stream = io.BytesIO()
             small.convert("RGB").save(stream, format="JPEG", quality=85)
-    except (OSError, ValueError, SyntaxError):
+    except Exception:  # a broken or hostile file can raise nearly anything
         return None
     return stream.getvalue()
 
@@ -416,4 +422,4 @@ def _history(runs: Iterable[dict[str, Any]], key: str) -> tuple[Array, Array]:
 def _learning_rate(settings: dict[str, Any]) -> float | None:
     """The network's learning rate among the settings of a trial."""
     rates = [value for key, value in settings.items() if key.rpartition(".")[2] == "lr" and "center" not in key]
-    return float(rates[0]) if rates and isinstance(rates[0], int | float) and rates[0] > 0 else None
+    return float(rates[0]) if rates and is_number(rates[0]) and rates[0] > 0 else None

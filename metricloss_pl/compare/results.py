@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from metricloss_pl.compare.words import count, named, shortened
 from metricloss_pl.errors import UserError, reason
 from metricloss_pl.files import no_room, replacing
 
-__all__ = ["Line", "Results"]
+__all__ = ["Line", "Results", "is_number"]
 
 Line = dict[str, Any]
 
@@ -78,11 +79,14 @@ class Results:
 
         Args:
             planned: What the plan says of each run, by key.
+
+        Raises:
+            UserError: The file can't be read.
         """
         lines: dict[str, Line] = {}
         torn, replaced = [], 0
         self.notes, self.others = [], []
-        for number, row in enumerate((self.file.read_bytes() if self.file.exists() else b"").split(b"\n"), start=1):
+        for number, row in enumerate(self._content().split(b"\n"), start=1):
             if not row.strip():
                 continue
             line = _sound(row)
@@ -103,8 +107,21 @@ class Results:
             del lines[line["key"]]
         return lines
 
+    def _content(self) -> bytes:
+        try:
+            return self.file.read_bytes()
+        except FileNotFoundError:
+            return b""
+        except OSError as error:
+            raise UserError(
+                f"{self.file} can't be read ({reason(error)}): it must be the file that compare has written"
+            ) from error
+
     def _has_predictions(self, line: Line) -> bool:
-        return line.get("predictions") is None or (self.folder / line["predictions"]).is_file()
+        try:
+            return line.get("predictions") is None or (self.folder / line["predictions"]).is_file()
+        except (OSError, ValueError):  # no name that a file can have
+            return False
 
     def append(self, line: Line, arrays: Mapping[str, np.ndarray] | None = None) -> None:
         """Add a line for good, its arrays first; no other process writes meanwhile.
@@ -216,8 +233,13 @@ def _sound(row: bytes) -> Line | None:
     if not all(isinstance(curve, list) for curve in curves) or len({len(curve) for curve in curves}) > 1:
         return None
     numbers = [line.get("seconds"), *line["metrics"].values(), *(value for curve in curves for value in curve)]
-    sound = all(isinstance(number, int | float | None) for number in numbers)
+    sound = all(number is None or is_number(number) for number in numbers)
     return line if sound and isinstance(line.get("predictions"), str | None) else None
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a number that a float can hold; JSON knows larger ones."""
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) <= sys.float_info.max)
 
 
 def _has(entry: Mapping[str, Any], kinds: Mapping[str, Any]) -> bool:

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from metricloss_pl.compare.costs import Costs, check_cost, seconds_of, shorter, threads_of, time_of
-from metricloss_pl.compare.folds import digest, official_parts
+from metricloss_pl.compare.folds import digest, images_root, official_parts
 from metricloss_pl.compare.other_plans import earlier_plan, of_other_plans
 from metricloss_pl.compare.plan import Comparison, Plan, Range, Run
 from metricloss_pl.compare.report import write_report
@@ -173,6 +173,7 @@ def _prepare(worker: Worker) -> tuple[Plan, dict[str, Any]]:
                 "warnings": [],
                 "class_names": data.class_names,
                 "data": f"{type(data).__name__}: {images}, of {data.num_classes} classes",
+                "images_root": images_root([parts["test"]] if comparison.folds is None else parts.values()),
             }
             if parts["test"] is None and comparison.folds is None:
                 raise UserError(f"{type(data).__name__} has no test part: give folds, so that each image is tested")
@@ -347,6 +348,7 @@ def _described(plan: Plan, facts: Mapping[str, Any]) -> dict[str, Any]:
         "class_names": facts["class_names"],
         "data": facts["data"],
         "images": facts["images"],
+        "images_root": facts["images_root"],
         "steps": comparison.steps,
         "warnings": facts["warnings"],
         "keys": plan.places,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from metricloss_pl.errors import UserError
 from metricloss_pl.files import replacing
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 
 _FORMATS = ("png", "svg", "pdf")
+_NO_XML = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]|\xef\xbf[\xbe\xbf]")  # characters that no XML may hold
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -31,25 +33,21 @@ def save_figure(figure: Figure, path: Path) -> None:
     ending = path.suffix.lstrip(".").lower()
     if ending not in _FORMATS:
         raise UserError(f"{path} is no file to write a figure to: it must end in .png, .svg or .pdf")
+    content = figure_bytes(figure, ending)
     with replacing(path) as beside:
-        _save(figure, beside, ending)
+        beside.write_bytes(content)
 
 
-def figure_bytes(figure: Figure, format: Literal["png", "svg"]) -> bytes:
+def figure_bytes(figure: Figure, format: str) -> bytes:
     """A figure as the content of a file; of the same figure always the same.
 
     Args:
         figure: The figure.
-        format: Of the file.
+        format: Of the file: png, svg or pdf.
     """
-    stream = io.BytesIO()
-    _save(figure, stream, format)
-    return stream.getvalue()
-
-
-def _save(figure: Figure, file: Path | io.BytesIO, format: str) -> None:
     import matplotlib
 
+    stream = io.BytesIO()
     undated = {"Date": None} if format == "svg" else None
     # What matplotlib's own font can't draw, such as Chinese, is left as text: a browser has fonts for it.
     letters = "path" if _is_drawable(figure) else "none"
@@ -58,7 +56,8 @@ def _save(figure: Figure, file: Path | io.BytesIO, format: str) -> None:
         warnings.catch_warnings(),
     ):
         warnings.filterwarnings("ignore", "Glyph .* missing")
-        figure.savefig(file, format=format, facecolor="white", metadata=undated)
+        figure.savefig(stream, format=format, facecolor="white", metadata=undated)
+    return _NO_XML.sub(b"", stream.getvalue()) if format == "svg" else stream.getvalue()
 
 
 def _is_drawable(figure: Figure) -> bool:

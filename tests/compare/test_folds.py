@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from metricloss_pl.compare.folds import FoldDataModule, digest, fold_numbers
+from metricloss_pl.compare.folds import FoldDataModule, digest, fold_numbers, images_root
 from metricloss_pl.data import DigitsDataModule, FileListDataModule, ImageListDataModule
 from metricloss_pl.data.samples import Samples, file_samples
 from metricloss_pl.errors import UserError
@@ -111,3 +113,22 @@ def test_a_digest_tells_files_of_one_size_apart(tmp_path):
     (tmp_path / "1.bmp").unlink()
     with pytest.raises(UserError, match=r"1.bmp cannot be read as an image \(there is no such file\)"):
         digest(samples)
+
+
+@pytest.mark.parametrize(
+    ("files", "names", "root"),
+    [
+        (["data/a/1.png", "data/b/1.png"], ["a/1.png", "b/1.png"], "data"),
+        (["data/train/1.png", "data/test/2.png"], ["1.png", "2.png"], None),
+        (["data/1.png"], ["1"], None),
+        (["other/1.png"], ["../other/1.png"], None),
+    ],
+)
+def test_the_folder_from_which_names_lead_to_images(tmp_path, monkeypatch, files, names, root):
+    monkeypatch.chdir(tmp_path)
+    labels = torch.zeros(len(files), dtype=torch.int64)
+    expected = None if root is None else str(tmp_path / root)
+    assert images_root([Samples(images=[Path(file) for file in files], labels=labels, names=names), None]) == expected
+    whole = Samples(images=[tmp_path / "x/1.png"], labels=labels[:1], names=[str(tmp_path / "x/1.png")])
+    assert images_root([whole]) == str(tmp_path / "x")
+    assert images_root([Samples(images=torch.zeros(1, 1, 2, 2), labels=labels[:1], names=["test[0]"])]) is None

@@ -3,9 +3,13 @@
 import base64
 import csv
 import json
+import os
 import re
 import shutil
+import struct
+import zlib
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -13,7 +17,7 @@ from PIL import Image
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from metricloss_pl import plots
-from metricloss_pl.compare import remarks, statistics
+from metricloss_pl.compare import pictures, remarks, statistics
 from metricloss_pl.compare.plan import Comparison, Plan, Variant
 from metricloss_pl.compare.report import write_report
 from metricloss_pl.compare.summary import read
@@ -534,13 +538,80 @@ def test_pictures_of_the_images_where_variants_disagree(tmp_path, undrawn):
     (tmp_path / "7.png").write_bytes(b"no picture")
     folder = make_results(
         tmp_path / "results", {"softmax": 0.0, "cosine": 0.5}, (10,), range(3), images=60, trials=0,
-        name_image=lambda k: str(tmp_path / f"{k}.png"),
+        name_image=lambda k: f"{k}.png", images_root=str(tmp_path),
     )  # fmt: skip
     page = page_of(folder)
     check(page)
-    pictures = [attrs for attrs in page.all("img") if attrs["src"].startswith("data:image/jpeg")]
-    assert 6 < len(pictures) <= 12
+    assert 6 < thumbnails(page) <= 12
     assert re.search(r"softmax [01] of 3\ncosine [23] of 3|softmax [23] of 3\ncosine [01] of 3", page.text)
+
+
+def thumbnails(page):
+    return sum(attrs["src"].startswith("data:image/jpeg") for attrs in page.all("img"))
+
+
+def as_image(file):
+    Image.new("L", (30, 40)).save(file)
+
+
+def as_bomb(file):
+    """Of 400 million pixels, by its header."""
+    as_image(file)
+    content = bytearray(file.read_bytes())
+    content[16:24] = struct.pack(">II", 20_000, 20_000)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "root", "make", "shown"),
+    [
+        ("data/x/1.png", "x/1.png", "data", as_image, True),
+        ("data/1.png", "{}/data/1.png", "data", as_image, True),
+        ("data/1.png", "1.png", None, as_image, False),
+        ("1.png", "1.png", "", as_image, True),
+        ("1.png", "1.png", "data", as_image, False),
+        ("1.png", "../1.png", "data", as_image, False),
+        ("1.png", "{}/1.png", "data", as_image, False),
+        ("data/1.png", "1.png", "data", as_bomb, False),
+        ("data/1.png", "1.png", "data", os.mkfifo, False),
+        ("data/1.png", "1" * 5000, "data", as_image, False),
+        ("data/1.png", "a\0b", "data", as_image, False),
+    ],
+)
+def test_only_images_of_the_data_are_shown(tmp_path, monkeypatch, place, name, root, make, shown):
+    (tmp_path / "data" / "x").mkdir(parents=True)
+    make(tmp_path / place)
+    monkeypatch.chdir(tmp_path / place.rpartition("/")[0])
+    root = None if root is None else str(tmp_path / root)
+    assert (pictures._thumbnail(root, name.format(tmp_path)) is not None) == shown
+
+
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        (
+            {"predictions": "x" * 5000},
+            "softmax, 10 images a class, split 0, seed 0: left out, its predictions are missing",
+        ),
+        ({"predictions": "a\0b"}, "left out, its predictions are missing"),
+        ({"seconds": 10**400}, "1 line of results.jsonl left out, torn or no result: 1"),
+        ({"history": {"epoch": [1], "train/loss": [10**400]}}, "1 line of results.jsonl left out"),
+    ],
+)
+def test_values_that_can_not_be(tmp_path, undrawn, change, note):
+    folder = make_results(tmp_path, {"softmax": 0.0, "cosine": 1.0}, (10,), (0, 1), images=30, epochs=2, trials=0)
+    first, *others = (json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines())
+    (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [first | change, *others]))
+    assert note in page_of(folder).text
+
+
+def test_a_folder_in_the_place_of_the_results(tmp_path):
+    folder = make_results(tmp_path, {"softmax": 0.0}, (10,), (0,), images=10, epochs=2, trials=1)
+    (folder / "results.jsonl").unlink()
+    (folder / "results.jsonl").mkdir()
+    with pytest.raises(UserError, match=r"results\.jsonl can't be read \(.*\): it must be the file that compare has"):
+        write_report(folder)
 
 
 def test_without_predictions_there_is_no_test(tmp_path, undrawn):
@@ -639,9 +710,12 @@ def test_numbers_that_are_none_are_not_known(tmp_path, undrawn):
 
 def test_names_that_are_no_unicode(tmp_path):
     """As Python reads the name of a folder that was written in another encoding."""
-    make_results(tmp_path, {"softmax": 0.0, "caf\udce9": 1.0}, class_names=["\udce9", *"123456789"], **SMALL)
+    names = ["\udce9", "bell\x07", "\ufffe", *"3456789"]
+    make_results(tmp_path, {"softmax": 0.0, "caf\udce9": 1.0, "\x1bcosine": 0.0}, class_names=names, **SMALL)
     page = page_of(tmp_path)
     check(page)
+    for file in (tmp_path / "figures").glob("*.svg"):
+        ElementTree.parse(file)
     assert "caf?" in page.text
 
 
