@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from metricloss_pl.compare import statistics
@@ -24,6 +24,7 @@ __all__ = [
     "repetitions",
     "scope",
     "technical_terms",
+    "trainings",
     "warnings",
 ]
 
@@ -39,6 +40,8 @@ def warnings(comparison: Findings) -> list[str]:
     """All that makes the results worth less than they look, the worst first."""
     return [
         *_failed_finals(comparison),
+        *_unequal_training(comparison),
+        *_unlike_surroundings(comparison),
         *(f"Of the data: {warning}" for warning in comparison.plan.get("warnings") or ()),
         *_nothing_learned(comparison),
         *_failed_trials(comparison),
@@ -169,6 +172,85 @@ def _failed_finals(comparison: Findings) -> list[str]:
                 f"{judged}."
             )
     return lines
+
+
+def _unequal_training(comparison: Findings) -> list[str]:
+    """Of each size at which runs of the same seed, split and fold differ in epochs or steps between variants."""
+    lines = []
+    for size in comparison.sizes:
+        lengths: dict[tuple[int, int, int | None], set[tuple[int | None, int | None]]] = {}
+        for variant in comparison.variants:
+            for run in comparison.finals_of(variant, size).values():
+                place = run["split"], run["seed"], run["fold"]
+                lengths.setdefault(place, set()).add((run.get("epochs"), run.get("steps")))
+        if any(len(different) > 1 for different in lengths.values()):
+            texts = _grouped({variant: _training(comparison, variant, size) for variant in comparison.variants})
+            each = "; ".join(f"{listed(variants)} {text}" for text, variants in texts.items())
+            lines.append(f"Not all variants were trained equally long {at_size(size)}: {each}.")
+    return lines
+
+
+def trainings(comparison: Findings) -> list[tuple[str, str]]:
+    """How long the final runs trained, for each of the variants where that differs."""
+    texts = {}
+    for variant in comparison.variants:
+        of_size = {size: _training(comparison, variant, size) for size in comparison.sizes}
+        sizes = _grouped({at_size(size): text for size, text in of_size.items()})
+        parts = [f"{listed(of)} {text}" for text, of in sizes.items()]
+        texts[variant] = "; ".join(sizes if len(sizes) == 1 else parts)
+    groups = _grouped(texts)
+    return [(f"Training of {listed(of)}" if len(groups) > 1 else "Training", text) for text, of in groups.items()]
+
+
+def _training(comparison: Findings, variant: str, size: Size) -> str:
+    """Epochs and steps of a variant's final runs at a size; nothing where they are not known."""
+    runs = comparison.finals_of(variant, size).values()
+    parts = []
+    for name in ("epochs", "steps"):
+        known = sorted({run[name] for run in runs if isinstance(run.get(name), int)})
+        if known:
+            number = f"{known[0]} to {known[-1]}" if len(known) > 1 else str(known[0])
+            parts.append(f"{number} {name if known[-1] != 1 else name[:-1]}")
+    return ", ".join(parts)
+
+
+def _unlike_surroundings(comparison: Findings) -> list[str]:
+    """Which variant was run with which versions, hardware and commit, of those in which the variants differ."""
+    facts: dict[str, dict[str, list[str]]] = {}
+    ran = [
+        variant for variant in comparison.variants if any(r["variant"] == variant for r in comparison.finals.values())
+    ]
+    for run in comparison.finals.values():
+        for name, value in _surroundings(run):
+            values = facts.setdefault(name, {variant: [] for variant in ran})[run["variant"]]
+            if value not in values:
+                values.append(value)
+    unlike = {name: of for name, of in facts.items() if len({frozenset(values) for values in of.values()}) > 1}
+    if not unlike:
+        return []
+    texts = {
+        variant: ", ".join(f"{name} {' or '.join(of[variant]) or 'unknown'}" for name, of in unlike.items())
+        for variant in ran
+    }
+    each = "; ".join(f"{listed(variants)} with {text}" for text, variants in _grouped(texts).items())
+    return [f"Not all variants were run alike, which may make a difference of its own: {each}."]
+
+
+def _surroundings(run: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for fact in ("versions", "hardware", "git"):
+        stored = run.get(fact)
+        for name, value in stored.items() if isinstance(stored, dict) else [(fact, stored)]:
+            if value is not None:
+                yield name, str(value)
+
+
+def _grouped(texts: Mapping[str, str]) -> dict[str, list[str]]:
+    """The names of each text, without those that have none."""
+    groups: dict[str, list[str]] = {}
+    for name, text in texts.items():
+        if text:
+            groups.setdefault(text, []).append(name)
+    return groups
 
 
 def _reason(run: dict[str, Any]) -> str:

@@ -328,6 +328,7 @@ class _Report:
             ),
             ("Training images a class", ", ".join("all" if n is None else str(n) for n in comparison.sizes)),
             ("Repetitions", remarks.repetitions(comparison)),
+            *remarks.trainings(comparison),
             ("Tuning", tuning),
             ("Test", "once, at the end of each final run; test images choose nothing"),
             ("Versions", distinct(runs, "versions")),

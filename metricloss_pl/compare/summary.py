@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Findings", "Prediction", "Row", "metric_of", "read"]
 
+_ROUNDING = 0.005  # by which accuracy may change where scores of low precision become probabilities
+
 Place = tuple[int, int, int | None]  # split, seed, fold
 
 
@@ -284,10 +286,13 @@ class Findings:
                 raise ValueError("no images, or labels out of range")
             if not np.isfinite(probabilities).all():
                 raise ValueError("probabilities that are not finite")
+            predicted = probabilities.argmax(axis=1)
+            found, stored = float((predicted == labels).mean()), metric_of(run, "test/accuracy")
+            if stored is not None and abs(found - stored) > _ROUNDING + 1 / len(labels):
+                raise ValueError(f"their accuracy is {found:.4f}, and that of the run {stored:.4f}")
         except Exception as error:  # a torn archive can raise nearly anything
             self.notes.append(f"{named(run)}: its predictions can't be read ({reason(error)})")
             return None
-        predicted = probabilities.argmax(axis=1)
         return Prediction(
             images=self._image_places(names.tolist()),
             labels=labels,

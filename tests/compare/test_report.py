@@ -178,15 +178,78 @@ def test_a_tie_is_called_a_tie(tmp_path, undrawn):
     assert "is better" not in text
 
 
+def changed(folder, change):
+    """Lets a function change each line of the results."""
+    lines = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    for line in lines:
+        change(line)
+    (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return {line["key"]: line for line in lines}
+
+
+def as_if(folder, key, other):
+    """A run has tested as another one has."""
+    shutil.copy(folder / "predictions" / f"{other}.npz", folder / "predictions" / f"{key}.npz")
+    metrics = changed(folder, lambda line: None)[other]["metrics"]
+    names = ("test/accuracy", "test/balanced_accuracy")
+    changed(folder, lambda line: line["key"] == key and line["metrics"].update({name: metrics[name] for name in names}))
+
+
+def test_variants_that_were_not_run_alike(tmp_path, undrawn):
+    three = {"softmax": 0.0, "cosine": 0.0, "center": 0.0}
+    folder = make_results(tmp_path, three, seeds=(0, 1), **SMALL)
+    page = page_of(folder)
+    assert "Training5 epochs, 100 steps" in page.text
+    assert "Not all" not in page.text
+
+    def change(line):
+        if (line["kind"], line["variant"]) == ("final", "cosine"):
+            line |= {"git": None, "versions": line["versions"] | {"torch": "9.9"}}
+            line["hardware"] = {"device": "H100", "cores": line["seed"] + 2}
+            if line["samples_per_class"] == 20:
+                line |= {"epochs": 50, "steps": 1000 + line["seed"]}
+
+    changed(folder, change)
+    text = page_of(folder).text
+    assert "Training of softmax and center5 epochs, 100 steps" in text
+    assert (
+        "Training of cosineat 10 images a class 5 epochs, 100 steps; at 20 images a class 50 epochs, 1000 to 1001 steps"
+    ) in text
+    assert (
+        "Not all variants were trained equally long at 20 images a class: softmax and center 5 epochs, 100 steps; "
+        "cosine 50 epochs, 1000 to 1001 steps."
+    ) in text
+    assert "equally long at 10" not in text
+    assert (
+        "Not all variants were run alike, which may make a difference of its own: softmax and center with torch "
+        "2.14.1, device CPU, cores 2, git ebfc3c5; cosine with torch 9.9, device H100, cores 2 or 3, git unknown."
+    ) in text
+
+
+def test_predictions_of_another_run_are_left_out(tmp_path, undrawn):
+    folder = make_results(tmp_path, {"softmax": 0.0, "cosine": 3.0}, (10,), (0, 1, 2), epochs=2, trials=0)
+    ours, theirs = (folder / "predictions" / f"final-{name}-10-0-None-0.npz" for name in ("softmax", "cosine"))
+    between = ours.rename(folder / "between")
+    theirs.rename(ours)
+    between.rename(theirs)
+    found = read(folder)
+    assert len(found.predictions) == 4
+    assert re.search(
+        r"softmax, 10 images a class, split 0, seed 0: its predictions can't be read "
+        r"\(their accuracy is 0\.\d{4}, and that of the run 0\.\d{4}\)",
+        "; ".join(found.notes),
+    )
+
+
 def test_equal_means_are_not_ranked(tmp_path, undrawn):
     three = {"softmax": 0.0, "cosine": 0.0, "center": -1.0}
     folder = make_results(tmp_path, three, sizes=(10,), seeds=(0, 1), images=90, trials=0)
     for of_cosine in (folder / "predictions").glob("final-cosine-*"):
-        shutil.copy(of_cosine.with_name(of_cosine.name.replace("cosine", "softmax")), of_cosine)
+        as_if(folder, of_cosine.stem, of_cosine.stem.replace("cosine", "softmax"))
     mean = read(folder).overall[0].accuracy.mean
     assert f"The highest mean is that of softmax and cosine, {100 * mean:.1f} %" in page_of(folder).text
     for of_center in (folder / "predictions").glob("final-center-*"):
-        shutil.copy(of_center.with_name(of_center.name.replace("center", "softmax")), of_center)
+        as_if(folder, of_center.stem, of_center.stem.replace("center", "softmax"))
     text = page_of(folder).text
     assert f"The means of all variants are {100 * mean:.1f} %." in text
     assert "The highest mean" not in text
@@ -348,7 +411,7 @@ def test_what_has_learned_nothing_and_what_failed(tmp_path, undrawn):
     (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert "The training images were learned (99.0 %): more of them" in page_of(folder).text
     for file in (folder / "predictions").glob("final-softmax-*"):
-        shutil.copy(file.with_name(file.name.replace("softmax", "cosine")), file)
+        as_if(folder, file.stem, file.stem.replace("softmax", "cosine"))
     text = page_of(folder).text
     assert "Nothing has been learned: no variant is shown to be better than naming one class" in text
     plan = json.loads((folder / "plan.json").read_text()) | {"metric": "balanced_accuracy"}
