@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Findings", "Prediction", "Row", "metric_of", "read"]
 
-_ROUNDING = 0.005  # by which accuracy may change where scores of low precision become probabilities
+_ROUNDING = 0.001  # by which accuracy may change where scores of low precision become probabilities
 
 Place = tuple[int, int, int | None]  # split, seed, fold
 
