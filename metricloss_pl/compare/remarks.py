@@ -30,6 +30,7 @@ __all__ = [
 
 _FEW_IMAGES = 5  # of a class in the test part
 _FEW_REPETITIONS = 5
+_LITTLE = 0.1  # of the way from guessing to no mistake
 _LARGE = 0.1  # a difference that a reader would expect to be seen
 _ROUNDED = 0.02  # larger differences are given in whole points
 _MAX_NAMED = 3
@@ -119,13 +120,16 @@ def _small_classes(comparison: Findings) -> list[str]:
 def _nothing_learned(comparison: Findings) -> list[str]:
     chance, error = _guessing(comparison)
     known = [row for row in comparison.rows if row.accuracy is not None]
-    low = [row for row in known if row.accuracy is not None and row.accuracy.mean <= chance + 2 * error]
+    # Few images leave a wide error, within which much may have been learned: that is said elsewhere.
+    little = min(2 * error, _LITTLE * (1 - chance))
+    low = [row for row in known if row.accuracy is not None and row.accuracy.mean <= chance + little]
     if not low:
         return []
     what = "balanced accuracy" if comparison.balanced else "accuracy"
     guess = f"naming one class for every image ({percent(chance)} % {what})"
     if len(low) == len(known):
-        surely = all(row.accuracy.mean <= chance + error for row in known if row.accuracy is not None)
+        tells = 2 * error < (1 - chance) / 2  # a network half as good as can be would be told from guessing
+        surely = tells and all(row.accuracy.mean <= chance + error for row in known if row.accuracy is not None)
         beginning = "Nothing has been learned" if surely else "Perhaps nothing has been learned"
         text = f"{beginning}: no variant is shown to be better than {guess}."
     else:

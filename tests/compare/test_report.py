@@ -385,6 +385,16 @@ def test_a_result_without_any_difference_is_no_certainty(tmp_path, undrawn):
     assert "here alike in every class" in page.text
     for row in read(folder).rows:
         assert row.accuracy.low < row.accuracy.high == 1
+    few = make_results(
+        tmp_path / "few", {"softmax": 9.0}, (None,), range(3), class_names=["benign", "malignant"], images=4, trials=0
+    )
+    assert read(few).rows[0].accuracy.mean == 1  # all four right, which guessing does once in sixteen times
+    assert "learned" not in page_of(few).text
+    for file in (few / "predictions").glob("*.npz"):  # one class for every image
+        arrays = dict(np.load(file))
+        np.savez(file, **arrays | {"probabilities": np.tile([0.9, 0.1], (4, 1))})
+    changed(few, lambda line: line["metrics"].update({"test/accuracy": 0.5, "test/balanced_accuracy": 0.5}))
+    assert "Perhaps nothing has been learned: no variant" in page_of(few).text
     # Of trainings that differ much, more seeds say more.
     wavering = make_results(tmp_path / "seeds", {"softmax": 0.0, "cosine": 0.0}, (10,), (0, 1), images=400, trials=0)
     assert "400 test images and 2 repetitions. More seeds lower that most." in page_of(wavering).text
