@@ -17,6 +17,7 @@ from metricloss_pl.compare.other_plans import earlier_plan, of_other_plans
 from metricloss_pl.compare.plan import Plan
 from metricloss_pl.compare.results import Results
 from metricloss_pl.compare.worker import Worker
+from metricloss_pl.data import DigitsDataModule
 from metricloss_pl.errors import UserError
 from tests.compare.tiny import CONFIGS, RATES, tiny
 from tests.helpers import make_folder
@@ -57,10 +58,10 @@ def test_seconds(changes, trial):
     assert time_of(plan.comparison, plan.runs, costs, 3) == pytest.approx((12 * trial + 15 * 410) / 3)
 
 
-@pytest.mark.parametrize(("of_tuning", "share"), [(None, 0.3), (0.2, 0.2)])
+@pytest.mark.parametrize(("of_tuning", "share"), [(None, DigitsDataModule().val_fraction), (0.3, 0.3)])
 def test_what_a_run_takes(of_tuning, share):
     """Steps are those that its result counts, and a trial without a share of its own has the config's."""
-    overrides = {"data.batch_size": 4, "data.val_fraction": 0.3, "trainer.accumulate_grad_batches": 4}
+    overrides = {"data.batch_size": 4, "trainer.accumulate_grad_batches": 4}
     tuning = Tuning(1, space=RATES, val_fraction=of_tuning)
     worker = Worker(tiny(("softmax",), tuning=tuning, epochs=2, overrides=overrides).checked())
     plan = Plan.of(worker.comparison, SETTINGS, "images")

@@ -222,7 +222,7 @@ def test_failed_save_leaves_nothing(tmp_path, monkeypatch):
     before = (tmp_path / "matrix.png").read_bytes()
 
     def fail(file, **_):
-        file.write_bytes(b"half")
+        file.write(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr(figure, "savefig", fail)
