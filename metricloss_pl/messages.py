@@ -37,6 +37,10 @@ _CHOICE = re.compile(
     r"Given value type: <class '\w+'> Given value: )(?P<value>.+?)(?= - Expected a |$)"
 )
 
+_LIST = re.compile(
+    r"""Parser key "(?P<name>[\w.]+)":.*? Expected a <class 'list'>(?:\. Got value:| .*Given value:) (?P<value>\S+)"""
+)
+
 # What gloo writes: where in its sources a wait ended, and for every later wait only that the connection is closed.
 _SIGNS_OF_GLOO = ("/gloo/", "timeout caused pair closure", "Connection closed by peer")
 
@@ -97,6 +101,8 @@ def _one_line(message: str) -> str:
     if choice := _CHOICE.search(line):
         alone = ", alone and not in a list" if choice["value"].startswith("[") else ""
         return f"{choice['name']} is {choice['value']}; it must be one of {choice['words']}{alone}"
+    if (many := _LIST.search(line)) and not many["value"].startswith("["):
+        return f'{many["name"]} is {many["value"]}; it must be a list, as in --{many["name"]} "[{many["value"]}]"'
     line = re.sub(r"Does not validate against any of the Union subtypes Subtypes: \[.*?\] Errors: - ", "", line)
     line = re.sub(r" - Expected a <class 'NoneType'> Given value type: .*$", "", line)
     if block := re.search(r'Parser key "(\w+)": - Expected a path but (\S+\.ya?ml) either not accessible', line):

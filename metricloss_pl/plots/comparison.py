@@ -292,7 +292,7 @@ def geometry_curves(measures: Mapping[str, Mapping[str, Curve]], style: Mapping[
         values = np.concatenate([values for _, values in curves.values()])
         if values.min() > 0 and values.max() > 10 * values.min():
             ax.set_yscale("log")
-            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if values.max() < 100 * values.min() else (1,)))
             ax.yaxis.set_major_formatter("{x:g}")
             ax.yaxis.set_minor_locator(NullLocator())
         ax.set_title(measure, fontsize=10, color=INK, loc="left")

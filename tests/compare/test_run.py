@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import multiprocessing
 import shutil
@@ -505,7 +506,13 @@ def test_a_dry_run_writes_nothing(tmp_path, capsys):
         ([], "compare needs to know what"),
         (["--data_root", "nowhere"], "variant softmax: no folder nowhere"),
         (["--config", str(CONFIGS / "compare" / "digits.yaml"), "--sizes", "3"], "sizes"),
+        (["--data_rot", "my_images"], "unrecognized arguments: --data_rot"),
         (["--config", str(CONFIGS / "compare" / "digits.yaml"), "--seeds", "[a]"], "seeds"),
+        (["--config", str(CONFIGS / "compare" / "digits.yaml"), "--seeds", "0,1"], 'as in --seeds "[0,1]"'),
+        (
+            ["--config", str(CONFIGS / "compare" / "digits.yaml"), "--only", "softmax,cosine"],
+            '--only "[softmax,cosine]"',
+        ),
         (["--config", str(CONFIGS / "compare" / "digits.yaml"), "--only", "[cosine, arcface]"], "only names arcface"),
     ],
 )
@@ -513,3 +520,23 @@ def test_a_mistake_gets_one_line(arguments, message, capsys):
     error = refused(capsys, *arguments)
     assert error.count("\n") == 1
     assert message in error
+
+
+@pytest.mark.parametrize(
+    ("flags", "epochs", "steps"),
+    [
+        ([], None, 400),
+        (["--epochs", "7"], 7, None),
+        (["--steps=30"], None, 30),
+        (["--epochs=7", "--steps=30"], 7, 30),  # refused by the plan
+    ],
+)
+def test_a_flag_for_epochs_takes_the_place_of_steps(flags, epochs, steps, tmp_path, monkeypatch):
+    config = tmp_path / "plan.yaml"
+    config.write_text("variants: {softmax: {config: configs/digits_softmax.yaml}}\nsteps: 400\n")
+    described = []
+    seen = functools.wraps(run_comparison)(lambda comparison, **rest: described.append(comparison))
+    monkeypatch.setattr(running, "run_comparison", seen)
+    monkeypatch.chdir(CONFIGS.parent)
+    main(["compare", "--config", str(config), *flags])
+    assert [(one.epochs, one.steps) for one in described] == [(epochs, steps)]
