@@ -206,6 +206,7 @@ def test_a_papers_comparison_is_planned_on_a_miniature(name, runs, trials, flags
     sizes = {"data.resize": 16, "data.image_size": 16, "data.batch_size": 2, "data.num_workers": 0}
     if name == "cub_gem":
         sizes["data.train_resize"] = 20
+        plan["tuning"]["space"] = {"data.batch_size": {"choices": [sizes.pop("data.batch_size")]}}
     trainer = {"trainer.precision": "32-true", "trainer.accelerator": "cpu"}
     plan["overrides"] = {**sizes, **trainer, "model.backbone.name": "resnet18", "data.root": str(tmp_path)}
     Path("plan.yaml").write_text(yaml.safe_dump(plan))
