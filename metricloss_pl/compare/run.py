@@ -126,11 +126,10 @@ def run_comparison(
         print(f"note: {note}")
     if dry_run:
         return place
+    results.make()
     if {**before, "command": None} != {"command": None, **described}:
-        results.make()
         results.write_plan({"command": command, **described})
     if missing:
-        results.make()
         _say_what_is_held(missing, results)
         try:
             _do(worker, plan, results, jobs, costs)
