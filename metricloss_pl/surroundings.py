@@ -18,9 +18,8 @@ import metricloss_pl
 __all__ = ["peak_memory", "surroundings", "versions"]
 
 
-@functools.cache
 def surroundings() -> dict[str, Any]:
-    """Versions, hardware and commit, as this process first found them."""
+    """Versions, hardware and the threads of this moment, and the commit that this process first found."""
     accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "versions": versions(*(["optuna"] if importlib.util.find_spec("optuna") else [])),
@@ -36,6 +35,7 @@ def versions(*others: str) -> dict[str, str]:
     return own | {name: version(name) for name in packages}
 
 
+@functools.cache
 def _commit() -> str | None:
     """The commit of the package's own sources, with "-dirty" if they have changed since; None outside of git."""
     folder = Path(metricloss_pl.__file__).parent
