@@ -122,6 +122,7 @@ class RunBeginning(SaveConfigCallback):
         data = getattr(trainer, "datamodule", None)
         if stage == "fit" and isinstance(data, ImageDataModule):
             data.check_files()
+            data.warn_of_left_out()
             data.warn_of_duplicates()
 
     @rank_zero_only

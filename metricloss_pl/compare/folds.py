@@ -51,6 +51,10 @@ class FoldDataModule(ImageDataModule):
         """Those of the source."""
         return self.source.class_names
 
+    def left_out(self) -> list[str]:
+        """What the source says."""
+        return self.source.left_out()
+
     def prepare_data(self) -> None:
         self.source.prepare_data()
 

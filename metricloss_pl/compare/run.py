@@ -257,7 +257,7 @@ def _check_parts(worker: Worker, plan: Plan, missing: Sequence[Run], facts: dict
             same = frozenset((pair.name, pair.earlier_name))
             if same not in pairs or pair.part != pair.earlier_part:  # a pair may be parted in one division alone
                 pairs[same] = pair
-    facts["warnings"] = describe_duplicates(pairs.values(), data.class_names)
+    facts["warnings"] = data.left_out() + describe_duplicates(pairs.values(), data.class_names)
 
 
 def _with_all_images(worker: Worker, run: Run) -> ImageDataModule:

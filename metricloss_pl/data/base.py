@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch.utils.data import DataLoader
 from metricloss_pl.data.augment import Augmentation
 from metricloss_pl.data.dataset import ImageDataset, Views, as_it_is
 from metricloss_pl.data.duplicates import Duplicate, describe_duplicates, find_duplicates
-from metricloss_pl.data.reading import UnreadableImages, check_readable, image_files
+from metricloss_pl.data.reading import UnreadableImages, check_readable, describe_unread, image_files
 from metricloss_pl.data.sampler import EvaluationSampler, TrainSampler, process_group
 from metricloss_pl.data.samples import Samples, Statistics, check_samples, check_statistics, concatenate
 from metricloss_pl.data.splits import choose_per_class, split_off
@@ -139,7 +140,7 @@ class ImageDataModule(LightningDataModule, ABC):
 
     @property
     def hierarchy(self) -> str | None:
-        """File of a hierarchy whose leaves are called as the classes, where the set brings one; it may be missing."""
+        """File of a hierarchy of the classes, where the set brings one; it may be missing."""
         return None
 
     @property
@@ -188,11 +189,16 @@ class ImageDataModule(LightningDataModule, ABC):
             f"({each} training images a class{grouped})"
         )
 
+    def in_memory(self, part: str) -> bool:
+        """Whether the images of a part are kept decoded, once it is set up."""
+        self.samples(part)
+        return self._stores[part].images is not None
+
     def duplicates(self) -> list[Duplicate]:
-        """Finds images that stand in more than one of the training, validation and test parts, or under two classes.
+        """Finds images that stand twice or more: in two parts, under two classes, or within one class of one part.
 
         Parts that are not set up yet are listed for it, and none is decoded. Files are compared byte for byte. Each
-        image is given once, with the first like it.
+        image but the first of its like is given once, with that one.
         """
         return find_duplicates(self._labelled_parts())
 
@@ -203,8 +209,16 @@ class ImageDataModule(LightningDataModule, ABC):
         """
         parts = self._labelled_parts()  # in every process, so that all fail alike
         if getattr(rank_zero_only, "rank", 0) == 0:
-            for line in describe_duplicates(find_duplicates(parts), self.class_names):
-                rank_zero_warn(f"{type(self).__name__}: {line}")
+            self._warn(describe_duplicates(find_duplicates(parts), self.class_names))
+
+    def left_out(self) -> list[str]:
+        """Says what stands among the images and is not used, a line each; nothing where a list says what is used."""
+        return []
+
+    def warn_of_left_out(self) -> None:
+        """Warns in the first process of what `left_out` finds. A training on the command line begins with it."""
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            self._warn(self.left_out())
 
     def check_files(self) -> None:
         """Decodes each image file that is in use and not in memory, the test part's too, and keeps nothing.
@@ -312,6 +326,10 @@ class ImageDataModule(LightningDataModule, ABC):
         if part == "val" and not self.has_validation:
             return "val_fraction is 0"
         return f'call setup("{stage}") first'
+
+    def _warn(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            rank_zero_warn(f"{type(self).__name__}: {line}")
 
     def _read(self, part: Part) -> Samples | None:
         samples = self.read(part)
@@ -436,6 +454,7 @@ class ImageDataModule(LightningDataModule, ABC):
         if "predict" in self._parts:
             return
         files = image_files(self.predict_dir)
+        self._warn(describe_unread(Path(self.predict_dir), [Path(self.predict_dir)]))
         names = [path.relative_to(self.predict_dir).as_posix() for path in files]
         labels = torch.full((len(files),), -1, dtype=torch.int64)
         self._add({"predict": Samples(images=files, labels=labels, names=names)})

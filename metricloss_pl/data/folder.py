@@ -9,7 +9,7 @@ import torch
 
 from metricloss_pl.data.base import PART_NAMES, ImageDataModule, Part
 from metricloss_pl.data.held_out import check_test_fraction, hold_out_test
-from metricloss_pl.data.reading import image_files
+from metricloss_pl.data.reading import IMAGE_EXTENSIONS, describe_unread, image_files, not_used, shown_files
 from metricloss_pl.data.samples import Samples
 from metricloss_pl.errors import UserError
 
@@ -19,7 +19,7 @@ class ImageFolderDataModule(ImageDataModule):
     """A folder of images: `root/<class>/*`, or `root/train/<class>/*` and likewise `root/test` and perhaps `root/val`.
 
     The classes are the folders' names, sorted. Images may lie deeper inside a class's folder; hidden files and files
-    that are no images are passed over. A hierarchy of the classes may stand in `root/hierarchy.txt`.
+    that are no images are passed over (see `left_out`). A hierarchy of the classes may stand in `root/hierarchy.txt`.
 
     Args:
         root: The folder. `val` may also be called `valid` or `validation`.
@@ -56,6 +56,25 @@ class ImageFolderDataModule(ImageDataModule):
         if part == "val" or "test" in self._folders:
             return self._list(part) if part in self._folders else None
         return hold_out_test(self._list("train"), part, self.test_fraction)
+
+    def left_out(self) -> list[str]:
+        """Says which files of unknown kinds, images beside the class folders and folders beside the parts go unused."""
+        root, parts, classes = self._root, list(self._folders.values()), self._class_names
+        loose = sorted(
+            path
+            for folder in {root, *parts}
+            for path in shown_files(folder, "*")
+            if path.suffix.lower() in IMAGE_EXTENSIONS
+        )
+        beside = [root / name for name in _subfolders(root)] if root not in parts else []
+        unknown = [
+            folder for folder in beside if folder not in parts and any((folder / name).is_dir() for name in classes)
+        ]
+        return [
+            *describe_unread(root, [part / name for part in parts for name in classes]),
+            *not_used("image", "in no class's folder", "move or remove", loose, root),
+            *not_used("folder", "of classes", "the parts are called train, val and test", unknown, root),
+        ]
 
     def _list(self, part: Part) -> Samples:
         files: list[Path] = []

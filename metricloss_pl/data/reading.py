@@ -20,8 +20,11 @@ from metricloss_pl.errors import UserError, reason
 if TYPE_CHECKING:
     from PIL import Image
 
-IMAGE_EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+IMAGE_EXTENSIONS = (
+    ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
+)  # fmt: skip
 DECODING_THREADS = 8
+_COMPANIONS = (".csv", ".db", ".html", ".ini", ".json", ".md", ".txt", ".xml", ".yaml", ".yml")  # lie among images
 _NAMED = 5  # of many unreadable files
 _DEEP_MODES = ("I", "F")  # first letter of Pillow's modes of more than 8 bits: I, I;16, I;16B, I;16L, I;16N, F
 
@@ -35,16 +38,32 @@ def image_files(folder: str | Path) -> list[Path]:
     root = Path(folder)
     if not root.is_dir():
         raise UserError(f"no folder {root}: a folder of images is needed")
-    files = sorted(
-        path
-        for path in root.rglob("*")
-        if path.suffix.lower() in IMAGE_EXTENSIONS
-        and path.is_file()
-        and not any(name.startswith(".") for name in path.relative_to(root).parts)  # such as .ipynb_checkpoints
-    )
+    files = sorted(path for path in shown_files(root) if path.suffix.lower() in IMAGE_EXTENSIONS)
     if not files:
         raise UserError(f"no image in {root}: files ending in {', '.join(IMAGE_EXTENSIONS)} are looked for")
     return files
+
+
+def shown_files(folder: Path, pattern: str = "**/*") -> Iterator[Path]:
+    """The files in a folder that match a pattern, but for what is hidden, such as .ipynb_checkpoints."""
+    for path in folder.glob(pattern):
+        if path.is_file() and not any(name.startswith(".") for name in path.relative_to(folder).parts):
+            yield path
+
+
+def describe_unread(root: Path, folders: Iterable[Path]) -> list[str]:
+    """The line on files under some folders of `root` that may be images of a kind that is not read, or none."""
+    known = IMAGE_EXTENSIONS + _COMPANIONS
+    unread = sorted(path for folder in folders for path in shown_files(folder) if path.suffix.lower() not in known)
+    return not_used("file", "of a kind that is not read", "convert to .jpg or .png, or remove", unread, root)
+
+
+def not_used(thing: str, why: str, remedy: str, paths: Sequence[Path], root: Path) -> list[str]:
+    """The line on paths in `root` that are not used, or none: "not used: 2 files of ..., such as 'a.heic'; convert"."""
+    if not paths:
+        return []
+    things = f"{len(paths)} {thing}{'s' if len(paths) > 1 else ''}"
+    return [f"not used: {things} {why}, such as {paths[0].relative_to(root).as_posix()!r}; {remedy}"]
 
 
 @contextmanager

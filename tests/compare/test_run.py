@@ -450,6 +450,7 @@ def test_images_that_stand_twice_are_looked_for_in_every_fold(tmp_path, capsys, 
         for number in range(3):
             shutil.copy(root / name / f"{number}.png", root / name / f"{number}-again.png")
     shutil.copy(root / "cat" / "5.png", root / "dog" / "stray.png")
+    (root / "dog" / "scan.heic").touch()
     monkeypatch.chdir(tmp_path)
     flags = ["--only", "[softmax]", "--seeds", "[0]", "--steps", "1", "--tuning.trials", "1", "--dry_run", "true"]
     decoded: list[Path] = []
@@ -465,13 +466,15 @@ def test_images_that_stand_twice_are_looked_for_in_every_fold(tmp_path, capsys, 
     folds = fold_numbers(concatenate(*images), 6, 0, data.class_names)
     of = dict(zip([*images[0].names, *images[1].names], folds, strict=True))
     again = [name for name in of if "again" in name]
-    parted = sum(of[name] != of[name.replace("-again", "")] for name in again)
-    assert parted > 2
-    parted += of["dog/stray.png"] != of["cat/5.png"]
+    parted_again = sum(of[name] != of[name.replace("-again", "")] for name in again)
+    assert parted_again > 2
+    parted = parted_again + (of["dog/stray.png"] != of["cat/5.png"])
     main(["compare", "--data_root", str(root), *flags, "--folds", "6", "--overrides", '{"data.image_size": 16}'])
     screen = capsys.readouterr().out
     assert f"warning: {parted} images stand in more than one part" in screen
     assert "warning: 1 image stands under two classes" in screen
+    assert ("again within a part" in screen) == (parted_again < len(again))
+    assert screen.count("warning: not used: 1 file of a kind that is not read, such as 'dog/scan.heic'") == 1
     assert len(decoded) == len(set(decoded)) == len(of)
 
 

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from metricloss_pl.data import duplicates
 from metricloss_pl.data.augment import HorizontalFlip, ShiftCrop
 from metricloss_pl.data.duplicates import Duplicate
 from metricloss_pl.data.samples import Samples, Statistics
@@ -389,6 +390,7 @@ def test_duplicates_of_arrays(toy: Make, official: dict[str, Samples]) -> None:
     assert module.duplicates() == [
         Duplicate("test", "test[3]", labels["test"][3], "train", "train[17]", labels["train"][17]),
         Duplicate("test", "test[4]", labels["test"][4], "val", "val[2]", labels["val"][2]),
+        Duplicate("test", "test[6]", labels["test"][6], "test", "test[5]", labels["test"][5]),
     ]
     with pytest.warns(UserWarning, match=r"2 images .*test\[3\] \(test\) = train\[17\] \(train\)"):
         module.warn_of_duplicates()
@@ -413,7 +415,7 @@ def test_duplicates_warn_with_three_pairs_at_most(toy: Make, samples: Make) -> N
     assert "\n" not in message
 
 
-def test_duplicates_of_files(toy: Make, tmp_path: Path) -> None:
+def test_duplicates_of_files(toy: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def files(part: str, seeds: list[int]) -> Samples:
         paths = []
         for index, seed in enumerate(seeds):
@@ -422,8 +424,17 @@ def test_duplicates_of_files(toy: Make, tmp_path: Path) -> None:
         labels = torch.arange(len(paths)) % 3
         return Samples(images=paths, labels=labels, names=[path.name for path in paths])
 
-    module = toy(parts={"train": files("train", [0, 1, 2]), "test": files("test", [5, 1, 6])}, val_fraction=0)
-    assert module.duplicates() == [Duplicate("test", "test1.bmp", 1, "train", "train1.bmp", 1)]
+    module = toy(parts={"train": files("train", [0, 1, 2]), "test": files("test", [5, 1, 6, 7, 8, 6])}, val_fraction=0)
+    assert module.duplicates() == [
+        Duplicate("test", "test1.bmp", 1, "train", "train1.bmp", 1),
+        Duplicate("test", "test5.bmp", 2, "test", "test2.bmp", 2),
+    ]
+    read: list[Path] = []
+    digest = duplicates._file_digest
+    monkeypatch.setattr(duplicates, "_file_digest", lambda path: read.append(path) or digest(path))
+    (tmp_path / "train0.bmp").write_bytes(b"of another size")
+    assert len(module.duplicates()) == 2
+    assert len(read) == 8  # what has a size of its own need not be read
     of_two_classes = toy(parts={"train": files("train", [0, 1, 2, 0, 1, 1])}, val_fraction=0)  # the last of both
     with pytest.warns(
         UserWarning, match=r": 1 image stands under .*: train5.bmp \(train, cat\) = train1.bmp \(train, bee"
@@ -436,7 +447,7 @@ def test_one_picture_under_two_classes(toy: Make, samples: Make) -> None:
     ants, bees = ((train.labels == label).nonzero().flatten().tolist() for label in (0, 1))
     images, of_test = train.images.clone(), test.images.clone()
     images[bees[0]] = images[ants[0]]
-    images[ants[2]] = images[ants[1]]  # the same class: nothing to tell
+    images[ants[2]] = images[ants[1]]
     of_test[(test.labels == 2).nonzero()[0]] = images[ants[3]]
     parts = {"train": replace(train, images=images), "test": replace(test, images=of_test)}
     module = toy(parts=parts, val_fraction=0)
@@ -451,6 +462,8 @@ def test_one_picture_under_two_classes(toy: Make, samples: Make) -> None:
         "ToyDataModule: 2 images stand under two classes, of which one must be wrong: "
         f"train[{pair[1]}] (train, {names[1]}) = train[{pair[0]}] (train, {names[0]}), "
         f"train[{cat}] (test, cat) = train[{ants[3]}] (train, ant)",
+        "ToyDataModule: 1 image stands again within a part, where the same picture counts more than once: "
+        f"train[{ants[2]}] = train[{ants[1]}] (train)",
     ]
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,51 @@ def test_hidden_and_foreign_files_are_ignored_and_subfolders_searched(tmp_path):
     (tmp_path / "train" / ".cache").mkdir()
     data = ImageFolderDataModule(root=str(tmp_path))
     assert names(data, "train") == ["train/cat/0.png", "train/cat/deep/er/9.JPG", "train/dog/0.png"]
+
+
+def test_what_is_not_used_is_said(tmp_path):
+    root = make_folder(tmp_path, images=1)
+    for name in ("hierarchy.txt", "scan.heic", "cat/.DS_Store", "cat/Thumbs.db", "cat/.a.avif", "cat/.old/a.avif"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).touch()
+    make_image(root / ".shadow.png", 16, 0)
+    data = ImageFolderDataModule(root=str(root), test_fraction=0.5)
+    assert data.left_out() == []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data.warn_of_left_out()
+    for name in ("cat/deep/2.HEIC", "cat/b.avif", "dog/photo.jpg?size=large"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).touch()
+    make_image(root / "loose.png", 16, 0)
+    unread, loose = data.left_out()
+    assert unread.startswith("not used: 3 files of a kind that is not read, such as 'cat/b.avif'; convert to ")
+    assert loose == "not used: 1 image in no class's folder, such as 'loose.png'; move or remove"
+    with pytest.warns(UserWarning, match="^ImageFolderDataModule: not used: ") as caught:
+        data.warn_of_left_out()
+    assert len(caught) == 2
+
+
+def test_what_is_not_used_beside_the_parts(tmp_path):
+    root = make_folder(tmp_path, images=1, parts=("train", "dev", "test"))
+    make_image(root / "notes" / "figure.png", 16, 0)
+    make_image(root / "test" / "10.png", 16, 0)
+    make_image(root / "test" / "9.png", 16, 0)
+    (root / "test" / "dog" / "1.nef").touch()
+    assert [line.partition(";")[0] for line in ImageFolderDataModule(root=str(root)).left_out()] == [
+        "not used: 1 file of a kind that is not read, such as 'test/dog/1.nef'",
+        "not used: 2 images in no class's folder, such as 'test/10.png'",
+        "not used: 1 folder of classes, such as 'dev'",
+    ]
+
+
+def test_a_jpeg_as_browsers_call_it_is_read(tmp_path):
+    root = make_folder(tmp_path, images=1)
+    make_image(root / "cat" / "1.jpg", 16, 1)
+    (root / "cat" / "1.jpg").rename(root / "cat" / "1.JFIF")
+    data = ImageFolderDataModule(root=str(root), test_fraction=0.4, val_fraction=0)
+    assert sorted(names(data, "train") + names(data, "test")) == ["cat/0.png", "cat/1.JFIF", "dog/0.png"]
+    data.check_files()
 
 
 def test_batches(tmp_path):

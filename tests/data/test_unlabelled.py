@@ -33,7 +33,9 @@ def test_images_are_prepared_as_those_of_the_checkpoint(folder: Path, tmp_path: 
     assert module.image_format == FACTS
     assert module.class_names == ["ant", "bee"]
     assert module.num_classes == 2
-    module.setup("predict")
+    (folder / "deep" / "c.heic").touch()
+    with pytest.warns(UserWarning, match=r"not used: 1 file of .* 'deep/c.heic'"):
+        module.setup("predict")
     assert module.predict_files == ["a.PNG", "deep/b.jpg", "z.png"]
     batches = list(module.predict_dataloader())
     assert [images.shape for images, _, _ in batches] == [(2, 1, 8, 8), (1, 1, 8, 8)]
