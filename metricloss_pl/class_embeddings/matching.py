@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -10,6 +11,7 @@ from metricloss_pl.files import FilePath, Line, read_lines
 
 __all__ = ["match_classes", "read_class_list", "read_pairs"]
 
+_NAMED = 3  # of many classes or ids
 _COMMENT = re.compile(r"(?<!\s)(\s+\?|\s+\([^()]*\))+$")
 
 
@@ -49,19 +51,33 @@ def match_classes(
     numbered = {name: numbers.get(number.lstrip("0")) for name, number in leading.items()}
     rules: list[Mapping[str, str | None]] = [same, of_listed, numbered]
     chosen = max(([rule.get(name) for name in class_names] for rule in rules), key=lambda keys: len({*keys} - {None}))
+    if lacking := [name for name, key in zip(class_names, chosen, strict=True) if key is None]:
+        what = "an inner node" if lacking[0] in inner else f"no {entry[0]}"
+        others = f"; not so {_some(lacking[1:])}" if len(lacking) > 1 else ""
+        called, used = {key: name for name, key in of_listed.items()}, set(chosen)
+        left = _nearest_first([called.get(key, key) for key in ids if key not in used], lacking[:_NAMED])
+        which = f"{entry[1]} without a class: {_some(left)}" if left else f"all {entry[1]} are other classes"
+        raise UserError(
+            f"class {lacking[0]!r} is {what} of {source} ({len(chosen) - len(lacking)} of {len(chosen)} classes are "
+            f"{entry[1]}{others}); {which}; mend the names, or give class_list, a file of lines <id> <class name>"
+        )
     owner: dict[str, str] = {}
     for name, key in zip(class_names, chosen, strict=True):
-        if key is None:
-            what = "an inner node" if name in inner else f"no {entry[0]}"
-            right = len(chosen) - chosen.count(None)
-            raise UserError(
-                f"class {name!r} is {what} of {source} ({right} of {len(chosen)} classes are {entry[1]}): {entry[1]} "
-                f"are {', '.join(map(repr, ids[:3]))}, ...; a class list may say which is which"
-            )
+        assert key is not None
         if key in owner:
             raise UserError(f"classes {owner[key]!r} and {name!r} are both the {entry[0]} {key!r} of {source}")
         owner[key] = name
     return list(owner)
+
+
+def _nearest_first(names: list[str], wanted: Sequence[str]) -> list[str]:
+    """The names, those first that are like one of the wanted."""
+    near = [match for name in wanted for match in difflib.get_close_matches(name, names, n=1)]
+    return list(dict.fromkeys([*near, *names]))
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:_NAMED])) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 
 
 def _of_one(pairs: Iterator[tuple[str, str]]) -> dict[str, str]:

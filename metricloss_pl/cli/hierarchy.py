@@ -15,6 +15,7 @@ from metricloss_pl.screen import print_rows, short
 __all__ = ["show_hierarchy"]
 
 _MAX_DRAWN = 1000
+_MAX_LINES = 60
 
 
 def show_hierarchy(
@@ -26,7 +27,7 @@ def show_hierarchy(
     picture: str | None = None,
     save: str | None = None,
 ) -> None:
-    """Prints the classes, levels, heights and similarities of a class hierarchy.
+    """Prints the classes, levels, heights and similarities of a class hierarchy, and its tree, in the indented form.
 
     Args:
         path: The file: lines ``<parent> <child>`` or ``<child> <parent>``, or an indented tree; or a name: cub-flat,
@@ -34,7 +35,7 @@ def show_hierarchy(
         format: How to read it; ``auto`` tells the three apart.
         class_list: File of lines ``<id> <class name>``.
         allow_dag: Whether nodes may have several parents; each keeps the one furthest from the root.
-        tree: Whether to print the tree too.
+        tree: Whether to print the whole tree, also where it has more than 60 lines.
         picture: File to draw the matrix of similarities into, .png, .svg or .pdf, classes in the order of the tree (a
             part of them where they are more than 1000).
         save: File to write the tree into, indented, by the ids.
@@ -61,10 +62,13 @@ def show_hierarchy(
             ("similarity", f"{', '.join(similarities)} of the pairs"),
         ]
     )
-    if tree:
-        print()
-        for node in hierarchy.nodes:
-            print(f"{'--' * hierarchy.levels[node]} {names[node]} (height {hierarchy.heights[node]})".lstrip())
+    print()
+    shown = hierarchy.nodes if tree else hierarchy.nodes[:_MAX_LINES]
+    for node in shown:
+        height = f" (height {hierarchy.heights[node]})" if node in hierarchy.children else ""
+        print(f"{'--' * hierarchy.levels[node]} {names[node]}{height}".lstrip())
+    if len(shown) < len(hierarchy.nodes):
+        print(f"# and {len(hierarchy.nodes) - len(shown)} more lines, shown by --tree true")
     if picture is not None:
         from metricloss_pl import plots
 

@@ -39,6 +39,11 @@ class NABirdsDataModule(ArchiveDataModule):
     )
     statistics = Statistics(classes=555, train=23929, test=24633, images_per_class=(4, 60))
 
+    @property
+    def hierarchy(self) -> str:
+        """The file `hierarchy.txt`, whose leaves are numbers; `classes.txt` beside it is the class list to it."""
+        return str(Path(self.root).expanduser() / self.folder / "hierarchy.txt")
+
     def read_index(self, folder: Path) -> Index:
         """Reads the index files, which are like CUB's; classes without images are the inner nodes of a hierarchy."""
         return read_bird_index(folder, image_id=r"[0-9a-f-]+")

@@ -373,10 +373,10 @@ def test_a_class_list_as_an_editor_leaves_it(end, tmp_path):
     [
         (
             ["a1", "x", "b1"],
-            r"class 'x' is no leaf of .*tree.txt \(2 of 3 classes are leaves\): leaves are 'a1', 'a2', 'b1'",
+            r"class 'x' is no leaf of .*tree.txt \(2 of 3 classes are leaves\); leaves without a class: 'a2'",
         ),
         (["a1", "C"], "class 'C' is an inner node of "),
-        (["cat", "dog"], r"class 'cat' is no leaf of .* \(0 of 2 classes are leaves\)"),
+        (["cat", "dog"], r"class 'cat' is no leaf of .* \(0 of 2 classes are leaves; not so 'dog'\)"),
         (["first", "a1"], "class 'first' is no leaf"),
         (["a1", "b1", "a1"], "classes 'a1' and 'a1' are both the leaf 'a1'"),
     ],
@@ -386,6 +386,25 @@ def test_a_class_that_is_no_leaf(names, message, tmp_path):
     with pytest.raises(UserError, match=message) as caught:
         tree.leaves_of(names)
     assert "\n" not in str(caught.value)
+
+
+def test_what_may_be_meant_is_said_first():
+    birds = ["albatross", "crow", "jay", "malard", "gul", "wren", "finch"]
+    tree = Hierarchy.from_pairs([("bird", bird) for bird in birds])
+    with pytest.raises(UserError) as caught:
+        tree.leaves_of(["crow", "gull", "jay", "mallard"])
+    assert str(caught.value) == (
+        "class 'gull' is no leaf of the hierarchy (2 of 4 classes are leaves; not so 'mallard'); leaves without a "
+        "class: 'gul', 'malard', 'albatross' and 2 more; mend the names, or give class_list, a file of lines <id> "
+        "<class name>"
+    )
+    listed = Hierarchy.from_pairs(
+        [("0", str(n)) for n in range(1, 8)], {str(n): bird for n, bird in enumerate(birds, 1)}
+    )
+    with pytest.raises(UserError, match=r"; leaves without a class: 'malard', 'albatross', 'gul' and 2 more;"):
+        listed.leaves_of(["crow", "jay", "mallard"])
+    with pytest.raises(UserError, match=r"'owl' is no leaf .* \(7 of 8 .*\); all leaves are other classes;"):
+        tree.leaves_of([*birds, "owl"])
 
 
 def test_two_classes_of_one_leaf(tmp_path):

@@ -87,8 +87,9 @@ def test_classes_as_the_data_sets_call_them(web, tmp_path):
     birds = CUB200DataModule(root=str(tmp_path)).class_names
     assert open_hierarchy("cub-deep").leaves_of(birds[:2]) == ["1", "2"]
     make_nab(tmp_path)  # whose hierarchy comes with it
-    folder, names = tmp_path / "nabirds", NABirdsDataModule(root=str(tmp_path)).class_names
-    tree = open_hierarchy(folder / "hierarchy.txt", folder / "classes.txt")
+    folder, data = tmp_path / "nabirds", NABirdsDataModule(root=str(tmp_path))
+    names = data.class_names
+    tree = open_hierarchy(data.hierarchy, folder / "classes.txt")
     assert tree.leaves_of(names) == ["295", "296", "297", "298"]
     assert tree.parents == {"1": "0", **dict.fromkeys(["295", "296", "297", "298"], "1")}
 

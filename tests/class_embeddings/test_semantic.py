@@ -308,7 +308,7 @@ def test_rows_are_found_by_the_classes(suffix, tmp_path):
     assert stored(file, ["020.Cardinal", "001.Albatross"]).tolist() == ARRAY[[2, 1]].tolist()
     (tmp_path / "names.txt").write_text("1 crow\n20 jay\n3 gull\n")
     assert stored(file, ["gull", "jay", "crow"], tmp_path / "names.txt").tolist() == ARRAY[[0, 2, 1]].tolist()
-    message = r"class 'cow' is no row of embeddings .* \(1 of 2 classes are rows\): rows are '3', '1', '20'"
+    message = r"class 'cow' is no row of embeddings .* \(1 of 2 classes are rows\); rows without a class: '3', '20';"
     with pytest.raises(UserError, match=message):
         stored(file, ["1", "cow"])
     assert not are_embeddings("tree.txt")
