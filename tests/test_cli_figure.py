@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
+from metricloss_pl import plots
 from metricloss_pl.cli import main
 from tests.compare.simulated import make_results
 
@@ -23,6 +25,22 @@ def test_figures_of_the_losses(name, tmp_path, monkeypatch, capsys):
     assert f"{name}.png" in capsys.readouterr().out
     with Image.open(tmp_path / f"{name}.png") as picture:
         assert min(picture.size) > 300
+
+
+def test_pair_weights_are_the_derivatives_that_their_legend_says(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "pair_weights", lambda *given: drawn.append(given) or Figure())
+    main(["figure", "pair-weights", f"--out={tmp_path / 'weights.png'}"])
+    ((distances, weights),) = drawn
+    assert [name.partition(":")[0] for name in weights] == ["log1p", "log", "margin", "negative"]
+    squares, step = distances**2, 1e-4 * distances**2
+    smooth = abs(squares - 1) > 1e-3  # but for the margin
+    for name, values in weights.items():
+        formula = name.partition("g = ")[2].replace("d²", "x")
+        above, below = (
+            eval(formula, {"log": np.log, "min": np.minimum, "x": x}) for x in (squares + step, squares - step)
+        )
+        np.testing.assert_allclose(values[smooth], ((above - below) / (2 * step))[smooth], rtol=1e-5)
 
 
 def test_the_report_and_the_maps_of_a_comparison(tmp_path, capsys):
@@ -50,5 +68,6 @@ def test_mistakes(tmp_path, capsys, monkeypatch):
     assert "plan.json can't be read" in refusal(capsys, "report", str(tmp_path))
     assert "--results is missing" in refusal(capsys, "figure", "embeddings")
     assert "must end in .png, .svg or .pdf" in refusal(capsys, "figure", "pair-weights", "--out=x.gif")
+    assert "--results gone is no folder of a comparison: " in refusal(capsys, "figure", "embeddings", "--results=gone")
     assert "center-weights" in refusal(capsys, "figure", "center-weights")
     assert list(tmp_path.iterdir()) == []

@@ -26,6 +26,7 @@ _SURFACES: dict[str, Callable[..., Tensor]] = {
     "softmax cross-entropy": F.cross_entropy,
     "cosine loss": F.cosine_loss,
 }
+_PAIR_TERMS = {"log1p": "log(1 + d²)", "log": "log(d²)", "margin": "min(d², 1)", "negative": "d²"}
 
 
 def draw_figure(
@@ -41,7 +42,7 @@ def draw_figure(
             Denzler 2020, Figure 1). ``pair-weights``: how much two embeddings of different classes push each other, by
             their distance, with each inter term of the standalone center loss. ``embeddings``: the test embeddings of
             each variant of a comparison side by side, such as one over center weights (Wen et al. 2016, Figure 5).
-        out: File to write, .png, .svg or .pdf; by default the figure's name and .png.
+        out: File to write, .png, .svg or .pdf; by default the figure's name and .png, in the working folder.
         results: For ``embeddings``: folder of the comparison.
         samples_per_class: For ``embeddings``: which size of the comparison; by default the largest.
 
@@ -63,7 +64,9 @@ def _of_losses(figure: str) -> Figure:
         axis = torch.linspace(-_HALF, _HALF, _POINTS)
         return plots.loss_surfaces({name: surface(loss, axis).numpy() for name, loss in _SURFACES.items()}, _HALF)
     distances = torch.logspace(-2, 2, 400, dtype=torch.float64)
-    weights = {term: pair_weight(term, distances).numpy() for term in get_args(F.PairTerm)}
+    weights = {
+        f"{term}: g = {_PAIR_TERMS[term]}": pair_weight(term, distances).numpy() for term in get_args(F.PairTerm)
+    }
     return plots.pair_weights(distances.numpy(), weights)
 
 
@@ -75,6 +78,8 @@ def _embeddings(results: str | None, samples_per_class: int | None) -> Figure:
 
     if results is None:
         raise UserError("--results is missing: embeddings are drawn from the folder of a comparison")
+    if not (Path(results) / "plan.json").is_file():
+        raise UserError(f"--results {results} is no folder of a comparison: compare makes them, as runs/compare/<data>")
     comparison = read(Path(results))
     size = comparison.sizes[-1] if samples_per_class is None else samples_per_class
     if size not in comparison.sizes:

@@ -88,7 +88,7 @@ def pair_weights(distances: Array, weights: Mapping[str, Array]) -> Figure:
     ax.set_yscale("log")
     ax.set_xlim(distances[0], distances[-1])
     ax.set_ylim(1e-2, 1e2)
-    ax.set_xlabel("distance of the pair", fontsize=10, color=INK)
-    ax.set_ylabel("weight of the pair", fontsize=10, color=INK)
+    ax.set_xlabel("distance d of a pair of different classes", fontsize=10, color=INK)
+    ax.set_ylabel("weight of the pair: derivative of g by d²", fontsize=10, color=INK)
     ax.legend(frameon=False, fontsize=10, labelcolor=INK)
     return figure
