@@ -4,6 +4,7 @@ import json
 import pickle
 import re
 import shutil
+import sys
 import warnings
 from pathlib import Path
 
@@ -11,13 +12,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from lightning.pytorch.trainer.connectors import data_connector
 from PIL import Image
 
 from metricloss_pl.class_embeddings import Hierarchy, published, semantic
 from metricloss_pl.cli import main
+from metricloss_pl.cli.run import less_noise
 from metricloss_pl.download import Resource
 from metricloss_pl.errors import UserError
-from tests.helpers import make_folder, md5
+from tests.helpers import make_folder, make_nab, md5
 from tests.test_cli import CONFIGS, QUIET, fit, refusal
 
 TREE = "digit\n-- loops\n---- 0\n---- two loops\n------ 6\n------ 8\n------ 9\n-- straight\n---- 1\n---- 4\n---- 7\n"
@@ -46,7 +49,9 @@ def test_a_hierarchy_named_by_a_config(model_file, tmp_path, capsys):
     assert metrics.keys() >= MEASURES
     assert 0 < metrics["test/accuracy"] < metrics["test/hierarchical_accuracy"] < 1
     assert 1 <= metrics["test/mistake_severity"] <= 3
-    assert "test/hierarchical_accuracy" in capsys.readouterr().out
+    screen = capsys.readouterr().out
+    for name in metrics:
+        assert re.search(rf"(?m)^(best )?{name} +{metrics[name]:.4f}$", screen), name
     named = yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["class_embeddings"]
     assert named == str(tree)
 
@@ -137,7 +142,7 @@ def test_embeddings_from_a_file(tmp_path, monkeypatch, capsys):
     config = ["fit", f"--config={CONFIGS / 'digits_cosine.yaml'}", "--trainer.callbacks=null"]
     line = refusal(capsys, *config, "--model.class_embeddings=e.pkl")
     assert "class '4' is no row of embeddings " in line
-    assert "(9 of 10 classes are rows): rows are '9', '0', '3', ..." in line
+    assert "(9 of 10 classes are rows); rows without a class: '10'; mend the names, or give class_list" in line
 
 
 def test_a_folder_of_ones_own_with_its_hierarchy(tmp_path, monkeypatch, capsys):
@@ -151,8 +156,29 @@ def test_a_folder_of_ones_own_with_its_hierarchy(tmp_path, monkeypatch, capsys):
     line = refusal(capsys, *command)
     assert "class_embeddings is 'semantic', and there is no other/hierarchy.txt: write the hierarchy there" in line
     assert "--model.class_embeddings" in line
+    misspelt = tree.replace("carrion", "carion")
+    (root / "hierarchy.txt").write_text(misspelt)
+    line = refusal(capsys, *command)
+    assert (
+        f"class 'carrion crow' is no leaf of hierarchy {Path.cwd()}/other/hierarchy.txt (3 of 4 classes are leaves);"
+        in line
+    )
+    assert "; leaves without a class: 'carion crow';" in line
     (root / "hierarchy.txt").write_text(tree, encoding="utf-8-sig", newline="\r\n")
-    main([*command, *QUIET])
+    (root / "cow" / "11.heic").touch()
+    shutil.copy(root / "cow" / "0.png", root / "cow" / "0 (copy).png")
+    shutil.copy(root / "cow" / "0.png", root / "cow" / "0 (other copy).png")
+    show_warnings(monkeypatch)
+    monkeypatch.setattr(data_connector, "suggested_max_num_workers", lambda devices: 7)
+    warnings.filterwarnings("always", message=".*does not have many workers")  # as outside of pytest
+    main([*command, "--data.cache_gb=0", *QUIET])
+    shown = capsys.readouterr()
+    unused, *twice = [line for line in shown.err.splitlines() if "ImageFolderDataModule" in line]
+    assert unused.startswith("warning: ImageFolderDataModule: not used: 1 file of")
+    assert all(re.match(r"warning: ImageFolderDataModule: \d images? stand.* cow/0 ?", line) for line in twice)
+    assert 1 <= len(twice) <= 2  # where the copies stand, the split decides
+    assert "workers" not in shown.err
+    assert re.search(r"(?m)^images +decoded anew for each batch: raise --data.cache_gb or ", shown.out)
     run = tmp_path / "runs" / "folder_semantic_cosine" / "version_0"
     checkpoint = run / "checkpoints" / "best.ckpt"
     saved = torch.load(checkpoint, weights_only=True)
@@ -167,6 +193,50 @@ def test_a_folder_of_ones_own_with_its_hierarchy(tmp_path, monkeypatch, capsys):
     (root / "hierarchy.txt").unlink()
     main(["predict", f"--ckpt_path={checkpoint}", "--data.predict_dir=other/cow", *QUIET])
     assert yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["class_embeddings"] == "semantic"
+
+
+def show_warnings(monkeypatch):
+    """On standard error, as Python shows them outside of pytest."""
+
+    def show(message, category, filename, lineno, file=None, line=None):
+        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
+
+    monkeypatch.setattr(warnings, "showwarning", show)
+
+
+def test_a_warning_to_users_is_one_line_and_any_other_names_its_place(monkeypatch, capsys):
+    before = warnings.formatwarning
+    show_warnings(monkeypatch)
+    with less_noise():
+        warnings.warn("of two\n  lines", UserWarning, stacklevel=1)
+        warnings.warn("about code", RuntimeWarning, stacklevel=1)
+    said, *place = capsys.readouterr().err.splitlines()
+    assert said == "warning: of two lines"
+    assert re.fullmatch(r".*test_cli_hierarchy.py:\d+: RuntimeWarning: about code", place[0])
+    assert warnings.formatwarning is before
+
+
+@pytest.mark.usefixtures("miniatures")
+def test_the_hierarchy_of_nabirds(tmp_path, monkeypatch, capsys):
+    """Its leaves are numbers, so that its class list is needed."""
+    monkeypatch.chdir(tmp_path)
+    make_nab(tmp_path / "data", classes=2)
+    command = ["fit", f"--config={CONFIGS / 'folder_semantic_cosine.yaml'}", "--data=NABirdsDataModule"]
+    command += [
+        "--data.root=data",
+        "--data.image_size=16",
+        "--data.resize=16",
+        "--trainer.max_epochs=1",
+        "--trainer.callbacks=null",
+    ]
+    line = refusal(capsys, *command)
+    file = tmp_path / "data" / "nabirds" / "hierarchy.txt"
+    assert f"class 'Wood Duck (Plumage 0)' is no leaf of hierarchy {file} (0 of 2 classes are " in line
+    assert "leaves without a class: '295', '296'; mend the names, or give class_list, a file of lines" in line
+    main([*command, "--model.class_list=data/nabirds/classes.txt", *QUIET])
+    (checkpoint,) = tmp_path.rglob("best.ckpt")
+    targets = torch.load(checkpoint, weights_only=True)["state_dict"]["criterion.class_embeddings"]
+    torch.testing.assert_close(targets @ targets.T, torch.tensor([[1, 0.5], [0.5, 1]]))
 
 
 def test_every_regime_is_measured_by_a_hierarchy_of_the_callbacks(model_file, tmp_path):
@@ -237,7 +307,7 @@ def test_what_a_config_cannot_say(given, message, tmp_path, monkeypatch, capsys)
 
 def test_a_hierarchy_is_shown(tmp_path, capsys):
     (tmp_path / "tree.txt").write_text(TREE)
-    main(["hierarchy", str(tmp_path / "tree.txt"), "--tree=true", f"--picture={tmp_path / 'new' / 'tree.png'}"])
+    main(["hierarchy", str(tmp_path / "tree.txt"), f"--picture={tmp_path / 'new' / 'tree.png'}"])
     screen = capsys.readouterr().out
     for line in (
         r"classes +10, from 0 to 5",
@@ -246,6 +316,7 @@ def test_a_hierarchy_is_shown(tmp_path, capsys):
         r"heights +0: 10, 1: 3, 2: 1, 3: 1 \(height: nodes",
         r"similarity +0\.667 \(20\.0 %\), 0\.333 \(6\.7 %\), 0 \(73\.3 %\) of the pairs",
         r"(?m)^---- two loops \(height 1\)$",
+        r"(?m)^------ 6$",
     ):
         assert re.search(line, screen), line
     with Image.open(tmp_path / "new" / "tree.png") as picture:
@@ -261,6 +332,10 @@ def test_a_hierarchy_is_shown_by_its_name(capsys):
     screen = capsys.readouterr().out
     assert re.search(r"classes +100, from beaver to tractor", screen)
     assert re.search(r"similarity +0\.5 \(4\.0 %\), 0 \(96\.0 %\) of the pairs", screen)
+    _, tree = screen.split("\n\n")
+    assert tree.splitlines()[60:] == ["# and 61 more lines, shown by --tree true"]
+    main(["hierarchy", "cifar100-superclasses", "--tree=true"])
+    assert len(capsys.readouterr().out.split("\n\n")[1].splitlines()) == 121
 
 
 def test_names_of_a_class_list_are_shown(tmp_path, capsys):

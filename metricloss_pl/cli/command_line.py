@@ -6,6 +6,7 @@ import math
 import shlex
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,7 @@ class MetricLossCLI(LightningCLI):
             self.model.backbone.compile()
         if self.checkpoint is None:
             return
+        warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # it goes on there
         # current_epoch lags in a checkpoint that an epoch's end has written.
         epochs = self.checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
         steps = self.checkpoint["global_step"]
@@ -207,7 +209,7 @@ class MetricLossCLI(LightningCLI):
                 self.model, self.datamodule, ckpt_path=chosen.best_model_path, weights_only=True, verbose=False
             )
             metrics |= tested[0] if tested else {}
-        self._finish(metrics, chosen.best_model_path if chosen else "", "accuracy", seconds)
+        self._finish(metrics, chosen.best_model_path if chosen else "", seconds)
 
     def after_validate(self) -> None:
         self._finish_evaluation()
@@ -227,9 +229,7 @@ class MetricLossCLI(LightningCLI):
             self._finish(metrics, self.config[self.subcommand].ckpt_path)
 
     @rank_zero_only
-    def _finish(
-        self, metrics: Mapping[str, float], checkpoint: str, shown: str = "", seconds: float | None = None
-    ) -> None:
+    def _finish(self, metrics: Mapping[str, float], checkpoint: str, seconds: float | None = None) -> None:
         """The closing lines, and one line of JSON in the run's folder with what was found, and how."""
         config, trainer = self.config[self.subcommand], self.trainer
         folder = Path(trainer.default_root_dir)
@@ -244,7 +244,7 @@ class MetricLossCLI(LightningCLI):
             facts |= {"epochs": trainer.current_epoch, "steps": trainer.global_step, "seconds": round(seconds, 1)}
             rows.append(("time", f"{seconds:.0f} s, {trainer.current_epoch} epochs, {trainer.global_step} steps"))
         facts["metrics"] = {name.removeprefix("best "): value for name, value in metrics.items()}
-        rows += [(name, f"{metrics[name]:.4f}") for name in sorted(metrics) if name.endswith(shown)]
+        rows += [(name, f"{metrics[name]:.4f}") for name in sorted(metrics)]
         if checkpoint:
             facts["checkpoint"] = short(checkpoint)
             rows.append(("checkpoint", short(checkpoint)))

@@ -35,6 +35,7 @@ _NOISE = (
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
     "torch.distributed.nn.functional.all_gather is deprecated",
     "The number of training batches .* is smaller than the logging interval",
+    "The '\\w+_dataloader' does not have many workers",  # for images in memory none is the fastest; see _announce
     "Total length of `list` across ranks is zero",  # val_fraction 0 means it
     "You're using the WeightAveraging callback, but loading a checkpoint outside the 'fit' stage",
     "You're resuming from a checkpoint that ended before the epoch ended and your dataloader is not resumable",  # it is
@@ -136,6 +137,8 @@ class RunBeginning(SaveConfigCallback):
     def _announce(self, trainer: Trainer, module: LightningModule) -> None:
         data = getattr(trainer, "datamodule", None)
         rows = [("data", data.describe())] if isinstance(data, ImageDataModule) else []
+        if isinstance(data, ImageDataModule) and data.num_workers == 0 and not data.in_memory("train"):
+            rows.append(("images", "decoded anew for each batch: raise --data.cache_gb or --data.num_workers"))
         weights = sum(parameter.numel() for parameter in module.parameters())
         rows.append(("network", f"{type(module.backbone).__name__}, {weights:,} parameters in all"))
         total = trainer.estimated_stepping_batches
@@ -215,15 +218,28 @@ class ProgressBar(RichProgressBar):
 
 @contextmanager
 def less_noise() -> Iterator[None]:
-    """Keep off the screen what users can do nothing about: advertisements, and what Lightning does with torch."""
+    """Keep off the screen what users can do nothing about: advertisements, and what Lightning does with torch.
+
+    A warning to users is one line.
+    """
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     logger.addFilter(_is_of_use)
+    in_full = warnings.formatwarning
+
+    def in_one_line(message: Warning | str, category: type[Warning], *where: Any, **line: Any) -> str:
+        """What is said to users, without the place in the code that says it."""
+        if issubclass(category, UserWarning):
+            return f"warning: {' '.join(str(message).split())}\n"
+        return in_full(message, category, *where, **line)
+
+    warnings.formatwarning = in_one_line
     try:
         with warnings.catch_warnings():
             for message in _NOISE:
                 warnings.filterwarnings("ignore", message=f".*{message}")
             yield
     finally:
+        warnings.formatwarning = in_full
         logger.removeFilter(_is_of_use)
 
 
