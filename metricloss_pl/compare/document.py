@@ -150,7 +150,12 @@ nav ul { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: 0.25
 .verdict ul { margin: 0.3rem 0 0; }
 .verdict .headline { font-size: 1.3rem; line-height: 1.35; font-weight: 650; margin: 0; }
 .warning { border-left: 0.35rem solid #b26a00; background: #fff7e8; padding: 0.6rem 1.1rem; margin: 1rem 0; }
-.scroll { overflow-x: auto; margin: 0.75rem 0 1.5rem; }
+/* A shadow stands at an edge beyond which the table goes on; the white ends that scroll with the table cover it. */
+.scroll { overflow-x: auto; margin: 0.75rem 0 1.5rem; background:
+  linear-gradient(to right, #fff 50%, transparent) left / 4rem 100% no-repeat local,
+  linear-gradient(to left, #fff 50%, transparent) right / 4rem 100% no-repeat local,
+  linear-gradient(to right, rgb(0 0 0 / 0.22), transparent) left / 1rem 100% no-repeat scroll,
+  linear-gradient(to left, rgb(0 0 0 / 0.22), transparent) right / 1rem 100% no-repeat scroll; }
 .scroll:focus-visible { outline: 2px solid var(--accent); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.95rem; }
 .caption { color: var(--soft); margin: 1.25rem 0 0.4rem; }
@@ -164,11 +169,11 @@ td.long { white-space: normal; min-width: 9rem; overflow-wrap: anywhere; }
 td small { display: block; color: var(--soft); font-size: 0.84em; line-height: 1.3; }
 .swatch { display: inline-block; width: 0.7em; height: 0.7em; border-radius: 50%; margin-right: 0.45em; }
 figure { margin: 0.75rem 0 1.5rem; }
-figure .images { display: grid; grid-template-columns: minmax(0, 34rem); gap: 1rem; }
-figure .images.several { grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); }
-figure .images.small { grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); }
+.images { display: grid; grid-template-columns: minmax(0, 34rem); gap: 1rem; }
+.several .images { grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); }
+.small .images { grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); }
 figure img { display: block; width: 100%; height: auto; }
-.images.small img { aspect-ratio: 1; object-fit: contain; background: #f4f4f4; }
+.small img { aspect-ratio: 1; object-fit: contain; background: #f4f4f4; }
 .images .label { font-size: 0.85rem; line-height: 1.35; margin: 0.3rem 0 0; white-space: pre-line; }
 figcaption { color: var(--soft); font-size: 0.93rem; max-width: 44rem; margin-top: 0.4rem; }
 dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 0.3rem 1.2rem; max-width: 52rem; }
@@ -188,15 +193,18 @@ dd { margin: 0; overflow-wrap: anywhere; }
   body { font-size: 10pt; }
   main { max-width: none; padding: 0; }
   nav { display: none; }
-  .scroll { overflow: visible; }
+  .scroll { overflow: visible; background: none; }
   table { font-size: 8.5pt; }
   th, td { padding-right: 0.8em; }
-  h2, h3 { break-after: avoid; }
-  .caption { break-after: avoid; }
-  figure, table, tr, .verdict, .warning { break-inside: avoid; }
-  figure .images { grid-template-columns: minmax(0, 11.5cm); }
-  figure .images.several { grid-template-columns: 1fr 1fr; }
-  figure .images.small { grid-template-columns: repeat(5, 1fr); }
+  h2 { margin-top: 1.2rem; }
+  h2, h3, .caption { break-after: avoid; }
+  figcaption { break-before: avoid; }
+  .one, .images > div, .caption, table, tr, .verdict, .warning { break-inside: avoid; }
+  .one { display: flex; gap: 1rem; }
+  .one img { width: auto; max-width: 11.5cm; max-height: 10.4cm; }
+  .one .images { display: block; }
+  .several .images { grid-template-columns: 1fr 1fr; }
+  .small .images { grid-template-columns: repeat(5, 1fr); }
   .verdict, .warning, .swatch { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }
 """.strip()
@@ -228,8 +236,9 @@ def _block_to_html(block: Block, number: int) -> str:
     if isinstance(block, Facts):
         return "<dl>" + "".join(f"<dt>{escape(a)}</dt><dd>{escape(b)}</dd>" for a, b in block.items) + "</dl>"
     images = "".join(_image_to_html(image) for image in block.images)
-    kind = " small" if block.small else " several" if len(block.images) > 1 else ""
-    return f'<figure><div class="images{kind}">{images}</div><figcaption>{escape(block.caption)}</figcaption></figure>'
+    kind = "small" if block.small else "several" if len(block.images) > 1 else "one"
+    caption = f"<figcaption>{escape(block.caption)}</figcaption>"
+    return f'<figure class="{kind}"><div class="images">{images}</div>{caption}</figure>'
 
 
 def _paragraphs(lines: Sequence[str]) -> str:
