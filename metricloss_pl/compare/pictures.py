@@ -118,17 +118,15 @@ class Pictures:
             return []
         whose = "mean of the final runs"
         if of_trials:
-            whose = "of the best trial, for final runs keep no validation images; the marks are the final runs' mean"
-        gap = (
-            " Below it training minus validation accuracy." if any("val" in parts for parts in curves.values()) else ""
-        )
+            whose = "of the best trial, since final runs keep no validation images; the marks are the final runs' mean"
+        gap = " Below: training minus validation accuracy." if any("val" in parts for parts in curves.values()) else ""
         return [
             Heading("Learning curves", "curves"),
             self._picture(
                 "curves",
                 plots.learning_curves(curves, ends, self.style),
                 f"Accuracy over the epochs of {listed(list(curves))}.",
-                f"Accuracy over the epochs {self.at}, {whose}.{gap} Equal curves lie in one another.",
+                f"Accuracy over the epochs {self.at}, {whose}.{gap} Of curves that are equal only one is seen.",
             ),
         ]
 
@@ -156,8 +154,8 @@ class Pictures:
                 "learning_rate",
                 plots.accuracy_against_rate(columns, self.style, name.lower()),
                 f"{name} of the trials of {listed(list(columns))} against their learning rate.",
-                "Each mark is a trial, at any size; the line joins the medians. The wider a line stays high, the less "
-                "a badly chosen rate costs. Pruned trials stand where they were stopped.",
+                "Each mark is a trial, at any size; the line joins the medians. The wider the range in which a line is "
+                "high, the less a badly chosen rate costs. Trials that ended early are shown with their last accuracy.",
             ),
         ]
 
@@ -182,14 +180,14 @@ class Pictures:
                 for name, row in differences.items()
                 if np.nan_to_num(row).any()
             ]
-            which = f"the class that differs most: {listed(most)}" if most else "there is none in any class"
+            which = f"the class that differs most: {listed(most)}" if most else "none differs"
             blocks.append(
                 self._picture(
                     "classes",
                     plots.class_differences(differences, names, baseline, self.style),
                     f"Difference in the recognised share of each class; {which}.",
                     f"How much more of a class a variant recognises than {baseline}, {self.at}, all final runs "
-                    f"together{'' if most else ': here alike in every class'}. Single classes are not tested.",
+                    f"together{'' if most else ': here the same in every class'}. There is no test for single classes.",
                 )
             )
         if len(names) <= _MAX_CONFUSION_CLASSES:
@@ -220,22 +218,31 @@ class Pictures:
             )
             full = together.count >= _LEAST_BIN
             bins[variant] = (together.confidence[full], together.accuracy[full])
-            cells = [mean_and_spread([statistics.calibration(p.confidence, p.correct).error for p in found])]
+            cells = [
+                mean_and_spread([statistics.calibration(p.confidence, p.correct).error for p in found]),
+                mean_and_spread([float(p.brier.mean()) for p in found], scale=1, digits=3),
+            ]
             if two:
                 rates = [statistics.two_class_rates(p.labels, p.positive) for p in found]
                 cells += [mean_and_spread([rate[name] for rate in rates]) for name in ("sensitivity", "specificity")]
                 cells.append(mean_and_spread([rate["auc"] for rate in rates], scale=1, digits=3))
             rows.append(TableRow(variant, cells, self.colour(variant)))
+            labels = [p.labels for p in found]  # the same of all variants
         if not rows:
             return []
-        columns = ["variant", "calibration error, points"]
+        constant = [1 - float(np.square(np.bincount(of_run) / len(of_run)).sum()) for of_run in labels]
+        rows.append(TableRow("class frequencies", ["0.0", f"{np.mean(constant):.3f}", *[""] * (3 * two)]))
+        columns = ["variant", "calibration error, points", "Brier score"]
         positive = ""
         if two:
             columns += ["sensitivity, %", "specificity, %", "AUC"]
             positive = f" Sensitivity is the share of {self.comparison.class_names[1]} that is recognised."
         table = (
-            f"How far the predicted probabilities are from the share that comes true, 0 being the best {self.at}: "
-            f"expected calibration error (ten bins), mean ± standard deviation between the runs.{positive}"
+            f"Predicted probabilities {self.at}, mean ± standard deviation between the runs. The calibration error is "
+            "how far they are from the share of right predictions (expected calibration error, ten bins). Alone it can "
+            "flatter: the last row, which gives every image the frequencies of the classes, has none. The Brier score "
+            "is their squared error, summed over the classes: 0 is the best, and what is not below the last row is "
+            f"no better than that.{positive}"
         )
         return [
             Heading("Calibration", "calibration"),
@@ -266,8 +273,8 @@ class Pictures:
                 "geometry",
                 plots.geometry_curves(measures, self.style),
                 f"Over the epochs: {listed(list(measures))}.",
-                f"Of the training images over the epochs {self.at}, mean of the final runs. Scales differ between "
-                "losses; the ratio has none.",
+                f"Of the training images over the epochs {self.at}, mean of the final runs. Losses differ in the scale "
+                "of their embeddings, which does not matter to the ratio.",
             ),
         ]
 
@@ -283,8 +290,8 @@ class Pictures:
                 plots.embedding_maps(panels, self.comparison.class_names),
                 f"Test embeddings of {listed(list(panels))} in the plane, coloured by class.",
                 f"Test images, one run a variant, trained {self.at}; coloured by their true class. More "
-                "than two dimensions are projected on their first two principal components; the scale says nothing "
-                "across maps.",
+                "than two dimensions are projected on their first two principal components; scales differ between "
+                "the maps.",
             ),
         ]
 

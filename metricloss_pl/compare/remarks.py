@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from metricloss_pl.compare import statistics
 from metricloss_pl.compare.statistics import LEVEL
-from metricloss_pl.compare.words import at_size, count, listed, percent
+from metricloss_pl.compare.tuning import score
+from metricloss_pl.compare.words import at_size, by_size, count, grouped, length_of, listed, percent, span
 
 if TYPE_CHECKING:
     from metricloss_pl.compare.statistics import Estimate
@@ -17,10 +18,14 @@ if TYPE_CHECKING:
     from metricloss_pl.compare.words import Size
 
 __all__ = [
+    "few_test_images",
+    "few_validation_images",
     "how_to_read",
     "in_plain_words",
     "is_small",
     "least_difference",
+    "more_test_images",
+    "more_validation_images",
     "repetitions",
     "scope",
     "technical_terms",
@@ -29,7 +34,6 @@ __all__ = [
 ]
 
 _FEW_IMAGES = 5  # of a class in the test part
-_FEW_REPETITIONS = 5
 _LITTLE = 0.1  # of the way from guessing to no mistake
 _LARGE = 0.1  # a difference that a reader would expect to be seen
 _ROUNDED = 0.02  # larger differences are given in whole points
@@ -43,10 +47,11 @@ def warnings(comparison: Findings) -> list[str]:
         *_failed_finals(comparison),
         *_unequal_training(comparison),
         *_unlike_surroundings(comparison),
-        *(f"Of the data: {warning}" for warning in comparison.plan.get("warnings") or ()),
+        *(comparison.plan.get("warnings") or ()),
+        *_small_test_part(comparison),
+        *_tuned_by_chance(comparison),
         *_nothing_learned(comparison),
         *_failed_trials(comparison),
-        *_small_test_part(comparison),
         *_small_classes(comparison),
     ]
 
@@ -87,16 +92,100 @@ def _least(comparison: Findings) -> tuple[float, str, Estimate] | None:
     return min(found, key=lambda one: one[0], default=None)
 
 
+def few_test_images(images: int, tests: int) -> str | None:
+    """What so few test images can't show, whatever is found on them; None where they are not few.
+
+    Args:
+        images: Those that are tested, in all folds together.
+        tests: Tests for which p is corrected.
+    """
+    needed = statistics.fewest_differing(tests)
+    if needed < _LARGE * images:
+        return None
+    can = f"{count(images, 'test image')} can"
+    if images < needed:
+        return f"{can} show no difference, however large: that takes {needed} on which two variants differ."
+    return f"{can} show a difference only between variants that differ on at least {needed} of them."
+
+
+def more_test_images(folds: int | None) -> str:
+    """What helps where test images are few."""
+    if folds:
+        return "More images help most."
+    return "What helps most: --folds 5, which tests every image once, in about 5 times as many runs."
+
+
 def _small_test_part(comparison: Findings) -> list[str]:
+    images, more = int(comparison.test_images.sum()), more_test_images(comparison.plan.get("folds"))
+    others = [row for row in comparison.overall if row.variant != comparison.baseline]
+    open_ = [row for row in others if row.p is None or row.p > LEVEL]
+    few = few_test_images(images, len(open_)) if images and open_ else None
     least = _least(comparison)
-    if least is None or not is_small(comparison):
+    if least is None:
+        return [f"{few} {more}"] if few else []
+    if not is_small(comparison):
         return []
     found = least[2]
-    folds = "" if comparison.plan.get("folds") else " (--folds 5 tests every image once)"
-    more = f"More test images lower that most{folds}."
-    if found.degrees is not None and found.degrees < 2 * (found.repetitions - 1):  # trainings differ more than images
-        more = "More seeds lower that most."
+    # Where trainings differ more than images; but of few images no number of trainings makes enough.
+    if not few and found.degrees is not None and found.degrees < 2 * (found.repetitions - 1):
+        more = "More seeds help most."
     return [f"This comparison is too small to tell much: {least_difference(comparison)}. {more}"]
+
+
+def few_validation_images(images: int) -> str | None:
+    """What so few validation images can't tell; None where they are not few."""
+    needed = statistics.fewest_differing()
+    if needed < _LARGE * images:
+        return None
+    can_not = f"{count(images, 'validation image')} can't tell"
+    if images < needed:
+        return f"{can_not} any two trials apart, so that chance may choose among them."
+    points = f"{100 * needed / images:.0f} points"
+    return f"{can_not} trials apart that differ by less than about {points}, so that chance may choose among those."
+
+
+def more_validation_images(folds: int | None) -> str:
+    """What helps where validation images are few."""
+    anew = "" if folds else " --folds 5, which chooses anew in each fold,"
+    return (
+        f"What helps: more images, a larger --tuning.val_fraction,{anew} or --tuning.trials 0, which takes the "
+        "configs' own values."
+    )
+
+
+def _tuned_by_chance(comparison: Findings) -> list[str]:
+    """Of the choices on few validation images those in which chance alone may have put a trial first."""
+    studies: dict[tuple[Any, ...], list[float]] = {}
+    for run in comparison.trials:
+        if run["status"] == "ok":
+            studies.setdefault((run["variant"], *_division(run)), []).append(score(run, comparison.chosen_by))
+    parts = [part for part in comparison.plan.get("parts") or () if part["kind"] == "trial"]
+    validation = {_division(part): part["val"] for part in parts}
+    choices = {study: sorted(scores) for study, scores in studies.items() if len(scores) > 1}
+    needed, folds = statistics.fewest_differing(), comparison.plan.get("folds")
+    images, leads = [], []
+    for (_, *division), (*_, second, best) in choices.items():
+        number = validation.get(tuple(division))
+        if number is None or few_validation_images(number) is None:
+            continue
+        lead = round((best - second) * number)
+        if lead < needed:
+            images.append(number)
+            leads.append(lead)
+    if not leads:
+        return []
+    most = "up to " if len(set(images)) > 1 else ""
+    same = "" if folds else " All repetitions share what was chosen, so that no interval shows this."
+    return [
+        f"Tuning may have been little more than a coin toss: on {span(images, 'validation image')}, where one makes "
+        f"{most}{100 / min(images):.0f} points, the best trial was in {len(leads)} of "
+        f"{count(len(choices), 'choice')} of settings fewer than {needed} images ahead of the next, and in "
+        f"{leads.count(0) or 'none'} level with it.{same} {more_validation_images(folds)}"
+    ]
+
+
+def _division(run: dict[str, Any]) -> tuple[Size, int, int | None]:
+    return run["samples_per_class"], run["split"], run["fold"]
 
 
 def _small_classes(comparison: Findings) -> list[str]:
@@ -162,7 +251,7 @@ def _help(comparison: Findings, rows: list[Row], chance: float) -> str:
             "not longer training."
         )
     longer = "More epochs (--epochs)" if comparison.plan.get("steps") is None else "More steps (--steps)"
-    return f"{longer} or a larger learning rate help most; one far too large does the same harm."
+    return f"{longer} or a larger learning rate may help; a rate far too large does the same harm."
 
 
 def _failed_finals(comparison: Findings) -> list[str]:
@@ -188,7 +277,7 @@ def _unequal_training(comparison: Findings) -> list[str]:
                 place = run["split"], run["seed"], run["fold"]
                 lengths.setdefault(place, set()).add((run.get("epochs"), run.get("steps")))
         if any(len(different) > 1 for different in lengths.values()):
-            texts = _grouped({variant: _training(comparison, variant, size) for variant in comparison.variants})
+            texts = grouped({variant: _training(comparison, variant, size) for variant in comparison.variants})
             each = "; ".join(f"{listed(variants)} {text}" for text, variants in texts.items())
             lines.append(f"Not all variants were trained equally long {at_size(size)}: {each}.")
     return lines
@@ -199,23 +288,15 @@ def trainings(comparison: Findings) -> list[tuple[str, str]]:
     texts = {}
     for variant in comparison.variants:
         of_size = {size: _training(comparison, variant, size) for size in comparison.sizes}
-        sizes = _grouped({at_size(size): text for size, text in of_size.items()})
+        sizes = grouped({at_size(size): text for size, text in of_size.items()})
         parts = [f"{listed(of)} {text}" for text, of in sizes.items()]
         texts[variant] = "; ".join(sizes if len(sizes) == 1 else parts)
-    groups = _grouped(texts)
+    groups = grouped(texts)
     return [(f"Training of {listed(of)}" if len(groups) > 1 else "Training", text) for text, of in groups.items()]
 
 
 def _training(comparison: Findings, variant: str, size: Size) -> str:
-    """Epochs and steps of a variant's final runs at a size; nothing where they are not known."""
-    runs = comparison.finals_of(variant, size).values()
-    parts = []
-    for name in ("epochs", "steps"):
-        known = sorted({run[name] for run in runs if isinstance(run.get(name), int)})
-        if known:
-            number = f"{known[0]} to {known[-1]}" if len(known) > 1 else str(known[0])
-            parts.append(f"{number} {name if known[-1] != 1 else name[:-1]}")
-    return ", ".join(parts)
+    return length_of(comparison.finals_of(variant, size).values())
 
 
 def _unlike_surroundings(comparison: Findings) -> list[str]:
@@ -236,7 +317,7 @@ def _unlike_surroundings(comparison: Findings) -> list[str]:
         variant: ", ".join(f"{name} {' or '.join(of[variant]) or 'unknown'}" for name, of in unlike.items())
         for variant in ran
     }
-    each = "; ".join(f"{listed(variants)} with {text}" for text, variants in _grouped(texts).items())
+    each = "; ".join(f"{listed(variants)} with {text}" for text, variants in grouped(texts).items())
     return [f"Not all variants were run alike, which may make a difference of its own: {each}."]
 
 
@@ -246,15 +327,6 @@ def _surroundings(run: dict[str, Any]) -> Iterator[tuple[str, str]]:
         for name, value in stored.items() if isinstance(stored, dict) else [(fact, stored)]:
             if value is not None:
                 yield name, str(value)
-
-
-def _grouped(texts: Mapping[str, str]) -> dict[str, list[str]]:
-    """The names of each text, without those that have none."""
-    groups: dict[str, list[str]] = {}
-    for name, text in texts.items():
-        if text:
-            groups.setdefault(text, []).append(name)
-    return groups
 
 
 def _reason(run: dict[str, Any]) -> str:
@@ -303,42 +375,38 @@ def how_to_read(comparison: Findings) -> list[tuple[str, str]]:
         items |= {
             "repetitions": f"The same variant is trained and tested again, {number} times in all: "
             f"{repetitions(comparison)}.",
-            "±": "How much the accuracy changes from one repetition to the next (standard deviation). It is no "
-            "interval.",
-            "a to b": "A 95 % interval: so few images and repetitions leave open where in it the true value lies, and "
-            "19 of 20 such intervals hold it. Each interval is for itself; where p is corrected for several tests, one "
-            "may leave out 0 although no difference is shown.",
+            "±": "How much the accuracy changes from one repetition to the next (standard deviation). It is not "
+            "an interval.",
+            "a to b": "A 95 % interval: 19 of 20 such intervals contain the true value, and so few images and "
+            "repetitions can't tell where in it. Of several tests p is corrected and intervals are not, so that one "
+            "may exclude 0 although no difference is shown.",
             "p": "How often chance alone would make a difference at least as large between variants that are equally "
-            f"good. Up to {LEVEL} a difference counts as shown. Above, nothing is known, which is not the same "
-            "as equal.",
+            f"good. Up to {LEVEL} a difference counts as shown. Above, none is shown, and there may still be "
+            "one.",
         }
     items["gap"] = (
-        "Training minus test accuracy, in points, neither balanced: the larger, the more a network knows its training "
-        "images by heart."
+        "Training minus test accuracy, in points, neither of them balanced: the larger it is, the more the network has "
+        "memorised its training images."
     )
     return list(items.items())
 
 
 def technical_terms(comparison: Findings) -> list[str]:
     """How intervals and tests are made, for a reader who knows statistics; nothing where there are none."""
-    number = _repetitions(comparison)
-    if number < 2:
+    if _repetitions(comparison) < 2:
         return []
-    lines = [
+    return [
         "In technical terms: intervals and the paired test are Student's t of a two-way random-effects analysis, with "
         "test images and repetitions both random (Obuchowski & Rockette 1995; Hillis 2007). To a difference two images "
         "are added, one for either sign (Bonett & Price 2012), and to an accuracy four (Agresti & Coull 1998), so that "
         "no interval is a point. p is at least that of a sign test over the images, and corrected after Holm.",
         scope(comparison),
     ]
-    if number < _FEW_REPETITIONS:
-        lines.append(f"With {number} repetitions only large differences can be shown; more seeds show smaller.")
-    return lines
 
 
 def repetitions(comparison: Findings) -> str:
     """What was repeated, for each size where that differs."""
-    return _by_size(comparison, lambda size: _repeated(comparison, size)[0])
+    return by_size(comparison.sizes, lambda size: _repeated(comparison, size)[0])
 
 
 def _repetitions(comparison: Findings) -> int:
@@ -346,22 +414,14 @@ def _repetitions(comparison: Findings) -> int:
 
 
 def scope(comparison: Findings) -> str:
-    """What the intervals and tests speak of."""
-    on = _by_size(comparison, lambda size: _repeated(comparison, size)[1])
-    text = f"They speak of new images and of training again{' ' if on.startswith('on ') else ', '}{on}."
+    """What the intervals and tests hold for."""
+    on = by_size(comparison.sizes, lambda size: _repeated(comparison, size)[1])
+    text = (
+        f"They hold for new images of the same kind, and for training again{' ' if on.startswith('on ') else ', '}{on}."
+    )
     if len({frozenset(_seeds_and_splits(comparison, size)) for size in comparison.sizes}) > 1:
         text += " The mean over the sizes is of those repetitions that all sizes have."
     return text
-
-
-def _by_size(comparison: Findings, words: Callable[[Size], str]) -> str:
-    """One text for all sizes, or each with the sizes for which it holds."""
-    sizes: dict[str, list[Size]] = {}
-    for size in comparison.sizes:
-        sizes.setdefault(words(size), []).append(size)
-    if len(sizes) == 1:
-        return next(iter(sizes))
-    return "; ".join(f"{listed([at_size(size) for size in of])} {text}" for text, of in sizes.items())
 
 
 def _seeds_and_splits(comparison: Findings, size: Size) -> set[tuple[int, int]]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from metricloss_pl.compare import remarks
+from metricloss_pl.compare.conditions import conditions
 from metricloss_pl.compare.document import (
     Block,
     Cell,
@@ -30,11 +30,9 @@ from metricloss_pl.compare.summary import Findings, Row, read
 from metricloss_pl.compare.words import (
     at_size,
     count,
-    distinct,
     duration,
     estimate_cell,
     listed,
-    minute,
     named,
     p_equals,
     p_value,
@@ -43,7 +41,6 @@ from metricloss_pl.compare.words import (
     shortened,
     signed,
     size_name,
-    text_of,
 )
 from metricloss_pl.files import replacing
 
@@ -51,7 +48,6 @@ __all__ = ["write_report"]
 
 _FIGURES = "figures"
 _MAX_FAILURES = 100
-_MAX_CLASSES_NAMED = 12
 _MAX_VARIANTS_NAMED = 3
 
 
@@ -118,7 +114,8 @@ class _Report:
             *self.pictures.blocks(),
             *self.settings(),
             *self.left_out(),
-            *self.conditions(),
+            Heading("Conditions", "conditions"),
+            Facts(conditions(self.comparison)),
         ]
 
     # --------------------------------------------------------------------------------------------------------- verdict
@@ -219,7 +216,7 @@ class _Report:
             return "no predictions are stored."
         if all(row.accuracy is None or row.accuracy.repetitions < 2 for row in self.comparison.rows):
             return (
-                "one training of each variant says nothing of what training again would change; two or more seeds do."
+                "one training of each variant can't tell what training again would change; several seeds or folds can."
             )
         return "too few runs of the same size, split and seed are complete."
 
@@ -283,7 +280,7 @@ class _Report:
         settings: dict[str, Any] = run.get("settings") or {}
         return settings if space is None else {name: value for name, value in settings.items() if name in space}
 
-    # ------------------------------------------------------------------------------------------------------ conditions
+    # -------------------------------------------------------------------------------------------------------- left out
 
     def left_out(self) -> list[Block]:
         """What is missing, what failed, and what could not be read."""
@@ -305,39 +302,6 @@ class _Report:
         if comparison.notes:
             blocks += [Heading("Left out", "left-out"), Text(shortened(comparison.notes), as_list=True)]
         return blocks
-
-    def conditions(self) -> list[Block]:
-        """How the numbers came about."""
-        comparison, plan = self.comparison, self.comparison.plan
-        runs = [*comparison.finals.values(), *comparison.trials]
-        dates = sorted(str(run["date"]) for run in runs if run.get("date"))
-        seconds = sum(run.get("seconds") or 0 for run in runs)
-        named_classes = comparison.class_names[:_MAX_CLASSES_NAMED]
-        more = len(comparison.class_names) - len(named_classes)
-        tuning = "none: each variant as it is configured"
-        if plan.get("trials"):
-            ended = Counter(str(run["status"]) for run in comparison.trials)
-            sums = f" ({listed([f'{number} {status}' for status, number in sorted(ended.items())])})" if ended else ""
-            tuning = f"{count(plan['trials'], 'trial')} for each variant and size, the same for all{sums}; chosen on "
-            tuning += "validation images"
-        items = [
-            ("Data", text_of(plan.get("data"))),
-            (
-                "Classes",
-                f"{len(comparison.class_names)}: {', '.join(named_classes)}{f' and {more} more' if more else ''}",
-            ),
-            ("Training images a class", ", ".join("all" if n is None else str(n) for n in comparison.sizes)),
-            ("Repetitions", remarks.repetitions(comparison)),
-            *remarks.trainings(comparison),
-            ("Tuning", tuning),
-            ("Test", "once, at the end of each final run; test images choose nothing"),
-            ("Versions", distinct(runs, "versions")),
-            ("Hardware", distinct(runs, "hardware")),
-            ("Git", distinct(runs, "git")),
-            ("Command", text_of(plan.get("command"))),
-            ("Time", f"{minute(dates[0])} to {minute(dates[-1])}; {duration(seconds)} of runs" if dates else ""),
-        ]
-        return [Heading("Conditions", "conditions"), Facts([(name, value) for name, value in items if value])]
 
 
 def _is_shown(row: Row) -> bool:

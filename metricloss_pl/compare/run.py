@@ -22,6 +22,7 @@ from jsonargparse import Namespace
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from metricloss_pl.compare import remarks
 from metricloss_pl.compare.costs import Costs, check_cost, seconds_of, shorter, threads_of, time_of
 from metricloss_pl.compare.folds import digest, images_root, official_parts
 from metricloss_pl.compare.other_plans import earlier_plan, of_other_plans
@@ -30,7 +31,7 @@ from metricloss_pl.compare.report import write_report
 from metricloss_pl.compare.results import Results
 from metricloss_pl.compare.settings import blaming
 from metricloss_pl.compare.tuning import check_optuna
-from metricloss_pl.compare.words import count, duration, size_name
+from metricloss_pl.compare.words import count, duration, size_name, span
 from metricloss_pl.compare.worker import Worker
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.data.duplicates import Duplicate, describe_duplicates
@@ -109,9 +110,9 @@ def run_comparison(
         before = earlier_plan(results)
         another = set(before.get("keys", ())) != set(plan.places)
         if missing or another:
-            _check_parts(worker, plan, missing, facts)
+            _check_parts(worker, plan, facts)
         else:  # of the same images
-            facts["warnings"] = before.get("warnings", [])
+            facts |= {name: before.get(name, []) for name in ("parts", "warnings")}
         jobs = max(1, min(jobs, len(missing)))
         with _threads(jobs):
             costs = _measure(worker, plan, missing)
@@ -169,10 +170,10 @@ def _prepare(worker: Worker) -> tuple[Plan, dict[str, Any]]:
             if comparison.folds is not None:
                 images = f"{sum(counts.values())} images, of which each of {comparison.folds} folds tests a part"
             facts[name] = {
-                "warnings": [],
                 "class_names": data.class_names,
                 "data": f"{type(data).__name__}: {images}, of {data.num_classes} classes",
                 "images_root": images_root([parts["test"]] if comparison.folds is None else parts.values()),
+                "tested": counts["test"] if comparison.folds is None else sum(counts.values()),
             }
             if parts["test"] is None and comparison.folds is None:
                 raise UserError(f"{type(data).__name__} has no test part: give folds, so that each image is tested")
@@ -229,21 +230,26 @@ def _is_sound(worker: Worker, file: FilePath, overriding: Mapping[str, Any]) -> 
     return True
 
 
-def _check_parts(worker: Worker, plan: Plan, missing: Sequence[Run], facts: dict[str, Any]) -> None:
-    """Cut all parts that the missing runs need, and decode every image once; notes duplicates among the facts.
+def _check_parts(worker: Worker, plan: Plan, facts: dict[str, Any]) -> None:
+    """Cut all parts that the runs need, and decode every image once; notes both, with duplicates, among the facts.
 
     What a size, split or fold lacks, and an image that is missing or broken, so shows now, whichever a run draws.
     """
     parts: dict[Any, Run] = {}
-    for run in missing:  # a variant may have data settings of its own
+    for run in plan.runs:  # a variant may have data settings of its own
         own = json.dumps(facts["settings"][run.variant]["data"])
         parts.setdefault((own, run.kind, run.samples_per_class, run.split, run.fold), run)
+    facts["parts"] = []
     for run in parts.values():
         with blaming(run.variant):
             data = worker.build(run).data
             if run.kind == "trial" and not data.has_validation:
                 raise UserError("data.val_fraction is 0, and trials are validated: give tuning.val_fraction")
-            data.divide()
+            train, val = data.divide()
+        place = {name: run.place[name] for name in ("kind", "samples_per_class", "split", "fold")}
+        part = {**place, "train": len(train), "val": 0 if val is None else len(val)}
+        if part not in facts["parts"]:
+            facts["parts"].append(part)
     finals = [run for run in plan.runs if run.kind == "final"]
     largest = max(finals, key=lambda run: run.samples_per_class or math.inf)
     data = _with_all_images(worker, largest)
@@ -298,12 +304,16 @@ def _announce(
     ]
     if trials:
         studies = len({run.study for run in plan.runs})
-        rows.append(("trials", f"{trials}: {tuning.trials} for each of {studies} (variant, size) on validation images"))
+        validation = [part["val"] for part in facts["parts"] if part["kind"] == "trial"]
+        on = span(validation, "validation image") if validation else "validation images"
+        rows.append(("trials", f"{trials}: {tuning.trials} for each of {studies} (variant, size) on {on}"))
     else:
         rows.append(("trials", "none: the configs' own values are taken"))
     if missing:
-        steps, epochs = (_span(getattr(cost, name) for cost in costs.values()) for name in ("steps", "epochs"))
-        rows.append(("training", f"{steps} steps a run, {epochs} epochs"))
+        steps, epochs = (
+            span((getattr(cost, f"{noun}s") for cost in costs.values()), noun) for noun in ("step", "epoch")
+        )
+        rows.append(("training", f"{steps} a run, {epochs}"))
     rows.append(("done", f"{len(plan.runs) - len(missing)} of {len(plan.runs)} runs"))
     if missing:
         seconds = time_of(comparison, missing, costs, jobs)
@@ -314,13 +324,20 @@ def _announce(
         rows.append(("memory", f"about {max(cost.gigabytes for cost in costs.values()):.1f} GB a run"))
     rows.append(("folder", short(place)))
     print_rows(rows)
-    for warning in facts["warnings"]:
+    for warning in [*facts["warnings"], *(_few_images(plan, facts) if missing else [])]:
         print(f"warning: {warning}")
 
 
-def _span(values: Iterable[int]) -> str:
-    known = sorted(set(values))
-    return f"{known[0]}" if len(known) == 1 else f"{known[0]} to {known[-1]}"
+def _few_images(plan: Plan, facts: Mapping[str, Any]) -> list[str]:
+    """What can't be told by the plan's images, before hours are spent on it."""
+    comparison, lines = plan.comparison, []
+    tests = len(comparison.variants) - 1
+    if tests and (few := remarks.few_test_images(facts["tested"], tests)):
+        lines.append(f"{few} {remarks.more_test_images(comparison.folds)}")
+    validation = [part["val"] for part in facts["parts"] if part["kind"] == "trial"]
+    if comparison.tuning.trials > 1 and validation and (few := remarks.few_validation_images(min(validation))):
+        lines.append(f"{few} {remarks.more_validation_images(comparison.folds)}")
+    return lines
 
 
 def _described(plan: Plan, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -350,6 +367,7 @@ def _described(plan: Plan, facts: Mapping[str, Any]) -> dict[str, Any]:
         "images_root": facts["images_root"],
         "steps": comparison.steps,
         "warnings": facts["warnings"],
+        "parts": facts["parts"],
         "keys": plan.places,
     }
 

@@ -22,10 +22,12 @@ __all__ = [
     "Calibration",
     "Estimate",
     "accuracy_estimate",
+    "brier",
     "calibration",
     "confusion",
     "difference_estimate",
     "estimate",
+    "fewest_differing",
     "holm",
     "least_shown",
     "mean_line",
@@ -182,8 +184,16 @@ def least_shown(found: Estimate, tests: int = 1) -> float | None:
     if found.error is None:
         return None
     half = float(stats.t.ppf(1 - LEVEL / (2 * tests), found.degrees)) * found.error
-    discordant = math.ceil(1 + math.log2(tests / LEVEL))  # images; 2^(1 - k) of fewer is above the level
-    return max(half * (found.images + 2) / found.images, discordant / found.images)
+    return max(half * (found.images + 2) / found.images, fewest_differing(tests) / found.images)
+
+
+def fewest_differing(tests: int = 1) -> int:
+    """Images k on which two variants have to differ for a difference to be shown: 2^(1 - k) of fewer is too large a p.
+
+    Args:
+        tests: As of :func:`least_shown`.
+    """
+    return math.ceil(1 + math.log2(tests / LEVEL))
 
 
 def _added_weight(images: int, added: int, rarest: int | None, classes: int) -> float:
@@ -273,6 +283,24 @@ def calibration(confidence: Array, correct: Array, bins: int = 10) -> Calibratio
     right = np.bincount(of_bin, correct, minlength=bins)[seen] / count[seen]
     error = float((np.abs(mean - right) * count[seen]).sum() / max(count.sum(), 1))
     return Calibration(mean, right, count[seen], error)
+
+
+def brier(probabilities: Array, labels: Array) -> Array:
+    """Squared errors of predicted probabilities, summed over the classes (Brier 1950).
+
+    Their mean is the least, in expectation, where the probabilities are the true ones: unlike the calibration error it
+    is not flattered by a network that gives every image the frequencies of the classes.
+
+    Args:
+        probabilities: (N, C).
+        labels: (N,) int64 in [0, C).
+
+    Returns:
+        (N,) in [0, 2].
+    """
+    truth = np.eye(probabilities.shape[1])[labels]
+    errors: Array = ((probabilities.astype(np.float64) - truth) ** 2).sum(axis=1)
+    return errors
 
 
 def confusion(labels: Array, predicted: Array, num_classes: int) -> Array:

@@ -41,6 +41,7 @@ class Prediction(NamedTuple):
         predicted: (N,).
         confidence: (N,) probability of the predicted class.
         positive: (N,) probability of class 1.
+        brier: (N,) squared errors of the probabilities, summed over the classes.
     """
 
     images: Array
@@ -48,6 +49,7 @@ class Prediction(NamedTuple):
     predicted: Array
     confidence: Array
     positive: Array
+    brier: Array
 
     @property
     def correct(self) -> Array:
@@ -299,6 +301,7 @@ class Findings:
             predicted=predicted,
             confidence=probabilities[np.arange(len(labels)), predicted].astype(np.float64),
             positive=probabilities[:, min(1, len(self.class_names) - 1)].astype(np.float64),
+            brier=statistics.brier(probabilities, labels),
         )
 
     def _image_places(self, names: Iterable[str]) -> Array:

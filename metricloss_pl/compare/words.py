@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,13 @@ from metricloss_pl.compare.statistics import Estimate
 __all__ = [
     "Size",
     "at_size",
+    "by_size",
     "count",
     "distinct",
     "duration",
     "estimate_cell",
+    "grouped",
+    "length_of",
     "listed",
     "mean_and_spread",
     "minute",
@@ -29,6 +32,7 @@ __all__ = [
     "shortened",
     "signed",
     "size_name",
+    "span",
     "tail",
     "text_of",
 ]
@@ -111,6 +115,23 @@ def at_size(size: Size) -> str:
     return f"{'with' if size is None else 'at'} {size_name(size)}"
 
 
+def by_size(sizes: Sequence[Size], words: Callable[[Size], str]) -> str:
+    """One text for all sizes, or each with the sizes for which it holds."""
+    found: dict[str, list[Size]] = {}
+    for size in sizes:
+        found.setdefault(words(size), []).append(size)
+    if len(found) == 1:
+        return next(iter(found))
+    return "; ".join(f"{listed([at_size(size) for size in of])} {text}" for text, of in found.items() if text)
+
+
+def length_of(runs: Iterable[dict[str, Any]]) -> str:
+    """Epochs and steps of runs; nothing where they are not known."""
+    runs = list(runs)
+    known = {noun: [n for run in runs if isinstance(n := run.get(f"{noun}s"), int)] for noun in ("epoch", "step")}
+    return ", ".join(span(values, noun) for noun, values in known.items() if values)
+
+
 def named(run: dict[str, Any]) -> str:
     """A run by its place in the plan."""
     fold = "" if run["fold"] is None else f", fold {run['fold']}"
@@ -120,6 +141,22 @@ def named(run: dict[str, Any]) -> str:
 def listed(names: Sequence[str]) -> str:
     """Names with commas and an "and"."""
     return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "".join(names)
+
+
+def grouped(texts: Mapping[str, str]) -> dict[str, list[str]]:
+    """The names of each text, without those that have none."""
+    groups: dict[str, list[str]] = {}
+    for name, text in texts.items():
+        if text:
+            groups.setdefault(text, []).append(name)
+    return groups
+
+
+def span(values: Iterable[int], noun: str = "") -> str:
+    """A number, perhaps with its noun, or the least and the largest of several."""
+    least, *others = sorted(set(values))
+    number = f"{least} to {others[-1]}" if others else str(least)
+    return f"{number} {noun}{'' if number == '1' else 's'}" if noun else number
 
 
 def shortened(lines: Sequence[str], most: int = 40) -> list[str]:

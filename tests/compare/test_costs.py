@@ -158,7 +158,8 @@ def test_what_a_folder_holds_of_another_plan(measured, tmp_path, monkeypatch, ca
     assert set(json.loads((tmp_path / "plan.json").read_text())["keys"]) == more
     out = capsys.readouterr().out
     assert "done        0 of 6 runs" in out
-    (warning,) = [row for row in out.splitlines() if row.startswith("warning")]
+    few, warning = [row for row in out.splitlines() if row.startswith("warning")]
+    assert "20 validation images can't tell trials apart" in few
     assert 'also holds 8 results of another plan (variants ["softmax"], now ["softmax", "cosine"]; ' in warning
     assert "; samples_per_class [5, 10], now [5]; seeds [0, 1], now [0]; splits 2, now 1; trainer.max_e" in warning
     assert "; trainer.max_epochs 1, now 2): they stay" in warning
@@ -169,6 +170,7 @@ def test_what_a_folder_holds_of_another_plan(measured, tmp_path, monkeypatch, ca
     )  # nothing is run; the report is on this one again
     out = capsys.readouterr().out
     assert "done        3 of 3 runs" in out
+    assert "validation images can't" not in out  # which is said before runs are done
     assert "also holds 5 results of another plan (samples_per_class [5, 10], now [5]; seeds [0, 1], now [0]; spl" in out
 
     results = Results(tmp_path)

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from sklearn.metrics import balanced_accuracy_score, brier_score_loss, roc_auc_score
 
 from metricloss_pl import plots
 from metricloss_pl.compare import pictures, remarks, statistics
@@ -377,12 +377,12 @@ def test_a_result_without_any_difference_is_no_certainty(tmp_path, undrawn):
     check(page)
     assert "cosine: +0.0 points, \u221233.7 to +33.7; p\u00a0=\u00a01.00, no difference shown" in page.text
     assert (
-        "differences below about 75 points could not have been shown with 8 test images and 3 repetitions. More test"
-        in page.text
+        "differences below about 75 points could not have been shown with 8 test images and 3 repetitions. What helps "
+        "most: --folds 5, which tests every image once" in page.text
     )
     assert "2 classes have fewer than 5 test images (benign 4, malignant 4)" in page.text
     assert "learned" not in page.text
-    assert "here alike in every class" in page.text
+    assert "here the same in every class" in page.text
     for row in read(folder).rows:
         assert row.accuracy.low < row.accuracy.high == 1
     few = make_results(
@@ -397,7 +397,145 @@ def test_a_result_without_any_difference_is_no_certainty(tmp_path, undrawn):
     assert "Perhaps nothing has been learned: no variant" in page_of(few).text
     # Of trainings that differ much, more seeds say more.
     wavering = make_results(tmp_path / "seeds", {"softmax": 0.0, "cosine": 0.0}, (10,), (0, 1), images=400, trials=0)
-    assert "400 test images and 2 repetitions. More seeds lower that most." in page_of(wavering).text
+    assert "400 test images and 2 repetitions. More seeds help most." in page_of(wavering).text
+
+
+def test_few_test_images_are_more_the_matter_than_few_seeds(tmp_path, undrawn):
+    """Trainings that differ much more than images do: of four images no number of them shows anything."""
+    two = {"class_names": ["benign", "malignant"], "trials": 0, "epochs": 2}
+    folder = make_results(tmp_path / "seeds", {"softmax": 9.0, "cosine": 9.0}, (None,), range(4), images=4, **two)
+    for file in (folder / "predictions").glob("final-cosine-*-[13].npz"):
+        with np.load(file) as stored:
+            arrays = {**stored, "probabilities": np.eye(2)[1 - stored["labels"]]}
+        np.savez(file, **arrays)
+        changed(folder, lambda line, key=file.stem: line["key"] == key and line["metrics"].update({"test/accuracy": 0}))
+    found = read(folder).overall[1].difference
+    assert found.degrees < 2 * (found.repetitions - 1)  # by which more seeds would lower the error most
+    folds = "What helps most: --folds 5, which tests every image once, in about 5 times as many runs."
+    text = page_of(folder).text
+    assert f"no difference could have been shown with 4 test images and 4 repetitions. {folds}" in text
+    assert "seeds help" not in text
+
+    single = make_results(tmp_path / "one", {"softmax": 0.0, "cosine": 0.0}, (None,), (0,), images=6, **two)
+    few = "6 test images can show a difference only between variants that differ on at least 6 of them."
+    assert f"{few} {folds}" in page_of(single).text
+    in_folds = make_results(
+        tmp_path / "folds", {"softmax": 0.0, "cosine": 0.0}, (None,), (0,), folds=5, images=20, **two
+    )
+    text = page_of(in_folds).text
+    assert "with 20 test images and 5 repetitions. More images help most." in text
+    assert "--folds" not in text
+    assert remarks.few_test_images(60, 1)
+    assert remarks.few_test_images(61, 1) is None
+    assert remarks.few_test_images(6, 3).startswith("6 test images can show no difference, however large: that takes 7")
+
+
+def test_tuning_on_few_validation_images(tmp_path, undrawn):
+    """A choice is said to be near chance where the images are few and the lead is of fewer than six of them."""
+
+    def parts(*numbers):
+        sizes = zip(SMALL["sizes"], numbers, strict=True)
+        return [
+            {"kind": "trial", "samples_per_class": n, "split": 0, "fold": None, "train": 9, "val": v} for n, v in sizes
+        ]
+
+    two = {"softmax": 0.0, "cosine": 0.0}
+    folder = make_results(tmp_path, two, seeds=(0, 1), **SMALL, parts=parts(20, 400))
+
+    def text_with(softmax, cosine):
+        scores = {("softmax", 10): softmax, ("cosine", 10): cosine}
+
+        def change(line):
+            if line["kind"] == "trial":
+                found = scores.get((line["variant"], line["samples_per_class"]), (0.9, 0.9, 0.9))
+                line["metrics"]["val/accuracy"] = float(np.float32(found[line["trial"]]))
+
+        changed(folder, change)
+        return page_of(folder).text
+
+    coin = "Tuning may have been little more than a coin toss: on 20 validation images, where one makes 5 points, the"
+    tie, lead_of_four, lead_of_six = (0.5, 0.8, 0.8), (0.9, 0.2, 0.7), (0.9, 0.2, 0.6)  # of 20 images
+    text = text_with(tie, lead_of_four)
+    assert (
+        f"{coin} best trial was in 2 of 4 choices of settings fewer than 6 images ahead of the next, and in 1" in text
+    )
+    assert (
+        " level with it. All repetitions share what was chosen, so that no interval shows this. What helps: more "
+        "images, a larger --tuning.val_fraction, --folds 5, which chooses anew in each fold, or --tuning.trials 0"
+    ) in text
+    assert "in 1 of 4 choices of settings fewer than 6 images ahead of the next, and in 1" in text_with(
+        tie, lead_of_six
+    )
+    assert "and in none level with it." in text_with(lead_of_six, lead_of_four)
+    assert "coin toss" not in text_with(lead_of_six, lead_of_six)
+    plan = json.loads((folder / "plan.json").read_text())
+    for others, said in (({"parts": parts(20, 60)}, True), ({"parts": parts(20, 61)}, False), ({}, False)):
+        kept = {name: value for name, value in plan.items() if name != "parts"}
+        (folder / "plan.json").write_text(json.dumps(kept | others))
+        assert ("coin toss" in page_of(folder).text) == said
+
+
+def test_the_conditions(tmp_path, undrawn):
+    backbone = {"class_path": "metricloss_pl.backbones.TinyConvNet", "init_args": {"width": 32, "dropout": 0.0}}
+    settings = {
+        "model": {"class_path": "x", "init_args": {"backbone": backbone, "embedding_dim": 32}},
+        "data": {
+            "class_path": "x",
+            "init_args": {"batch_size": 25, "image_size": 48, "resize": 64, "in_channels": 3},
+        },
+        "trainer": {"accumulate_grad_batches": 2},
+    }
+    other = json.loads(json.dumps(settings))
+    other["model"]["init_args"]["embedding_dim"] = "auto"
+    variants = {"softmax": {"settings": settings}, "cosine": {"settings": other, "space": {"data.batch_size": {}}}}
+    place = {"split": 0, "fold": None}
+    parts = [
+        {"kind": kind, "samples_per_class": size, **place, "train": train, "val": val}
+        for size in SMALL["sizes"]
+        for kind, train, val in (("trial", 6 * size, 4 * size), ("final", 10 * size, 0))
+    ]
+    folder = make_results(
+        tmp_path, {"softmax": 0.0, "cosine": 0.0}, seeds=(0, 1), **SMALL, parts=parts, steps=100,
+        tuning={"pruner": "median", "epochs": None},
+    )  # fmt: skip
+    plan = json.loads((folder / "plan.json").read_text())
+    for name, variant in variants.items():
+        plan["variants"][name] = variant
+    (folder / "plan.json").write_text(json.dumps(plan))
+    changed(folder, lambda line: line["kind"] == "trial" and line.update(epochs=8))
+    text = page_of(folder).text
+    for words in (
+        "Image size48 px out of 64 px, colour",
+        "NetworkTinyConvNet (width 32)Embedding",
+        "dimensionsoftmax 32; cosine that of the class embeddings",
+        "Batch sizesoftmax 25, with 2 batches a step; cosine tuned, with 2 batches a step",
+        "Images of a final runat 10 images a class 100 for training, 90 for test; at 20 images a class 200 for",
+        "Images of a trialat 10 images a class 60 for training, 40 for validation; at 20",
+        "chosen by accuracy on validation images; a trial below the median of those before it ends early",
+        "Training of a trial8 epochs, 100 steps (as many steps as in a final run, but epochs without validation",
+    ):
+        assert words in text, words
+
+
+def test_a_network_that_knows_frequencies_alone_is_not_flattered(tmp_path, undrawn):
+    folder = make_results(
+        tmp_path, {"softmax": 0.0, "cosine": 0.0}, (10,), (0, 1), class_names=["rare", "common"],
+        labels=[0] * 12 + [1] * 28, trials=0,
+    )  # fmt: skip
+    for file in (folder / "predictions").glob("final-cosine-*"):
+        rewritten(probabilities=np.tile([0.3, 0.7], (40, 1)))(file)
+    changed(folder, lambda line: line["variant"] == "cosine" and line["metrics"].update({"test/accuracy": 0.7}))
+    write_report(folder)
+    table = (folder / "report.md").read_text().partition("| variant | calibration error, points | Brier score |")[2]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines()[2:5]]
+    table = {row[0]: row[1:3] for row in rows}
+    scores = []
+    for file in sorted((folder / "predictions").glob("final-softmax-*")):
+        with np.load(file) as stored:
+            scores.append(2 * brier_score_loss(stored["labels"], stored["probabilities"][:, 1].astype(float)))
+    assert table["softmax"][1] == f"{np.mean(scores):.3f} ± {np.std(scores, ddof=1):.3f}"
+    assert table["cosine"] == ["0.0 ± 0.0", "0.420 ± 0.000"]
+    assert table["class frequencies"] == ["0.0", "0.420"]
 
 
 def test_what_has_learned_nothing_and_what_failed(tmp_path, undrawn):
@@ -573,7 +711,7 @@ def test_what_the_plan_says_of_data_and_tuning(tmp_path, undrawn):
     del plan["keys"][trials[0]["key"]]
     (folder / "plan.json").write_text(json.dumps(plan))
     text = page_of(folder).text
-    assert "Of the data: 2 images stand in training and test <parts>" in text
+    assert "2 images stand in training and test <parts>" in text
     assert text.count("lr 0.03, weight_decay 0.0001") == text.count("lr 0.03") - 2 == 2
     assert "1 result of another plan left out" in text
     assert len(read(folder).trials) == len(trials) - 1

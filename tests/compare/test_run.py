@@ -81,6 +81,11 @@ def test_results_are_complete(whole):
         assert ("test/accuracy" in line["metrics"]) == (not is_trial)
     assert plan["class_names"] == [str(digit) for digit in range(10)]
     assert (plan["baseline"], plan["trials"], plan["splits"], plan["folds"]) == ("softmax", 2, 1, None)
+    place = {"samples_per_class": 5, "split": 0, "fold": None}
+    assert plan["parts"] == [
+        {"kind": "trial", **place, "train": 30, "val": 20},
+        {"kind": "final", **place, "train": 50, "val": 0},
+    ]
 
 
 def test_the_final_run_takes_the_best_trial_and_keeps_its_probabilities(whole):
@@ -484,10 +489,15 @@ def test_images_that_no_run_draws_are_looked_at(tmp_path, capsys, monkeypatch):
         shutil.copy(root / "train" / "cat" / f"{image}.png", root / "test" / "cat" / f"{image}.png")
     cost = Cost(1.0, 1.0, 1, 1, 0.1, 0.1, accelerator=False)
     monkeypatch.setattr(Worker, "measure", lambda self, run: cost)
-    flags = ["--data_root", str(root), "--only", "[softmax]", "--tuning.trials", "0", "--dry_run", "true"]
+    flags = ["--data_root", str(root), "--only", "[softmax,cosine]", "--tuning.trials", "0", "--dry_run", "true"]
     flags += ["--samples_per_class", "[2]", "--seeds", "[0]", "--steps", "1", "--overrides", '{"data.image_size": 16}']
     main(["compare", *flags, "--folder", str(tmp_path / "results")])
-    assert "warning: 12 images stand in more than one part" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "warning: 12 images stand in more than one part" in out
+    assert (
+        "warning: 24 test images can show a difference only between variants that differ on at least 6 of them. " in out
+    )
+    assert "What helps most: --folds 5, which tests every image once" in out
     (root / "train" / "dog" / "7.png").write_bytes(b"no image")
     assert "7.png cannot be read as an image" in refused(capsys, *flags, "--folder", str(tmp_path / "results"))
 
@@ -498,7 +508,9 @@ def test_a_dry_run_writes_nothing(tmp_path, capsys):
     main(["compare", "--config", str(config), "--folder", str(tmp_path / "results"), *few])
     out = capsys.readouterr().out
     assert "final runs  5," in out
-    assert "trials      5: 5 for each of 1" in out
+    assert "trials      5: 5 for each of 1 (variant, size) on 20 validation images" in out
+    assert "warning: 20 validation images can't tell trials apart that differ by less than about 30 points" in out
+    assert "test images can show" not in out  # 359 are enough
     assert "time left   about" in out
     assert not (tmp_path / "results").exists()
 

@@ -163,6 +163,27 @@ def test_the_least_difference_is_where_the_test_begins_to_show(images, tests):
     assert statistics.least_shown(statistics.difference_estimate(np.zeros((images, 1)))) is None
 
 
+def test_the_fewest_images_on_which_variants_differ_where_a_difference_is_shown():
+    """As the sign test has it, whose smallest p is that of k images that all speak for one variant."""
+    for tests in (1, 2, 3, 7):
+        needed = statistics.fewest_differing(tests)
+        assert (
+            stats.binomtest(needed, needed).pvalue * tests
+            <= LEVEL
+            < stats.binomtest(needed - 1, needed - 1).pvalue * tests
+        )
+
+
+def test_brier_score():
+    generator = np.random.default_rng(4)
+    probabilities, labels = generator.dirichlet(np.ones(3), 20), generator.integers(0, 3, 20)
+    slow = [
+        sum((row[c] - (c == label)) ** 2 for c in range(3)) for row, label in zip(probabilities, labels, strict=True)
+    ]
+    assert statistics.brier(probabilities, labels) == pytest.approx(slow)
+    assert statistics.brier(np.eye(2), np.array([0, 0])).tolist() == [0, 2]
+
+
 def test_few_images_show_nothing():
     """Five of five on which one variant is always right and the other always wrong: p is 1 / 16, and 0 is left open."""
     found = statistics.difference_estimate(np.ones((5, 4)))
