@@ -143,6 +143,7 @@ h2 { font-size: 1.25rem; line-height: 1.3; margin: 2.5rem 0 0.5rem; }
 h3 { font-size: 1.05rem; margin: 1.75rem 0 0.25rem; }
 p, ul { max-width: 44rem; margin: 0.5rem 0; }
 ul { padding-left: 1.25rem; }
+code { font: inherit; white-space: nowrap; }
 a { color: var(--accent); }
 nav ul { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: 0.25rem 1.1rem; max-width: none; }
 .verdict { border-left: 0.35rem solid var(--accent); background: #f3f7fb; padding: 0.9rem 1.1rem; margin: 1rem 0; }
@@ -203,7 +204,7 @@ dd { margin: 0; overflow-wrap: anywhere; }
   .one { display: flex; gap: 1rem; }
   .one img { width: auto; max-width: 11.5cm; max-height: 10.4cm; }
   .one .images { display: block; }
-  .several .images { grid-template-columns: 1fr 1fr; }
+  .several .images { grid-template-columns: repeat(2, 7.6cm); }
   .small .images { grid-template-columns: repeat(5, 1fr); }
   .verdict, .warning, .swatch { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }
@@ -242,11 +243,16 @@ def _block_to_html(block: Block, number: int) -> str:
 
 
 def _paragraphs(lines: Sequence[str]) -> str:
-    return "".join(f"<p>{escape(line)}</p>" for line in lines)
+    return "".join(f"<p>{_sentences(line)}</p>" for line in lines)
 
 
 def _list(lines: Sequence[str]) -> str:
-    return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>" if lines else ""
+    return f"<ul>{''.join(f'<li>{_sentences(line)}</li>' for line in lines)}</ul>" if lines else ""
+
+
+def _sentences(text: str) -> str:
+    """Text in which no line break parts a flag."""
+    return re.sub(r"--[a-z_.]{1,30}", r"<code>\g<0></code>", escape(text))
 
 
 def _image_to_html(image: Image) -> str:
