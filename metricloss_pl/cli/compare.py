@@ -50,21 +50,20 @@ def compare(arguments: Sequence[str]) -> None:
         file = str(_own_images())
         given = [f"--config={file}", *given]
     settings = parser.instantiate_classes(parser.parse_args(given)).as_dict()
-    if file is None and not settings["report_only"]:
+    if file is None:
         raise UserError(
             "compare needs to know what: give --config with a comparison, such as configs/compare/digits.yaml, or "
             "--data_root with your folder of images"
         )
     settings.pop("config")
     described = {name: settings.pop(name) for name in names}
-    if file is not None:  # a flag changes single settings of its overrides
-        of_file = parser.parse_args([f"--config={file}"]).overrides
-        described["overrides"] = {**of_file, **described["overrides"]}
+    of_file = parser.parse_args([f"--config={file}"]).overrides  # of which a flag changes single ones
+    described["overrides"] = {**of_file, **described["overrides"]}
     for length, other in (("epochs", "steps"), ("steps", "epochs")):  # a flag takes the place of the file's other one
         if option(given, f"--{length}") is not None and option(given, f"--{other}") is None:
             described[other] = None
     if described["name"] is None:
-        root, stem = described["data_root"], Path(file or "comparison").stem
+        root, stem = described["data_root"], Path(file).stem
         own = "" if stem == _OWN_IMAGES.stem else f"-{stem}"
         described["name"] = Path(root).resolve().name + own if root else stem
     typed = shlex.join(["python", "cli.py", "compare", *arguments])

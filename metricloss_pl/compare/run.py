@@ -65,7 +65,6 @@ def run_comparison(
     jobs: int = 1,
     max_hours: float | None = None,
     dry_run: bool = False,
-    report_only: bool = False,
     command: str | None = None,
 ) -> Path:
     """Do the runs of a comparison that are not done yet, and write the report.
@@ -79,7 +78,6 @@ def run_comparison(
         jobs: Runs side by side, each in a process of its own; they take turns with the GPUs, where there are some.
         max_hours: Time in which all must be done; a plan that needs longer is refused.
         dry_run: Whether to print the plan, with its time and memory from a few measured steps, and stop.
-        report_only: Whether to write the report from what is there, and run nothing.
         command: What the user has typed, for the report.
 
     Returns:
@@ -89,11 +87,6 @@ def run_comparison(
         UserError: The plan can't be run: by its own fault, or for data, time or memory; nothing has run then.
     """
     place = Path(folder or Path("runs", "compare", comparison.name or "comparison"))
-    if report_only:
-        if not (place / "results.jsonl").is_file():
-            raise UserError(f"{place} holds no results.jsonl: run the comparison first, without report_only")
-        _write_report(place)
-        return place
     if jobs < 1:
         raise UserError(f"jobs is {jobs}: at least 1 is needed")
     if max_hours is not None and not 0 < max_hours < math.inf:

@@ -386,7 +386,6 @@ def test_a_hierarchy_decides_by_its_tree_whatever_file_names_it(tmp_path):
         ({}, {"max_hours": 1e-6}, "max_hours is 1e-06, and what is left of the plan takes about"),
         ({}, {"jobs": 0}, "jobs is 0"),
         ({"folds": 400}, {}, "class '.' has 1.. images: folds is 400"),
-        ({}, {"report_only": True}, "holds no results.jsonl"),
     ],
 )
 def test_a_plan_that_cannot_be_run_is_refused(changes, settings, message, tmp_path):
