@@ -19,14 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from jsonargparse import Namespace
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from metricloss_pl.compare import remarks
-from metricloss_pl.compare.costs import Costs, check_cost, seconds_of, shorter, threads_of, time_of
+from metricloss_pl.compare.costs import Costs, check_cost, shorter, threads_of, time_of
 from metricloss_pl.compare.folds import digest, images_root, official_parts
 from metricloss_pl.compare.other_plans import earlier_plan, of_other_plans
 from metricloss_pl.compare.plan import Comparison, Plan, Range, Run
+from metricloss_pl.compare.progress import PlanProgress
 from metricloss_pl.compare.report import write_report
 from metricloss_pl.compare.results import Results
 from metricloss_pl.compare.settings import blaming
@@ -385,10 +384,10 @@ def _say_what_is_held(missing: Sequence[Run], results: Results) -> None:
 
 
 def _do(worker: Worker, plan: Plan, results: Results, jobs: int, costs: Costs) -> None:
-    with _Bar(plan, results, costs) as bar:
+    with PlanProgress(plan, results, costs) as progress:
         if jobs == 1:
             with quiet():
-                _work(worker, plan, results, bar.look)
+                _work(worker, plan, results, progress.look)
             return
         context = _context()
         processes = [  # no daemons: those may not have processes that load images
@@ -399,14 +398,14 @@ def _do(worker: Worker, plan: Plan, results: Results, jobs: int, costs: Costs) -
         try:
             while any(process.is_alive() for process in processes):
                 time.sleep(_LOOK_EVERY)
-                bar.look()
+                progress.look()
         finally:
             for process in processes:
                 process.terminate()
             for process in processes:
                 process.join(_GRACE)
                 process.kill()
-        bar.look()
+        progress.look()
     _check_ends(plan, results, processes)
 
 
@@ -432,6 +431,8 @@ def _check_ends(plan: Plan, results: Results, processes: Sequence[BaseProcess]) 
 def _work_alone(plan: Plan, folder: Path, number: int, jobs: int) -> None:
     """What a process does that stands beside others."""
     _die_with_parent()
+    # Else it is forkserver as for this one: what loads its images would start slowly, and outlive it.
+    multiprocessing.set_start_method(None, force=True)
     torch.set_num_threads(threads_of(jobs))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = visible.split(",") if visible else [str(gpu) for gpu in range(torch.cuda.device_count())]
@@ -484,33 +485,3 @@ def _work(worker: Worker, plan: Plan, results: Results, look: Callable[[], None]
                 break
         else:
             time.sleep(_LOOK_EVERY)
-
-
-class _Bar:
-    """The progress over the whole plan, with the time left."""
-
-    def __init__(self, plan: Plan, results: Results, costs: Costs) -> None:
-        self._plan, self._results, self._costs = plan, results, costs
-        self._begin = time.monotonic()
-        self._before: set[str] = set(results.read(plan.places))
-        text = "{task.description}", "{task.fields[left]}"
-        columns = TextColumn(text[0]), BarColumn(), MofNCompleteColumn(), TextColumn(text[1])
-        self._progress = Progress(*columns, console=Console(stderr=True))
-        self._task = self._progress.add_task("runs", total=len(plan.runs), completed=len(self._before), left="")
-
-    def __enter__(self) -> _Bar:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._progress.stop()
-
-    def look(self) -> None:
-        """Show what is done by now."""
-        done = self._results.read(self._plan.places)
-        runs = self._plan.runs
-        new = [run for run in runs if run.key in done.keys() - self._before]
-        now = seconds_of(self._plan.comparison, new, self._costs)
-        left = seconds_of(self._plan.comparison, (run for run in runs if run.key not in done), self._costs)
-        text = f"{duration(left * (time.monotonic() - self._begin) / now)} left" if now and left else ""
-        self._progress.update(self._task, completed=len(done), left=text)

@@ -24,7 +24,7 @@ from metricloss_pl.data import DigitsDataModule, ImageFolderDataModule, reading,
 from metricloss_pl.data.dataset import ImageDataset
 from metricloss_pl.data.samples import concatenate
 from metricloss_pl.errors import UserError
-from tests.compare.tiny import CONFIGS, RATES, THREADS, run_and_die, tiny
+from tests.compare.tiny import CONFIGS, RATES, THREADS, note_start_method, run_and_die, tiny
 from tests.helpers import make_folder, make_image
 
 pytest.importorskip("optuna")
@@ -158,7 +158,9 @@ def found_soundly(folder: Path) -> dict[str, dict]:
     }
 
 
-def test_a_line_that_was_deleted_is_run_again(whole, tmp_path):
+def test_a_line_that_was_deleted_is_run_again(whole, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    monkeypatch.setenv("TERM", "xterm")
     shutil.copytree(whole, tmp_path / "copy")
     file = tmp_path / "copy" / "results.jsonl"
     first, *others = file.read_text().splitlines(keepends=True)
@@ -167,11 +169,29 @@ def test_a_line_that_was_deleted_is_run_again(whole, tmp_path):
     run_comparison(tiny(), folder=str(tmp_path / "copy"))
     assert file.read_text().startswith("".join(others))
     assert found_soundly(tmp_path / "copy") == found(whole)
+    screen = capsys.readouterr()
+    assert "6/6" in screen.err
+    assert "val/accuracy" not in screen.out
 
 
-def test_side_by_side_gives_the_same(whole, tmp_path):
+def test_side_by_side_gives_the_same_and_tells_of_each_run(whole, tmp_path, capsys):
     run_comparison(tiny(), folder=str(tmp_path), jobs=2)
     assert found_soundly(tmp_path) == found(whole)
+    told = [row for row in capsys.readouterr().out.splitlines() if row.startswith(("softmax, 5", "cosine, 5"))]
+    for number, (row, line) in enumerate(zip(told, lines(tmp_path), strict=True), start=1):
+        part, which = ("val", f"trial {line['trial']}") if line["kind"] == "trial" else ("test", "seed 0")
+        score = f"{part}/accuracy {line['metrics'][f'{part}/accuracy']:.4f}"
+        assert row.startswith(f"{line['variant']}, 5 images a class, {which}: {score} ({number} of 6 runs")
+    assert told[0].endswith(" left)")
+    assert told[-1].endswith(" runs)")
+
+
+def test_a_job_starts_loaders_as_a_run_alone_does(tmp_path):
+    """Those of a server of their own would outlive a killed comparison."""
+    job = running._context().Process(target=note_start_method, args=(tmp_path / "method",))
+    job.start()
+    job.join()
+    assert (tmp_path / "method").read_text() == multiprocessing.get_context().get_start_method()
 
 
 def test_variants_are_tried_at_the_same_places_on_the_same_images(whole):
@@ -273,7 +293,9 @@ def test_a_run_that_diverges_is_recorded_and_the_others_go_on(tmp_path, capsys):
     run_comparison(comparison, folder=str(tmp_path))
     status = {line["variant"]: (line["status"], line["metrics"] == {}) for line in lines(tmp_path)}
     assert status == {"diverging": ("failed", True), "softmax": ("ok", False)}
-    assert "failed: diverging, 5 images a class, seed 0: " in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "\ndiverging, 5 images a class, seed 0: failed: " in out
+    assert "\nfailed: diverging, 5 images a class, seed 0: " in out
     assert "not finite" in next(line["reason"] for line in lines(tmp_path) if line["variant"] == "diverging")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 import torch
 
 from metricloss_pl.compare import Comparison, Range, Tuning, Variant, run_comparison
+from metricloss_pl.compare import run as running
+from metricloss_pl.compare.plan import Plan
 from metricloss_pl.compare.results import Results
 from metricloss_pl.compare.worker import Worker
 
@@ -69,3 +72,9 @@ def run_and_die(folder: str, moment: str, after: int) -> None:
 
     Worker.run, Results.append = dying_run, dying_append  # type: ignore[method-assign]
     run_comparison(tiny(), folder=folder)
+
+
+def note_start_method(file: Path) -> None:
+    """How a job starts the processes that load its images."""
+    running._work = lambda *_: file.write_text(multiprocessing.get_start_method())  # type: ignore[assignment]
+    running._work_alone(Plan(tiny(), []), file.parent, 0, 2)
