@@ -27,21 +27,24 @@ def earlier_plan(results: Results) -> Mapping[str, Any]:
 
 
 def of_other_plans(results: Results, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """For the screen: how many results are of other plans, and how the last one differs.
+    """For the screen: how many results the report leaves out, how the last plan differs, and how its report comes back.
 
     Args:
         results: Which have been read.
         before: As :func:`earlier_plan` gives it.
         now: What is to stand in plan.json.
     """
+    of_last = set(results.others) & set(before.get("keys", ()))
     try:
-        differing = _differences(before, now) if set(results.others) & set(before.get("keys", ())) else []
+        differing = _differences(before, now) if of_last else []
     except (AttributeError, KeyError, TypeError):  # a plan.json of another version
         differing = []
     how = f" ({'; '.join(shortened(differing, _MOST))})" if differing else ""
+    command = before.get("command") if of_last else None
+    back = f"; the one on that plan comes back with: {command}" if command and command != now.get("command") else ""
     return (
         f"{short(results.folder)} also holds {count(len(results.others), 'result')} of another plan{how}: they stay, "
-        "and this plan leaves them out; --folder takes another place"
+        f"and the report will be without them; --folder takes another place{back}"
     )
 
 

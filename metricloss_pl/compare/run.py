@@ -112,7 +112,7 @@ def run_comparison(
     if missing:
         check_cost(comparison, missing, costs, jobs, max_hours, ways)
     _announce(plan, missing, costs, jobs, ways, place, facts)
-    described = json.loads(json.dumps(_described(plan, facts)))
+    described = {"command": command, **json.loads(json.dumps(_described(plan, facts)))}
     if results.others:
         print(f"warning: {of_other_plans(results, before, described)}")
     for note in results.notes:
@@ -120,8 +120,8 @@ def run_comparison(
     if dry_run:
         return place
     results.make()
-    if {**before, "command": None} != {"command": None, **described}:
-        results.write_plan({"command": command, **described})
+    if {**before, "command": None} != {**described, "command": None}:
+        results.write_plan(described)
     if missing:
         _say_what_is_held(missing, results)
         try:

@@ -148,7 +148,9 @@ def test_what_a_folder_holds_of_another_plan(measured, tmp_path, monkeypatch, ca
     first = finished(tmp_path, tiny(("softmax",)), monkeypatch)
     assert "also holds" not in capsys.readouterr().out
 
-    more = finished(tmp_path, tiny(("softmax",), seeds=[0, 1], samples_per_class=[5, 10]), monkeypatch)
+    more = finished(
+        tmp_path, tiny(("softmax",), seeds=[0, 1], samples_per_class=[5, 10]), monkeypatch, command="python cli.py more"
+    )
     out = capsys.readouterr().out
     assert first < more
     assert "done        3 of 8 runs" in out
@@ -163,15 +165,21 @@ def test_what_a_folder_holds_of_another_plan(measured, tmp_path, monkeypatch, ca
     assert 'also holds 8 results of another plan (variants ["softmax"], now ["softmax", "cosine"]; ' in warning
     assert "; samples_per_class [5, 10], now [5]; seeds [0, 1], now [0]; splits 2, now 1; trainer.max_e" in warning
     assert "; trainer.max_epochs 1, now 2): they stay" in warning
-    assert "they stay, and this plan leaves them out; --folder takes another place" in warning
+    assert "; --folder takes another place; the one on that plan comes back with: python cli.py more" in warning
 
+    stored = (tmp_path / "results.jsonl").read_bytes()
     assert (
-        finished(tmp_path, tiny(("softmax",)), monkeypatch) == first
+        finished(tmp_path, tiny(("softmax",)), monkeypatch, command="python cli.py fewer") == first
     )  # nothing is run; the report is on this one again
     out = capsys.readouterr().out
     assert "done        3 of 3 runs" in out
     assert "validation images can't" not in out  # which is said before runs are done
     assert "also holds 5 results of another plan (samples_per_class [5, 10], now [5]; seeds [0, 1], now [0]; spl" in out
+    assert "they stay, and the report will be without them; --folder takes another place; the one on that" in out
+    assert "the one on that plan comes back with: python cli.py more\n" in out
+    run_comparison(tiny(("softmax",)), folder=str(tmp_path), command="python cli.py fewer")
+    assert "also holds 5 results of another plan: they stay" in capsys.readouterr().out
+    assert (tmp_path / "results.jsonl").read_bytes() == stored
 
     results = Results(tmp_path)
     results.read({key: {} for key in first})
