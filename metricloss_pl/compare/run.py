@@ -28,7 +28,7 @@ from metricloss_pl.compare.plan import Comparison, Plan, Range, Run
 from metricloss_pl.compare.progress import PlanProgress
 from metricloss_pl.compare.report import write_report
 from metricloss_pl.compare.results import Results
-from metricloss_pl.compare.settings import blaming
+from metricloss_pl.compare.settings import for_each
 from metricloss_pl.compare.tuning import check_optuna
 from metricloss_pl.compare.words import count, duration, size_name, span
 from metricloss_pl.compare.worker import Worker
@@ -143,47 +143,50 @@ def run_comparison(
 def _prepare(worker: Worker) -> tuple[Plan, dict[str, Any]]:
     """The plan, and facts about the data; every variant's data and network are built once on the way."""
     comparison = worker.comparison
-    settings, fractions, digests, facts = {}, {}, {}, {}
     of_files: dict[Path, bytes] = {}  # each is read once, of however many variants
-    for name, variant in comparison.variants.items():
-        with blaming(name):
-            config = worker.files.parse(variant.config, comparison.overriding(name))
-            _check_whole(config)
-            fractions[name] = config.data.init_args.val_fraction
-            for tuned, values in comparison.space(name).items() if comparison.tuning.trials else ():
-                _check_range(worker, name, tuned, values)
-            model, data, *_ = worker.files.build(config)
-            settings[name] = worker.files.decisive(config, model.class_hierarchy)
-            data.prepare_data()
-            parts = official_parts(data)
-            counts = {part: 0 if samples is None else len(samples) for part, samples in parts.items()}
-            digests[name] = " ".join(digest(samples, of_files) for samples in parts.values() if samples is not None)
-            images = f"{counts['train'] + counts['val']} images to train on and {counts['test']} to test on"
-            if comparison.folds is not None:
-                images = f"{sum(counts.values())} images, of which each of {comparison.folds} folds tests a part"
-            facts[name] = {
-                "class_names": data.class_names,
-                "data": f"{type(data).__name__}: {images}, of {data.num_classes} classes",
-                "images_root": images_root([parts["test"]] if comparison.folds is None else parts.values()),
-                "tested": counts["test"] if comparison.folds is None else sum(counts.values()),
-            }
-            if parts["test"] is None and comparison.folds is None:
-                raise UserError(f"{type(data).__name__} has no test part: give folds, so that each image is tested")
+
+    def look(name: str) -> dict[str, Any]:
+        config = worker.files.parse(comparison.variants[name].config, comparison.overriding(name))
+        _check_whole(config)
+        for tuned, values in comparison.space(name).items() if comparison.tuning.trials else ():
+            _check_range(worker, name, tuned, values)
+        model, data, *_ = worker.files.build(config)
+        settings = worker.files.decisive(config, model.class_hierarchy)
+        data.prepare_data()
+        parts = official_parts(data)
+        counts = {part: 0 if samples is None else len(samples) for part, samples in parts.items()}
+        images = f"{counts['train'] + counts['val']} images to train on and {counts['test']} to test on"
+        if comparison.folds is not None:
+            images = f"{sum(counts.values())} images, of which each of {comparison.folds} folds tests a part"
+        elif parts["test"] is None:
+            raise UserError(f"{type(data).__name__} has no test part: give folds, so that each image is tested")
+        return {
+            "settings": settings,
+            "val_fraction": config.data.init_args.val_fraction,
+            "class_names": data.class_names,
+            "data": f"{type(data).__name__}: {images}, of {data.num_classes} classes",
+            "images": " ".join(digest(samples, of_files) for samples in parts.values() if samples is not None),
+            "images_root": images_root([parts["test"]] if comparison.folds is None else parts.values()),
+            "tested": counts["test"] if comparison.folds is None else sum(counts.values()),
+        }
+
+    found = for_each(comparison.variants, look)
     baseline = comparison.baseline or ""
-    for name in comparison.variants:
-        if (digests[name], facts[name]["class_names"]) != (digests[baseline], facts[baseline]["class_names"]):
+    shared = found[baseline]
+    for name, facts in found.items():
+        if (facts["images"], facts["class_names"]) != (shared["images"], shared["class_names"]):
             raise UserError(
-                f"variant {name} has other images or classes than {baseline} ({facts[name]['data']}; "
-                f"{facts[baseline]['data']}): variants are compared on the same images"
+                f"variant {name} has other images or classes than {baseline} ({facts['data']}; {shared['data']}): "
+                "variants are compared on the same images"
             )
         as_files = comparison.tuning.trials and comparison.tuning.val_fraction is None
-        if as_files and fractions[name] != fractions[baseline]:
+        if as_files and facts["val_fraction"] != shared["val_fraction"]:
             raise UserError(
-                f"variant {name} has data.val_fraction {fractions[name]}, and {baseline} {fractions[baseline]}: give "
-                "tuning.val_fraction, so that all are tuned on as many images"
+                f"variant {name} has data.val_fraction {facts['val_fraction']}, and {baseline} "
+                f"{shared['val_fraction']}: give tuning.val_fraction, so that all are tuned on as many images"
             )
-    plan = Plan.of(comparison, settings, digests[baseline])
-    return plan, {**facts[baseline], "settings": settings, "images": digests[baseline]}
+    settings = {name: facts["settings"] for name, facts in found.items()}
+    return Plan.of(comparison, settings, shared["images"]), {**shared, "settings": settings}
 
 
 def _check_whole(config: Namespace) -> None:
@@ -227,21 +230,26 @@ def _check_parts(worker: Worker, plan: Plan, facts: dict[str, Any]) -> None:
 
     What a size, split or fold lacks, and an image that is missing or broken, so shows now, whichever a run draws.
     """
-    parts: dict[Any, Run] = {}
-    for run in plan.runs:  # a variant may have data settings of its own
-        own = json.dumps(facts["settings"][run.variant]["data"])
-        parts.setdefault((own, run.kind, run.samples_per_class, run.split, run.fold), run)
+    seen = set()  # a variant may have data settings of its own
     facts["parts"] = []
-    for run in parts.values():
-        with blaming(run.variant):
+
+    def divide(variant: str) -> None:
+        own = json.dumps(facts["settings"][variant]["data"])
+        for run in plan.runs:
+            place = (own, run.kind, run.samples_per_class, run.split, run.fold)
+            if run.variant != variant or place in seen:
+                continue
             data = worker.build(run).data
             if run.kind == "trial" and not data.has_validation:
                 raise UserError("data.val_fraction is 0, and trials are validated: give tuning.val_fraction")
             train, val = data.divide()
-        place = {name: run.place[name] for name in ("kind", "samples_per_class", "split", "fold")}
-        part = {**place, "train": len(train), "val": 0 if val is None else len(val)}
-        if part not in facts["parts"]:
-            facts["parts"].append(part)
+            seen.add(place)
+            where = {name: run.place[name] for name in ("kind", "samples_per_class", "split", "fold")}
+            part = {**where, "train": len(train), "val": 0 if val is None else len(val)}
+            if part not in facts["parts"]:
+                facts["parts"].append(part)
+
+    for_each(plan.comparison.variants, divide)
     finals = [run for run in plan.runs if run.kind == "final"]
     largest = max(finals, key=lambda run: run.samples_per_class or math.inf)
     data = _with_all_images(worker, largest)
@@ -264,16 +272,19 @@ def _with_all_images(worker: Worker, run: Run) -> ImageDataModule:
     return data
 
 
-def _measure(worker: Worker, plan: Plan, missing: Iterable[Run]) -> Costs:
+def _measure(worker: Worker, plan: Plan, missing: Sequence[Run]) -> Costs:
     """What a final run takes, of each variant and size that misses any run."""
-    wanted = {(run.variant, run.samples_per_class) for run in missing}
-    costs = {}
+    finals: dict[tuple[str, int | None], Run] = {}
     for run in plan.runs:
-        at = (run.variant, run.samples_per_class)
-        if run.kind == "final" and at in wanted and at not in costs:
-            with blaming(run.variant):
-                costs[at] = worker.measure(run)
-    return costs
+        if run.kind == "final":
+            finals.setdefault((run.variant, run.samples_per_class), run)
+
+    def measure(variant: str) -> Costs:
+        wanted = dict.fromkeys((variant, run.samples_per_class) for run in missing if run.variant == variant)
+        return {at: worker.measure(finals[at]) for at in wanted}
+
+    found = for_each(dict.fromkeys(run.variant for run in missing), measure)
+    return {at: cost for costs in found.values() for at, cost in costs.items()}
 
 
 def _announce(

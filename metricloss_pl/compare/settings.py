@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
 from lightning.pytorch import Callback, Trainer
@@ -24,7 +23,9 @@ from metricloss_pl.messages import message_of
 from metricloss_pl.regimes import Classifier
 from metricloss_pl.run_files import HARMLESS, add_run_arguments, check_settings
 
-__all__ = ["Built", "RunFiles", "blaming"]
+__all__ = ["Built", "RunFiles", "for_each"]
+
+T = TypeVar("T")
 
 # What draws, writes or measures for a single run's sake.
 _NOT_HERE = (
@@ -122,20 +123,32 @@ class RunFiles:
         return Built(made.model, made.data, {k: v for k, v in trainer.items() if k not in _OURS}, callbacks)
 
 
-@contextmanager
-def blaming(variant: str) -> Iterator[None]:
-    """Name the variant in a mistake's line.
+def for_each(variants: Iterable[str], do: Callable[[str], T]) -> dict[str, T]:
+    """What ``do`` gives for each variant.
 
     Raises:
-        UserError: In place of any error that stands for a user's mistake.
+        UserError: In place of any error that stands for a user's mistake; it names the variant, unless the mistake is
+            the same for all of them.
     """
+    names, given = list(variants), {}
+    for name in names:
+        try:
+            given[name] = do(name)
+        except Exception as error:
+            line = message_of(error)
+            if line is None:
+                raise
+            shared = not given and all(_mistake(do, other) == line for other in names if other != name)
+            raise UserError(line if shared else f"variant {name}: {line}") from error
+    return given
+
+
+def _mistake(do: Callable[[str], Any], variant: str) -> str | None:
     try:
-        yield
+        do(variant)
     except Exception as error:
-        line = message_of(error)
-        if line is None:
-            raise
-        raise UserError(f"variant {variant}: {line}") from error
+        return message_of(error)
+    return None
 
 
 def _listed(value: Any) -> list[Any]:

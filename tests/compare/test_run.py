@@ -18,7 +18,7 @@ from metricloss_pl.compare import Range, Tuning, Variant, run_comparison
 from metricloss_pl.compare import run as running
 from metricloss_pl.compare.costs import Cost
 from metricloss_pl.compare.folds import fold_numbers
-from metricloss_pl.compare.settings import RunFiles
+from metricloss_pl.compare.settings import RunFiles, for_each
 from metricloss_pl.compare.worker import Worker
 from metricloss_pl.data import DigitsDataModule, ImageFolderDataModule, reading, store
 from metricloss_pl.data.dataset import ImageDataset
@@ -309,10 +309,10 @@ def test_a_study_without_a_good_trial_fails_by_name(tmp_path):
 
 REFUSALS = {
     "unknown setting": ({"model.optimizer.rate": 1}, "variant cosine: .*rate"),
-    "linked setting": ({"model.num_classes": 7}, "variant cosine: model.num_classes comes from the data: leave it out"),
+    "linked setting": ({"model.num_classes": 7}, "model.num_classes comes from the data: leave it out"),
     "no batches": (
         {"trainer.accumulate_grad_batches": 0},
-        "variant cosine: trainer.accumulate_grad_batches is 0: it must be at least 1",
+        "trainer.accumulate_grad_batches is 0: it must be at least 1",
     ),
     "missing hierarchy": (
         {"model.class_embeddings": "no/such.txt"},
@@ -325,44 +325,67 @@ REFUSALS = {
     "other images": ({"data.test_fraction": 0.5}, "variant cosine has other images or classes than softmax"),
     "early stopping": (
         {"trainer.callbacks": [{"class_path": "EarlyStopping", "init_args": {"monitor": "val/loss"}}]},
-        "variant cosine: EarlyStopping would end runs before others",
+        "EarlyStopping would end runs before others",
     ),
     "steps": (
         {"trainer.max_steps": 5},
-        r'variant cosine: trainer.max_steps is 5: .*; give --overrides "\{trainer.max_steps: -1\}"',
+        r'trainer.max_steps is 5: .*; give --overrides "\{trainer.max_steps: -1\}"',
     ),
-    "no epochs": ({"trainer.max_epochs": -1}, "variant cosine: trainer.max_epochs is -1: .*; give --epochs"),
+    "no epochs": ({"trainer.max_epochs": -1}, "trainer.max_epochs is -1: .*; give --epochs"),
     "early stopping by training": (
         {"trainer.callbacks": [{"class_path": "EarlyStopping", "init_args": {"monitor": "train/loss"}}]},
-        "variant cosine: EarlyStopping would end runs before others",
+        "EarlyStopping would end runs before others",
     ),
     "timer": (
         {"trainer.callbacks": [{"class_path": "Timer", "init_args": {"duration": "00:00:01:00", "interval": "epoch"}}]},
-        "variant cosine: Timer would end runs before others",
+        "Timer would end runs before others",
     ),
-    "a part of the test": ({"trainer.limit_test_batches": 1}, "variant cosine: trainer.limit_test_batches is 1: runs"),
+    "a part of the test": ({"trainer.limit_test_batches": 1}, "trainer.limit_test_batches is 1: runs"),
     "none of the validation": (
         {"trainer.limit_val_batches": 0},
-        "cosine: trainer.limit_val_batches is 0: runs",
+        "trainer.limit_val_batches is 0: runs",
     ),
     "a part of the training": (
         {"trainer.limit_train_batches": 0.5},
         "trainer.limit_train_batches is 0.5: runs",
     ),
-    "some batches": ({"trainer.overfit_batches": 2}, "variant cosine: trainer.overfit_batches is 2"),
-    "a try": ({"trainer.fast_dev_run": True}, "variant cosine: trainer.fast_dev_run is True"),
-    "a part in a block": ({"trainer": {"limit_test_batches": 3}}, "variant cosine: trainer.limit_test_batches is 3"),
+    "some batches": ({"trainer.overfit_batches": 2}, "trainer.overfit_batches is 2"),
+    "a try": ({"trainer.fast_dev_run": True}, "trainer.fast_dev_run is True"),
+    "a part in a block": ({"trainer": {"limit_test_batches": 3}}, "trainer.limit_test_batches is 3"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSALS)
-def test_a_variant_is_refused_by_name_before_anything_runs(case, tmp_path):
+def test_a_variant_is_refused_before_anything_runs(case, tmp_path):
+    """By its name, where there is another one."""
     overrides, message = REFUSALS[case]
-    comparison = tiny(("softmax", "cosine") if case == "other images" else ("cosine",), tuning=Tuning())
+    comparison = tiny(("softmax", "cosine") if message.startswith("variant") else ("cosine",), tuning=Tuning())
     comparison.variants["cosine"] = Variant(str(CONFIGS / "digits_cosine.yaml"), overrides)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=f"^{message}"):
         run_comparison(comparison, folder=str(tmp_path / "results"))
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("mistakes", "message"),
+    [
+        ({"a": "no folder", "b": "no folder", "c": "no folder"}, "no folder"),
+        ({"a": "no folder", "b": "no folder"}, "variant a: no folder"),
+        ({"a": "no folder", "b": "no head", "c": "no folder"}, "variant a: no folder"),
+        ({"c": "no head"}, "variant c: no head"),
+    ],
+)
+def test_a_mistake_names_its_variant_unless_all_make_it(mistakes, message):
+    def do(variant: str) -> None:
+        if variant in mistakes:
+            raise UserError(mistakes[variant])
+
+    with pytest.raises(UserError) as refused:
+        for_each("abc", do)
+    assert str(refused.value) == message
+    assert for_each("abc", str.upper) == {"a": "A", "b": "B", "c": "C"}
+    with pytest.raises(ZeroDivisionError):
+        for_each("abc", lambda variant: 1 / 0)
 
 
 def test_a_hierarchy_decides_by_its_tree_whatever_file_names_it(tmp_path):
@@ -388,7 +411,7 @@ def test_a_hierarchy_decides_by_its_tree_whatever_file_names_it(tmp_path):
         (
             {"tuning": Tuning(1, space={"data.batch_size": Range(choices=[8, "many"])}), "overrides": {}},
             {},
-            "variant softmax: the range of data.batch_size holds many: .*",
+            "^the range of data.batch_size holds many: .*",
         ),
         (
             {"tuning": Tuning(1, space={"model.embedding_dim": Range(4, 16)})},
@@ -398,7 +421,7 @@ def test_a_hierarchy_decides_by_its_tree_whatever_file_names_it(tmp_path):
         (
             {"tuning": Tuning(1, space={"trainer.gradient_clip_val": Range(choices=[1.0, "hard"])})},
             {},
-            "variant softmax: the range of trainer.gradient_clip_val holds hard: .*",
+            "^the range of trainer.gradient_clip_val holds hard: .*",
         ),
         (
             {"tuning": Tuning(1, space={"trainer.limit_train_batches": Range(0.1, 0.9)})},
@@ -426,7 +449,7 @@ def test_trials_need_as_many_validation_images_for_every_variant(tmp_path):
     comparison = tiny(variants=variants, tuning=Tuning(1, space=RATES))
     with pytest.raises(UserError, match=r"^variant fifth has data.val_fraction 0.2, and none 0.0: give tuning.val_f"):
         run_comparison(comparison, str(tmp_path / "results"))
-    with pytest.raises(UserError, match=r"variant none: data.val_fraction is 0, and trials are validated: give tuning"):
+    with pytest.raises(UserError, match=r"^data.val_fraction is 0, and trials are validated: give tuning"):
         run_comparison(replace(comparison, only=["none"]), str(tmp_path / "results"))
     assert not (tmp_path / "results").exists()
 
@@ -464,7 +487,7 @@ def test_a_folder_alone_is_enough(tmp_path, capsys, monkeypatch):
     assert 'compare has no --data.image_size: what holds for every variant is given by --overrides "{data.im' in message
 
     shutil.copytree(root / "cat", tmp_path / "alone" / "cat")
-    assert "variant softmax: the data have 1 class" in refused(capsys, "--data_root", str(tmp_path / "alone"), *flags)
+    assert "error: the data have 1 class" in refused(capsys, "--data_root", str(tmp_path / "alone"), *flags)
 
     (root / "dog" / "broken.jpg").write_bytes(b"no image")
     assert "broken.jpg cannot be read as an image" in refused(capsys, "--data_root", str(root), *flags)
@@ -540,7 +563,7 @@ def test_a_dry_run_writes_nothing(tmp_path, capsys):
     ("arguments", "message"),
     [
         ([], "compare needs to know what"),
-        (["--data_root", "nowhere"], "variant softmax: no folder nowhere"),
+        (["--data_root", "nowhere", "--only", "[softmax,cosine]"], "error: no folder nowhere"),
         (["--config", str(CONFIGS / "compare" / "digits.yaml"), "--sizes", "3"], "sizes"),
         (["--data_rot", "my_images"], "unrecognized arguments: --data_rot"),
         (["--config", str(CONFIGS / "compare" / "digits.yaml"), "--seeds", "[a]"], "seeds"),
