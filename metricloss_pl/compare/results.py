@@ -6,7 +6,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -147,6 +147,14 @@ class Results:
             except OSError as error:
                 file.truncate(size)
                 raise no_room(self.file, error) from error
+
+    def remove(self, keys: Collection[str]) -> None:
+        """Take out all lines of these runs, which are then to be done again; no other process writes meanwhile."""
+        with FileLock(self.folder / ".claims" / "results.lock"):
+            lines = [(row, _sound(row)) for row in self._content().splitlines(keepends=True)]
+            kept = b"".join(row for row, line in lines if line is None or line["key"] not in keys)
+            with replacing(self.file) as beside, beside.open("wb", buffering=0) as file:
+                _write(file, kept)
 
     def held(self, keys: Iterable[str]) -> dict[str, Path]:
         """The claims of those runs that a process is at just now, by key."""

@@ -27,7 +27,7 @@ from metricloss_pl.compare.other_plans import earlier_plan, of_other_plans
 from metricloss_pl.compare.plan import Comparison, Plan, Range, Run
 from metricloss_pl.compare.progress import PlanProgress
 from metricloss_pl.compare.report import write_report
-from metricloss_pl.compare.results import Results
+from metricloss_pl.compare.results import Line, Results
 from metricloss_pl.compare.settings import for_each
 from metricloss_pl.compare.tuning import check_optuna
 from metricloss_pl.compare.words import count, duration, size_name, span
@@ -64,12 +64,13 @@ def run_comparison(
     jobs: int = 1,
     max_hours: float | None = None,
     dry_run: bool = False,
+    retry_failed: bool = False,
     command: str | None = None,
 ) -> Path:
     """Do the runs of a comparison that are not done yet, and write the report.
 
     A second start goes on where the first one ended, however it ended. Several processes, also on machines that share
-    the folder, may be at it at the same time. Lines deleted from its ``results.jsonl`` are run again.
+    the folder, may be at it at the same time.
 
     Args:
         comparison: What is compared.
@@ -77,6 +78,7 @@ def run_comparison(
         jobs: Runs side by side, each in a process of its own; they take turns with the GPUs, where there are some.
         max_hours: Time in which all must be done; a plan that needs longer is refused.
         dry_run: Whether to print the plan, with its time and memory from a few measured steps, and stop.
+        retry_failed: Whether final runs that failed are done again, and their trials where none of those ended well.
         command: What the user has typed, for the report.
 
     Returns:
@@ -98,6 +100,8 @@ def run_comparison(
         plan, facts = _prepare(worker)
         results = Results(place)
         done = results.read(plan.places)
+        again = _in_vain(plan, done) if retry_failed else set()
+        done = {key: line for key, line in done.items() if key not in again}
         missing = [run for run in plan.runs if run.key not in done]
         before = earlier_plan(results)
         another = set(before.get("keys", ())) != set(plan.places)
@@ -122,6 +126,8 @@ def run_comparison(
     results.make()
     if {**before, "command": None} != {**described, "command": None}:
         results.write_plan(described)
+    if again:
+        results.remove(again)
     if missing:
         _say_what_is_held(missing, results)
         try:
@@ -129,10 +135,12 @@ def run_comparison(
         except (KeyboardInterrupt, SystemExit):
             print(f"stopped; the same command goes on with what is in {short(place)}")
             raise
-    failed = [line for line in results.read(plan.places).values() if line["status"] == "failed"]
-    titles = {run.key: run.title for run in plan.runs}
-    for line in failed:
-        print(f"failed: {titles[line['key']]}: {line['reason']}")
+    done = results.read(plan.places)
+    for run in plan.runs:
+        if run.key in done and done[run.key]["status"] == "failed":
+            print(f"failed: {run.title}: {done[run.key]['reason']}")
+    if in_vain := _in_vain(plan, done):
+        print(f"note: the same command with --retry_failed true does {count(len(in_vain), 'failed run')} again")
     _write_report(place)
     return place
 
@@ -380,6 +388,17 @@ def _write_report(place: Path) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------- the runs
+
+
+def _in_vain(plan: Plan, done: Mapping[str, Line]) -> set[str]:
+    """Final runs that have failed, and their trials where none of those ended well, by key."""
+    failed = [run for run in plan.runs if run.kind == "final" and done.get(run.key, {}).get("status") == "failed"]
+    keys = {run.key for run in failed}
+    for study in {run.study for run in failed}:
+        trials = [run.key for run in plan.trials_of(study) if run.key in done]
+        if all(done[key]["status"] != "ok" for key in trials):
+            keys.update(trials)
+    return keys
 
 
 def _say_what_is_held(missing: Sequence[Run], results: Results) -> None:

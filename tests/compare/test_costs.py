@@ -128,14 +128,15 @@ def test_memory_that_is_not_there(measured, tmp_path, monkeypatch):
         run_comparison(tiny(("softmax",), trials=2), folder=str(tmp_path), jobs=100)
 
 
-def finished(folder, comparison, monkeypatch, **settings):
+def finished(folder, comparison, monkeypatch, failing=lambda run: False, **settings):
     """Run it, each run ending at once."""
 
     def end(self, plan, run, done):
         place = {"variant": run.variant, "samples_per_class": run.samples_per_class, "split": run.split}
         metrics = {"val/accuracy": 0.5, "val/nll": 1.0}
         return {"key": run.key, "kind": run.kind, **place, "fold": run.fold, "seed": run.seed, "trial": run.trial} | {
-            "status": "ok", "reason": None, "metrics": metrics, "history": {}, "settings": {}, "predictions": None,
+            "status": "failed" if failing(run) else "ok", "reason": None, "metrics": metrics,
+            "history": {}, "settings": {}, "predictions": None,
         }, None  # fmt: skip
 
     monkeypatch.setattr(Worker, "run", end)
@@ -186,6 +187,38 @@ def test_what_a_folder_holds_of_another_plan(measured, tmp_path, monkeypatch, ca
     for text in ("no JSON", "[]", "{}", json.dumps({"keys": list(more)})):
         (tmp_path / "plan.json").write_text(text)
         assert "also holds 5 results of another plan: they stay" in of_other_plans(results, earlier_plan(results), {})
+
+
+def test_failed_runs_are_done_again_where_asked_for(measured, tmp_path, monkeypatch, capsys):
+    """A trial that failed is a result of the tuning, unless no other one has ended well."""
+
+    def fails(run):
+        return run.variant == "cosine" or (run.kind == "final" and run.seed == 1) or run.trial == 0
+
+    def lines():
+        return [json.loads(row) for row in (tmp_path / "results.jsonl").read_text().splitlines()]
+
+    comparison = tiny(("softmax", "cosine"), seeds=[0, 1])
+    finished(tmp_path, comparison, monkeypatch, fails)
+    first = lines()
+    assert [line["status"] for line in first].count("failed") == 6
+    note = "note: the same command with --retry_failed true does 5 failed runs again"  # 4 of cosine, seed 1 of softmax
+    assert note in capsys.readouterr().out
+    finished(tmp_path, comparison, monkeypatch)
+    finished(tmp_path, comparison, monkeypatch, retry_failed=True, dry_run=True)
+    out = capsys.readouterr().out
+    assert "done        8 of 8 runs" in out
+    assert "done        3 of 8 runs" in out
+    assert lines() == first
+
+    finished(tmp_path, comparison, monkeypatch, retry_failed=True)
+    kept = [line for line in first if line["variant"] == "softmax" and (line["kind"], line["seed"]) != ("final", 1)]
+    assert lines()[:3] == kept
+    assert [line["status"] for line in lines()[3:]] == ["ok"] * 5
+    assert {line["key"] for line in lines()} == {line["key"] for line in first}
+    out = capsys.readouterr().out
+    assert "\nfailed: softmax, 5 images a class, trial 0: None\n" in out
+    assert "--retry_failed" not in out
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,19 @@ def test_without_room_nothing_of_a_result_stays(tmp_path, results, limit):
     assert results.notes == []
 
 
+def test_what_is_taken_out_is_gone_and_all_else_stays(tmp_path, results):
+    for key in "121":
+        results.append(line(key))
+    with results.file.open("ab") as file:
+        file.write(b'{"key": "1", torn\n')
+    results.append(line("3"))
+    _, second, _, *last = results.file.read_bytes().splitlines(keepends=True)
+    results.remove({"1", "4"})
+    assert results.file.read_bytes() == second + b"".join(last)
+    results.append(line("1"))
+    assert list(results.read(plan("1", "2", "3"))) == ["2", "3", "1"]
+
+
 def test_lines_are_plain_json(tmp_path, results):
     results.append(line("1", reason="a\nb"))
     assert json.loads(results.file.read_text())["reason"] == "a\nb"
