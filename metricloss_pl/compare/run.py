@@ -1,8 +1,7 @@
-"""A comparison from begin to end: what is refused before it starts, its runs one after the other or side by side."""
+"""A comparison from begin to end: what is told before it starts, its runs one after the other or side by side."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import math
@@ -11,32 +10,26 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jsonargparse import Namespace
 
 from metricloss_pl.compare import remarks
 from metricloss_pl.compare.costs import Costs, check_cost, shorter, threads_of, time_of
-from metricloss_pl.compare.folds import digest, images_root, official_parts
 from metricloss_pl.compare.other_plans import earlier_plan, of_other_plans
-from metricloss_pl.compare.plan import Comparison, Plan, Range, Run
+from metricloss_pl.compare.plan import Comparison, Plan, Run
+from metricloss_pl.compare.prepare import Facts, check_parts, measure, prepare
 from metricloss_pl.compare.progress import PlanProgress
 from metricloss_pl.compare.report import write_report
 from metricloss_pl.compare.results import Line, Results
-from metricloss_pl.compare.settings import for_each
 from metricloss_pl.compare.tuning import check_optuna
 from metricloss_pl.compare.words import count, duration, size_name, span
 from metricloss_pl.compare.worker import Worker
-from metricloss_pl.data import ImageDataModule
-from metricloss_pl.data.duplicates import Duplicate, describe_duplicates
 from metricloss_pl.errors import UserError
-from metricloss_pl.files import FilePath
-from metricloss_pl.messages import message_of
 from metricloss_pl.screen import print_rows, quiet, short
 
 if TYPE_CHECKING:
@@ -46,15 +39,6 @@ __all__ = ["run_comparison"]
 
 _GRACE = 10.0  # seconds in which other processes end once they are told to
 _LOOK_EVERY = 0.5  # seconds between two looks at what other processes have done
-# By these the Trainer would leave out images or end by the clock, unless they are so.
-_WHOLE = {
-    "limit_train_batches": None,
-    "limit_val_batches": None,
-    "limit_test_batches": None,
-    "overfit_batches": 0.0,
-    "fast_dev_run": False,
-    "max_time": None,
-}
 _LONG = 300.0  # seconds from which the plan says what would shorten it
 
 
@@ -97,7 +81,7 @@ def run_comparison(
         check_optuna()
     with quiet():
         worker = Worker(comparison)
-        plan, facts = _prepare(worker)
+        plan, facts = prepare(worker)
         results = Results(place)
         done = results.read(plan.places)
         again = _in_vain(plan, done) if retry_failed else set()
@@ -106,13 +90,13 @@ def run_comparison(
         before = earlier_plan(results)
         another = set(before.get("keys", ())) != set(plan.places)
         if missing or another:
-            _check_parts(worker, plan, facts)
+            facts = check_parts(worker, plan, facts)
         else:  # of the same images
-            facts |= {name: before.get(name, []) for name in ("parts", "warnings")}
+            facts = replace(facts, **{name: before.get(name, []) for name in ("parts", "warnings")})
         jobs = max(1, min(jobs, len(missing)))
         with _threads(jobs):
-            costs = _measure(worker, plan, missing)
-    ways = shorter(plan, done, costs, jobs, facts["settings"], facts["images"])
+            costs = measure(worker, plan, missing)
+    ways = shorter(plan, done, costs, jobs, facts.settings, facts.images)
     if missing:
         check_cost(comparison, missing, costs, jobs, max_hours, ways)
     _announce(plan, missing, costs, jobs, ways, place, facts)
@@ -145,156 +129,6 @@ def run_comparison(
     return place
 
 
-# --------------------------------------------------------------------------------------------------- before it starts
-
-
-def _prepare(worker: Worker) -> tuple[Plan, dict[str, Any]]:
-    """The plan, and facts about the data; every variant's data and network are built once on the way."""
-    comparison = worker.comparison
-    of_files: dict[Path, bytes] = {}  # each is read once, of however many variants
-
-    def look(name: str) -> dict[str, Any]:
-        config = worker.files.parse(comparison.variants[name].config, comparison.overriding(name))
-        _check_whole(config)
-        for tuned, values in comparison.space(name).items() if comparison.tuning.trials else ():
-            _check_range(worker, name, tuned, values)
-        model, data, *_ = worker.files.build(config)
-        settings = worker.files.decisive(config, model.class_hierarchy)
-        data.prepare_data()
-        parts = official_parts(data)
-        counts = {part: 0 if samples is None else len(samples) for part, samples in parts.items()}
-        images = f"{counts['train'] + counts['val']} images to train on and {counts['test']} to test on"
-        if comparison.folds is not None:
-            images = f"{sum(counts.values())} images, of which each of {comparison.folds} folds tests a part"
-        elif parts["test"] is None:
-            raise UserError(f"{type(data).__name__} has no test part: give folds, so that each image is tested")
-        return {
-            "settings": settings,
-            "val_fraction": config.data.init_args.val_fraction,
-            "class_names": data.class_names,
-            "data": f"{type(data).__name__}: {images}, of {data.num_classes} classes",
-            "images": " ".join(digest(samples, of_files) for samples in parts.values() if samples is not None),
-            "images_root": images_root([parts["test"]] if comparison.folds is None else parts.values()),
-            "tested": counts["test"] if comparison.folds is None else sum(counts.values()),
-        }
-
-    found = for_each(comparison.variants, look)
-    baseline = comparison.baseline or ""
-    shared = found[baseline]
-    for name, facts in found.items():
-        if (facts["images"], facts["class_names"]) != (shared["images"], shared["class_names"]):
-            raise UserError(
-                f"variant {name} has other images or classes than {baseline} ({facts['data']}; {shared['data']}): "
-                "variants are compared on the same images"
-            )
-        as_files = comparison.tuning.trials and comparison.tuning.val_fraction is None
-        if as_files and facts["val_fraction"] != shared["val_fraction"]:
-            raise UserError(
-                f"variant {name} has data.val_fraction {facts['val_fraction']}, and {baseline} "
-                f"{shared['val_fraction']}: give tuning.val_fraction, so that all are tuned on as many images"
-            )
-    settings = {name: facts["settings"] for name, facts in found.items()}
-    return Plan.of(comparison, settings, shared["images"]), {**shared, "settings": settings}
-
-
-def _check_whole(config: Namespace) -> None:
-    """Refuse what lets the Trainer see a part of the images, or end by the clock."""
-    for name, whole in _WHOLE.items():
-        value = config.trainer[name]
-        if value != whole:
-            raise UserError(
-                f"trainer.{name} is {value}: runs that are compared see all images of their parts, for as many epochs "
-                "or steps as the plan says; leave it out"
-            )
-
-
-def _check_range(worker: Worker, variant: str, name: str, values: Range) -> None:
-    """Refuse a range with a value that its setting can't have."""
-    comparison = worker.comparison
-    file, overriding = comparison.variants[variant].config, comparison.overriding(variant)
-    for value in values.ends:
-        try:
-            _check_whole(worker.files.parse(file, {**overriding, name: value}))
-        except Exception as error:
-            line = message_of(error)
-            if line is None:
-                raise
-            unfit = values.choices is None and isinstance(error, argparse.ArgumentError)
-            if unfit and _is_sound(worker, file, {**overriding, name: round(float(value))}):
-                line = "it takes integers alone: give choices instead of low and high"
-            raise UserError(f"the range of {name} holds {value}: {line}") from error
-
-
-def _is_sound(worker: Worker, file: FilePath, overriding: Mapping[str, Any]) -> bool:
-    try:
-        worker.files.parse(file, overriding)
-    except argparse.ArgumentError:
-        return False
-    return True
-
-
-def _check_parts(worker: Worker, plan: Plan, facts: dict[str, Any]) -> None:
-    """Cut all parts that the runs need, and decode every image once; notes both, with duplicates, among the facts.
-
-    What a size, split or fold lacks, and an image that is missing or broken, so shows now, whichever a run draws.
-    """
-    seen = set()  # a variant may have data settings of its own
-    facts["parts"] = []
-
-    def divide(variant: str) -> None:
-        own = json.dumps(facts["settings"][variant]["data"])
-        for run in plan.runs:
-            place = (own, run.kind, run.samples_per_class, run.split, run.fold)
-            if run.variant != variant or place in seen:
-                continue
-            data = worker.build(run).data
-            if run.kind == "trial" and not data.has_validation:
-                raise UserError("data.val_fraction is 0, and trials are validated: give tuning.val_fraction")
-            train, val = data.divide()
-            seen.add(place)
-            where = {name: run.place[name] for name in ("kind", "samples_per_class", "split", "fold")}
-            part = {**where, "train": len(train), "val": 0 if val is None else len(val)}
-            if part not in facts["parts"]:
-                facts["parts"].append(part)
-
-    for_each(plan.comparison.variants, divide)
-    finals = [run for run in plan.runs if run.kind == "final"]
-    largest = max(finals, key=lambda run: run.samples_per_class or math.inf)
-    data = _with_all_images(worker, largest)
-    data.check_files()
-    pairs: dict[frozenset[str], Duplicate] = {}
-    alike = (largest.variant, largest.samples_per_class)
-    folds = {(run.split, run.fold): run for run in finals if (run.variant, run.samples_per_class) == alike}
-    in_folds = plan.comparison.folds is not None
-    for divided in (_with_all_images(worker, run) for run in folds.values()) if in_folds else [data]:
-        for pair in divided.duplicates():
-            same = frozenset((pair.name, pair.earlier_name))
-            if same not in pairs or pair.part != pair.earlier_part:  # a pair may be parted in one division alone
-                pairs[same] = pair
-    facts["warnings"] = data.left_out() + describe_duplicates(pairs.values(), data.class_names)
-
-
-def _with_all_images(worker: Worker, run: Run) -> ImageDataModule:
-    data = worker.build(run).data
-    data.samples_per_class = None
-    return data
-
-
-def _measure(worker: Worker, plan: Plan, missing: Sequence[Run]) -> Costs:
-    """What a final run takes, of each variant and size that misses any run."""
-    finals: dict[tuple[str, int | None], Run] = {}
-    for run in plan.runs:
-        if run.kind == "final":
-            finals.setdefault((run.variant, run.samples_per_class), run)
-
-    def measure(variant: str) -> Costs:
-        wanted = dict.fromkeys((variant, run.samples_per_class) for run in missing if run.variant == variant)
-        return {at: worker.measure(finals[at]) for at in wanted}
-
-    found = for_each(dict.fromkeys(run.variant for run in missing), measure)
-    return {at: cost for costs in found.values() for at, cost in costs.items()}
-
-
 def _announce(
     plan: Plan,
     missing: Sequence[Run],
@@ -302,20 +136,20 @@ def _announce(
     jobs: int,
     ways: Sequence[str],
     place: Path,
-    facts: Mapping[str, Any],
+    facts: Facts,
 ) -> None:
     comparison, tuning = plan.comparison, plan.comparison.tuning
     finals = [run for run in plan.runs if run.kind == "final"]
     trials = len(plan.runs) - len(finals)
     rows = [
-        ("data", facts["data"]),
+        ("data", facts.data),
         ("variants", ", ".join(comparison.variants) + f" (baseline {comparison.baseline})"),
         ("sizes", ", ".join(map(size_name, comparison.samples_per_class))),
         ("final runs", f"{len(finals)}, tested once each"),
     ]
     if trials:
         studies = len({run.study for run in plan.runs})
-        validation = [part["val"] for part in facts["parts"] if part["kind"] == "trial"]
+        validation = [part["val"] for part in facts.parts if part["kind"] == "trial"]
         on = span(validation, "validation image") if validation else "validation images"
         rows.append(("trials", f"{trials}: {tuning.trials} for each of {studies} (variant, size) on {on}"))
     else:
@@ -335,23 +169,23 @@ def _announce(
         rows.append(("memory", f"about {max(cost.gigabytes for cost in costs.values()):.1f} GB a run"))
     rows.append(("folder", short(place)))
     print_rows(rows)
-    for warning in [*facts["warnings"], *(_few_images(plan, facts) if missing else [])]:
+    for warning in [*facts.warnings, *(_few_images(plan, facts) if missing else [])]:
         print(f"warning: {warning}")
 
 
-def _few_images(plan: Plan, facts: Mapping[str, Any]) -> list[str]:
+def _few_images(plan: Plan, facts: Facts) -> list[str]:
     """What can't be told by the plan's images, before hours are spent on it."""
     comparison, lines = plan.comparison, []
     tests = len(comparison.variants) - 1
-    if tests and (few := remarks.few_test_images(facts["tested"], tests)):
+    if tests and (few := remarks.few_test_images(facts.tested, tests)):
         lines.append(f"{few} {remarks.more_test_images(comparison.folds)}")
-    validation = [part["val"] for part in facts["parts"] if part["kind"] == "trial"]
+    validation = [part["val"] for part in facts.parts if part["kind"] == "trial"]
     if comparison.tuning.trials > 1 and validation and (few := remarks.few_validation_images(min(validation))):
         lines.append(f"{few} {remarks.more_validation_images(comparison.folds)}")
     return lines
 
 
-def _described(plan: Plan, facts: Mapping[str, Any]) -> dict[str, Any]:
+def _described(plan: Plan, facts: Facts) -> dict[str, Any]:
     """What plan.json holds."""
     comparison = plan.comparison
     variants = {
@@ -360,7 +194,7 @@ def _described(plan: Plan, facts: Mapping[str, Any]) -> dict[str, Any]:
     }
     for name, variant in variants.items():
         variant["overrides"] = comparison.overriding(name)
-        variant["settings"] = facts["settings"][name]
+        variant["settings"] = facts.settings[name]
     return {
         "name": comparison.name,
         "variants": variants,
@@ -372,13 +206,13 @@ def _described(plan: Plan, facts: Mapping[str, Any]) -> dict[str, Any]:
         "trials": comparison.tuning.trials,
         "tuning": {**asdict(comparison.tuning), "space": None},
         "metric": comparison.metric,
-        "class_names": facts["class_names"],
-        "data": facts["data"],
-        "images": facts["images"],
-        "images_root": facts["images_root"],
+        "class_names": facts.class_names,
+        "data": facts.data,
+        "images": facts.images,
+        "images_root": facts.images_root,
         "steps": comparison.steps,
-        "warnings": facts["warnings"],
-        "parts": facts["parts"],
+        "warnings": facts.warnings,
+        "parts": facts.parts,
         "keys": plan.places,
     }
 

@@ -18,6 +18,7 @@ from metricloss_pl.compare import Range, Tuning, Variant, run_comparison
 from metricloss_pl.compare import run as running
 from metricloss_pl.compare.costs import Cost
 from metricloss_pl.compare.folds import fold_numbers
+from metricloss_pl.compare.prepare import prepare
 from metricloss_pl.compare.settings import RunFiles, for_each
 from metricloss_pl.compare.worker import Worker
 from metricloss_pl.data import DigitsDataModule, ImageFolderDataModule, reading, store
@@ -215,7 +216,7 @@ def test_a_trial_is_ended_by_the_metric_of_the_plan(metric, status, tmp_path):
     comparison = tiny(variants={"softmax": Variant(str(config))}, epochs=4, samples_per_class=[None], overrides={})
     with running.quiet():
         worker = Worker(replace(comparison, tuning=tuning, metric=metric).checked())
-        plan, _ = running._prepare(worker)
+        plan, _ = prepare(worker)
         *before, trial = plan.runs[:4]
         seen = dict.fromkeys(("val/accuracy", "val/balanced_accuracy"), 0.7)
         past = {
@@ -235,7 +236,7 @@ def test_trials_see_no_test_image(folds, monkeypatch):
     comparison = tiny(("softmax",), folds=folds).checked()
     with running.quiet():
         worker = Worker(comparison)
-        plan, _ = running._prepare(worker)
+        plan, _ = prepare(worker)
         tested = set(worker.build(plan.runs[-1]).data.read("test").names)
         trial = plan.runs[0] if folds is None else next(run for run in plan.runs if run.fold == plan.runs[-1].fold)
         seen: set[str] = set()
