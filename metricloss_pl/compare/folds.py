@@ -16,6 +16,7 @@ from torch import Tensor
 
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.data.base import Part
+from metricloss_pl.data.duplicates import Duplicate, find_duplicates
 from metricloss_pl.data.reading import digests_of
 from metricloss_pl.data.samples import Samples, check_samples, concatenate
 from metricloss_pl.data.splits import split_off
@@ -51,6 +52,12 @@ class FoldDataModule(ImageDataModule):
         """Those of the source."""
         return self.source.class_names
 
+    def duplicates(self) -> list[Duplicate]:
+        """Finds images that stand twice or more: in two folds, under two classes, or within one class of one fold."""
+        images, numbers = self._images_and_folds()
+        folds = {f"fold {fold}": images.subset(np.flatnonzero(numbers == fold)) for fold in range(self.folds)}
+        return find_duplicates(folds)
+
     def left_out(self) -> list[str]:
         """What the source says."""
         return self.source.left_out()
@@ -62,10 +69,14 @@ class FoldDataModule(ImageDataModule):
         """The fold, or all but it."""
         if part == "val":
             return None
+        images, numbers = self._images_and_folds()
+        in_fold = numbers == self.fold
+        return images.subset(np.flatnonzero(in_fold if part == "test" else ~in_fold))
+
+    def _images_and_folds(self) -> tuple[Samples, np.ndarray]:
         images = _joined(official_parts(self.source))
         check_samples(images, self.num_classes, "whole")
-        in_fold = fold_numbers(images, self.folds, self.partition, self.class_names) == self.fold
-        return images.subset(np.flatnonzero(in_fold if part == "test" else ~in_fold))
+        return images, fold_numbers(images, self.folds, self.partition, self.class_names)
 
 
 def official_parts(data: ImageDataModule) -> dict[Part, Samples | None]:

@@ -17,8 +17,7 @@ from metricloss_pl.compare.folds import digest, images_root, official_parts
 from metricloss_pl.compare.plan import Plan, Range, Run
 from metricloss_pl.compare.settings import for_each
 from metricloss_pl.compare.worker import Worker
-from metricloss_pl.data import ImageDataModule
-from metricloss_pl.data.duplicates import Duplicate, describe_duplicates
+from metricloss_pl.data.duplicates import describe_duplicates, find_duplicates
 from metricloss_pl.errors import UserError
 from metricloss_pl.files import FilePath
 from metricloss_pl.messages import message_of
@@ -191,25 +190,16 @@ def check_parts(worker: Worker, plan: Plan, facts: Facts) -> Facts:
     for_each(plan.comparison.variants, divide)
     finals = [run for run in plan.runs if run.kind == "final"]
     largest = max(finals, key=lambda run: run.samples_per_class or math.inf)
-    data = _with_all_images(worker, largest)
+    data = worker.build(largest).data
+    data.samples_per_class = None  # all images
     data.check_files()
-    pairs: dict[frozenset[str], Duplicate] = {}
-    alike = (largest.variant, largest.samples_per_class)
-    folds = {(run.split, run.fold): run for run in finals if (run.variant, run.samples_per_class) == alike}
-    in_folds = plan.comparison.folds is not None
-    for divided in (_with_all_images(worker, run) for run in folds.values()) if in_folds else [data]:
-        for pair in divided.duplicates():
-            same = frozenset((pair.name, pair.earlier_name))
-            if same not in pairs or pair.part != pair.earlier_part:  # a pair may be parted in one division alone
-                pairs[same] = pair
-    warnings = data.left_out() + describe_duplicates(pairs.values(), data.class_names)
+    if plan.comparison.folds is None:  # the run's own parts have none for validation, which trials have
+        parts_of_data = official_parts(data)
+        found = find_duplicates({part: samples for part, samples in parts_of_data.items() if samples is not None})
+    else:
+        found = data.duplicates()  # the first division speaks for the others
+    warnings = data.left_out() + describe_duplicates(found, data.class_names)
     return replace(facts, parts=parts, warnings=warnings)
-
-
-def _with_all_images(worker: Worker, run: Run) -> ImageDataModule:
-    data = worker.build(run).data
-    data.samples_per_class = None
-    return data
 
 
 def measure(worker: Worker, plan: Plan, missing: Sequence[Run]) -> Costs:
