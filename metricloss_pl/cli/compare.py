@@ -49,7 +49,7 @@ def compare(arguments: Sequence[str]) -> None:
     if file is None and option(given, "--data_root") is not None:
         file = str(_own_images())
         given = [f"--config={file}", *given]
-    settings = parser.instantiate_classes(parser.parse_args(given)).as_dict()
+    settings = parser.instantiate(parser.parse_args(given)).as_dict()
     if file is None:
         raise UserError(
             "compare needs to know what: give --config with a comparison, such as configs/compare/digits.yaml, or "

@@ -119,7 +119,7 @@ class RunBeginning(SaveConfigCallback):
     """Save the whole config and say what is about to be trained: in ``fit`` alone, once the training really begins."""
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Look for broken and double images, the test's too. Nothing is saved yet: a refused run leaves no trace."""
+        """Look for broken, double and unused images, the test's too. A refused run leaves no trace."""
         data = getattr(trainer, "datamodule", None)
         if stage == "fit" and isinstance(data, ImageDataModule):
             data.check_files()

@@ -111,7 +111,7 @@ class RunFiles:
 
     def build(self, config: Namespace) -> Built:
         """The network, the data and what a Trainer needs; it draws from the global seed."""
-        made = self._parser.instantiate_classes(config)
+        made = self._parser.instantiate(config)
         trainer = dict(made.trainer)
         callbacks = [callback for callback in _listed(trainer.get("callbacks")) if not isinstance(callback, _NOT_HERE)]
         for callback in callbacks:
