@@ -249,9 +249,8 @@ class Comparison:
             self._check_names(f"variant {name}: overrides", variant.overrides)
             self._check_names(f"variant {name}: space", variant.space)
             space = checked.space(name)
-            chosen = {_plain(setting) for setting in space} if self.tuning.trials else set()
             for setting in (*self.overrides, *variant.overrides):
-                if _plain(setting) in chosen:
+                if self.tuning.trials and _plain(setting) in space:
                     raise UserError(
                         f"variant {name}: overrides give {setting}, and tuning chooses it: leave one of them out, or "
                         "give its range in space as choices with that one value"
@@ -285,7 +284,8 @@ class Comparison:
     def space(self, variant: str) -> dict[str, Range]:
         """What is tuned for a variant: first what is for all, so that these are drawn alike for all."""
         preset = PRESETS[self.tuning.preset] if self.tuning.preset else {}
-        return {**preset, **self.tuning.space, **self.variants[variant].space}
+        spaces = preset, self.tuning.space, self.variants[variant].space
+        return {_plain(name): values for space in spaces for name, values in space.items()}
 
     def overriding(self, variant: str) -> dict[str, Any]:
         """All values of settings for a variant, by dotted name."""

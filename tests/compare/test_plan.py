@@ -84,12 +84,24 @@ def test_keys_stay_where_a_plan_grows_and_change_with_what_decides_a_run():
 
 
 def test_preset_is_overridden_by_the_space_and_common_settings_come_first():
-    variants = {"a": Variant("a.yaml"), "b": Variant("b.yaml", space={"model.ce_weight": Range(0.1, 1.0)})}
+    own = {"model.ce_weight": Range(0.1, 1.0), "model.init_args.optimizer.init_args.lr": Range(0.2, 0.3)}
+    variants = {"a": Variant("a.yaml"), "b": Variant("b.yaml", space=own)}
     tuning = Tuning(1, "gem", {"data.batch_size": Range(choices=[4])})
     comparison = tiny(variants=variants, tuning=tuning, overrides={}).checked()
-    assert list(comparison.space("b")) == [*comparison.space("a"), "model.ce_weight"]
+    assert list(comparison.space("b")) == [*comparison.space("a"), "model.ce_weight"]  # each setting once
+    assert comparison.space("b")["model.optimizer.lr"] == Range(0.2, 0.3)
     assert comparison.space("a")["model.optimizer.lr"] == Range(1e-4, 0.1, log=True)
     assert comparison.space("a")["data.batch_size"].choices == [4]
+
+
+@pytest.mark.parametrize(("preset", "batch_sizes"), [("gem", [8, 16, 32]), ("gem-small", [10, 25, 50])])
+def test_presets_are_those_of_gem(preset, batch_sizes):
+    """Both logarithmic, and batches after the size of the images."""
+    assert tiny(tuning=Tuning(1, preset), overrides={}).checked().space("softmax") == {
+        "model.optimizer.lr": Range(1e-4, 1e-1, log=True),
+        "model.optimizer.weight_decay": Range(1e-5, 1e-1, log=True),
+        "data.batch_size": Range(choices=batch_sizes),
+    }
 
 
 def test_ranges_are_drawn_evenly():
@@ -113,10 +125,23 @@ def test_ranges_are_drawn_evenly():
         ({"splits": 2, "samples_per_class": [None]}, "all splits would be the same"),
         ({"metric": "f1"}, "metric is 'f1'"),
         ({"tuning": Tuning(2)}, "variant softmax: tuning.trials is 2, and nothing is named to tune"),
-        ({"tuning": Tuning(-1)}, "tuning.trials is -1"),
-        ({"tuning": Tuning(1, space={"x": Range(1.0, 0.5)})}, "range of x is 1.0 to 0.5: low below high"),
-        ({"tuning": Tuning(1, space={"x": Range(0.0, 0.5, log=True)})}, "begins at 0.0: above 0"),
-        ({"tuning": Tuning(1, space={"x": Range(0.0, choices=[1])})}, "either low and high, or choices"),
+        ({"seeds": [-1]}, "seeds holds -1: at least 0"),
+        ({"samples_per_class": []}, "samples_per_class is empty"),
+        ({"splits": 0}, "^splits is 0: at least 1"),
+        ({"epochs": 0}, "^epochs is 0: at least 1"),
+        ({"steps": 0, "epochs": None}, "^steps is 0: at least 1"),
+        ({"steps": 5, "epochs": None, "tuning": Tuning(2, space=RATES, epochs=1)}, "tuning.epochs is 1 and steps 5"),
+        ({"tuning": Tuning(-1)}, "tuning.trials is -1: at least 0"),
+        ({"tuning": Tuning(1, "gem-large")}, "tuning.preset is 'gem-large'"),
+        ({"tuning": Tuning(1, space=RATES, pruner="best")}, "tuning.pruner is 'best'"),
+        ({"tuning": Tuning(1, space=RATES, epochs=0)}, "tuning.epochs is 0: at least 1"),
+        ({"tuning": Tuning(1, space=RATES, startup=0)}, "tuning.startup is 0: at least 1"),
+        ({"tuning": Tuning(1, space=RATES, at_once=0)}, "tuning.at_once is 0: at least 1"),
+        ({"tuning": Tuning(1, space=RATES, val_fraction=0.0)}, "tuning.val_fraction is 0.0"),
+        (
+            {"tuning": Tuning(1, space={f"model.x{k}": Range(0.0, 1.0) for k in range(17)})},
+            "variant softmax has 17 settings to tune: at most 16",
+        ),
         ({"tuning": Tuning(1, space=RATES, val_fraction=1.0)}, "tuning.val_fraction is 1.0"),
         (
             {"overrides": {"data.samples_per_class": 5}},
@@ -150,11 +175,85 @@ def test_ranges_are_drawn_evenly():
             {"overrides": {"model.init_args.optimizer.init_args.lr": 0.1}},
             "^variant softmax: overrides give model.init_args.optimizer.init_args.lr, and tuning chooses it",
         ),
+        (
+            {"variants": {"a": Variant("a.yaml", {"model.optimizer.lr": 0.1})}},
+            "^variant a: overrides give model.optimizer.lr, and tuning chooses it",
+        ),
     ],
 )
 def test_what_cannot_be_planned_is_refused(changes, message):
     with pytest.raises(UserError, match=message):
         tiny(**changes).checked()
+
+
+INFINITE = float("inf")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (Range(), "is None to None: low below high"),
+        (Range(low=1.0), "is 1.0 to None"),
+        (Range(high=1.0), "is None to 1.0"),
+        (Range(1.0, 0.5), "is 1.0 to 0.5"),
+        (Range(1.0, 1.0), "is 1.0 to 1.0"),
+        (Range(-INFINITE, 1.0), "is -inf to 1.0"),
+        (Range(1.0, INFINITE), "is 1.0 to inf"),
+        (Range(float("nan"), 1.0), "is nan to 1.0"),
+        (Range(0.0, 0.5, log=True), "begins at 0.0: above 0"),
+        (Range(choices=[]), "either low and high, or choices with a value"),
+        (Range(low=0.0, choices=[1]), "either low and high, or choices"),
+        (Range(high=0.0, choices=[1]), "either low and high, or choices"),
+    ],
+)
+def test_a_range_with_nothing_to_choose_from_is_refused(values, message):
+    with pytest.raises(UserError, match=f"^the range of x .*{message}"):
+        tiny(variants={"a": Variant("a.yaml", space={"x": values})}).checked()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("data.repeat", "data.repeat_up_to", "data.test_fraction", "data.root", "data.csv", "data.path"),
+        *("data.class_path", "config", "data", "trainer", "trainer.max_steps", "trainer.max_time"),
+    ],
+)
+def test_what_is_no_matter_of_tuning_is_refused(name):
+    for changes, where in (
+        ({"tuning": Tuning(1, space={name: Range(choices=["a"])})}, "tuning.space"),
+        ({"variants": {"a": Variant("a.yaml", space={name: Range(choices=["a"])})}}, "variant a: space"),
+    ):
+        with pytest.raises(UserError, match=f"^{where} has {name}, which has to be the same in all trials"):
+            tiny(**changes).checked()
+    assert tiny(overrides={name: "a"}).checked()  # for all alike it may be anything
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seeds": [0, 2**32 - 1]},
+        {"samples_per_class": [1, None]},
+        {"splits": 1, "samples_per_class": [None]},
+        {"splits": 2, "samples_per_class": [5, None]},
+        {"splits": 2, "samples_per_class": [None], "folds": 2},
+        {"steps": 1, "epochs": None},
+        {"metric": "balanced_accuracy"},
+        {"tuning": Tuning(1, "gem-small", epochs=1, pruner="halving", startup=1, at_once=1), "overrides": {}},
+        {"tuning": Tuning(1, space={"model.shift": Range(-1.0, 0.0)}, pruner="none")},
+        {"tuning": Tuning(1, space={f"model.x{k}": Range(0.0, 1.0) for k in range(16)})},
+    ],
+)
+def test_what_is_just_possible_is_planned(changes):
+    comparison = tiny(**changes).checked()
+    assert {name: getattr(comparison, name) for name in changes} == changes
+
+
+def test_a_variants_own_values_come_after_those_for_all():
+    variants = {"a": Variant("a.yaml", {"data.batch_size": 5}), "b": Variant("b.yaml")}
+    comparison = tiny(variants=variants, data_root="images", epochs=2, overrides={"data.batch_size": 4}).checked()
+    assert comparison.overriding("a") == {"data.root": "images", "trainer.max_epochs": 2, "data.batch_size": 5}
+    assert comparison.overriding("b") == {"data.root": "images", "trainer.max_epochs": 2, "data.batch_size": 4}
+    assert tiny(epochs=None, steps=3, overrides={}).overriding("softmax") == {}
 
 
 def test_a_variant_may_have_epochs_of_its_own_and_values_of_what_is_not_tuned():
