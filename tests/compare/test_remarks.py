@@ -1,5 +1,6 @@
 """Each warning where it begins and where it ends, on findings that are made up."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,8 +58,11 @@ BALANCED = {"metric": "balanced_accuracy"}
         ((400, 100), 0.529, BALANCED, PERHAPS),
         ((400, 100), 0.55, BALANCED, PERHAPS),
         ((400, 100), 0.56, BALANCED, None),
-        # A class without a test image is none to guess.
+        ((50, 50, 50), 0.371, BALANCED, SURELY),
+        ((50, 50, 50), 0.373, BALANCED, PERHAPS),
+        # A class without a test image is none to guess; one with a single one is.
         ((50, 50, 0), 0.55, BALANCED, SURELY),
+        ((5000, 1), 0.56, BALANCED, None),
         ((0, 0), 0.0, {}, None),
     ],
 )
@@ -166,11 +170,20 @@ def test_small_classes(test_images, said):
 
 def test_a_failure_is_given_with_a_reason_of_one_line():
     for reason, said in (("x" * 100, "x" * 100), ("x" * 101, "x" * 100 + "..."), (None, "unknown")):
-        failed = [run("b", "trial", reason=reason), run("b", "trial"), run("c", "trial"), run("b")]
+        failed = [run("b", reason="final"), *(run(name, "trial", reason=reason) for name in "bbc")]
         found = remarks._failed_trials(findings(failed=failed, trials=[run("b", "trial"), run("c", "trial")]))
         assert found[0].startswith(f"b: 2 of 3 trials failed ({said}), so")
-        assert found[1].startswith("c: 1 of 2 trials failed (unknown), so")
+        assert found[1].startswith(f"c: 1 of 2 trials failed ({said}), so")
         assert len(found) == 2
+
+
+def test_each_variant_has_its_own_reason():
+    failed = [run("a", "trial", reason="tuning"), run("a", reason="one"), run("b", reason="two"), run("b")]
+    rows = [replace(row("a", 0.9), failed=1, planned=2), replace(row("b"), failed=2, planned=2, done=0), row("c")]
+    assert remarks._failed_finals(findings(rows, failed=failed)) == [
+        "a: 1 of 2 final runs failed (one); it is judged by those that did not.",
+        "b: 2 of 2 final runs failed (two); it is not judged.",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -202,7 +215,7 @@ def test_epochs_and_steps_have_their_number():
     [
         (["x", "y"], ["y", "x"], None),
         (["x"], [None], "a with git x; b with git unknown."),
-        (["x"], ["x", "y"], "a with git x; b with git x or y."),
+        (["x", "x"], ["x", "y"], "a with git x; b with git x or y."),
         (["x"], [], None),  # one that has no run at all was not run elsewhere
         ([None], [None], None),
     ],

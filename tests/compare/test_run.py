@@ -353,6 +353,9 @@ REFUSALS = {
     ),
     "some batches": ({"trainer.overfit_batches": 2}, "trainer.overfit_batches is 2"),
     "a try": ({"trainer.fast_dev_run": True}, "trainer.fast_dev_run is True"),
+    "the clock": ({"trainer.max_time": "00:00:01:00"}, "trainer.max_time is 00:00:01:00: runs"),
+    "a checkpoint": ({"ckpt_path": "last.ckpt"}, ".*digits_cosine.yaml starts from a checkpoint"),
+    "resuming": ({"resume": "runs/cosine"}, ".*digits_cosine.yaml starts from a checkpoint"),
     "a part in a block": ({"trainer": {"limit_test_batches": 3}}, "trainer.limit_test_batches is 3"),
 }
 
@@ -431,7 +434,15 @@ def test_a_hierarchy_decides_by_its_tree_whatever_file_names_it(tmp_path):
             "the range of trainer.limit_train_batches holds 0.1: trainer.limit_train_batches is 0.1: runs",
         ),
         ({}, {"max_hours": 1e-6}, "max_hours is 1e-06, and what is left of the plan takes about"),
+        (
+            {"tuning": Tuning(1, space={"data.augment": Range(1.0, 2.0)})},
+            {},
+            "the range of data.augment holds 1.0: (?!it takes integers)",
+        ),
+        ({}, {"max_hours": 0}, "max_hours is 0: it must be above 0"),
+        ({}, {"max_hours": float("inf")}, "max_hours is inf: it must be above 0 and finite"),
         ({}, {"jobs": 0}, "jobs is 0"),
+        ({"variants": {"x": Variant("no.yaml")}}, {}, "^config is no.yaml: there is no such run file"),
         ({"folds": 400}, {}, "class '.' has 1.. images: folds is 400"),
     ],
 )
@@ -439,6 +450,49 @@ def test_a_plan_that_cannot_be_run_is_refused(changes, settings, message, tmp_pa
     with pytest.raises(UserError, match=message):
         run_comparison(tiny(("softmax",), **{"trials": 0, **changes}), folder=str(tmp_path / "results"), **settings)
     assert not (tmp_path / "results").exists()
+
+
+def test_without_a_test_part_folds_are_asked_for(tmp_path, monkeypatch, capsys):
+    read = DigitsDataModule.read
+    monkeypatch.setattr(DigitsDataModule, "read", lambda self, part: None if part == "test" else read(self, part))
+    cost = Cost(1.0, 1.0, 1, 1, 0.1, 0.1, accelerator=False)
+    monkeypatch.setattr(Worker, "measure", lambda self, run: cost)
+    comparison = tiny(("softmax",), tuning=Tuning())
+    with pytest.raises(UserError, match=r"^variant softmax: DigitsDataModule has no test part: give folds, so that"):
+        run_comparison(comparison, str(tmp_path / "results"))
+    run_comparison(replace(comparison, folds=2), str(tmp_path / "results"), dry_run=True)
+    assert "1438 images, of which each of 2 folds tests a part" in capsys.readouterr().out
+
+
+EMA = {"class_path": "EMAWeightAveraging"}
+
+
+def test_what_a_result_does_not_depend_on_decides_no_run():
+    files, config = RunFiles(), CONFIGS / "digits_cosine.yaml"
+
+    def decisive(**settings):
+        overrides = {name.replace("__", "."): value for name, value in settings.items()}
+        return files.decisive(files.parse(config, overrides), None)
+
+    plain = decisive()
+    drawing = [{"class_path": name} for name in ("GeometryMonitor", "EmbeddingPlot", "ConfusionMatrixPlot")]
+    drawing += [{"class_path": name} for name in ("LearningRateMonitor", "ModelCheckpoint", "TQDMProgressBar")]
+    trainer = {"default_root_dir": "elsewhere", "log_every_n_steps": 3, "logger": False, "enable_checkpointing": False}
+    shown = {"enable_progress_bar": False, "enable_model_summary": False, "callbacks": drawing}
+    others = {f"trainer__{name}": value for name, value in {**trainer, **shown}.items()}
+    assert decisive(**others, data__num_workers=1, data__cache_gb=1.0, seed_everything=7) == plain
+    for name, value in {
+        "data__batch_size": 7,
+        "model__embedding_dim": 7,
+        "trainer__precision": "bf16-mixed",
+        "trainer__gradient_clip_val": 7.0,
+        "trainer__callbacks": [EMA],
+    }.items():
+        assert decisive(**{name: value}) != plain, name
+    built = files.build(files.parse(config, {"trainer.callbacks": [*drawing, EMA]}))
+    assert [type(callback).__name__ for callback in built.callbacks] == ["EMAWeightAveraging"]
+    assert "logger" not in built.trainer
+    assert built.trainer["max_epochs"] == files.parse(config, {}).trainer.max_epochs
 
 
 def test_trials_need_as_many_validation_images_for_every_variant(tmp_path):
