@@ -365,6 +365,7 @@ def test_what_was_repeated(tmp_path, undrawn, sizes, seeds, splits, folds, words
     found = read(tmp_path)
     assert remarks.repetitions(found) == words
     assert scope in remarks.scope(found)
+    assert ("The mean over the sizes" in remarks.scope(found)) == ("The mean over the sizes" in scope)
 
 
 def test_a_result_without_any_difference_is_no_certainty(tmp_path, undrawn):
