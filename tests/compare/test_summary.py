@@ -14,9 +14,11 @@ LABELS = [0] * 6 + [1] * 20 + [3] * 34  # no test image of class 2
 
 
 def make(folder, metric):
+    """Two images of each name; one run has failed."""
     make_results(
         folder, {"a": 0.0, "b": 1.0}, (None, 10), range(3), class_names="wxyz", labels=LABELS, epochs=2, trials=2,
-        metric=metric, failing=lambda run: (run["variant"], run["samples_per_class"], run["seed"]) == ("b", 10, 2),
+        metric=metric, name_image=lambda k: f"{k // 2}.png",
+        failing=lambda run: (run["variant"], run["samples_per_class"], run["seed"]) == ("b", 10, 2),
     )  # fmt: skip
     lines = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
     return [line for line in lines if line["kind"] == "final" and line["status"] == "ok"]
@@ -52,6 +54,13 @@ def test_rows_beside_loops(tmp_path, metric):
     assert found.test_images.tolist() == [6, 20, 0, 34]
     assert [row.sizes for row in found.rows] == [(10,), (10,), (None,), (None,)]
     assert len(found.planned) == 12
+    assert found.notes == []
+    for run in finals:
+        with np.load(tmp_path / run["predictions"]) as stored:
+            probabilities, prediction = stored["probabilities"], found.predictions[run["key"]]
+        assert prediction.images.tolist() == list(range(60))
+        assert prediction.confidence.tolist() == probabilities.max(1).tolist()
+        assert prediction.positive.tolist() == probabilities[:, 1].tolist()
     rarest = {"rarest": 6, "classes": 3} if metric == "balanced_accuracy" else {}
 
     def of(variant, size, seeds=range(3)):
@@ -96,3 +105,81 @@ def test_rows_beside_loops(tmp_path, metric):
         assert row.seconds == pytest.approx(np.mean([run["seconds"] for run in runs]))
     for pairs in p_values.values():
         assert [p for p, _ in pairs] == pytest.approx(statistics.holm([p for _, p in pairs]))
+
+
+def one_run(folder, accuracy, **arrays):
+    """Findings on a single run whose predictions and accuracy are changed, and the accuracy that they have."""
+    make_results(folder, {"a": 2.0}, (10,), (0,), class_names="wxyz", labels=LABELS, epochs=1, trials=0)
+    (line,) = [json.loads(row) for row in (folder / "results.jsonl").read_text().splitlines()]
+    with np.load(folder / line["predictions"]) as stored:
+        np.savez(folder / line["predictions"], **{**stored, **arrays})
+    before = line["metrics"].pop("test/accuracy")
+    if accuracy is not None:
+        line["metrics"]["test/accuracy"] = before + accuracy
+    (folder / "results.jsonl").write_text(json.dumps(line) + "\n")
+    return read(folder)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "reason"),
+    [
+        ({"probabilities": np.full((60, 5), 0.2)}, "shapes (60, 5), (60,) and (60,) do not go together"),
+        ({"names": np.full(59, "x")}, "shapes (60, 4), (60,) and (59,) do not go together"),
+        ({"labels": np.full(60, -1)}, "no images, or labels out of range"),
+        ({"labels": np.full(60, 4)}, "no images, or labels out of range"),
+        ({"labels": np.full(60, 0)}, None),
+        ({"labels": np.full(60, 3)}, None),
+        ({"probabilities": np.empty((0, 4)), "labels": np.empty(0), "names": np.empty(0, str)}, "no images, or"),
+        ({"probabilities": np.full((60, 4), np.inf)}, "probabilities that are not finite"),
+    ],
+)
+def test_predictions_that_can_not_be_are_left_out(tmp_path, arrays, reason):
+    found = one_run(tmp_path, None, **arrays)
+    assert len(found.predictions) == (reason is None)
+    where = "a, 10 images a class, split 0, seed 0: its predictions can't be read"
+    assert [note.startswith(f"{where} ({reason}") for note in found.notes] == [True] * (reason is not None)
+
+
+@pytest.mark.parametrize(("change", "kept"), [(0.0009, True), (-0.0009, True), (0.0011, False), (-0.0011, False)])
+def test_predictions_have_the_accuracy_of_the_run(tmp_path, change, kept):
+    """But for one image on which rounding decides, and for the rounding of the accuracy itself."""
+    found = one_run(tmp_path, change + np.sign(change) / 60)
+    assert len(found.predictions) == kept
+
+
+def test_without_predictions_the_stored_accuracies_are_given(tmp_path):
+    finals = make(tmp_path, "accuracy")
+    stored = [run | {"predictions": None} for run in finals]
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(run) + "\n" for run in stored))
+    found = read(tmp_path)
+    assert "a, all images, split 0, seed 0: no predictions are stored, so that it is in no test" in found.notes
+    accuracies = {(run["variant"], run["samples_per_class"], run["seed"]): run["metrics"] for run in finals}
+    of_size = [accuracies["a", 10, seed]["test/accuracy"] for seed in range(3)]
+    row, overall = found.rows[0], found.overall[0]
+    assert values(row.accuracy) == pytest.approx([np.mean(of_size), np.std(of_size, ddof=1), None, None, 3, 0])
+    assert values(overall.accuracy)[1:4] == [None] * 3
+    of_all = [accuracies["a", None, seed]["test/accuracy"] for seed in range(3)]
+    assert overall.accuracy.mean == pytest.approx(np.mean([*of_size, *of_all]))
+    assert (found.rows[1].difference, found.test_images.tolist()) == (None, [0] * 4)
+    first, second = stored[:2]
+    first["metrics"]["test/accuracy"], second["metrics"]["train/accuracy"] = 0.5, None
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(run) + "\n" for run in (first, second)))
+    assert read(tmp_path).rows[2].accuracy.spread == pytest.approx(
+        abs(0.5 - second["metrics"]["test/accuracy"]) / 2**0.5
+    )
+    (tmp_path / "results.jsonl").write_text(json.dumps(first) + "\n")
+    assert values(read(tmp_path).rows[2].accuracy) == [0.5, None, None, None, 1, 0]
+
+
+def test_images_of_no_common_repetition_do_not_count(tmp_path):
+    """Of two draws of test images one variant has a single one."""
+    found = read(
+        make_results(
+            tmp_path, {"a": 0.0, "b": 1.0}, (10,), (0, 1), splits=2, images=90, epochs=1, trials=0,
+            without=lambda run: (run["variant"], run["split"]) == ("b", 1),
+        )
+    )  # fmt: skip
+    a, b = found.rows
+    assert (b.difference.images, b.difference.repetitions) == (30, 2)
+    assert (a.accuracy.images, a.accuracy.repetitions) == (found.test_images.sum(), 2)
+    assert 30 < a.accuracy.images <= 60
