@@ -55,6 +55,52 @@ def test_estimate_is_that_of_the_slow_reference(tested):
     assert (found.repetitions, found.images) == (4, len(values))
 
 
+@pytest.mark.parametrize(
+    "values",
+    [[[1.0, 0.0], [0.0, 0.5]], [[1.0, 0.0], [0.0, 1.0], [0.9, 0.0]], [[1.0, 0.0, math.nan], [0.5, math.nan, 0.0]]],
+)
+def test_estimate_of_hardly_any_images(values):
+    """Two of them; trainings that are right where the others are wrong; two trainings without an image in common."""
+    found = statistics.estimate(np.array(values))
+    mean, error, degrees = slow_estimate(np.array(values))
+    assert (found.mean, found.error, found.degrees) == pytest.approx((mean, error, degrees))
+
+
+def test_estimate_of_one_image_is_the_t_test_over_trainings():
+    found, expected = statistics.estimate(np.array([[1.0, 0.4, 0.3]])), stats.ttest_1samp([1.0, 0.4, 0.3], 0)
+    assert found.p == pytest.approx(expected.pvalue)
+    assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval(0.95)))
+
+
+@pytest.mark.parametrize(("value", "p"), [(0.0, 1.0), (0.5, 0.0), (-0.5, 0.0)])
+def test_estimate_of_what_never_varies_is_a_point(value, p):
+    found = statistics.estimate(np.full((4, 3), value))
+    assert (found.mean, found.spread, found.low, found.high, found.p) == (value, 0.0, value, value, p)
+
+
+def test_an_accuracy_is_the_mean_over_repetitions_whatever_each_has_tested():
+    values = np.array([[1.0, np.nan], [1.0, np.nan], [0.0, np.nan], [np.nan, 0.0]])
+    assert statistics.accuracy_estimate(values).mean == pytest.approx((2 / 3 + 0) / 2)
+
+
+@pytest.mark.parametrize(("rare", "common"), [(2, 30), (6, 80), (20, 20)])
+def test_added_images_are_of_the_rarest_class(rare, common):
+    """Of trainings that decide alike: the t interval over the images and those added, each as heavy as its class."""
+    generator, images = np.random.default_rng(rare), rare + common
+    (centred, first), (_, second) = (balanced(generator, rare, common, (0.5, 0.8)) for _ in range(2))
+    mean, weight = centred[:, 0].mean(), max(1, (images + 4) / (2 * (rare + 4)))
+    added = [mean - weight * mean] * 2 + [mean + weight * (1 - mean)] * 2
+    low, high = stats.ttest_1samp([*centred[:, 0], *added], 0).confidence_interval(0.95)
+    found = statistics.accuracy_estimate(centred, rare, 2)
+    assert (found.low, found.high) == pytest.approx((max(0, min(low, mean)), min(1, max(high, mean))))
+    weight, differences = max(1, (images + 2) / (2 * (rare + 2))), (second - first)[:, 0]
+    expected = stats.ttest_1samp([*differences, weight, -weight], 0)
+    found = statistics.difference_estimate(second - first, rare, 2)
+    low, high = expected.confidence_interval(0.95)
+    assert found.p == pytest.approx(expected.pvalue)
+    assert (found.low, found.high) == pytest.approx((max(-1, low), min(1, high)))
+
+
 def test_where_only_images_differ_it_is_the_t_test_over_images():
     values = np.random.default_rng(0).normal(0.2, 1, (30, 1))
     found, expected = statistics.estimate(np.repeat(values, 5, axis=1)), stats.ttest_1samp(values[:, 0], 0)
