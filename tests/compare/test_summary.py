@@ -10,17 +10,20 @@ from metricloss_pl.compare import statistics
 from metricloss_pl.compare.summary import read
 from tests.compare.simulated import make_results
 
-LABELS = [0] * 6 + [1] * 20 + [3] * 34  # no test image of class 2
+LABELS = [0] + [1] * 20 + [3] * 39  # no test image of class 2
 
 
 def make(folder, metric):
-    """Two images of each name; one run has failed."""
+    """Two images of each name; one final run has failed, and every trial."""
     make_results(
         folder, {"a": 0.0, "b": 1.0}, (None, 10), range(3), class_names="wxyz", labels=LABELS, epochs=2, trials=2,
         metric=metric, name_image=lambda k: f"{k // 2}.png",
         failing=lambda run: (run["variant"], run["samples_per_class"], run["seed"]) == ("b", 10, 2),
     )  # fmt: skip
     lines = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    for line in [line for line in lines if line["kind"] == "trial"]:
+        line |= {"status": "failed", "reason": "train/loss is nan at step 12"}
+    (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return [line for line in lines if line["kind"] == "final" and line["status"] == "ok"]
 
 
@@ -51,7 +54,7 @@ def values(estimate):
 def test_rows_beside_loops(tmp_path, metric):
     finals = make(tmp_path, metric)
     found = read(tmp_path)
-    assert found.test_images.tolist() == [6, 20, 0, 34]
+    assert found.test_images.tolist() == [1, 20, 0, 39]
     assert [row.sizes for row in found.rows] == [(10,), (10,), (None,), (None,)]
     assert len(found.planned) == 12
     assert found.notes == []
@@ -61,7 +64,7 @@ def test_rows_beside_loops(tmp_path, metric):
         assert prediction.images.tolist() == list(range(60))
         assert prediction.confidence.tolist() == probabilities.max(1).tolist()
         assert prediction.positive.tolist() == probabilities[:, 1].tolist()
-    rarest = {"rarest": 6, "classes": 3} if metric == "balanced_accuracy" else {}
+    rarest = {"rarest": 1, "classes": 3} if metric == "balanced_accuracy" else {}
 
     def of(variant, size, seeds=range(3)):
         return [
@@ -147,28 +150,36 @@ def test_predictions_have_the_accuracy_of_the_run(tmp_path, change, kept):
     assert len(found.predictions) == kept
 
 
-def test_without_predictions_the_stored_accuracies_are_given(tmp_path):
-    finals = make(tmp_path, "accuracy")
+@pytest.mark.parametrize("metric", ["accuracy", "balanced_accuracy"])
+def test_without_predictions_the_stored_accuracies_are_given(tmp_path, metric):
+    name, finals = f"test/{metric}", make(tmp_path, metric)
     stored = [run | {"predictions": None} for run in finals]
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(run) + "\n" for run in stored))
     found = read(tmp_path)
     assert "a, all images, split 0, seed 0: no predictions are stored, so that it is in no test" in found.notes
     accuracies = {(run["variant"], run["samples_per_class"], run["seed"]): run["metrics"] for run in finals}
-    of_size = [accuracies["a", 10, seed]["test/accuracy"] for seed in range(3)]
+    of_size = [accuracies["a", 10, seed][name] for seed in range(3)]
     row, overall = found.rows[0], found.overall[0]
     assert values(row.accuracy) == pytest.approx([np.mean(of_size), np.std(of_size, ddof=1), None, None, 3, 0])
     assert values(overall.accuracy)[1:4] == [None] * 3
-    of_all = [accuracies["a", None, seed]["test/accuracy"] for seed in range(3)]
+    of_all = [accuracies["a", None, seed][name] for seed in range(3)]
     assert overall.accuracy.mean == pytest.approx(np.mean([*of_size, *of_all]))
     assert (found.rows[1].difference, found.test_images.tolist()) == (None, [0] * 4)
     first, second = stored[:2]
-    first["metrics"]["test/accuracy"], second["metrics"]["train/accuracy"] = 0.5, None
+    first["metrics"][name] = 0.5
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(run) + "\n" for run in (first, second)))
-    assert read(tmp_path).rows[2].accuracy.spread == pytest.approx(
-        abs(0.5 - second["metrics"]["test/accuracy"]) / 2**0.5
-    )
+    assert read(tmp_path).rows[2].accuracy.spread == pytest.approx(abs(0.5 - second["metrics"][name]) / 2**0.5)
     (tmp_path / "results.jsonl").write_text(json.dumps(first) + "\n")
     assert values(read(tmp_path).rows[2].accuracy) == [0.5, None, None, None, 1, 0]
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_without_one_of_two_accuracies_there_is_no_gap(tmp_path, part):
+    (run,) = one_run(tmp_path, 0.0).finals.values()
+    assert read(tmp_path).rows[0].gap == run["metrics"]["train/accuracy"] - run["metrics"]["test/accuracy"]
+    del run["metrics"][f"{part}/accuracy"]
+    (tmp_path / "results.jsonl").write_text(json.dumps(run) + "\n")
+    assert read(tmp_path).rows[0].gap is None
 
 
 def test_images_of_no_common_repetition_do_not_count(tmp_path):
@@ -183,3 +194,14 @@ def test_images_of_no_common_repetition_do_not_count(tmp_path):
     assert (b.difference.images, b.difference.repetitions) == (30, 2)
     assert (a.accuracy.images, a.accuracy.repetitions) == (found.test_images.sum(), 2)
     assert 30 < a.accuracy.images <= 60
+
+
+def test_sizes_without_an_image_in_common_have_no_mean_over_images(tmp_path):
+    make_results(tmp_path, {"a": 0.0}, (10, 20), (0, 1), images=30, epochs=1, trials=0)
+    for file in (tmp_path / "predictions").glob("final-a-20-*"):
+        with np.load(file) as stored:
+            np.savez(file, **{**stored, "names": np.char.add("other ", stored["names"])})
+    found = read(tmp_path)
+    assert all(row.accuracy.low is not None for row in found.rows)
+    assert found.overall[0].accuracy.low is None
+    assert found.overall[0].accuracy.mean == pytest.approx(np.mean([row.accuracy.mean for row in found.rows]))
