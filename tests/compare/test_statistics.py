@@ -57,7 +57,7 @@ def test_estimate_is_that_of_the_slow_reference(tested):
 
 @pytest.mark.parametrize(
     "values",
-    [[[1.0, 0.0], [0.0, 0.5]], [[1.0, 0.0], [0.0, 1.0], [0.9, 0.0]], [[1.0, 0.0, math.nan], [0.5, math.nan, 0.0]]],
+    [[[1.0, 0.8], [0.0, 0.5]], [[1.0, 0.0], [0.0, 1.0], [0.9, 0.0]], [[1.0, 0.0, math.nan], [0.5, math.nan, 0.0]]],
 )
 def test_estimate_of_hardly_any_images(values):
     """Two of them; trainings that are right where the others are wrong; two trainings without an image in common."""

@@ -65,6 +65,29 @@ def test_a_hopeless_trial_is_ended_and_a_good_one_is_not(pruner):
     assert not any(good.hopeless(epoch / 4, 0.9) for epoch in (1, 2, 3))
 
 
+def test_the_median_judges_from_a_fifth_of_the_training_on():
+    before = [line(0.8, history=[0.8] * 4)] * 3
+    assert not search(3, before).hopeless(0.19, 0.1)
+    assert search(3, before).hopeless(0.2, 0.1)
+    assert not search(3, before[:2]).hopeless(0.2, 0.1)
+
+
+def test_halving_lets_the_better_half_go_on():
+    before = [line(value, history=[value], **{"trainer.max_epochs": 10}) for value in (0.8, 0.7, 0.6)]
+    assert search(3, before, pruner="halving").hopeless(0.1, 0.65)
+    assert not search(3, before, pruner="halving").hopeless(0.1, 0.75)
+
+
+@pytest.mark.parametrize("status", ["pruned", "failed"])
+def test_trials_that_did_not_end_well_are_no_measure(status):
+    """Neither does the median count them, which they would lower, nor do they count by what they had reached."""
+    before = [line(0.8, history=[0.8] * 4)] * 3
+    assert search(7, before + [line(0, "pruned", history=[0.1] * 4)] * 4).hopeless(0.5, 0.3)
+    failed = [line(0, "failed", history=[0.9] * 4)] * 4
+    assert not search(4, failed).hopeless(0.5, 0.5)
+    assert score({"status": status, "metrics": {"val/accuracy": 0.9}}, "accuracy") == 0
+
+
 def test_trials_are_judged_by_the_metric_of_the_plan():
     before = [line(0.9, history=[0.9] * 4), line(0.8, history=[0.8] * 4), line(0.7, history=[0.7] * 4)]  # 0.1 to 0.3
     assert search(4, before).hopeless(0.5, 0.5)

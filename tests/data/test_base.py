@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from metricloss_pl.data import duplicates
 from metricloss_pl.data.augment import HorizontalFlip, ShiftCrop
-from metricloss_pl.data.duplicates import Duplicate
+from metricloss_pl.data.duplicates import Duplicate, describe_duplicates
 from metricloss_pl.data.samples import Samples, Statistics
 from metricloss_pl.errors import UserError
 
@@ -412,7 +412,12 @@ def test_duplicates_warn_with_three_pairs_at_most(toy: Make, samples: Make) -> N
         module.warn_of_duplicates()
     [message] = [str(warning.message) for warning in caught if "stand in more" in str(warning.message)]
     assert message.count(" = ") == 3
+    assert message.endswith(", ...")
     assert "\n" not in message
+    pairs = [Duplicate("test", f"{number}.png", 0, "train", "0.png", 0) for number in range(3)]
+    assert describe_duplicates(pairs, ["a"])[0].endswith(
+        ": 0.png (test) = 0.png (train), 1.png (test) = 0.png (train), 2.png (test) = 0.png (train)"
+    )
 
 
 def test_duplicates_of_files(toy: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -440,6 +445,20 @@ def test_duplicates_of_files(toy: Make, tmp_path: Path, monkeypatch: pytest.Monk
         UserWarning, match=r": 1 image stands under .*: train5.bmp \(train, cat\) = train1.bmp \(train, bee"
     ):
         of_two_classes.warn_of_duplicates()
+
+
+def test_files_that_no_other_can_equal_are_not_read(toy: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = {}
+    for part, sizes, labels in (("train", [10, 20, 30, 30], [0, 1, 2, 2]), ("test", [40, 20], [0, 1])):
+        paths = [tmp_path / f"{part}{index}.png" for index in range(len(sizes))]
+        for path, size in zip(paths, sizes, strict=True):
+            path.write_bytes(b"x" * size)
+        parts[part] = Samples(images=paths, labels=torch.tensor(labels), names=[path.name for path in paths])
+    read: list[str] = []
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path.name) or path.open("rb").read())
+    pair = Duplicate("test", "test1.png", 1, "train", "train1.png", 1)
+    assert toy(parts=parts, val_fraction=0).duplicates() == [pair]
+    assert sorted(read) == ["test1.png", "train1.png"]
 
 
 def test_one_picture_under_two_classes(toy: Make, samples: Make) -> None:
