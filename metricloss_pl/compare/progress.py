@@ -22,7 +22,7 @@ class PlanProgress:
     Args:
         plan: The plan.
         results: Where those runs that have ended are found.
-        costs: Of the variants and sizes of which any run is missing.
+        costs: Of the variants and sizes of which any run is missing at first.
     """
 
     def __init__(self, plan: Plan, results: Results, costs: Costs) -> None:
@@ -59,7 +59,9 @@ class PlanProgress:
             print(f"{self._titles[line['key']]}: {self._outcome(line)} ({where})", flush=True)
 
     def _left(self, done: dict[str, Line]) -> str:
-        runs, comparison = self._plan.runs, self._plan.comparison
+        comparison = self._plan.comparison
+        # A result of another variant or size may be taken out by whoever does it again, or lose its predictions.
+        runs = [run for run in self._plan.runs if (run.variant, run.samples_per_class) in self._costs]
         new = [run for run in runs if run.key in done.keys() - self._before]
         now = seconds_of(comparison, new, self._costs)
         left = seconds_of(comparison, (run for run in runs if run.key not in done), self._costs)

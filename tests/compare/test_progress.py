@@ -1,0 +1,43 @@
+"""What is shown while runs are done, by this process or another one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from metricloss_pl.compare.costs import Cost
+from metricloss_pl.compare.plan import Plan
+from metricloss_pl.compare.progress import PlanProgress
+from metricloss_pl.compare.results import Results
+from tests.compare.tiny import tiny
+
+COST = Cost(training=400.0, around=10.0, steps=200, epochs=20, val_fraction=0.4, gigabytes=0.1, accelerator=False)
+
+
+@pytest.fixture
+def plan():
+    """A run of softmax, then one of cosine."""
+    return Plan.of(tiny(trials=0).checked(), {"softmax": {}, "cosine": {}}, "images")
+
+
+@pytest.fixture
+def results(tmp_path):
+    made = Results(tmp_path)
+    made.make()
+    return made
+
+
+def ended(plan, number):
+    run = plan.runs[number]
+    more = {"reason": None, "metrics": {"test/accuracy": 0.5}, "history": {}, "settings": {}}
+    return {"key": run.key, **plan.places[run.key], "status": "ok", **more}
+
+
+def test_a_result_that_goes_while_others_are_done(plan, results, capsys):
+    results.append(ended(plan, 0), {"labels": np.zeros(2)})
+    with PlanProgress(plan, results, {("cosine", 5): COST}) as progress:
+        (results.folder / "predictions" / f"{plan.runs[0].key}.npz").unlink()
+        progress.look()
+        results.append(ended(plan, 1))
+        progress.look()
+    assert capsys.readouterr().out == "cosine, 5 images a class, seed 0: test/accuracy 0.5000 (1 of 2 runs)\n"
