@@ -6,7 +6,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -148,11 +148,17 @@ class Results:
                 file.truncate(size)
                 raise no_room(self.file, error) from error
 
-    def remove(self, keys: Collection[str]) -> None:
-        """Take out all lines of these runs, which are then to be done again; no other process writes meanwhile."""
+    def remove(self, seen: Mapping[str, Line]) -> None:
+        """Take out all lines of runs that are to be done again; no other process writes meanwhile.
+
+        Args:
+            seen: What :meth:`read` has found of these runs, by key. A run stays whose last line is another one by now.
+        """
         with FileLock(self.folder / ".claims" / "results.lock"):
             lines = [(row, _sound(row)) for row in self._content().splitlines(keepends=True)]
-            kept = b"".join(row for row, line in lines if line is None or line["key"] not in keys)
+            last = {line["key"]: line for _, line in lines if line is not None}
+            again = {key for key, line in seen.items() if last.get(key) == line}
+            kept = b"".join(row for row, line in lines if line is None or line["key"] not in again)
             with replacing(self.file) as beside, beside.open("wb", buffering=0) as file:
                 _write(file, kept)
 

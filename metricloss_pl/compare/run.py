@@ -84,7 +84,7 @@ def run_comparison(
         plan, facts = prepare(worker)
         results = Results(place)
         done = results.read(plan.places)
-        again = _in_vain(plan, done) if retry_failed else set()
+        again = _in_vain(plan, done) if retry_failed else {}
         done = {key: line for key, line in done.items() if key not in again}
         missing = [run for run in plan.runs if run.key not in done]
         before = earlier_plan(results)
@@ -224,15 +224,15 @@ def _write_report(place: Path) -> None:
 # ----------------------------------------------------------------------------------------------------------- the runs
 
 
-def _in_vain(plan: Plan, done: Mapping[str, Line]) -> set[str]:
-    """Final runs that have failed, and their trials where none of those ended well, by key."""
+def _in_vain(plan: Plan, done: Mapping[str, Line]) -> dict[str, Line]:
+    """Of final runs that have failed, and of their trials where none of those ended well, the lines by key."""
     failed = [run for run in plan.runs if run.kind == "final" and done.get(run.key, {}).get("status") == "failed"]
     keys = {run.key for run in failed}
     for study in {run.study for run in failed}:
         trials = [run.key for run in plan.trials_of(study) if run.key in done]
         if all(done[key]["status"] != "ok" for key in trials):
             keys.update(trials)
-    return keys
+    return {key: done[key] for key in keys}
 
 
 def _say_what_is_held(missing: Sequence[Run], results: Results) -> None:

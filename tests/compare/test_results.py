@@ -144,10 +144,20 @@ def test_what_is_taken_out_is_gone_and_all_else_stays(tmp_path, results):
         file.write(b'{"key": "1", torn\n')
     results.append(line("3"))
     _, second, _, *last = results.file.read_bytes().splitlines(keepends=True)
-    results.remove({"1", "4"})
+    results.remove({key: line(key) for key in "14"})
     assert results.file.read_bytes() == second + b"".join(last)
     results.append(line("1"))
     assert list(results.read(plan("1", "2", "3"))) == ["2", "3", "1"]
+
+
+def test_what_another_process_has_done_meanwhile_is_not_taken_out(results):
+    for key in "1122":
+        results.append(line(key, status="failed", metrics={"test/nll": float("nan")}))
+    seen = results.read(plan("1", "2"))
+    results.append(line("1"))
+    results.remove(seen)
+    assert results.read(plan("1", "2")) == {"1": line("1")}
+    assert results.notes == ["2 results replaced by a later one of the same run"]
 
 
 def test_lines_are_plain_json(tmp_path, results):
