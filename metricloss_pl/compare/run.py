@@ -108,8 +108,7 @@ def run_comparison(
     if dry_run:
         return place
     results.make()
-    if {**before, "command": None} != {**described, "command": None}:
-        results.write_plan(described)
+    _describe(results, described)
     if again:
         results.remove(again)
     if missing:
@@ -125,7 +124,9 @@ def run_comparison(
             print(f"failed: {run.title}: {done[run.key]['reason']}")
     if in_vain := _in_vain(plan, done):
         print(f"note: the same command with --retry_failed true does {count(len(in_vain), 'failed run')} again")
-    _write_report(place)
+    if _describe(results, described):
+        print("note: plan.json was another plan's by now; it is written again, and the report is on this plan")
+    print_rows([("report", short(write_report(place)))])
     return place
 
 
@@ -217,8 +218,12 @@ def _described(plan: Plan, facts: Facts) -> dict[str, Any]:
     }
 
 
-def _write_report(place: Path) -> None:
-    print_rows([("report", short(write_report(place)))])
+def _describe(results: Results, described: Mapping[str, Any]) -> bool:
+    """Whether plan.json had to be written, since it said anything else than this; a command alone is nothing else."""
+    other = {**earlier_plan(results), "command": None} != {**described, "command": None}
+    if other:
+        results.write_plan(described)
+    return other
 
 
 # ----------------------------------------------------------------------------------------------------------- the runs

@@ -140,7 +140,7 @@ def finished(folder, comparison, monkeypatch, failing=lambda run: False, **setti
         }, None  # fmt: skip
 
     monkeypatch.setattr(Worker, "run", end)
-    monkeypatch.setattr(running, "_write_report", lambda place: None)
+    monkeypatch.setattr(running, "write_report", lambda place: place)
     run_comparison(comparison, folder=str(folder), **settings)
     return set(json.loads((folder / "plan.json").read_text())["keys"])
 
@@ -187,6 +187,23 @@ def test_what_a_folder_holds_of_another_plan(measured, tmp_path, monkeypatch, ca
     for text in ("no JSON", "[]", "{}", json.dumps({"keys": list(more)})):
         (tmp_path / "plan.json").write_text(text)
         assert "also holds 5 results of another plan: they stay" in of_other_plans(results, earlier_plan(results), {})
+
+
+def test_the_report_is_on_the_plan_that_was_asked_for(measured, tmp_path, monkeypatch, capsys):
+    """Though another start in the same folder has been at another one meanwhile."""
+    work = running._work
+
+    def finish_another(*args):
+        work(*args)
+        monkeypatch.setattr(running, "_work", work)
+        assert finished(tmp_path, tiny(("softmax",)), monkeypatch) < set(args[1].places)
+        assert "note: plan.json" not in capsys.readouterr().out
+
+    monkeypatch.setattr(running, "_work", finish_another)
+    comparison = tiny(("softmax", "cosine"))
+    assert len(finished(tmp_path, comparison, monkeypatch)) == 6
+    out = capsys.readouterr().out
+    assert out.startswith("note: plan.json was another plan's by now; it is written again, and the report is on this")
 
 
 def test_failed_runs_are_done_again_where_asked_for(measured, tmp_path, monkeypatch, capsys):
