@@ -222,5 +222,5 @@ def measure(worker: Worker, plan: Plan, missing: Sequence[Run]) -> Costs:
         wanted = dict.fromkeys((variant, run.samples_per_class) for run in missing if run.variant == variant)
         return {at: worker.measure(finals[at]) for at in wanted}
 
-    found = for_each(dict.fromkeys(run.variant for run in missing), of)
+    found = for_each(plan.comparison.variants, of)  # of those that are done, too: a mistake is not theirs
     return {at: cost for costs in found.values() for at, cost in costs.items()}

@@ -15,6 +15,7 @@ from metricloss_pl.compare import run as running
 from metricloss_pl.compare.costs import Cost, seconds_of, shorter, time_of
 from metricloss_pl.compare.other_plans import earlier_plan, of_other_plans
 from metricloss_pl.compare.plan import Plan
+from metricloss_pl.compare.prepare import measure
 from metricloss_pl.compare.results import Results
 from metricloss_pl.compare.worker import Worker
 from metricloss_pl.data import DigitsDataModule
@@ -204,6 +205,21 @@ def test_the_report_is_on_the_plan_that_was_asked_for(measured, tmp_path, monkey
     assert len(finished(tmp_path, comparison, monkeypatch)) == 6
     out = capsys.readouterr().out
     assert out.startswith("note: plan.json was another plan's by now; it is written again, and the report is on this")
+
+
+def test_a_mistake_names_its_variant_where_that_alone_is_left(monkeypatch):
+    plan, _ = planned()
+    worker = Worker(plan.comparison)
+
+    def refuse(run):
+        raise UserError("no room")
+
+    monkeypatch.setattr(worker, "measure", refuse)
+    for left in ({"cosine"}, {"softmax", "cosine"}):
+        with pytest.raises(UserError, match=f"^variant {'cosine' if len(left) == 1 else 'softmax'}: no room$"):
+            measure(worker, plan, [run for run in plan.runs if run.variant in left])
+    with pytest.raises(UserError, match="^no room$"):
+        measure(worker, plan, plan.runs)
 
 
 def test_failed_runs_are_done_again_where_asked_for(measured, tmp_path, monkeypatch, capsys):
