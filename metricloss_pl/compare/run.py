@@ -89,7 +89,7 @@ def run_comparison(
         missing = [run for run in plan.runs if run.key not in done]
         before = earlier_plan(results)
         another = set(before.get("keys", ())) != set(plan.places)
-        if missing or another:
+        if missing or another or "parts" not in before:  # an older version has written none
             facts = check_parts(worker, plan, facts)
         else:  # of the same images
             facts = replace(facts, **{name: before.get(name, []) for name in ("parts", "warnings")})

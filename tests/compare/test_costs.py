@@ -207,6 +207,15 @@ def test_the_report_is_on_the_plan_that_was_asked_for(measured, tmp_path, monkey
     assert out.startswith("note: plan.json was another plan's by now; it is written again, and the report is on this")
 
 
+def test_a_finished_folder_of_an_older_version_gets_its_parts(measured, tmp_path, monkeypatch):
+    finished(tmp_path, tiny(("softmax",)), monkeypatch)
+    stored = json.loads((tmp_path / "plan.json").read_text())
+    (tmp_path / "plan.json").write_text(json.dumps({k: v for k, v in stored.items() if k != "parts"}))
+    finished(tmp_path, tiny(("softmax",)), monkeypatch)
+    assert json.loads((tmp_path / "plan.json").read_text()) == stored
+    assert len(stored["parts"]) == 2
+
+
 def test_a_mistake_names_its_variant_where_that_alone_is_left(monkeypatch):
     plan, _ = planned()
     worker = Worker(plan.comparison)
