@@ -1,4 +1,4 @@
-"""What the screen shows while a plan is done: a bar on a terminal, and elsewhere a line for each run that has ended."""
+"""What is shown while a plan is done: a bar on a terminal, and in a file a line for each run that has ended."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ class PlanProgress:
         console = Console(stderr=True)
         text = "{task.description}", "{task.fields[left]}"
         columns = TextColumn(text[0]), BarColumn(), MofNCompleteColumn(), TextColumn(text[1])
-        self._bar = Progress(*columns, console=console, disable=not console.is_interactive)
+        on_terminal = sys.stdout.isatty()
+        self._bar = Progress(*columns, console=console, disable=not console.is_interactive, redirect_stdout=on_terminal)
+        self._tells = self._bar.disable or not on_terminal
         self._task = self._bar.add_task("runs", total=len(plan.runs), completed=len(self._before), left="")
 
     def __enter__(self) -> PlanProgress:
@@ -52,7 +54,7 @@ class PlanProgress:
         self._bar.update(self._task, completed=len(done), left=left)
         new = [line for key, line in done.items() if key not in self._shown]
         self._shown.update(done)
-        if not self._bar.disable:
+        if not self._tells:
             return
         for number, line in enumerate(new, start=len(done) - len(new) + 1):
             where = ", ".join(filter(None, (f"{number} of {len(self._titles)} runs", left)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -41,3 +43,17 @@ def test_a_result_that_goes_while_others_are_done(plan, results, capsys):
         results.append(ended(plan, 1))
         progress.look()
     assert capsys.readouterr().out == "cosine, 5 images a class, seed 0: test/accuracy 0.5000 (1 of 2 runs)\n"
+
+
+@pytest.mark.parametrize(("out", "err"), [(True, True), (True, False), (False, True), (False, False)])
+def test_a_bar_for_a_terminal_and_lines_for_a_file(out, err, plan, results, monkeypatch, capsys):
+    if err:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: out)
+    with PlanProgress(plan, results, dict.fromkeys([("softmax", 5), ("cosine", 5)], COST)) as progress:
+        results.append(ended(plan, 0))
+        progress.look()
+    screen = capsys.readouterr()
+    assert ("1/2" in screen.err) == err
+    assert screen.out.startswith("softmax, 5 images a class, seed 0: test/accuracy 0.5000 (1 of 2 ") != (out and err)
