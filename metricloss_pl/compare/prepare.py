@@ -22,7 +22,7 @@ from metricloss_pl.errors import UserError
 from metricloss_pl.files import FilePath
 from metricloss_pl.messages import message_of
 
-__all__ = ["Facts", "check_parts", "measure", "prepare"]
+__all__ = ["Known", "check_parts", "measure", "prepare"]
 
 # By these the Trainer would leave out images or end by the clock, unless they are so.
 _WHOLE = {
@@ -36,7 +36,7 @@ _WHOLE = {
 
 
 @dataclass(frozen=True)
-class Facts:
+class Known:
     """What run files and data say.
 
     Args:
@@ -60,7 +60,7 @@ class Facts:
     warnings: list[str] = field(default_factory=list)
 
 
-def prepare(worker: Worker) -> tuple[Plan, Facts]:
+def prepare(worker: Worker) -> tuple[Plan, Known]:
     """The plan, and what is known of its data; every variant's data and network are built once on the way.
 
     Args:
@@ -72,7 +72,7 @@ def prepare(worker: Worker) -> tuple[Plan, Facts]:
     comparison = worker.comparison
     of_files: dict[Path, bytes] = {}  # each is read once, of however many variants
 
-    def look(name: str) -> tuple[Facts, float]:
+    def look(name: str) -> tuple[Known, float]:
         config = worker.files.parse(comparison.variants[name].config, comparison.overriding(name))
         _check_whole(config)
         for tuned, values in comparison.space(name).items() if comparison.tuning.trials else ():
@@ -87,7 +87,7 @@ def prepare(worker: Worker) -> tuple[Plan, Facts]:
             images = f"{sum(counts.values())} images, of which each of {comparison.folds} folds tests a part"
         elif parts["test"] is None:
             raise UserError(f"{type(data).__name__} has no test part: give folds, so that each image is tested")
-        facts = Facts(
+        facts = Known(
             data=f"{type(data).__name__}: {images}, of {data.num_classes} classes",
             class_names=data.class_names,
             images=" ".join(digest(samples, of_files) for samples in parts.values() if samples is not None),
@@ -152,7 +152,7 @@ def _is_sound(worker: Worker, file: FilePath, overriding: Mapping[str, Any]) -> 
     return True
 
 
-def check_parts(worker: Worker, plan: Plan, facts: Facts) -> Facts:
+def check_parts(worker: Worker, plan: Plan, facts: Known) -> Known:
     """Cut all parts that the runs need, and decode every image once.
 
     What a size, split or fold lacks, and an image that is missing or broken, so shows now, whichever a run draws.

@@ -22,7 +22,7 @@ from metricloss_pl.compare import remarks
 from metricloss_pl.compare.costs import Costs, check_cost, shorter, threads_of, time_of
 from metricloss_pl.compare.other_plans import earlier_plan, of_other_plans
 from metricloss_pl.compare.plan import Comparison, Plan, Run
-from metricloss_pl.compare.prepare import Facts, check_parts, measure, prepare
+from metricloss_pl.compare.prepare import Known, check_parts, measure, prepare
 from metricloss_pl.compare.progress import PlanProgress
 from metricloss_pl.compare.report import write_report
 from metricloss_pl.compare.results import Line, Results
@@ -137,7 +137,7 @@ def _announce(
     jobs: int,
     ways: Sequence[str],
     place: Path,
-    facts: Facts,
+    facts: Known,
 ) -> None:
     comparison, tuning = plan.comparison, plan.comparison.tuning
     finals = [run for run in plan.runs if run.kind == "final"]
@@ -174,7 +174,7 @@ def _announce(
         print(f"warning: {warning}")
 
 
-def _few_images(plan: Plan, facts: Facts) -> list[str]:
+def _few_images(plan: Plan, facts: Known) -> list[str]:
     """What can't be told by the plan's images, before hours are spent on it."""
     comparison, lines = plan.comparison, []
     tests = len(comparison.variants) - 1
@@ -186,7 +186,7 @@ def _few_images(plan: Plan, facts: Facts) -> list[str]:
     return lines
 
 
-def _described(plan: Plan, facts: Facts) -> dict[str, Any]:
+def _described(plan: Plan, facts: Known) -> dict[str, Any]:
     """What plan.json holds."""
     comparison = plan.comparison
     variants = {
