@@ -460,7 +460,7 @@ def test_without_a_test_part_folds_are_asked_for(tmp_path, monkeypatch, capsys):
     cost = Cost(1.0, 1.0, 1, 1, 0.1, 0.1, accelerator=False)
     monkeypatch.setattr(Worker, "measure", lambda self, run: cost)
     comparison = tiny(("softmax",), tuning=Tuning())
-    with pytest.raises(UserError, match=r"^variant softmax: DigitsDataModule has no test part: give folds, so that"):
+    with pytest.raises(UserError, match=r"^DigitsDataModule has no test part: give folds, so that"):
         run_comparison(comparison, str(tmp_path / "results"))
     run_comparison(replace(comparison, folds=2), str(tmp_path / "results"), dry_run=True)
     assert "1438 images, of which each of 2 folds tests a part" in capsys.readouterr().out
