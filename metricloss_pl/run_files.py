@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser
 
 from metricloss_pl import backbones, schedules  # noqa: F401  imported so that YAML may name their classes alone
-from metricloss_pl.callbacks import PredictionWriter
+from metricloss_pl.callbacks import BestCheckpoint, PredictionWriter
 from metricloss_pl.errors import UserError
 
 __all__ = ["HARMLESS", "LINKED", "add_run_arguments", "check_settings"]
@@ -23,7 +22,7 @@ def add_run_arguments(parser: LightningArgumentParser) -> None:
     for fact in LINKED:
         parser.link_arguments(f"data.{fact}", f"model.init_args.{fact}", apply_on="instantiate")
     parser.link_arguments("data.in_channels", "model.init_args.backbone.init_args.in_channels", apply_on="instantiate")
-    parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+    parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
     parser.set_defaults(
         {
             "checkpoint.monitor": "val/accuracy",

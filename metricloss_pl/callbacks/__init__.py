@@ -1,5 +1,6 @@
 """When to measure, draw and write; what is drawn stands in `metricloss_pl.plots`."""
 
+from metricloss_pl.callbacks.best import BestCheckpoint
 from metricloss_pl.callbacks.confusion import ConfusionMatrixPlot
 from metricloss_pl.callbacks.embedding_plot import EmbeddingPlot
 from metricloss_pl.callbacks.freeze import FreezeBackbone
@@ -8,6 +9,7 @@ from metricloss_pl.callbacks.hierarchy import HierarchyMetrics
 from metricloss_pl.callbacks.predictions import PredictionWriter
 
 __all__ = [
+    "BestCheckpoint",
     "ConfusionMatrixPlot",
     "EmbeddingPlot",
     "FreezeBackbone",
