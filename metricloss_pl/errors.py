@@ -12,7 +12,8 @@ class UserError(ValueError):
 
 def reason(error: BaseException) -> str:
     """What another library's error says, on one line, to be quoted in one of ours."""
-    return " ".join(str(error).split()) or type(error).__name__
+    text = getattr(error, "strerror", None) or str(error)  # an OSError's without its number and file
+    return " ".join(text.split()) or type(error).__name__
 
 
 def check_choice(name: str, value: object, choices: object) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 import shlex
 import signal
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -313,6 +315,8 @@ def main(args: Sequence[str] | None = None) -> None:
         SystemExit: With status 1 after a user's mistake, whose one line is on standard error; 143 after SIGTERM.
     """
     arguments = list(sys.argv[1:] if args is None else args)
+    if isinstance(sys.stdout, TextIOWrapper):  # names of files and classes may hold what it can't write
+        sys.stdout.reconfigure(errors="backslashreplace")
     refusal = None
     try:
         with run.less_noise():
@@ -327,6 +331,9 @@ def main(args: Sequence[str] | None = None) -> None:
                 MetricLossCLI(arguments)
     except SIGTERMException as error:
         raise SystemExit(128 + signal.SIGTERM) from error
+    except BrokenPipeError as error:  # whoever read the output, such as head, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from error
     except Exception as error:
         refusal = message_of(error)
         if refusal is None:

@@ -40,6 +40,12 @@ _NOISE = (
     "You're using the WeightAveraging callback, but loading a checkpoint outside the 'fit' stage",
     "You're resuming from a checkpoint that ended before the epoch ended and your dataloader is not resumable",  # it is
 )
+_LOGGED_NOISE = (
+    "Tip: For seamless cloud",
+    "Loading `train_dataloader`",
+    "TPU available",
+    "`Trainer.fit` stopped: `max_epochs",  # as it was meant to
+)
 
 
 # ------------------------------------------------------------------------------------------------------------ folder
@@ -244,7 +250,7 @@ def less_noise() -> Iterator[None]:
 
 
 def _is_of_use(record: logging.LogRecord) -> bool:
-    return not any(noise in record.getMessage() for noise in ("Tip: For seamless cloud", "Loading `train_dataloader`"))
+    return not any(noise in record.getMessage() for noise in _LOGGED_NOISE)
 
 
 def result_file(folder: Path, subcommand: str, command: str) -> Path:

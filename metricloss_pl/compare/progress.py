@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 
@@ -34,13 +35,14 @@ class PlanProgress:
         console = Console(stderr=True)
         text = "{task.description}", "{task.fields[left]}"
         columns = TextColumn(text[0]), BarColumn(), MofNCompleteColumn(), TextColumn(text[1])
-        on_terminal = sys.stdout.isatty()
-        self._bar = Progress(*columns, console=console, disable=not console.is_interactive, redirect_stdout=on_terminal)
+        on_terminal = sys.stdout is not None and sys.stdout.isatty()
+        shown = console.is_interactive and sys.stderr.isatty()  # FORCE_COLOR makes rich take files for terminals
+        self._bar = Progress(*columns, console=console, disable=not shown, redirect_stdout=on_terminal)
         self._tells = self._bar.disable or not on_terminal
         self._task = self._bar.add_task("runs", total=len(plan.runs), completed=len(self._before), left="")
 
     def __enter__(self) -> PlanProgress:
-        sys.stdout.flush()  # a log file has the plan from now on
+        print(end="", flush=True)  # a log file has the plan from now on
         self._bar.start()
         return self
 
@@ -58,7 +60,8 @@ class PlanProgress:
             return
         for number, line in enumerate(new, start=len(done) - len(new) + 1):
             where = ", ".join(filter(None, (f"{number} of {len(self._titles)} runs", left)))
-            print(f"{self._titles[line['key']]}: {self._outcome(line)} ({where})", flush=True)
+            with contextlib.suppress(OSError):  # nobody reads it any more; the runs go on
+                print(f"{self._titles[line['key']]}: {self._outcome(line)} ({where})", flush=True)
 
     def _left(self, done: dict[str, Line]) -> str:
         comparison = self._plan.comparison

@@ -35,6 +35,8 @@ _RUN: dict[str, Any] = {
 }
 _LINE = {"key": str, **_RUN, "status": str, "reason": str | None, "settings": dict, "metrics": dict, "history": dict}
 _PLAN = {"variants": dict, "baseline": str, "samples_per_class": list, "class_names": list, "keys": dict}
+_LATER = {"tuning": dict, "warnings": list, "parts": list}  # which the plans of older versions may lack
+_PART = {"kind": str, "samples_per_class": int | None, "split": int, "fold": int | None, "train": int, "val": int}
 _KINDS = ("trial", "final")
 _STATUSES = ("ok", "pruned", "failed")
 
@@ -210,6 +212,12 @@ class Results:
         for name, kind in _PLAN.items():
             if not isinstance(plan, dict) or not isinstance(plan.get(name), kind):
                 raise UserError(f"{file} holds no {name!r}: {must}")
+        for name, kind in _LATER.items():
+            if not isinstance(plan.get(name, kind()), kind):
+                raise UserError(f"{file}: {name} is {plan[name]!r}: {must}")
+        for part in plan.get("parts", []):
+            if not isinstance(part, dict) or not _has(part, _PART) or (part["kind"] == "trial" and part["val"] < 1):
+                raise UserError(f"{file}: of the parts it says {part!r}: {must}")
         variants, sizes = plan["variants"], plan["samples_per_class"]
         if not sizes or not all(isinstance(size, int | None) for size in sizes):
             raise UserError(f"{file}: samples_per_class is {sizes}: {must}")

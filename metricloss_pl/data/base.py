@@ -28,7 +28,11 @@ from metricloss_pl.errors import UserError, check_choice
 
 Part = Literal["train", "val", "test"]
 # What folders and lists may call a part.
-PART_NAMES: dict[str, Part] = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+PART_NAMES: dict[str, Part] = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
 _MEASURED_FILES = 2000  # images from which mean and deviation of files on disk are measured
 
 

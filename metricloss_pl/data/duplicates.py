@@ -62,7 +62,7 @@ def describe_duplicates(found: Iterable[Duplicate], class_names: Sequence[str]) 
         if (part, label) == (earlier_part, earlier_label):
             within.append(f"{name} = {earlier_name} ({part})")
     kinds = {
-        "in more than one part, so that figures flatter": in_two_parts,
+        "in more than one part, so that results look better than they are": in_two_parts,
         "under two classes, of which one must be wrong": under_two_classes,
         "again within a part, where the same picture counts more than once": within,
     }

@@ -22,7 +22,7 @@ class ImageFolderDataModule(ImageDataModule):
     that are no images are passed over (see `left_out`). A hierarchy of the classes may stand in `root/hierarchy.txt`.
 
     Args:
-        root: The folder. `val` may also be called `valid` or `validation`.
+        root: The folder. `train` may also be called `training`, `val` `valid` or `validation`, and `test` `testing`.
         test_fraction: Share of the images that becomes the test part where `root` has none, in (0, 1); the same for
             every `seed`.
     """
@@ -94,22 +94,24 @@ def find_parts(root: Path) -> dict[Part, Path]:
     `train` is and no folder has another name than a part.
 
     Raises:
-        UserError: `root` is missing or has no sub-folders, or two of them are the validation part.
+        UserError: `root` is missing or has no sub-folders, or two of them are the same part.
     """
     names = _subfolders(root)
     if not names:
         raise UserError(f"{root} holds no folders: one folder a class is needed")
+    of_lower = {PART_NAMES.get(name.lower()) for name in names}
     for name in names:
-        if name not in PART_NAMES and name.lower() in PART_NAMES and "train" in map(str.lower, names):
+        if name not in PART_NAMES and name.lower() in PART_NAMES and "train" in of_lower:
             raise UserError(f"{root} holds {name}: a part's folder is written small, {name.lower()}; rename it")
-    parts_only = "train" in names and all(name in PART_NAMES for name in names)
-    if not parts_only and not {"train", "test"} <= set(names):
+    found = {PART_NAMES.get(name) for name in names}
+    parts_only = "train" in found and None not in found
+    if not parts_only and not {"train", "test"} <= found:
         return {"train": root}
     parts: dict[Part, Path] = {}
     for name in names:
         part = PART_NAMES.get(name)
         if part in parts:
-            raise UserError(f"{root} holds both {parts[part].name} and {name}: one validation part is needed")
+            raise UserError(f"{root} holds both {parts[part].name} and {name}: one {part} folder is needed")
         if part is not None:
             parts[part] = root / name
     return parts

@@ -123,7 +123,7 @@ def _what_is_wrong(error: BaseException) -> str:
 
     if isinstance(error, UnidentifiedImageError):
         return "no image, or of an unknown format"
-    return getattr(error, "strerror", None) or reason(error)
+    return reason(error)
 
 
 def check_readable(files: Sequence[Path], in_channels: int) -> None:

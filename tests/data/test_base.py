@@ -449,7 +449,7 @@ def test_duplicates_of_files(toy: Make, tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_files_that_no_other_can_equal_are_not_read(toy: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = {}
-    for part, sizes, labels in (("train", [10, 20, 30, 30], [0, 1, 2, 2]), ("test", [40, 20], [0, 1])):
+    for part, sizes, labels in (("train", [10, 20, 30, 50], [0, 1, 2, 2]), ("test", [40, 20], [0, 1])):
         paths = [tmp_path / f"{part}{index}.png" for index in range(len(sizes))]
         for path, size in zip(paths, sizes, strict=True):
             path.write_bytes(b"x" * size)
@@ -476,7 +476,7 @@ def test_one_picture_under_two_classes(toy: Make, samples: Make) -> None:
     with pytest.warns(UserWarning, match="stand under two classes") as caught:
         module.warn_of_duplicates()
     assert [str(warning.message) for warning in caught if " stand" in str(warning.message)] == [
-        "ToyDataModule: 1 image stands in more than one part, so that figures flatter: "
+        "ToyDataModule: 1 image stands in more than one part, so that results look better than they are: "
         f"train[{cat}] (test) = train[{ants[3]}] (train)",
         "ToyDataModule: 2 images stand under two classes, of which one must be wrong: "
         f"train[{pair[1]}] (train, {names[1]}) = train[{pair[0]}] (train, {names[0]}), "

@@ -38,12 +38,16 @@ def test_parts_in_folders(tmp_path):
     assert data.read("val") is None
 
 
-@pytest.mark.parametrize("name", ["val", "valid", "validation"])
-def test_official_validation_part(tmp_path, name):
-    make_folder(tmp_path, images=3, parts=("train", name, "test"))
+@pytest.mark.parametrize(
+    ("train", "name", "test"),
+    [("train", "val", "test"), ("train", "valid", "test"), ("training", "validation", "testing")],
+)
+def test_official_validation_part(tmp_path, train, name, test):
+    make_folder(tmp_path, images=3, parts=(train, name, test))
     data = ImageFolderDataModule(root=str(tmp_path))
-    assert names(data, "val") == [f"{name}/{label}/{i}.png" for label in ("cat", "dog") for i in range(3)]
-    assert len(names(data, "train")) == 6
+    assert data.class_names == ["cat", "dog"]
+    for part, folder in (("train", train), ("val", name), ("test", test)):
+        assert names(data, part) == [f"{folder}/{label}/{i}.png" for label in ("cat", "dog") for i in range(3)]
 
 
 def test_one_folder_is_cut_stratified_and_alike_for_every_seed(tmp_path):
