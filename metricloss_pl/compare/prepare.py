@@ -46,7 +46,8 @@ class Known:
         images_root: Folder from which their names lead to their files, where there is one.
         tested: How many images are tested, in all folds together.
         settings: Of each variant, all that decides what its runs find.
-        parts: Numbers of images to train on and to validate on, with the kind, size, split and fold of their runs.
+        parts: Numbers of images to train on and to validate on, with the kind, size, split and fold of their runs, and
+            how many classes the latter are of, and how many images of the rarest of these.
         warnings: Of images that stand twice or are not used, in words.
     """
 
@@ -184,6 +185,9 @@ def check_parts(worker: Worker, plan: Plan, facts: Known) -> Known:
             seen.add(place)
             where = {name: run.place[name] for name in ("kind", "samples_per_class", "split", "fold")}
             part = {**where, "train": len(train), "val": 0 if val is None else len(val)}
+            if val is not None:
+                counts = val.labels.unique(return_counts=True)[1].tolist()
+                part |= {"val_classes": len(counts), "val_rarest": min(counts, default=0)}
             if part not in parts:
                 parts.append(part)
 

@@ -35,6 +35,7 @@ __all__ = [
 
 _FEW_IMAGES = 5  # of a class in the test part
 _LITTLE = 0.1  # of the way from guessing to no mistake
+_SAME = 1e-6  # by which rounding may change a metric
 _LARGE = 0.1  # a difference that a reader would expect to be seen
 _ROUNDED = 0.02  # larger differences are given in whole points
 _MAX_NAMED = 3
@@ -127,7 +128,9 @@ def _small_test_part(comparison: Findings) -> list[str]:
         return []
     found = least[2]
     # Where trainings differ more than images; but of few images no number of trainings makes enough.
-    if not few and found.degrees is not None and found.degrees < 2 * (found.repetitions - 1):
+    # Folds have no images in common, so that their few degrees of freedom say nothing of trainings.
+    seldom = found.degrees is not None and found.degrees < 2 * (found.repetitions - 1)
+    if not few and seldom and not _are_folds_repeated(comparison):
         more = "More seeds help most."
     return [f"This comparison is too small to tell much: {least_difference(comparison)}. {more}"]
 
@@ -140,8 +143,7 @@ def few_validation_images(images: int) -> str | None:
     can_not = f"{count(images, 'validation image')} can't tell"
     if images < needed:
         return f"{can_not} any two trials apart, so that chance may choose among them."
-    points = f"{100 * needed / images:.0f} points"
-    return f"{can_not} trials apart that differ by less than about {points}, so that chance may choose among those."
+    return f"{can_not} trials apart that differ on fewer than {needed} of them, so that chance may choose among those."
 
 
 def more_validation_images(folds: int | None) -> str:
@@ -160,28 +162,39 @@ def _tuned_by_chance(comparison: Findings) -> list[str]:
         if run["status"] == "ok":
             studies.setdefault((run["variant"], *_division(run)), []).append(score(run, comparison.chosen_by))
     parts = [part for part in comparison.plan.get("parts") or () if part["kind"] == "trial"]
-    validation = {_division(part): part["val"] for part in parts}
+    validation = {_division(part): (part["val"], _telling(comparison, part)) for part in parts}
     choices = {study: sorted(scores) for study, scores in studies.items() if len(scores) > 1}
     needed, folds = statistics.fewest_differing(), comparison.plan.get("folds")
-    images, leads = [], []
+    images, tellings, level = [], [], 0
     for (_, *division), (*_, second, best) in choices.items():
-        number = validation.get(tuple(division))
-        if number is None or few_validation_images(number) is None:
+        number, telling = validation.get(tuple(division), (0, None))
+        if telling is None or few_validation_images(telling) is None:
             continue
-        lead = round((best - second) * number)
-        if lead < needed:
+        if round((best - second) * telling) < needed:
             images.append(number)
-            leads.append(lead)
-    if not leads:
+            tellings.append(telling)
+            level += best - second < _SAME
+    if not images:
         return []
-    most = "up to " if len(set(images)) > 1 else ""
-    same = "" if folds else " All repetitions share what was chosen, so that no interval shows this."
+    one, such = ("one of the rarest class", "such images") if comparison.balanced else ("one", "images")
+    most = "up to " if len(set(tellings)) > 1 else ""
+    splits = {run["split"] for run in comparison.planned.values()}
+    anew = folds and (len(splits) > 1 or _are_folds_repeated(comparison))
+    same = "" if anew else " All repetitions share what was chosen, so that no interval shows this."
     return [
-        f"Tuning may have been little more than a coin toss: on {span(images, 'validation image')}, where one makes "
-        f"{most}{100 / min(images):.0f} points, the best trial was in {len(leads)} of "
-        f"{count(len(choices), 'choice')} of settings fewer than {needed} images ahead of the next, and in "
-        f"{leads.count(0) or 'none'} level with it.{same} {more_validation_images(folds)}"
+        f"Tuning may have been little more than a coin toss: on {span(images, 'validation image')}, where {one} makes "
+        f"{most}{100 / min(tellings):.0f} points, the best trial was in {len(images)} of "
+        f"{count(len(choices), 'choice')} of settings fewer than {needed} {such} ahead of the next, and in "
+        f"{level or 'none'} level with it.{same} {more_validation_images(folds)}"
     ]
+
+
+def _telling(comparison: Findings, part: dict[str, Any]) -> int | None:
+    """How many validation images would each make as much of the metric as one does, or one of the rarest class."""
+    if not comparison.balanced:
+        return int(part["val"])
+    # Earlier plans don't tell.
+    return part["val_classes"] * part["val_rarest"] if "val_rarest" in part else None
 
 
 def _division(run: dict[str, Any]) -> tuple[Size, int, int | None]:
@@ -226,7 +239,8 @@ def _nothing_learned(comparison: Findings) -> list[str]:
         if len(low) > _MAX_NAMED:
             names[-1] = f"{len(low) - _MAX_NAMED + 1} more in the tables"
         verb = "is" if len(low) == 1 else "are"
-        text = f"{listed(names)} {verb} not shown to be better than {guess}; the others are."
+        above = all(row.accuracy.mean > chance + 2 * error for row in known if row.accuracy and row not in low)
+        text = f"{listed(names)} {verb} not shown to be better than {guess}{'; the others are' if above else ''}."
     return [f"{text} {_help(comparison, low, chance)}"]
 
 
@@ -352,13 +366,13 @@ def _failed_trials(comparison: Findings) -> list[str]:
 
 def in_plain_words(comparison: Findings) -> str:
     """What the tables hold, for a reader who knows no statistics."""
+    right = "How often each variant was right on the test images"
+    if comparison.balanced:
+        right += " of a class, averaged over the classes"
     if _repetitions(comparison) < 2:
-        return (
-            "How often each variant was right on the test images. With one repetition of the training there is no "
-            "spread, no interval and no test."
-        )
+        return f"{right}. With one repetition of the training there is no spread, no interval and no test."
     return (
-        f"How often each variant was right on the test images, and how much more often than {comparison.baseline}. "
+        f"{right}, and how much more often than {comparison.baseline}. "
         f"Only where p is at most {LEVEL} is a difference shown."
     )
 
@@ -368,7 +382,7 @@ def how_to_read(comparison: Findings) -> list[tuple[str, str]]:
     number = _repetitions(comparison)
     accuracy = (
         "The share of the test images that are recognised, in %. Balanced accuracy is the mean of that share over the "
-        "classes, so that a rare class counts as much as a frequent one. A point is 1 % of the images."
+        "classes, so that a rare class counts as much as a frequent one. A point is 1 on this scale."
     )
     items = {"accuracy": accuracy}
     if number > 1:
@@ -399,7 +413,8 @@ def technical_terms(comparison: Findings) -> list[str]:
         "In technical terms: intervals and the paired test are Student's t of a two-way random-effects analysis, with "
         "test images and repetitions both random (Obuchowski & Rockette 1995; Hillis 2007). To a difference two images "
         "are added, one for either sign (Bonett & Price 2012), and to an accuracy four (Agresti & Coull 1998), so that "
-        "no interval is a point. p is at least that of a sign test over the images, and corrected after Holm.",
+        "no interval is a point. p is at least 2^(1-k), the smallest that a sign test can give with k images on which "
+        "the variants differ, and corrected after Holm.",
         scope(comparison),
     ]
 
@@ -427,6 +442,12 @@ def scope(comparison: Findings) -> str:
 def _seeds_and_splits(comparison: Findings, size: Size) -> set[tuple[int, int]]:
     planned = comparison.planned.values()
     return {(run["seed"], run["split"]) for run in planned if run["samples_per_class"] == size}
+
+
+def _are_folds_repeated(comparison: Findings) -> bool:
+    """Whether the folds are the repetitions, for want of several seeds or splits."""
+    pairs = {(run["seed"], run["split"]) for run in comparison.planned.values()}
+    return bool(comparison.plan.get("folds")) and len(pairs) == 1
 
 
 def _repeated(comparison: Findings, size: Size) -> tuple[str, str]:

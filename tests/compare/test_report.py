@@ -95,6 +95,7 @@ def test_a_whole_report(tmp_path):
     page = page_of(folder)
     check(page)
     assert re.search(r"Compared with softmax, cosine \(\+\d+\.\d points\) is better\.", page.text)
+    assert "p is at least 2^(1-k), the smallest that a sign test can give with k images on which" in page.text
     assert re.search(r"center: [+\u2212].*no difference shown", page.text)
     assert "Incomplete" not in page.text
     for heading in (
@@ -420,12 +421,14 @@ def test_few_test_images_are_more_the_matter_than_few_seeds(tmp_path, undrawn):
     single = make_results(tmp_path / "one", {"softmax": 0.0, "cosine": 0.0}, (None,), (0,), images=6, **two)
     few = "6 test images can show a difference only between variants that differ on at least 6 of them."
     assert f"{few} {folds}" in page_of(single).text
-    in_folds = make_results(
-        tmp_path / "folds", {"softmax": 0.0, "cosine": 0.0}, (None,), (0,), folds=5, images=20, **two
-    )
-    text = page_of(in_folds).text
-    assert "with 20 test images and 5 repetitions. More images help most." in text
-    assert "--folds" not in text
+    for number in (20, 100):  # of 100 many enough to be told apart
+        in_folds = make_results(
+            tmp_path / f"folds {number}", {"softmax": -2.0, "cosine": -2.0}, (None,), (0,), folds=5, images=number,
+            seed=1, **two,
+        )  # fmt: skip
+        text = page_of(in_folds).text
+        assert f"with {number} test images and 5 repetitions. More images help most." in text
+        assert "--folds" not in text
     assert remarks.few_test_images(60, 1)
     assert remarks.few_test_images(61, 1) is None
     assert remarks.few_test_images(6, 3).startswith("6 test images can show no difference, however large: that takes 7")
@@ -444,15 +447,7 @@ def test_tuning_on_few_validation_images(tmp_path):
     folder = make_results(tmp_path, two, seeds=(0, 1), **SMALL, parts=parts(20, 400))
 
     def text_with(softmax, cosine):
-        scores = {("softmax", 10): softmax, ("cosine", 10): cosine}
-
-        def change(line):
-            if line["kind"] == "trial":
-                found = scores.get((line["variant"], line["samples_per_class"]), (0.9, 0.9, 0.9))
-                line["metrics"]["val/accuracy"] = float(np.float32(found[line["trial"]]))
-
-        changed(folder, change)
-        return " ".join(remarks.warnings(read(folder)))
+        return warnings_with(folder, {("softmax", 10): softmax, ("cosine", 10): cosine})
 
     coin = "Tuning may have been little more than a coin toss: on 20 validation images, where one makes 5 points, the"
     tie, lead_of_four, lead_of_six = (0.5, 0.8, 0.8), (0.9, 0.2, 0.7), (0.9, 0.2, 0.6)  # of 20 images
@@ -474,6 +469,50 @@ def test_tuning_on_few_validation_images(tmp_path):
         kept = {name: value for name, value in plan.items() if name != "parts"}
         (folder / "plan.json").write_text(json.dumps(kept | others))
         assert any("coin toss" in warning for warning in remarks.warnings(read(folder))) == said
+
+
+def warnings_with(folder, scores, metric="accuracy"):
+    """All warnings where the trials of a variant and size have reached so much."""
+
+    def change(line):
+        if line["kind"] == "trial":
+            found = scores.get((line["variant"], line["samples_per_class"]), (0.9, 0.9, 0.9))
+            line["metrics"][f"val/{metric}"] = float(np.float32(found[line["trial"]]))
+
+    changed(folder, change)
+    return " ".join(remarks.warnings(read(folder)))
+
+
+def test_tuning_by_balanced_accuracy_counts_images_of_the_rarest_class(tmp_path):
+    """Of which one of two in a class of ten makes 5 points, though it is one of 400 images."""
+    part = {"kind": "trial", "samples_per_class": 10, "split": 0, "fold": None, "train": 9, "val": 400}
+    facts = {"metric": "balanced_accuracy", "parts": [part | {"val_classes": 10, "val_rarest": 2}]}
+    folder = make_results(
+        tmp_path, {"softmax": 0.0, "cosine": 0.0}, (10,), (0, 1), images=90, trials=3, epochs=2, **facts
+    )
+    close, far = (0.9, 0.85, 0.895), (0.9, 0.2, 0.6)  # ahead by an image of a class of twenty, and by six of the rarest
+    text = warnings_with(folder, {("softmax", 10): close, ("cosine", 10): far}, "balanced_accuracy")
+    assert (
+        "on 400 validation images, where one of the rarest class makes 5 points, the best trial was in 1 of 2 choices "
+        "of settings fewer than 6 such images ahead of the next, and in none level with it."
+    ) in text
+    plan = json.loads((folder / "plan.json").read_text())
+    (folder / "plan.json").write_text(json.dumps(plan | {"parts": [part | {"val": 20}]}))  # as of an earlier version
+    assert "coin toss" not in " ".join(remarks.warnings(read(folder)))
+
+
+@pytest.mark.parametrize(
+    ("seeds", "splits", "shared"), [((0, 1), 1, True), ((0,), 1, False), ((0,), 2, False), ((0, 1), 2, False)]
+)
+def test_what_was_chosen_is_shared_where_seeds_are_the_repetitions(tmp_path, seeds, splits, shared):
+    place = {"kind": "trial", "samples_per_class": 10, "fold": None, "train": 9, "val": 20}
+    folder = make_results(
+        tmp_path, {"softmax": 0.0, "cosine": 0.0}, (10,), seeds, splits, 3, images=90, trials=3, epochs=2,
+        parts=[{**place, "split": split} for split in range(splits)],
+    )  # fmt: skip
+    text = warnings_with(folder, {})
+    assert "level with it." in text
+    assert ("All repetitions share what was chosen" in text) == shared
 
 
 def test_the_conditions(tmp_path, undrawn):
@@ -566,6 +605,31 @@ def test_what_has_learned_nothing_and_what_failed(tmp_path, undrawn):
     plan = json.loads((folder / "plan.json").read_text()) | {"metric": "balanced_accuracy"}
     (folder / "plan.json").write_text(json.dumps(plan))
     assert "naming one class for every image (50.0 % balanced accuracy)" in page_of(folder).text
+
+
+def test_what_is_little_above_guessing_is_not_said_to_be_better(tmp_path):
+    """Five of eight right is more than half, and no more than guessing gives often."""
+    folder = make_results(
+        tmp_path, {"softmax": 9.0, "cosine": 9.0}, (None,), (0, 1), class_names=["x", "y"], images=8, trials=0, epochs=2
+    )
+
+    def said_of(softmax, cosine):
+        for variant, right in (("softmax", softmax), ("cosine", cosine)):
+            for file in (folder / "predictions").glob(f"final-{variant}-*"):
+                with np.load(file) as stored:
+                    labels = stored["labels"]
+                rewritten(probabilities=np.eye(2)[np.where(np.arange(8) < right, labels, 1 - labels)])(file)
+            changed(
+                folder,
+                lambda line, of=variant, share=right / 8: (
+                    line["variant"] == of and line["metrics"].update({"test/accuracy": share})
+                ),
+            )
+        return next(line for line in remarks.warnings(read(folder)) if "naming one class" in line)
+
+    one = "cosine with all images is not shown to be better than naming one class for every image (50.0 % accuracy)"
+    assert said_of(8, 4).startswith(f"{one}; the others are. ")
+    assert said_of(5, 4).startswith(f"{one}. ")
 
 
 def test_figures_of_trials_go_by_the_metric_of_the_plan(tmp_path, undrawn, monkeypatch):
@@ -687,6 +751,11 @@ def test_balanced_accuracy_where_it_counts(tmp_path, undrawn):
     )  # fmt: skip
     page = page_of(folder)
     assert "Balanced accuracy minus that of softmax, with 95 % intervals" in page.text
+    right = (
+        "How often each variant was right on the test images of a class, averaged over the classes, and how much more"
+    )
+    assert right in page.text
+    assert "1 % of the images" not in page.text
     expected = {}
     for variant in ("softmax", "cosine"):
         scores = []

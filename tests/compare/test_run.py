@@ -86,7 +86,7 @@ def test_results_are_complete(whole):
     assert (plan["baseline"], plan["trials"], plan["splits"], plan["folds"]) == ("softmax", 2, 1, None)
     place = {"samples_per_class": 5, "split": 0, "fold": None}
     assert plan["parts"] == [
-        {"kind": "trial", **place, "train": 30, "val": 20},
+        {"kind": "trial", **place, "train": 30, "val": 20, "val_classes": 10, "val_rarest": 2},
         {"kind": "final", **place, "train": 50, "val": 0},
     ]
 
@@ -630,7 +630,7 @@ def test_a_dry_run_writes_nothing(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "final runs  5," in out
     assert "trials      5: 5 for each of 1 (variant, size) on 20 validation images" in out
-    assert "warning: 20 validation images can't tell trials apart that differ by less than about 30 points" in out
+    assert "warning: 20 validation images can't tell trials apart that differ on fewer than 6 of them" in out
     assert "test images can show" not in out  # 359 are enough
     assert "time left   about" in out
     assert not (tmp_path / "results").exists()
