@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["conditions"]
 
 _MAX_CLASSES_NAMED = 12
-_MAX_VALUE = 16  # characters of a setting, which may be the digest of a file
+_DIGEST = re.compile(r"([0-9a-f]{16})[0-9a-f]{25,}")  # of a file that a setting names
 _CHANNELS = {1: "grey", 3: "colour"}
 _PRUNERS = {
     "median": "; a trial below the median of those before it ends early",
@@ -117,7 +118,7 @@ def _network(comparison: Findings, variant: str) -> str:
         return ""
     values = {name: _setting(comparison, variant, f"model.backbone.{name}") for name in backbone.get("init_args") or ()}
     known = {name: value for name, value in values.items() if value}  # others are off
-    short = {name: value[:_MAX_VALUE] if isinstance(value, str) else value for name, value in known.items()}
+    short = {name: _DIGEST.sub(r"\1...", value) if isinstance(value, str) else value for name, value in known.items()}
     name = backbone["class_path"].rpartition(".")[2]
     return f"{name} ({settings_text(short)})" if short else name
 
@@ -139,9 +140,10 @@ def _tuning(comparison: Findings) -> str:
         return "none: each variant as it is configured"
     ended = Counter(str(run["status"]) for run in comparison.trials)
     sums = f" ({listed([f'{number} {status}' for status, number in sorted(ended.items())])})" if ended else ""
+    each = "variant, size and fold" if comparison.plan.get("folds") else "variant and size"
     pruner = str((comparison.plan.get("tuning") or {}).get("pruner"))
     return (
-        f"{count(trials, 'trial')} for each variant and size, the same for all{sums}; chosen by "
+        f"{count(trials, 'trial')} for each {each}, the same for all{sums}; chosen by "
         f"{comparison.chosen_by.replace('_', ' ')} on validation images{_PRUNERS.get(pruner, '')}"
     )
 

@@ -251,8 +251,8 @@ def _list(lines: Sequence[str]) -> str:
 
 
 def _sentences(text: str) -> str:
-    """Text in which no line break parts a flag."""
-    return re.sub(r"--[a-z_.]{1,30}", r"<code>\g<0></code>", escape(text))
+    """Text in which no line break parts a flag, nor a flag and its number."""
+    return re.sub(r"--[a-z_.]{1,30}(?: \d+)?", r"<code>\g<0></code>", escape(text))
 
 
 def _image_to_html(image: Image) -> str:

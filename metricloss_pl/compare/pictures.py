@@ -227,11 +227,11 @@ class Pictures:
                 cells += [mean_and_spread([rate[name] for rate in rates]) for name in ("sensitivity", "specificity")]
                 cells.append(mean_and_spread([rate["auc"] for rate in rates], scale=1, digits=3))
             rows.append(TableRow(variant, cells, self.colour(variant)))
-            labels = [p.labels for p in found]  # the same of all variants
         if not rows:
             return []
-        constant = [1 - float(np.square(np.bincount(of_run) / len(of_run)).sum()) for of_run in labels]
-        rows.append(TableRow("class frequencies", ["0.0", f"{np.mean(constant):.3f}", *[""] * (3 * two)]))
+        counts = self.comparison.test_images
+        constant = 1 - float(np.square(counts / counts.sum()).sum())
+        rows.append(TableRow("class frequencies", ["0.0", f"{constant:.3f}", *[""] * (3 * two)]))
         columns = ["variant", "calibration error, points", "Brier score"]
         positive = ""
         if two:

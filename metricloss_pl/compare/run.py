@@ -151,8 +151,9 @@ def _announce(
     if trials:
         studies = len({run.study for run in plan.runs})
         validation = [part["val"] for part in facts.parts if part["kind"] == "trial"]
+        each = "variant, size" if comparison.folds is None else "variant, size, fold"
         on = span(validation, "validation image") if validation else "validation images"
-        rows.append(("trials", f"{trials}: {tuning.trials} for each of {studies} (variant, size) on {on}"))
+        rows.append(("trials", f"{trials}: {tuning.trials} for each of {studies} ({each}) on {on}"))
     else:
         rows.append(("trials", "none: the configs' own values are taken"))
     if missing:

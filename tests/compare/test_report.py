@@ -18,6 +18,7 @@ from sklearn.metrics import balanced_accuracy_score, brier_score_loss, roc_auc_s
 
 from metricloss_pl import plots
 from metricloss_pl.compare import pictures, remarks, statistics
+from metricloss_pl.compare.conditions import conditions
 from metricloss_pl.compare.plan import Comparison, Plan, Variant
 from metricloss_pl.compare.report import write_report
 from metricloss_pl.compare.summary import read
@@ -377,6 +378,7 @@ def test_a_result_without_any_difference_is_no_certainty(tmp_path, undrawn):
     )  # fmt: skip
     page = page_of(folder)
     check(page)
+    assert "What helps most: <code>--folds 5</code>, which" in (folder / "report.html").read_text()
     assert "cosine: +0.0 points, \u221233.7 to +33.7; p\u00a0=\u00a01.00, no difference shown" in page.text
     assert (
         "differences below about 75 points could not have been shown with 8 test images and 3 repetitions. What helps "
@@ -516,7 +518,11 @@ def test_what_was_chosen_is_shared_where_seeds_are_the_repetitions(tmp_path, see
 
 
 def test_the_conditions(tmp_path, undrawn):
-    backbone = {"class_path": "metricloss_pl.backbones.TinyConvNet", "init_args": {"width": 32, "dropout": 0.0}}
+    weights = "5e" * 64  # the digest of a file
+    backbone = {
+        "class_path": "metricloss_pl.backbones.TorchvisionBackbone",
+        "init_args": {"name": "efficientnet_v2_s", "weights": weights, "dropout": 0.0},
+    }
     settings = {
         "model": {"class_path": "x", "init_args": {"backbone": backbone, "embedding_dim": 32}},
         "data": {
@@ -527,6 +533,7 @@ def test_the_conditions(tmp_path, undrawn):
     }
     other = json.loads(json.dumps(settings))
     other["model"]["init_args"]["embedding_dim"] = "auto"
+    other["model"]["init_args"]["backbone"]["init_args"]["name"] = "efficientnet_v2_m"
     variants = {"softmax": {"settings": settings}, "cosine": {"settings": other, "space": {"data.batch_size": {}}}}
     place = {"split": 0, "fold": None}
     parts = [
@@ -546,15 +553,20 @@ def test_the_conditions(tmp_path, undrawn):
     text = page_of(folder).text
     for words in (
         "Image size48 px out of 64 px, colour",
-        "NetworkTinyConvNet (width 32)Embedding",
+        "Networksoftmax TorchvisionBackbone (name efficientnet_v2_s, weights 5e5e5e5e5e5e5e5e...); "
+        "cosine TorchvisionBackbone (name efficientnet_v2_m, weights 5e5e5e5e5e5e5e5e...)Embedding",
         "dimensionsoftmax 32; cosine that of the class embeddings",
         "Batch sizesoftmax 25, with 2 batches a step; cosine tuned, with 2 batches a step",
         "Images of a final runat 10 images a class 100 for training, 90 for test; at 20 images a class 200 for",
         "Images of a trialat 10 images a class 60 for training, 40 for validation; at 20",
-        "chosen by accuracy on validation images; a trial below the median of those before it ends early",
+        "3 trials for each variant and size, the same for all (12 ok); chosen by accuracy on validation",
+        "on validation images; a trial below the median of those before it ends early",
         "Training of a trial8 epochs, 100 steps (as many steps as in a final run, but epochs without validation",
     ):
         assert words in text, words
+    plan = json.loads((folder / "plan.json").read_text())
+    (folder / "plan.json").write_text(json.dumps(plan | {"folds": 5}))
+    assert "3 trials for each variant, size and fold, the same" in dict(conditions(read(folder)))["Tuning"]
 
 
 def test_a_network_that_knows_frequencies_alone_is_not_flattered(tmp_path, undrawn):
@@ -576,6 +588,14 @@ def test_a_network_that_knows_frequencies_alone_is_not_flattered(tmp_path, undra
     assert table["softmax"][1] == f"{np.mean(scores):.3f} ± {np.std(scores, ddof=1):.3f}"
     assert table["cosine"] == ["0.0 ± 0.0", "0.420 ± 0.000"]
     assert table["class frequencies"] == ["0.0", "0.420"]
+    # Of all images, whatever the last variant has tested.
+    in_folds = make_results(
+        tmp_path / "folds", {"softmax": 0.0, "cosine": 0.0}, (10,), (0,), folds=2, class_names=["rare", "common"],
+        labels=[0, 1] * 10 + [1, 1] * 10, trials=0, epochs=2,
+        without=lambda run: run["variant"] == "cosine" and run["fold"] == 1,
+    )  # fmt: skip
+    write_report(in_folds)
+    assert re.search(r"\| class frequencies +\| 0\.0 +\| 0\.375 \|", (in_folds / "report.md").read_text())
 
 
 def test_what_has_learned_nothing_and_what_failed(tmp_path, undrawn):

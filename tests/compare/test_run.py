@@ -583,6 +583,7 @@ def test_images_that_stand_twice_are_looked_for_in_every_fold(tmp_path, capsys, 
     assert 2 < parted < len(others)
     main(["compare", "--data_root", str(root), *flags, "--folds", "6", "--overrides", '{"data.image_size": 16}'])
     screen = capsys.readouterr().out
+    assert "trials      6: 1 for each of 6 (variant, size, fold) on " in screen
     assert f"warning: {parted} images stand in more than one part" in screen
     assert "warning: 1 image stands under two classes" in screen
     assert "again within a part" in screen
