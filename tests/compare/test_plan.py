@@ -37,6 +37,21 @@ def test_every_variant_has_the_same_runs():
     assert runs["softmax"] == runs["cosine"]
     assert {(run.seed, run.split) for run in plan.runs if run.kind == "final"} == {(3, 3), (4, 4), (5, 5)}
     assert {(run.seed, run.split) for run in plan.runs if run.kind == "trial"} == {(3, 3)}
+    for run in plan.runs:
+        trials = [other.trial for other in plan.awaited(run) if other.study == run.study]
+        assert trials == list(range(4 if run.kind == "final" else run.trial))
+
+
+def test_final_runs_come_seed_by_seed_and_fold_by_fold():
+    plan = planned(seeds=[7, 0], folds=2, splits=2, trials=1, samples_per_class=[5, None])
+    assert [run.kind for run in plan.runs] == ["trial"] * 16 + ["final"] * 32
+    finals = [(run.seed, run.fold) for run in plan.runs[16:]]
+    assert finals == [(seed, fold) for seed in (7, 0) for fold in (0, 1) for _ in range(8)]
+    assert (plan.runs[0].title, plan.runs[-1].title) == (
+        "softmax, 5 images a class, fold 0, trial 0",
+        "cosine, all images, fold 1, seed 0",
+    )
+    assert planned().runs[-1].title == "cosine, 5 images a class, seed 0"
 
 
 def test_splits_are_crossed_with_seeds():
@@ -79,6 +94,9 @@ def test_keys_stay_where_a_plan_grows_and_change_with_what_decides_a_run():
         planned(tuning=Tuning(2, space={"model.optimizer.lr": Range(0.005, 0.6)})),
     ):
         assert not keys(plan) & keys(other)
+    untuned = planned(tuning=Tuning())
+    assert keys(untuned) == keys(planned(tuning=Tuning(preset="gem", pruner="none"), metric="balanced_accuracy"))
+    assert not keys(untuned) & keys(plan)
     changed = planned(settings={**SETTINGS, "cosine": {"model": "d"}})
     assert keys(plan) & keys(changed) == {run.key for run in plan.runs if run.variant == "softmax"}
 

@@ -441,6 +441,11 @@ def test_a_hierarchy_decides_by_its_tree_whatever_file_names_it(tmp_path):
             {},
             "the range of data.augment holds 1.0: (?!it takes integers)",
         ),
+        (
+            {"tuning": Tuning(1, space={"trainer.overfit_batches": Range(0.0, 0.5)})},
+            {},
+            "the range of trainer.overfit_batches holds 0.5: trainer.overfit_batches is 0.5: runs",
+        ),
         ({}, {"max_hours": 0}, "max_hours is 0: it must be above 0"),
         ({}, {"max_hours": float("inf")}, "max_hours is inf: it must be above 0 and finite"),
         ({}, {"jobs": 0}, "jobs is 0"),

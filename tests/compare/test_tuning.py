@@ -78,6 +78,12 @@ def test_halving_lets_the_better_half_go_on():
     assert not search(3, before, pruner="halving").hopeless(0.1, 0.75)
 
 
+def test_trials_that_were_ended_are_learned_from():
+    ended = [[line(0, "pruned", history=[0.1] * 2, lr=rate)] * 4 for rate in (0.9, 0.0015)]
+    first, second = (search(8, [line(0.5, lr=0.03)] * 4 + some).settings["lr"] for some in ended)
+    assert first != second
+
+
 @pytest.mark.parametrize("status", ["pruned", "failed"])
 def test_trials_that_did_not_end_well_are_no_measure(status):
     """Neither does the median count them, which they would lower, nor do they count by what they had reached."""

@@ -415,9 +415,8 @@ def test_duplicates_warn_with_three_pairs_at_most(toy: Make, samples: Make) -> N
     assert message.endswith(", ...")
     assert "\n" not in message
     pairs = [Duplicate("test", f"{number}.png", 0, "train", "0.png", 0) for number in range(3)]
-    assert describe_duplicates(pairs, ["a"])[0].endswith(
-        ": 0.png (test) = 0.png (train), 1.png (test) = 0.png (train), 2.png (test) = 0.png (train)"
-    )
+    [line] = describe_duplicates(pairs, ["a"])
+    assert line.endswith(": 0.png (test) = 0.png (train), 1.png (test) = 0.png (train), 2.png (test) = 0.png (train)")
 
 
 def test_duplicates_of_files(toy: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -447,7 +446,9 @@ def test_duplicates_of_files(toy: Make, tmp_path: Path, monkeypatch: pytest.Monk
         of_two_classes.warn_of_duplicates()
 
 
-def test_files_that_no_other_can_equal_are_not_read(toy: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_duplicates_are_looked_for_among_files_of_one_size(
+    toy: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     parts = {}
     for part, sizes, labels in (("train", [10, 20, 30, 50], [0, 1, 2, 2]), ("test", [40, 20], [0, 1])):
         paths = [tmp_path / f"{part}{index}.png" for index in range(len(sizes))]
