@@ -93,6 +93,10 @@ def test_added_images_are_of_the_rarest_class(rare, common):
     low, high = stats.ttest_1samp([*centred[:, 0], *added], 0).confidence_interval(0.95)
     found = statistics.accuracy_estimate(centred, rare, 2)
     assert (found.low, found.high) == pytest.approx((max(0, min(low, mean)), min(1, max(high, mean))))
+    centred[::2, 0] = np.nan  # that repetition has tested every other image
+    mean = np.nanmean(centred, axis=0).mean()
+    added = [mean - weight * mean] * 2 + [mean + weight * (1 - mean)] * 2
+    assert statistics.accuracy_estimate(centred, rare, 2).error == statistics.estimate(centred, added).error
     weight, differences = max(1, (images + 2) / (2 * (rare + 2))), (second - first)[:, 0]
     expected = stats.ttest_1samp([*differences, weight, -weight], 0)
     found = statistics.difference_estimate(second - first, rare, 2)
@@ -129,14 +133,14 @@ def bonett_and_price(differences):
     return stats.t.interval(0.95, images - 1, first - second, error)
 
 
-@pytest.mark.parametrize(("better", "worse"), [(0, 0), (3, 0), (9, 2), (5, 5)])
+@pytest.mark.parametrize(("better", "worse"), [(0, 0), (3, 0), (9, 2), (5, 5), (14, 2), (2, 14)])
 def test_the_interval_of_a_difference_is_that_of_bonett_and_price(better, worse):
     """Where each training decides alike; never a point, and with few images for certain around 0."""
     differences = np.array([1.0] * better + [-1.0] * worse + [0.0] * (40 - better - worse))
     found = statistics.difference_estimate(np.repeat(differences[:, None], 3, axis=1))
     assert (found.low, found.high) == pytest.approx(bonett_and_price(differences))
     assert found.mean == pytest.approx((better - worse) / 40)
-    assert found.low < 0 < found.high or better == 9
+    assert found.low < 0 < found.high or better + worse > 10
     assert (found.p <= LEVEL) == (found.low > 0 or found.high < 0)
 
 
@@ -234,6 +238,8 @@ def test_few_images_show_nothing():
     """Five of five on which one variant is always right and the other always wrong: p is 1 / 16, and 0 is left open."""
     found = statistics.difference_estimate(np.ones((5, 4)))
     assert (found.p, found.low, found.high) == (1 / 16, 0, 1)
+    worse = statistics.difference_estimate(-np.ones((5, 4)))
+    assert (worse.p, worse.low, worse.high) == (1 / 16, -1, 0)
     assert statistics.difference_estimate(np.ones((9, 4))).p == 1 / 256
 
 
@@ -327,23 +333,31 @@ def test_calibration_beside_a_loop_over_the_bins():
     found = statistics.calibration(confidence, correct)
     assert found.error == pytest.approx(error)
     np.testing.assert_allclose(np.array(points).T, [found.confidence, found.accuracy, found.count])
+    few = statistics.calibration(np.array([0.25, 1 + 1e-7]), np.array([1, 0]))  # of two bins, and a rounded one
+    assert (few.confidence.tolist(), few.accuracy.tolist(), few.count.tolist()) == ([0.25, 1 + 1e-7], [1, 0], [1, 1])
+    assert few.error == pytest.approx((0.75 + 1) / 2)
+    assert statistics.calibration(np.array([0.8]), np.array([0])).error == pytest.approx(0.8)
+    assert statistics.calibration(np.empty(0), np.empty(0)).error == 0
 
 
+@pytest.mark.filterwarnings("error")
 def test_rates_of_two_classes():
     labels = np.array([1, 1, 1, 1, 0, 0, 0])
-    positive = np.array([0.9, 0.6, 0.4, 0.2, 0.7, 0.3, 0.2])
+    positive = np.array([0.9, 0.6, 0.5, 0.2, 0.7, 0.3, 0.2])
     rates = statistics.two_class_rates(labels, positive)
     assert (rates["sensitivity"], rates["specificity"]) == (0.5, pytest.approx(2 / 3))
     pairs = [(a > b) + 0.5 * (a == b) for a in positive[labels == 1] for b in positive[labels == 0]]
     assert rates["auc"] == pytest.approx(np.mean(pairs))
     alone = statistics.two_class_rates(np.ones(3, dtype=int), positive[:3])
-    assert math.isnan(alone["auc"])
-    assert math.isnan(alone["specificity"])
+    assert (alone["sensitivity"], math.isnan(alone["auc"]), math.isnan(alone["specificity"])) == (2 / 3, True, True)
+    other = statistics.two_class_rates(np.zeros(3, dtype=int), positive[:3])
+    assert (other["specificity"], math.isnan(other["auc"]), math.isnan(other["sensitivity"])) == (1 / 3, True, True)
 
 
 def test_confusion_counts():
     counts = statistics.confusion(np.array([0, 0, 2, 2]), np.array([0, 1, 2, 2]), 3)
     assert counts.tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 2]]
+    assert statistics.confusion(np.array([0]), np.array([0]), 3).tolist() == [[1, 0, 0], [0, 0, 0], [0, 0, 0]]
 
 
 def test_mean_of_curves_of_unequal_length():
