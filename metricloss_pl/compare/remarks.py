@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -62,13 +63,12 @@ def least_difference(comparison: Findings) -> str | None:
     found = _least(comparison)
     if found is None:
         return None
-    smallest, variant, difference = found
+    smallest, difference = found
     points = f"{100 * smallest:.0f}" if smallest >= _ROUNDED else f"{100 * smallest:.1f}"
     which = "no difference" if smallest >= 1 else f"differences below about {points} points"
-    of = f" for {variant}" if sum(row.p is not None for row in comparison.overall) > 1 else ""
     not_shown = "could have been shown" if smallest >= 1 else "could not have been shown"
     return (
-        f"{which} {not_shown}{of} with {count(difference.images, 'test image')} and "
+        f"{which} {not_shown} with {count(difference.images, 'test image')} and "
         f"{count(difference.repetitions, 'repetition')}"
     )
 
@@ -79,8 +79,8 @@ def is_small(comparison: Findings) -> bool:
     return found is not None and found[0] >= _LARGE
 
 
-def _least(comparison: Findings) -> tuple[float, str, Estimate] | None:
-    """Of the variants without a difference shown, the one for which the smallest could have been, and its test.
+def _least(comparison: Findings) -> tuple[float, Estimate] | None:
+    """The smallest difference that could have been shown for any variant that has none shown, and that variant's test.
 
     Holm's level for them is that of so many tests as have shown nothing.
     """
@@ -89,7 +89,7 @@ def _least(comparison: Findings) -> tuple[float, str, Estimate] | None:
     for row in open_:
         least = None if row.difference is None else statistics.least_shown(row.difference, len(open_))
         if row.difference is not None and least is not None:
-            found.append((least, row.variant, row.difference))
+            found.append((least, row.difference))
     return min(found, key=lambda one: one[0], default=None)
 
 
@@ -106,7 +106,8 @@ def few_test_images(images: int, tests: int) -> str | None:
     can = f"{count(images, 'test image')} can"
     if images < needed:
         return f"{can} show no difference, however large: that takes {needed} on which two variants differ."
-    return f"{can} show a difference only between variants that differ on at least {needed} of them."
+    alone = statistics.fewest_differing()  # once the other tests have shown one, by Holm
+    return f"{can} show a difference only between variants that differ on at least {alone} of them."
 
 
 def more_test_images(folds: int | None) -> str:
@@ -126,7 +127,7 @@ def _small_test_part(comparison: Findings) -> list[str]:
         return [f"{few} {more}"] if few else []
     if not is_small(comparison):
         return []
-    found = least[2]
+    found = least[1]
     # Where trainings differ more than images; but of few images no number of trainings makes enough.
     # Folds have no images in common, so that their few degrees of freedom say nothing of trainings.
     seldom = found.degrees is not None and found.degrees < 2 * (found.repetitions - 1)
@@ -157,13 +158,14 @@ def more_validation_images(folds: int | None) -> str:
 
 def _tuned_by_chance(comparison: Findings) -> list[str]:
     """Of the choices on few validation images those in which chance alone may have put a trial first."""
-    studies: dict[tuple[Any, ...], list[float]] = {}
+    studies: dict[tuple[Any, ...], dict[str, float]] = {}
     for run in comparison.trials:
         if run["status"] == "ok":
-            studies.setdefault((run["variant"], *_division(run)), []).append(score(run, comparison.chosen_by))
+            of_settings = studies.setdefault((run["variant"], *_division(run)), {})  # equal ones give equal results
+            of_settings[json.dumps(run["settings"], sort_keys=True)] = score(run, comparison.chosen_by)
     parts = [part for part in comparison.plan.get("parts") or () if part["kind"] == "trial"]
     validation = {_division(part): (part["val"], _telling(comparison, part)) for part in parts}
-    choices = {study: sorted(scores) for study, scores in studies.items() if len(scores) > 1}
+    choices = {study: sorted(scores.values()) for study, scores in studies.items() if len(scores) > 1}
     needed, folds = statistics.fewest_differing(), comparison.plan.get("folds")
     images, tellings, level = [], [], 0
     for (_, *division), (*_, second, best) in choices.items():

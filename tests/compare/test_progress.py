@@ -47,13 +47,34 @@ def test_a_result_that_goes_while_others_are_done(plan, results, capsys):
 
 @pytest.mark.parametrize(("out", "err"), [(True, True), (True, False), (False, True), (False, False)])
 def test_a_bar_for_a_terminal_and_lines_for_a_file(out, err, plan, results, monkeypatch, capsys):
-    if err:
-        monkeypatch.setenv("FORCE_COLOR", "1")
-        monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as in many a CI
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: out)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: err)
     with PlanProgress(plan, results, dict.fromkeys([("softmax", 5), ("cosine", 5)], COST)) as progress:
         results.append(ended(plan, 0))
         progress.look()
     screen = capsys.readouterr()
     assert ("1/2" in screen.err) == err
     assert screen.out.startswith("softmax, 5 images a class, seed 0: test/accuracy 0.5000 (1 of 2 ") != (out and err)
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_nobody_who_reads_ends_no_runs(closed, plan, results, monkeypatch):
+    """With standard output closed, or piped into what has ended."""
+
+    class Gone:
+        def isatty(self):
+            return False
+
+        def write(self, text):
+            if text:
+                raise BrokenPipeError
+
+        def flush(self):
+            pass
+
+    monkeypatch.setattr(sys, "stdout", None if closed else Gone())
+    with PlanProgress(plan, results, dict.fromkeys([("softmax", 5), ("cosine", 5)], COST)) as progress:
+        results.append(ended(plan, 0))
+        progress.look()

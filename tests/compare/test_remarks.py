@@ -127,12 +127,12 @@ def test_the_least_difference_is_looked_for_where_none_was_shown():
     shown, open_ = row("b", 0.9, differing(6), 0.05), row("c", 0.9, differing(60), 0.06)
     assert remarks.least_difference(findings([row("a", 0.9), shown])) is None
     assert not remarks.is_small(findings([row("a", 0.9), shown]))
-    assert "for c with 60 test images" in remarks.least_difference(findings([row("a"), shown, open_]))
+    assert "with 60 test images" in remarks.least_difference(findings([row("a"), shown, open_]))
     certain = row("b", 0.9, Estimate(0.0, 0.0, 0.0, 0.0, 1.0, 3, 9), 1.0)  # without an error
     assert remarks.least_difference(findings([row("a"), certain])) is None
     # Of two the smaller, each at the level of two tests, whose six images are seven.
     worse = row("b", 0.9, differing(35), 0.5)
-    assert "below about 12 points could not have been shown for c" in remarks.least_difference(
+    assert "below about 12 points could not have been shown with 60 test" in remarks.least_difference(
         findings([row("a"), worse, open_])
     )
 

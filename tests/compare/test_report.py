@@ -293,12 +293,11 @@ def test_the_least_difference_is_of_what_was_not_shown(tmp_path):
     assert shown.p <= 0.05 < left.p
     least = 100 * statistics.least_shown(left.difference, 1)
     assert remarks.least_difference(found) == (
-        f"differences below about {least:.0f} points could not have been shown for center with 360 test images and "
-        "4 repetitions"
+        f"differences below about {least:.0f} points could not have been shown with 360 test images and 4 repetitions"
     )
     both = make_results(tmp_path / "tiny", three | {"cosine": 0.0}, (10,), (0, 1), epochs=2, trials=0, images=4)
     said = remarks.least_difference(read(both))
-    assert re.fullmatch("no difference could have been shown for c.* with 4 test images and 2 repetitions", said)
+    assert re.fullmatch("no difference could have been shown with 4 test images and 2 repetitions", said)
 
 
 OWN, SAME_DRAW, SAME = (
@@ -471,6 +470,20 @@ def test_tuning_on_few_validation_images(tmp_path):
         kept = {name: value for name, value in plan.items() if name != "parts"}
         (folder / "plan.json").write_text(json.dumps(kept | others))
         assert any("coin toss" in warning for warning in remarks.warnings(read(folder))) == said
+
+
+def test_settings_that_are_drawn_twice_are_level_with_no_others(tmp_path):
+    parts = [{"kind": "trial", "samples_per_class": None, "split": 0, "fold": None, "train": 9, "val": 20}]
+    two = {"softmax": 0.0, "cosine": 0.0}
+    folder = make_results(tmp_path, two, seeds=(0, 1), **{**SMALL, "sizes": (None,)}, parts=parts)
+
+    def change(line):
+        if line["kind"] == "trial":
+            line["metrics"]["val/accuracy"] = (0.5, 0.8, 0.8)[line["trial"]]
+            line["settings"] = {"model.optimizer.lr": (0.1, 0.2, 0.2)[line["trial"]]}
+
+    changed(folder, change)
+    assert not any("coin toss" in warning for warning in remarks.warnings(read(folder)))
 
 
 def warnings_with(folder, scores, metric="accuracy"):
