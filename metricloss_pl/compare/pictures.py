@@ -237,12 +237,18 @@ class Pictures:
         if two:
             columns += ["sensitivity, %", "specificity, %", "AUC"]
             positive = f" Sensitivity is the share of {self.comparison.class_names[1]} that is recognised."
+        fitted = ""
+        if self.comparison.plan.get("trials"):
+            fitted = (
+                " Probabilities are softmax(scores / T), with T fitted on the validation images of the chosen trial: "
+                "where these are few, T is little more than chance, and so is this table."
+            )
         table = (
             f"Predicted probabilities {self.at}, mean ± standard deviation between the runs. The calibration error is "
             "how far they are from the share of right predictions (expected calibration error, ten bins). Alone it can "
             "flatter: the last row, which gives every image the frequencies of the classes, has none. The Brier score "
             "is their squared error, summed over the classes: 0 is the best, and what is not below the last row is "
-            f"no better than that.{positive}"
+            f"no better than that.{fitted}{positive}"
         )
         return [
             Heading("Calibration", "calibration"),
