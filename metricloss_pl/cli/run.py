@@ -31,6 +31,7 @@ from metricloss_pl.surroundings import versions
 
 _RUN_FOLDER_VARIABLE = "METRICLOSS_RUN_FOLDER"
 _FEW_STEPS = 200
+_FEW_IMAGES = 50  # for validation: each makes two points or more
 _NOISE = (
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
     "torch.distributed.nn.functional.all_gather is deprecated",
@@ -152,6 +153,11 @@ class RunBeginning(SaveConfigCallback):
         few = "; few: lower --data.batch_size or raise --trainer.max_epochs" if total < _FEW_STEPS else ""
         size = f" of {_global_batch(data, trainer)} images" if isinstance(data, ImageDataModule) else ""
         rows.append(("training", f"{total} steps{size}, {an_epoch} an epoch{few}"))
+        if isinstance(data, ImageDataModule) and data.has_validation:
+            images = len(data.samples("val"))
+            if images < _FEW_IMAGES:
+                points = f"{100 / images:.0f} points"
+                rows.append(("validation", f"{images} images; few: each makes {points} of what chooses the best epoch"))
         rows.append(("run", short(trainer.default_root_dir)))
         print_rows(rows)
 

@@ -175,7 +175,8 @@ figure { margin: 0.75rem 0 1.5rem; }
 .small .images { grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); }
 figure img { display: block; width: 100%; height: auto; }
 .small img { aspect-ratio: 1; object-fit: contain; background: #f4f4f4; }
-.images .label { font-size: 0.85rem; line-height: 1.35; margin: 0.3rem 0 0; white-space: pre-line; }
+.images .label { font-size: 0.85rem; line-height: 1.35; margin: 0.3rem 0 0; }
+.images .label { white-space: pre-line; overflow-wrap: anywhere; }
 figcaption { color: var(--soft); font-size: 0.93rem; max-width: 44rem; margin-top: 0.4rem; }
 dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 0.3rem 1.2rem; max-width: 52rem; }
 dt { font-weight: 600; }

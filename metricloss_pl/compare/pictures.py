@@ -331,11 +331,13 @@ class Pictures:
         )
         images = [
             Image(
-                f"disagreement_{number}.jpg", content, f"{labels[place]}: {names[place]}", _label(labels[place], found)
+                f"disagreement_{number}.jpg",
+                content,
+                f"{labels[place]}: {names[place]}",
+                "\n".join([labels[place], names[place], *map(" ".join, zip(tables, counts[place], strict=True))]),
             )
             for number, place in enumerate(chosen)
             if (content := _thumbnail(comparison.plan.get("images_root"), comparison.image_names[place])) is not None
-            for found in [dict(zip(tables, counts[place], strict=True))]
         ]
         rows = [TableRow(names[place], [labels[place], *counts[place]]) for place in chosen]
         return [
@@ -398,10 +400,6 @@ def embedding_panels(comparison: Findings, size: Size) -> dict[str, tuple[Array,
 
 def _image(file: str, figure: Figure, alt: str) -> Image:
     return Image(file, plots.figure_bytes(figure, "svg"), alt)
-
-
-def _label(name: str, counts: dict[str, str]) -> str:
-    return "\n".join([name, *(f"{variant} {found}" for variant, found in counts.items())])
 
 
 def _thumbnail(root: Any, name: str) -> bytes | None:
