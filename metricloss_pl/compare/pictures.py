@@ -240,8 +240,8 @@ class Pictures:
         fitted = ""
         if self.comparison.plan.get("trials"):
             fitted = (
-                " Probabilities are softmax(scores / T), with T fitted on the validation images of the chosen trial: "
-                "where these are few, T is little more than chance, and so is this table."
+                " Probabilities are softmax(scores / T), with T fitted on the validation images of the chosen trial, "
+                "and kept near 1 where these are few."
             )
         table = (
             f"Predicted probabilities {self.at}, mean ± standard deviation between the runs. The calibration error is "

@@ -13,12 +13,15 @@ from metricloss_pl.metrics.double import DoubleMetric
 
 
 class Temperature(DoubleMetric):
-    """The T > 0 with the least negative log-likelihood of softmax(class_scores / T) (Guo et al. 2017).
+    """The most probable T > 0 of softmax(class_scores / T): of the least negative log-likelihood (Guo et al. 2017).
+
+    log T is normal around 0 before any image is seen, with a deviation of `spread`: so few images, of which all are
+    right or all wrong, don't send T to 0 or to infinity, and of many the likelihood alone decides.
 
     The states are the sums of -log softmax(class_scores / T)[label] at each T of a geometric grid, in float64, so
     memory does not depend on the number of images, and any split over batches and processes gives the same result. As
-    a function of 1 / T this sum is convex, so the grid brackets the one minimum; a parabola in log T through the
-    grid's best point and its two neighbours refines it, to within about 2 % of T with 10 points a decade. A best point
+    a function of 1 / T this sum is convex, so the grid brackets the minimum; a parabola in log T through the
+    grid's best point and its two neighbours refines it, to within about 3 % of T with 10 points a decade. A best point
     at an end of the grid is returned as it is; of equally good points the one nearest to 1 counts. Without images T
     is 1.
 
@@ -26,16 +29,20 @@ class Temperature(DoubleMetric):
         lowest: first T of the grid.
         highest: last T of the grid, above `lowest`.
         per_decade: points of the grid a factor of ten.
+        spread: standard deviation of log T before any image is seen, above 0; inf for the likelihood alone.
     """
 
     losses: Tensor
 
-    def __init__(self, lowest: float = 1e-3, highest: float = 1e3, per_decade: int = 10) -> None:
+    def __init__(self, lowest: float = 1e-3, highest: float = 1e3, per_decade: int = 10, spread: float = 2.0) -> None:
         super().__init__()
         if not 0 < lowest < highest < math.inf:
             raise UserError(f"lowest and highest: {lowest} and {highest} given, must be positive and rising")
         if per_decade < 1:
             raise UserError(f"per_decade: {per_decade} given, must be at least 1")
+        if not spread > 0:
+            raise UserError(f"spread: {spread} given, must be positive")
+        self.spread = spread
         steps = max(2, round(math.log10(highest / lowest) * per_decade))
         grid = torch.logspace(math.log10(lowest), math.log10(highest), steps + 1, dtype=torch.float64)
         self.temperatures: list[float] = grid.tolist()
@@ -51,10 +58,10 @@ class Temperature(DoubleMetric):
 
     def compute(self) -> Tensor:
         """T, a float32 scalar."""
-        losses = self.losses
-        if not losses.any():
-            return torch.ones_like(losses[0], dtype=torch.float32)
-        logs = torch.tensor(self.temperatures, dtype=torch.float64, device=losses.device).log()
+        if not self.losses.any():
+            return torch.ones_like(self.losses[0], dtype=torch.float32)
+        logs = torch.tensor(self.temperatures, dtype=torch.float64, device=self.losses.device).log()
+        losses = self.losses + (logs / self.spread).square() / 2
         good = losses <= losses.min() * (1 + 1e-12)
         best = int(logs.abs().masked_fill(~good, torch.inf).argmin())
         log_temperature = logs[best]

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from scipy.optimize import minimize_scalar
+from scipy.stats import norm
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,10 +24,11 @@ def _loss(scores: Tensor, labels: Tensor, temperature: float) -> float:
 
 
 def _reference(scores: Tensor, labels: Tensor) -> float:
-    """The minimum of the negative log-likelihood itself, over log T."""
+    """The minimum of the negative log-likelihood and that of log T ~ N(0, 2²) itself, over log T."""
 
     def loss(log_temperature: float) -> float:
-        return _loss(scores, labels, torch.tensor(log_temperature).exp().item())
+        of_images = _loss(scores, labels, torch.tensor(log_temperature).exp().item())
+        return of_images - norm.logpdf(log_temperature, scale=2) / len(labels)
 
     found = minimize_scalar(loss, bounds=(-6.9, 6.9), method="bounded", options={"xatol": 1e-6})
     return torch.tensor(found.x).exp().item()
@@ -80,12 +82,22 @@ def test_scores_that_tell_nothing_leave_one() -> None:
 
 
 def test_ends_of_the_grid() -> None:
-    scores = torch.eye(4).repeat(5, 1)
-    wrong = torch.tensor([1, 2, 3, 0]).repeat(5)
-    assert _fit(scores, wrong) == pytest.approx(1000)
-    metric = Temperature(lowest=0.5, highest=20, per_decade=5)
-    metric.update(scores, torch.arange(4).repeat(5))
-    assert metric.compute().item() == pytest.approx(0.5)
+    scores, right, wrong = torch.eye(4), torch.arange(4), torch.tensor([1, 2, 3, 0])
+    for labels, end in ((right, 0.5), (wrong, 2)):
+        metric = Temperature(lowest=0.5, highest=2, per_decade=5)
+        metric.update(scores.repeat(5, 1), labels.repeat(5))
+        assert metric.compute().item() == pytest.approx(end)
+    unbounded = Temperature(spread=float("inf"))  # the likelihood alone
+    unbounded.update(scores, wrong)
+    assert unbounded.compute().item() == pytest.approx(1000)
+
+
+@pytest.mark.parametrize(("labels", "low", "high"), [([0, 1, 2, 3], 0.1, 0.9), ([1, 2, 3, 0], 1.1, 10)])
+def test_few_images_that_are_all_right_or_all_wrong(labels: list[int], low: float, high: float) -> None:
+    scores = 3 * torch.eye(4)
+    fitted = _fit(scores, torch.tensor(labels))
+    assert low < fitted < high
+    assert fitted == pytest.approx(_reference(scores, torch.tensor(labels)), rel=0.03)
 
 
 def test_scores_of_any_size_stay_finite() -> None:
@@ -107,6 +119,11 @@ def test_half_precision_scores_and_split() -> None:
     torch.testing.assert_close(parts.losses, whole.losses, rtol=1e-12, atol=0)
     assert whole.losses.dtype == torch.float64
     assert parts.compute().item() == pytest.approx(_reference(scores, labels), rel=0.02)
+
+
+def test_bad_spread() -> None:
+    with pytest.raises(UserError, match="spread: 0 given"):
+        Temperature(spread=0)
 
 
 @pytest.mark.parametrize(("lowest", "highest", "per_decade"), [(0, 1, 9), (2, 1, 9), (1, float("inf"), 9), (1, 2, 0)])
