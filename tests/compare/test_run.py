@@ -164,7 +164,8 @@ def found_soundly(folder: Path) -> dict[str, dict]:
 def test_a_line_that_was_deleted_is_run_again(whole, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    for stream in (sys.stdout, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: True)
     shutil.copytree(whole, tmp_path / "copy")
     file = tmp_path / "copy" / "results.jsonl"
     first, *others = file.read_text().splitlines(keepends=True)
