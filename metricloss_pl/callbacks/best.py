@@ -18,4 +18,5 @@ class BestCheckpoint(ModelCheckpoint):
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
         worst_kept = self.best_k_models.get(self.kth_best_model_path)
         level = current is not None and worst_kept is not None and bool(current == worst_kept)
-        return super().check_monitor_top_k(trainer, current) or level
+        # Both are decided by all processes together, since to save takes them all.
+        return super().check_monitor_top_k(trainer, current) or trainer.strategy.reduce_boolean_decision(level)
