@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from metricloss_pl.errors import UserError
 from metricloss_pl.files import replacing
+from metricloss_pl.screen import shell_command
 
 __all__ = ["AtomicCheckpointIO", "plain_settings", "read_checkpoint", "tensor_not_finite", "where_classes_differ"]
 
@@ -58,7 +59,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(f"checkpoint {path} is a folder: give a file in it, such as checkpoints/best.ckpt")
     if not Path(path).is_file():
         raise UserError(
-            f"checkpoint {path}: there is no such file (to go on with a run: fit --resume runs/<config>/<version>)"
+            f"checkpoint {path}: there is no such file (to go on with a run: "
+            f"{shell_command('fit', '--resume')} runs/<config>/<version>)"
         )
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)

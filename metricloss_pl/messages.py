@@ -17,6 +17,7 @@ from lightning.pytorch import Trainer
 
 from metricloss_pl import backbones, callbacks, data, mixing, regimes, schedules
 from metricloss_pl.errors import UserError
+from metricloss_pl.screen import shell_command
 
 __all__ = ["message_of"]
 
@@ -54,7 +55,8 @@ def message_of(error: BaseException) -> str | None:
         rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
         return (
             f"process {rank} lost contact with another one, which has died or hangs; what it said, if anything, is "
-            "above. A run goes on with: fit --resume runs/<config>/<version>"
+            "above. A run goes on with: "
+            f"{shell_command('fit', '--resume')} runs/<config>/<version>"
         )
     if any("Expected more than 1 value per channel when training" in str(cause) for cause in causes):
         return (

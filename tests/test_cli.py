@@ -473,7 +473,7 @@ DIGITS = ["fit", f"--config={CONFIGS / 'digits_center.yaml'}", "--trainer.callba
         (["--trainer.default_root_dir=elsewhere"], "--runs_dir says where a run lives"),
         (["--runs_dir=/proc/nowhere"], "--runs_dir /proc/nowhere can't hold a run"),
         (["--trainer.max_epochs=-1"], "a schedule over the whole training needs its end"),
-        (["--ckpt_path=last"], "checkpoint last: there is no such file (to go on with a run: fit --resume"),
+        (["--ckpt_path=last"], "checkpoint last: there is no such file (to go on with a run: metricloss fit --resume"),
         (["--trainer.precision=8"], 'Parser key "trainer.precision": Expected'),
         (["--model.embedding_dim=0"], "embedding_dim is 0; it must be at least 1"),
     ],

@@ -18,23 +18,23 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "metricloss_pl"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 GROUND = ("losses", "class_embeddings", "backbones", "data", "metrics", "plots")
-BASICS = {"errors", "files", "checkpoints", "download"}
+BASICS = {"errors", "files", "checkpoints", "download", "screen"}
 # What a single run and a comparison have in common.
-SHARED = {"run_files", "messages", "screen", "surroundings"}
+SHARED = {"run_files", "messages", "surroundings"}
 # What each part may import besides itself, from the ground up; "" is the package's own version.
 LAYERS = {
     "errors": set(),
+    "screen": set(),
     "files": {"errors"},
     "download": {"errors"},
     "schedules": set(),
     "mixing": {"errors"},
-    "checkpoints": {"errors", "files"},
+    "checkpoints": {"errors", "files", "screen"},
     **dict.fromkeys(GROUND[1:], BASICS),
     "regimes": {*GROUND, *BASICS, "schedules", "mixing"},
     "callbacks": {*GROUND, *BASICS, "regimes"},
     "run_files": {"errors", "backbones", "schedules", "callbacks"},
-    "messages": {"errors", "backbones", "data", "mixing", "regimes", "schedules", "callbacks"},
-    "screen": set(),
+    "messages": {"errors", "screen", "backbones", "data", "mixing", "regimes", "schedules", "callbacks"},
     "surroundings": {""},
     "compare": {*GROUND, *BASICS, *SHARED, "regimes", "callbacks"},
     "cli": {*GROUND, *BASICS, *SHARED, "schedules", "mixing", "regimes", "callbacks", "compare", ""},

@@ -75,6 +75,6 @@ def _timm() -> Any:
         import timm
     except ImportError as error:
         raise UserError(
-            'backbone TimmBackbone needs the extra timm, which is not installed: pip install -e ".[timm]" or timm'
+            'backbone TimmBackbone needs the extra timm, which is not installed: pip install "metricloss_pl[timm]"'
         ) from error
     return timm

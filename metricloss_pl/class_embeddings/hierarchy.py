@@ -136,7 +136,7 @@ class Hierarchy:
             from nltk.corpus import wordnet
             from nltk.corpus.reader.wordnet import WordNetError
         except ImportError as error:
-            raise UserError('Hierarchy.from_wordnet needs nltk: pip install -e ".[wordnet]" or nltk') from error
+            raise UserError('Hierarchy.from_wordnet needs nltk: pip install "metricloss_pl[wordnet]"') from error
         given: dict[Any, str] = {}
         for key in synsets:
             try:

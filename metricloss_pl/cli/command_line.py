@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shlex
 import signal
 import sys
 import warnings
@@ -36,7 +35,7 @@ from metricloss_pl.errors import UserError
 from metricloss_pl.messages import message_of
 from metricloss_pl.regimes import Classifier
 from metricloss_pl.run_files import add_run_arguments, check_settings
-from metricloss_pl.screen import print_rows, short
+from metricloss_pl.screen import print_rows, shell_command, short
 
 __all__ = ["MetricLossCLI", "main"]
 
@@ -236,7 +235,7 @@ class MetricLossCLI(LightningCLI):
         config, trainer = self.config[self.subcommand], self.trainer
         folder = Path(trainer.default_root_dir)
         facts: dict[str, Any] = {
-            "command": shlex.join(["python", "cli.py", *self.arguments]),
+            "command": shell_command(*self.arguments),
             "model": config.model.class_path,
             "data": config.data.class_path,
             "seed": config.seed_everything,
@@ -251,7 +250,7 @@ class MetricLossCLI(LightningCLI):
             facts["checkpoint"] = short(checkpoint)
             rows.append(("checkpoint", short(checkpoint)))
         if self.subcommand == "fit" and checkpoint and not any(name.startswith("test/") for name in metrics):
-            rows.append(("test", f"python cli.py test --ckpt_path {short(checkpoint)}"))
+            rows.append(("test", shell_command("test", "--ckpt_path", short(checkpoint))))
         if trainer.logger is not None:
             rows.append(("log", f"{short(folder)}  (tensorboard --logdir {short(folder.parent.parent)})"))
         if (folder / "figures").is_dir():

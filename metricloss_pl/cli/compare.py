@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-d
 import metricloss_pl
 from metricloss_pl.cli.arguments import option
 from metricloss_pl.errors import UserError
+from metricloss_pl.screen import shell_command
 
 __all__ = ["compare"]
 
@@ -66,7 +66,7 @@ def compare(arguments: Sequence[str]) -> None:
         root, stem = described["data_root"], Path(file).stem
         own = "" if stem == _OWN_IMAGES.stem else f"-{stem}"
         described["name"] = Path(root).resolve().name + own if root else stem
-    typed = shlex.join(["python", "cli.py", "compare", *arguments])
+    typed = shell_command("compare", *arguments)
     run_comparison(Comparison(**described), **settings, command=typed)
 
 

@@ -26,7 +26,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.errors import UserError
 from metricloss_pl.files import replacing
-from metricloss_pl.screen import print_rows, short
+from metricloss_pl.screen import print_rows, shell_command, short
 from metricloss_pl.surroundings import versions
 
 _RUN_FOLDER_VARIABLE = "METRICLOSS_RUN_FOLDER"
@@ -204,7 +204,8 @@ class LastCheckpoint(ModelCheckpoint):
         super().on_exception(trainer, pl_module, exception)
         run = Path(trainer.default_root_dir)
         if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero and Path(self.best_model_path).is_file():
-            print(f"\nit goes on from {short(self.best_model_path)} with: fit --resume {short(run)}")
+            again = shell_command("fit", "--resume", short(run))
+            print(f"\nit goes on from {short(self.best_model_path)} with: {again}")
 
 
 class EndTogether(Callback):

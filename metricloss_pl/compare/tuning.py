@@ -30,7 +30,7 @@ def check_optuna() -> None:
     """
     if importlib.util.find_spec("optuna") is None:
         raise UserError(
-            'tuning needs Optuna, which is not installed: pip install -e ".[tune]" or optuna, or take the '
+            'tuning needs Optuna, which is not installed: pip install "metricloss_pl[compare]", or take the '
             "configs' own values with --tuning.trials 0"
         )
 

@@ -70,7 +70,7 @@ class ProxyCriterion(FullPrecisionModule):
         except ImportError as error:
             raise UserError(
                 f"loss {loss} needs the extra pytorch-metric-learning, which is not installed: "
-                'pip install -e ".[pytorch-metric-learning]" or pytorch-metric-learning'
+                'pip install "metricloss_pl[pytorch-metric-learning]"'
             ) from error
         self.loss: nn.Module = getattr(losses, loss)(
             num_classes=num_classes,

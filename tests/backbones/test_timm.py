@@ -93,7 +93,7 @@ def test_mistakes_get_one_line() -> None:
 
 def test_without_timm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(UserError, match=r'needs the extra timm, .*: pip install -e "\.\[timm\]"'):
+    with pytest.raises(UserError, match=r'needs the extra timm, .*: pip install "metricloss_pl\[timm\]"'):
         TimmBackbone("resnet18")
 
 

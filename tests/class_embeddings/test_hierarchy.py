@@ -299,7 +299,7 @@ def test_wordnet_is_an_extra(error, wordnet, monkeypatch):
     with pytest.raises(UserError, match=r"WordNet's files are missing: python -m nltk\.downloader wordnet$"):
         Hierarchy.from_wordnet(["dog.n.01"])
     monkeypatch.setitem(sys.modules, "nltk.corpus", None)
-    with pytest.raises(UserError, match=r'needs nltk: pip install -e "\.\[wordnet\]"'):
+    with pytest.raises(UserError, match=r'needs nltk: pip install "metricloss_pl\[wordnet\]"'):
         Hierarchy.from_wordnet(["dog.n.01"])
 
 

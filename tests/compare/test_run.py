@@ -520,7 +520,7 @@ def test_trials_need_as_many_validation_images_for_every_variant(tmp_path):
 
 def test_tuning_without_optuna_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r'pip install -e "\.\[tune\]" .* --tuning.trials 0'):
+    with pytest.raises(UserError, match=r'pip install "metricloss_pl\[compare\]".* --tuning.trials 0'):
         run_comparison(tiny(), folder=str(tmp_path / "results"))
 
 

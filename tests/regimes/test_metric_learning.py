@@ -185,5 +185,5 @@ def test_mistakes_get_one_line(options, message):
 
 def test_without_the_package_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "pytorch_metric_learning", None)
-    with pytest.raises(UserError, match=r'needs the extra .*: pip install -e "\.\[pytorch-metric-learning\]"'):
+    with pytest.raises(UserError, match=r'needs the extra .*: pip install "metricloss_pl\[pytorch-metric-learning\]"'):
         MetricLearningClassifier(C, Flat())
