@@ -1,4 +1,4 @@
-"""Launcher: ``python cli.py fit --config configs/digits_cosine.yaml``."""
+"""Launcher of a clone: `python cli.py fit --config configs/digits_cosine.yaml`."""
 
 from metricloss_pl.cli import main
 

@@ -45,6 +45,7 @@ def _commit() -> str | None:
         return asked.stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", "__init__.py")  # else a repository that the environment lies in
         return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.CalledProcessError):
         return None

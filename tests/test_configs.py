@@ -54,7 +54,7 @@ def test_there_is_a_run_file_for_every_data_set_and_regime():
 @pytest.mark.parametrize("file", RUN_FILES, ids=lambda file: file.stem)
 def test_header_names_its_command(file):
     header = [line for line in file.read_text().splitlines() if line.startswith("#")]
-    assert header[1].startswith(f"#   python cli.py fit --config configs/{file.name}")
+    assert header[1].startswith(f"#   metricloss fit --config {file.name}")
 
 
 @pytest.mark.parametrize("file", RUN_FILES, ids=lambda file: file.stem)
@@ -204,7 +204,7 @@ def test_a_papers_comparison_is_planned_on_a_miniature(name, runs, trials, flags
     make_cub(tmp_path, classes=3, images_per_class=8, size=20)
     monkeypatch.chdir(tmp_path)
     file = CONFIGS / "compare" / f"{name}.yaml"
-    assert file.read_text().splitlines()[1] == f"#   python cli.py compare --config configs/compare/{file.name}"
+    assert file.read_text().splitlines()[1] == f"#   metricloss compare --config {file.name}"
     plan = yaml.safe_load(file.read_text())
     for variant in plan["variants"].values():
         variant["config"] = str(file.parent.joinpath(variant["config"]).resolve(strict=True))

@@ -20,7 +20,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 GROUND = ("losses", "class_embeddings", "backbones", "data", "metrics", "plots")
 BASICS = {"errors", "files", "checkpoints", "download", "screen"}
 # What a single run and a comparison have in common.
-SHARED = {"run_files", "messages", "surroundings"}
+SHARED = {"config_files", "run_files", "messages", "surroundings"}
 # What each part may import besides itself, from the ground up; "" is the package's own version.
 LAYERS = {
     "errors": set(),
@@ -29,6 +29,7 @@ LAYERS = {
     "download": {"errors"},
     "schedules": set(),
     "mixing": {"errors"},
+    "config_files": {"errors", "files"},
     "checkpoints": {"errors", "files", "screen"},
     **dict.fromkeys(GROUND[1:], BASICS),
     "regimes": {*GROUND, *BASICS, "schedules", "mixing"},
@@ -38,6 +39,7 @@ LAYERS = {
     "surroundings": {""},
     "compare": {*GROUND, *BASICS, *SHARED, "regimes", "callbacks"},
     "cli": {*GROUND, *BASICS, *SHARED, "schedules", "mixing", "regimes", "callbacks", "compare", ""},
+    "__main__": {"cli"},
 }
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
@@ -123,10 +125,12 @@ def test_every_public_name_loads():
 
 
 def test_version_is_that_of_the_package():
-    assert PYPROJECT["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "metricloss_pl.__version__"}
-    assert re.fullmatch(r"\d+\.\d+\.\d+", metricloss_pl.__version__)
-    changelog = (ROOT / "CHANGELOG.md").read_text()
-    assert metricloss_pl.__version__ in changelog
+    """It stands in one place; a release has a section of its own in the changelog."""
+    assert "version" not in PYPROJECT["project"]
+    assert PYPROJECT["tool"]["hatch"]["version"] == {"path": "metricloss_pl/__init__.py"}
+    release, development = re.fullmatch(r"(\d+\.\d+\.\d+)(\.dev\d+)?", metricloss_pl.__version__).groups()
+    released = re.findall(r"^## \[(\d+\.\d+\.\d+)\]", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    assert (release in released) is (development is None)
 
 
 def bounds(requirements: list[str]) -> dict[str, str]:

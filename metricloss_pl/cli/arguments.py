@@ -11,10 +11,12 @@ import yaml
 
 from metricloss_pl.checkpoints import read_checkpoint
 from metricloss_pl.cli.run import run_of
+from metricloss_pl.config_files import find_config
 from metricloss_pl.errors import UserError, reason
 from metricloss_pl.run_files import HARMLESS, LINKED
+from metricloss_pl.screen import shell_command
 
-__all__ = ["SUBCOMMANDS", "name_of_run", "option", "prepare"]
+__all__ = ["SUBCOMMANDS", "name_of_run", "option", "prepare", "with_shipped_configs"]
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 _CONFIG = ("-c", "--config")
@@ -31,6 +33,7 @@ def prepare(args: Sequence[str]) -> list[str]:
     if not args or args[0] not in SUBCOMMANDS:
         return list(args)
     _check_order(args)
+    args = with_shipped_configs(args)
     args = _resume(args) if args[0] == "fit" else _complete_from_checkpoint(args)
     _check_completeness(args)
     return _replace_blocks(args)
@@ -49,6 +52,32 @@ def name_of_run(args: Sequence[str]) -> str | None:
         if name in ("--data", "--model") and value and not value.lstrip().startswith("{")
     ]
     return "-".join([stems[-1], *replaced]) if stems else None
+
+
+def with_shipped_configs(args: Sequence[str], kind: str = "") -> list[str]:
+    """Return the arguments with shipped configs for names of YAML files that are no local ones.
+
+    Args:
+        args: Arguments of a subcommand.
+        kind: Folder of the shipped configs that `--config` may lie in.
+
+    Raises:
+        UserError: `--config` names a file that is neither a local nor a shipped one.
+    """
+    args = list(args)
+    for name, value, place in reversed(list(_options(args))):
+        block = name.removeprefix("--")
+        if value is None or not _is_yaml(value) or not (name in _CONFIG or block in _BLOCKS):
+            continue
+        found = find_config(value, block if block in _BLOCKS else kind)
+        if found != value:
+            args[place] = [f"{'--config' if name in _CONFIG else name}={found}"]
+        elif name in _CONFIG and not Path(value).exists():
+            raise UserError(
+                f"--config {value}: there is no such file and no shipped config of this name; "
+                f"{shell_command('configs')} lists those"
+            )
+    return args
 
 
 def option(args: Sequence[str], name: str) -> str | None:
@@ -99,7 +128,7 @@ def _check_completeness(args: Sequence[str]) -> None:
         raise UserError(f"{args[0]} needs a trained network: give --ckpt_path with a checkpoint's file")
     if not {"--data", "--model"} <= given:
         raise UserError(
-            f"{args[0]} needs to know data and model: give --config with a run file, such as configs/folder_cosine.yaml"
+            f"{args[0]} needs to know data and model: give --config with a run file, such as folder_cosine.yaml"
         )
 
 
@@ -187,5 +216,5 @@ def _load(config: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"--config {config} can't be read: {reason(error)}") from error
     if not isinstance(content, dict):
-        raise UserError(f"--config {config} holds no settings: a run file such as configs/digits_cosine.yaml is needed")
+        raise UserError(f"--config {config} holds no settings: a run file such as digits_cosine.yaml is needed")
     return content

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 import signal
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +61,6 @@ class MetricLossCLI(LightningCLI):
             auto_configure_optimizers=False,
             parser_kwargs={
                 **strict,
-                "epilog": "Other subcommands: compare runs many trainings and says which is best, report FOLDER writes "
-                "its report again, hierarchy FILE shows a class hierarchy, figure NAME draws what the losses do; each "
-                "has a --help.",
                 **{name: dict(strict) for name in SUBCOMMANDS},
             },
             args=prepare(self.arguments),
@@ -304,18 +299,16 @@ _FUNCTIONS: dict[str, Callable[..., None]] = {
 }
 
 
-def main(args: Sequence[str] | None = None) -> None:
-    """Run the command line, as ``python cli.py`` does.
+def main(args: Sequence[str]) -> None:
+    """Run a subcommand that needs Lightning; `metricloss_pl.cli.main` is the whole program.
 
     Args:
-        args: Arguments such as ``["fit", "--config", "configs/digits_cosine.yaml"]``; None: those of the process.
+        args: Arguments, the subcommand first.
 
     Raises:
         SystemExit: With status 1 after a user's mistake, whose one line is on standard error; 143 after SIGTERM.
     """
-    arguments = list(sys.argv[1:] if args is None else args)
-    if isinstance(sys.stdout, TextIOWrapper):  # names of files and classes may hold what it can't write
-        sys.stdout.reconfigure(errors="backslashreplace")
+    arguments = list(args)
     refusal = None
     try:
         with run.less_noise():
@@ -323,16 +316,15 @@ def main(args: Sequence[str] | None = None) -> None:
             if arguments[:1] == ["compare"]:
                 compare(arguments[1:])
             elif function is not None:
-                parser = ArgumentParser(prog=f"cli.py {arguments[0]}", exit_on_error=False)
+                parser = ArgumentParser(prog=shell_command(arguments[0]), exit_on_error=False)
                 parser.add_function_arguments(function, as_positional=True)
                 function(**parser.parse_args(arguments[1:]))
             else:
                 MetricLossCLI(arguments)
     except SIGTERMException as error:
         raise SystemExit(128 + signal.SIGTERM) from error
-    except BrokenPipeError as error:  # whoever read the output, such as head, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(1) from error
+    except BrokenPipeError:
+        raise
     except Exception as error:
         refusal = message_of(error)
         if refusal is None:

@@ -1,4 +1,4 @@
-"""``python cli.py compare``: a comparison as a YAML file and flags say it."""
+"""`metricloss compare`: a comparison as a YAML file and flags say it."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pathlib import Path
 
 from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
 
-import metricloss_pl
-from metricloss_pl.cli.arguments import option
+from metricloss_pl.cli.arguments import option, with_shipped_configs
+from metricloss_pl.config_files import find_config
 from metricloss_pl.errors import UserError
 from metricloss_pl.screen import shell_command
 
 __all__ = ["compare"]
 
-_OWN_IMAGES = Path("configs", "compare", "folder.yaml")
+_OWN_IMAGES = "folder.yaml"
 
 
 def compare(arguments: Sequence[str]) -> None:
-    """Runs the comparison that the arguments describe; a folder of images alone stands for configs/compare/folder.yaml.
+    """Run the comparison that the arguments describe; a folder of images alone stands for `compare/folder.yaml`.
 
     Args:
         arguments: What follows ``compare`` on the command line.
@@ -30,7 +30,8 @@ def compare(arguments: Sequence[str]) -> None:
     from metricloss_pl.compare import Comparison, run_comparison
 
     parser = ArgumentParser(
-        prog="cli.py compare",
+        prog=shell_command("compare"),
+        usage="%(prog)s (--config FILE | --data_root FOLDER) [options]",
         description="Which variant is best on these images: tuned alike, run with several seeds, tested once each.",
         exit_on_error=False,
         allow_abbrev=False,
@@ -38,7 +39,7 @@ def compare(arguments: Sequence[str]) -> None:
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="The comparison, as YAML.")
     names = parser.add_class_arguments(Comparison)
     parser.add_function_arguments(run_comparison, skip={"comparison", "command"})
-    given = list(arguments)
+    given = with_shipped_configs(arguments, "compare")
     for argument in given:
         if setting := re.match(r"--((?:data|model|trainer)\.[\w.]+)", argument):
             raise UserError(
@@ -47,12 +48,12 @@ def compare(arguments: Sequence[str]) -> None:
             )
     file = option(given, "--config") or option(given, "-c")
     if file is None and option(given, "--data_root") is not None:
-        file = str(_own_images())
+        file = find_config(_OWN_IMAGES, "compare")
         given = [f"--config={file}", *given]
     settings = parser.instantiate(parser.parse_args(given)).as_dict()
     if file is None:
         raise UserError(
-            "compare needs to know what: give --config with a comparison, such as configs/compare/digits.yaml, or "
+            "compare needs to know what: give --config with a comparison, such as compare/digits.yaml, or "
             "--data_root with your folder of images"
         )
     settings.pop("config")
@@ -64,14 +65,7 @@ def compare(arguments: Sequence[str]) -> None:
             described[other] = None
     if described["name"] is None:
         root, stem = described["data_root"], Path(file).stem
-        own = "" if stem == _OWN_IMAGES.stem else f"-{stem}"
+        own = "" if stem == Path(_OWN_IMAGES).stem else f"-{stem}"
         described["name"] = Path(root).resolve().name + own if root else stem
     typed = shell_command("compare", *arguments)
     run_comparison(Comparison(**described), **settings, command=typed)
-
-
-def _own_images() -> Path:
-    for folder in (Path.cwd(), Path(metricloss_pl.__file__).parent.parent):
-        if (folder / _OWN_IMAGES).is_file():
-            return folder / _OWN_IMAGES
-    raise UserError(f"--data_root alone takes {_OWN_IMAGES}, which is not here: give --config")

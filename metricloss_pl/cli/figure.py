@@ -1,4 +1,4 @@
-"""``python cli.py figure NAME``: the figures that the losses' sources explain themselves with."""
+"""`metricloss figure NAME`: the figures that the losses' sources explain themselves with."""
 
 from __future__ import annotations
 

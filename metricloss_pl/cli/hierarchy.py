@@ -1,4 +1,4 @@
-"""``python cli.py hierarchy FILE``: what a class hierarchy looks like."""
+"""`metricloss hierarchy FILE`: what a class hierarchy looks like."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``python cli.py report FOLDER``: the report on a comparison, written again from its results."""
+"""`metricloss report FOLDER`: the report on a comparison, written again from its results."""
 
 from __future__ import annotations
 

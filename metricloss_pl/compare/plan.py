@@ -100,7 +100,7 @@ class Variant:
     """What is compared with others: a run file, and what differs from it.
 
     Args:
-        config: The run file, such as configs/digits_cosine.yaml.
+        config: The run file, such as digits_cosine.yaml.
         overrides: Values of its settings by dotted name, as flags have them: ``model.optimizer.lr: 0.05``.
         space: Ranges that are tuned for this variant alone, such as that of ``model.ce_weight``.
     """

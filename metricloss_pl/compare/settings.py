@@ -16,6 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from metricloss_pl.callbacks import ConfusionMatrixPlot, EmbeddingPlot, GeometryMonitor, PredictionWriter
 from metricloss_pl.class_embeddings import Hierarchy
+from metricloss_pl.config_files import find_config
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.errors import UserError
 from metricloss_pl.files import FilePath
@@ -74,6 +75,7 @@ class RunFiles:
         Raises:
             UserError: There is no such file or setting, or a value is not of the setting's kind or out of its range.
         """
+        file = find_config(str(file))
         if not Path(file).is_file():
             raise UserError(f"config is {file}: there is no such run file")
         texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in overrides.items()}

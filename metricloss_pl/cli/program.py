@@ -1,0 +1,85 @@
+"""The program: a table of subcommands that answers at once and hands the rest to the subcommand."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from io import TextIOWrapper
+
+import metricloss_pl
+from metricloss_pl.cli.configs import configs
+from metricloss_pl.errors import UserError
+from metricloss_pl.screen import shell_command
+
+__all__ = ["main"]
+
+_SUBCOMMANDS = {
+    "fit": "Train a network, as a run file says.",
+    "validate": "Evaluate a checkpoint on the validation set.",
+    "test": "Evaluate a checkpoint on the test set.",
+    "predict": "Write the predicted classes of images into a CSV file.",
+    "compare": "Compare losses on the same images and write a report.",
+    "report": "Write the report of a comparison again.",
+    "figure": "Draw a figure that explains the losses.",
+    "hierarchy": "Show a class hierarchy.",
+    "configs": "List the shipped configs, or copy one for editing.",
+}
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the program, as `metricloss`, `python -m metricloss_pl` and a clone's `python cli.py` do.
+
+    Args:
+        args: Arguments such as `["fit", "--config", "digits_cosine.yaml"]`. None: those of the process.
+
+    Raises:
+        SystemExit: With status 1 after a user's mistake, whose one line is on standard error; 143 after SIGTERM.
+    """
+    arguments = list(sys.argv[1:] if args is None else args)
+    if isinstance(sys.stdout, TextIOWrapper):  # names of files and classes may hold characters that it can't write
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        subcommand = _subcommand(arguments)
+        if subcommand == "configs":
+            configs(arguments[1:])
+        else:
+            from metricloss_pl.cli import command_line
+
+            command_line.main(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from error
+    except BrokenPipeError as error:  # whoever read the output, such as head, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from error
+
+
+def _subcommand(arguments: Sequence[str]) -> str:
+    """Return the subcommand that the arguments name; answer `--help` and `--version`."""
+    first = arguments[0] if arguments else "--help"
+    if first in _SUBCOMMANDS:
+        return first
+    if first not in ("-h", "--help", "--version"):
+        near = difflib.get_close_matches(first, _SUBCOMMANDS, n=1)
+        raise UserError(
+            f"{first} is no subcommand{f': is it {near[0]}' if near else ''}; there are {', '.join(_SUBCOMMANDS)}"
+        )
+    parser = argparse.ArgumentParser(
+        prog=shell_command(),
+        usage="%(prog)s SUBCOMMAND [options]",
+        description="Train, evaluate and compare image classifiers with metric losses.",
+        epilog="\n".join(
+            [
+                "subcommands:",
+                *(f"  {name:<10} {line}" for name, line in _SUBCOMMANDS.items()),
+                f"\nOptions of a subcommand: {shell_command('SUBCOMMAND', '--help')}",
+            ]
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"metricloss_pl {metricloss_pl.__version__}")
+    parser.parse_args([first])
+    raise AssertionError("argparse ends the program with its answer")
