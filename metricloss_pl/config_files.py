@@ -83,6 +83,7 @@ def _self_contained(file: Path) -> str:
     """Return a config's text with its blocks in place of their names, and other files by names that work anywhere."""
     text = file.read_text(encoding="utf-8")
     root = yaml.compose(text)
+    assert isinstance(root, yaml.MappingNode)
     blocks = [value for key, value in root.value if key.value in _BLOCKS]
     for node in reversed(list(_scalars(root))):
         named = (file.parent / node.value).resolve()
