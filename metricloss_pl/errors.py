@@ -16,6 +16,12 @@ def reason(error: BaseException) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
+def plural(count: int, noun: str) -> str:
+    """Return a count with its noun: "1 class", "2 classes", "1,200 images"."""
+    ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
+    return f"{count:,} {noun}{ending}"
+
+
 def check_choice(name: str, value: object, choices: object) -> None:
     """Check an option against the Literal (or Literal | None) that lists its values.
 

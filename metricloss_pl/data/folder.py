@@ -9,7 +9,7 @@ import torch
 
 from metricloss_pl.data.base import PART_NAMES, ImageDataModule, Part
 from metricloss_pl.data.held_out import check_test_fraction, hold_out_test
-from metricloss_pl.data.reading import IMAGE_EXTENSIONS, describe_unread, image_files, not_used, shown_files
+from metricloss_pl.data.reading import IMAGE_EXTENSIONS, describe_unread, find_files, image_files, not_used
 from metricloss_pl.data.samples import Samples
 from metricloss_pl.errors import UserError
 
@@ -63,7 +63,7 @@ class ImageFolderDataModule(ImageDataModule):
         loose = sorted(
             path
             for folder in {root, *parts}
-            for path in shown_files(folder, "*")
+            for path in find_files(folder, deep=False).files
             if path.suffix.lower() in IMAGE_EXTENSIONS
         )
         beside = [root / name for name in _subfolders(root)] if root not in parts else []
@@ -71,7 +71,7 @@ class ImageFolderDataModule(ImageDataModule):
             folder for folder in beside if folder not in parts and any((folder / name).is_dir() for name in classes)
         ]
         return [
-            *describe_unread(root, [part / name for part in parts for name in classes]),
+            *describe_unread(root, [part / name for part in parts for name in classes], beside={root, *parts}),
             *not_used("image", "in no class's folder", "move or remove", loose, root),
             *not_used("folder", "of classes", "the parts are called train, val and test", unknown, root),
         ]
