@@ -409,9 +409,10 @@ def _transparent_value(image: Image.Image) -> object:
         return value[:256]  # more than there are entries would be refused
     if image.mode == "P" and isinstance(value, int) and value > 255:
         return None
-    if image.format != "PNG" or not getattr(image, "tile", None):
+    tile = getattr(image, "tile", None)
+    if image.format != "PNG" or not tile:
         return value
-    depth = image.tile[0][3]  # in Pillow's words
+    depth = tile[0][3]  # in Pillow's words
     if isinstance(value, int) and depth in ("L;2", "L;4"):
         return value * {"L;2": 85, "L;4": 17}[depth]
     if isinstance(value, tuple) and depth == "RGB;16B":
