@@ -12,7 +12,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, Timer
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, StochasticWeightAveraging, Timer
 from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -28,6 +28,7 @@ from metricloss_pl.cli.compare import compare
 from metricloss_pl.cli.figure import draw_figure
 from metricloss_pl.cli.hierarchy import show_hierarchy
 from metricloss_pl.cli.report import show_report
+from metricloss_pl.cli.saved_config import drop_unreadable_defaults
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.errors import UserError
 from metricloss_pl.messages import message_of
@@ -104,6 +105,7 @@ class MetricLossCLI(LightningCLI):
     # ------------------------------------------------------------------------------------------------------ the run
 
     def before_instantiate_classes(self) -> None:
+        drop_unreadable_defaults(self.config[self.subcommand])
         # Lightning notes linked values in a dump of the config, and fails where a class has no argument but the linked
         # one: its dump then has no init_args.
         self._dump_config()
@@ -182,7 +184,10 @@ class MetricLossCLI(LightningCLI):
         epochs = self.checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
         steps = self.checkpoint["global_step"]
         most_epochs, most_steps = self.trainer.max_epochs, self.trainer.max_steps
-        for done, most, flag in ((epochs, most_epochs, "max_epochs"), (steps, most_steps, "max_steps")):
+        # Lightning adds an epoch without training, in which batch norms meet the averaged weights.
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        added = any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks)
+        for done, most, flag in ((epochs - added, most_epochs, "max_epochs"), (steps, most_steps, "max_steps")):
             if most is not None and 0 <= most <= done:
                 raise UserError(
                     f"nothing is left to train: {short(self.trainer.default_root_dir)} has {epochs} epochs and "

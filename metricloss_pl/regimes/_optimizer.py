@@ -6,11 +6,13 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import nn
+from torch.optim import Optimizer
 
 from metricloss_pl.errors import UserError, reason
 
-__all__ = ["Decayed", "check_optimizer", "decay_weights_alone"]
+__all__ = ["Decayed", "check_optimizer", "decay_weights_alone", "has_gradients"]
 
 Decayed = Literal["all", "weights"]
 
@@ -53,3 +55,8 @@ def decay_weights_alone(groups: list[dict[str, Any]], module: nn.Module) -> list
         parted += [{**group, "params": decayed}] if decayed else []
         parted += [{**group, "params": others, "weight_decay": 0.0}] if others else []
     return parted
+
+
+def has_gradients(optimizer: Optimizer | LightningOptimizer) -> bool:
+    """Return whether a backward pass has taken place since the gradients were last cleared."""
+    return any(parameter.grad is not None for group in optimizer.param_groups for parameter in group["params"])

@@ -7,7 +7,7 @@ import functools
 import inspect
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -15,9 +15,11 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -28,7 +30,7 @@ from metricloss_pl.metrics import BalancedAccuracy, Temperature
 from metricloss_pl.mixing import Mixing
 from metricloss_pl.regimes._chance import Chance
 from metricloss_pl.regimes._mixing import keep_statistics
-from metricloss_pl.regimes._optimizer import Decayed, check_optimizer, decay_weights_alone
+from metricloss_pl.regimes._optimizer import Decayed, check_optimizer, decay_weights_alone, has_gradients
 from metricloss_pl.regimes._schedule_length import Interval, check_end, fill_in_length
 from metricloss_pl.regimes._weight_averaging import (
     copy_module_again,
@@ -268,6 +270,10 @@ class Classifier(LightningModule, ABC):
             plan["monitor"] = getattr(scheduler, "monitor", "val/loss")
         return {"optimizer": optimizer, "lr_scheduler": plan}  # type: ignore[return-value]
 
+    def on_train_epoch_start(self) -> None:
+        # A pass without backward, as `StochasticWeightAveraging` makes one at the end, would step with them once more.
+        self.zero_grad()
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         for plan in self.trainer.lr_scheduler_configs:
             fill_in_length(plan.scheduler, self.trainer, self.lr_scheduler_interval)
@@ -303,6 +309,19 @@ class Classifier(LightningModule, ABC):
                     f"{self.current_epoch} (learning rate {rates}): lower the learning rate or the loss weight, or set "
                     "trainer.gradient_clip_val; the last checkpoint stays as it was"
                 )
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Step as Lightning does, also with a loss scaler after a pass without backward, where it would fail."""
+        closure = optimizer_closure
+        if closure is not None and getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            closure = functools.partial(_loss_with_gradients, closure, optimizer)
+        super().optimizer_step(epoch, batch_idx, optimizer, closure)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
         fill_in_length(scheduler, self.trainer, self.lr_scheduler_interval)
@@ -411,3 +430,9 @@ class Classifier(LightningModule, ABC):
         self.image_format = checkpoint.get("images")
         for name in ("mean", "std"):  # as wide as the images have channels
             setattr(self, name, torch.empty_like(state.get(name, getattr(self, name))))
+
+
+def _loss_with_gradients(closure: Callable[[], Any], optimizer: Optimizer | LightningOptimizer) -> Any:
+    """Run the closure; return None, which tells Lightning not to unscale, where it has computed no gradients."""
+    loss = closure()
+    return loss if has_gradients(optimizer) else None

@@ -21,6 +21,7 @@ from metricloss_pl.losses.center import CenterRule
 from metricloss_pl.mixing import Mixing
 from metricloss_pl.regimes._evaluation import evaluation_mode
 from metricloss_pl.regimes._mixing import refuse_mixing
+from metricloss_pl.regimes._optimizer import has_gradients
 from metricloss_pl.regimes.base import Classifier, ClassWeights, Decayed, Interval, sgd
 
 __all__ = ["CenterSoftmaxClassifier", "center_sgd"]
@@ -139,6 +140,11 @@ class CenterSoftmaxClassifier(Classifier):
 
     # ------------------------------------------------------------------------------------------------- center steps
 
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == "fit":
+            self._center_stepper = self._center_optimizer_state = None
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         plan = super().configure_optimizers()
         optimizer = plan["optimizer"] if isinstance(plan, dict) else plan
@@ -151,7 +157,13 @@ class CenterSoftmaxClassifier(Classifier):
         return plan
 
     def _step_centers(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        """Move the centers after the network's step: a step that the loss scaler skips never comes here."""
+        """Move the centers after the network's step: a step that the loss scaler skips never comes here.
+
+        Without gradients the network has not moved either: `StochasticWeightAveraging` ends with a pass over the data
+        that computes none, and a `training_step` that returns None leaves none.
+        """
+        if not has_gradients(optimizer):
+            return
         skipped_inside = getattr(optimizer, "found_inf", None)  # a fused optimizer decides inside its step
         if skipped_inside is not None and bool(skipped_inside):
             return
@@ -169,6 +181,11 @@ class CenterSoftmaxClassifier(Classifier):
     ) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self.criterion.forget()  # what a skipped step has left
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_start(batch, batch_idx)
+        if not has_gradients(self.trainer.optimizers[0]):
+            self.criterion.forget()  # what a batch without a backward pass has left
 
     def on_fit_start(self) -> None:
         if self.center_init == "class-means" and self.trainer.global_step == 0:
@@ -199,11 +216,15 @@ class CenterSoftmaxClassifier(Classifier):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        # The center optimizer is built later, in configure_optimizers, where a fit is being resumed; whoever reads the
-        # checkpoint for its weights begins with a new one.
+        # Whoever reads the checkpoint for its weights begins with a new center optimizer. A resumed fit builds it in
+        # configure_optimizers, later; within a fit, `LearningRateFinder` goes back to the state before its trial.
         trainer = self._trainer
         resumed = trainer is not None and trainer.state.fn == TrainerFn.FITTING
-        self._center_optimizer_state = checkpoint.get("center_optimizer_state") if resumed else None
+        state = checkpoint.get("center_optimizer_state") if resumed else None
+        if state is not None and self._center_stepper is not None:
+            self._center_stepper.load_state_dict(state)
+        else:
+            self._center_optimizer_state = state
 
 
 def _check_center_optimizer(optimizer: Optimizer) -> None:
