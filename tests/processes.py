@@ -1,15 +1,22 @@
-"""Functions in processes of their own, forked off a server that has imported everything, which takes seconds."""
+"""Functions in processes of their own, forked off a server that has imported everything, which takes seconds.
+
+Where forking a process that has loaded torch is not safe, on macOS, or impossible, on Windows, each imports all itself.
+"""
 
 import multiprocessing
 import os
 import socket
+import sys
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch.multiprocessing import start_processes
 
-multiprocessing.set_forkserver_preload(["metricloss_pl.cli", "metricloss_pl.compare", "sklearn.datasets"])
+START_METHOD = "forkserver" if sys.platform == "linux" else "spawn"
+if START_METHOD == "forkserver":
+    multiprocessing.set_forkserver_preload(["metricloss_pl.cli", "metricloss_pl.compare", "sklearn.datasets"])
 
 
 def run_groups(*groups: tuple[Any, ...]) -> None:
@@ -17,11 +24,13 @@ def run_groups(*groups: tuple[Any, ...]) -> None:
 
     The processes of a group know of each other as if torchrun had started them. Where one fails, its error is raised.
     """
+    if sys.platform == "win32" and any(processes > 1 for processes, *_ in groups):
+        pytest.skip("training in several processes is tested on Linux and macOS")
     contexts = []
     try:
         for processes, *call in groups:
             arguments = (processes, _free_port(), *call)
-            contexts.append(start_processes(_run, arguments, processes, join=False, start_method="forkserver"))
+            contexts.append(start_processes(_run, arguments, processes, join=False, start_method=START_METHOD))
         for context in contexts:
             while not context.join():
                 pass

@@ -21,6 +21,7 @@ from metricloss_pl.cli import main
 from metricloss_pl.regimes import CosineClassifier, MetricLearningClassifier
 from tests.helpers import make_folder
 from tests.processes import run_groups
+from tests.systems import needs_signals
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
@@ -471,7 +472,7 @@ DIGITS = ["fit", f"--config={CONFIGS / 'digits_center.yaml'}", "--trainer.callba
         (["--data.batch_size=0"], "batch_size of DigitsDataModule is 0: at least 1 is needed"),
         (["--data.val_fraction=1.5"], "val_fraction of DigitsDataModule is 1.5"),
         (["--trainer.default_root_dir=elsewhere"], "--runs_dir says where a run lives"),
-        (["--runs_dir=/proc/nowhere"], "--runs_dir /proc/nowhere can't hold a run"),
+        ([f"--runs_dir={__file__}/runs"], f"--runs_dir {__file__}/runs can't hold a run"),
         (["--trainer.max_epochs=-1"], "a schedule over the whole training needs its end"),
         (["--ckpt_path=last"], "checkpoint last: there is no such file (to go on with a run: metricloss fit --resume"),
         (["--trainer.precision=8"], 'Parser key "trainer.precision": Expected'),
@@ -746,6 +747,7 @@ def test_a_limit_of_time(tmp_path):
     assert json.loads((run / "result.json").read_text())["seconds"] < 30
 
 
+@needs_signals
 def test_sigterm_is_no_success(tmp_path):
     """As a scheduler ends jobs."""
     flags = [

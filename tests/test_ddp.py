@@ -15,6 +15,7 @@ import torch
 from metricloss_pl.messages import message_of
 from tests.ddp_fit import REGIMES, fit_all
 from tests.processes import run_groups
+from tests.systems import needs_signals
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +106,7 @@ def run_in_trouble(trouble: str, folder: Path) -> Job:
                 os.killpg(job.pid, signal.SIGKILL)
 
 
+@needs_signals
 @pytest.mark.parametrize("trouble", TROUBLES)
 def test_a_process_in_trouble_ends_the_job(trouble, jobs):
     """Within a bounded time, with a status, in one line a process, without a traceback and without leaving anyone."""

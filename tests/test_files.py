@@ -39,10 +39,11 @@ def test_what_is_no_file_stays_as_it_is(parser, tmp_path, monkeypatch):
 
 
 def test_what_may_not_be_written(tmp_path, monkeypatch):
-    for path in ("/proc/table.csv", tmp_path / f"{'long' * 99}.csv"):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file" / "table.csv", tmp_path / f"{'long' * 99}.csv"):
         with pytest.raises(UserError, match=r"\.csv can't be written \(.*: another place is needed"), replacing(path):
             pytest.fail("nothing is to be written yet")
-    monkeypatch.setattr(os, "replace", lambda beside, path: os.open("/proc", os.O_WRONLY))
+    monkeypatch.setattr(os, "replace", lambda beside, path: os.mkdir(tmp_path))
     with pytest.raises(UserError, match=r"table\.csv can't be written \("), replacing(tmp_path / "table.csv") as beside:
         beside.write_text("new")
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]

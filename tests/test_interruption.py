@@ -9,6 +9,7 @@ import torch
 
 from tests.interrupted_fit import run_in_turn
 from tests.processes import run_groups
+from tests.systems import needs_fork
 
 ROOT = Path(__file__).parent.parent
 REGIMES = ("softmax", "cosine", "center", "standalone")
@@ -58,6 +59,7 @@ def ended(tmp_path_factory):
     return folders
 
 
+@needs_fork
 @pytest.mark.parametrize("regime", REGIMES)
 def test_killed_and_resumed_equals_uninterrupted(regime, ended):
     """Killed in step 11 (last.ckpt: step 7, within epoch 0) and in step 31 (step 28, within epoch 1)."""

@@ -102,7 +102,7 @@ def test_python_runs_as_it_stands(block, tmp_path, monkeypatch, request, capsys)
 
 def lay_out_files(folder: Path) -> None:
     """What the commands name, beside the configs: images, a list, arrays, and a project with a regime of its own."""
-    (folder / "configs").symlink_to(ROOT / "configs")
+    shutil.copytree(ROOT / "configs", folder / "configs")
     make_folder(folder / "my_images", images=6)
     rows = [f"{name}/{i}.png,{name}" for name in ("cat", "dog") for i in range(6)]
     (folder / "my_images" / "list.csv").write_text("\n".join(["file,label", *rows]) + "\n")

@@ -135,7 +135,7 @@ def test_figures_of_small_runs_are_those_of_the_results(row):
 def folder(tmp_path_factory) -> Path:
     """A place for the commands to run at, with miniatures of what they name."""
     place = tmp_path_factory.mktemp("reproduce")
-    (place / "configs").symlink_to(ROOT / "configs")
+    shutil.copytree(ROOT / "configs", place / "configs")
     data = place / "data"
     make_cub(data, size=48)
     make_nab(data, size=48)
@@ -156,7 +156,7 @@ def folder(tmp_path_factory) -> Path:
     shutil.copytree(data / "work", unpacked / "train", ignore=shutil.ignore_patterns("train", "val", "ILSVRC*"))
     for part in ("val", "ILSVRC2012_devkit_t12"):
         shutil.copytree(data / "work" / part, unpacked / part)
-    (data / "imagenet_deic").symlink_to(unpacked)
+    shutil.copytree(unpacked, data / "imagenet_deic")
     return place
 
 

@@ -3,7 +3,6 @@
 import base64
 import csv
 import json
-import os
 import re
 import shutil
 import struct
@@ -24,6 +23,7 @@ from metricloss_pl.compare.report import write_report
 from metricloss_pl.compare.summary import read
 from metricloss_pl.errors import UserError
 from tests.compare.simulated import make_results
+from tests.systems import make_pipe
 
 PIXEL = b'<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"></svg>'
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -888,7 +888,7 @@ def as_bomb(file):
         ("1.png", "../1.png", "data", as_image, False),
         ("1.png", "{}/1.png", "data", as_image, False),
         ("data/1.png", "1.png", "data", as_bomb, False),
-        ("data/1.png", "1.png", "data", os.mkfifo, False),
+        ("data/1.png", "1.png", "data", make_pipe, False),
         ("data/1.png", "1" * 5000, "data", as_image, False),
         ("data/1.png", "a\0b", "data", as_image, False),
     ],

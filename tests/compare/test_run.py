@@ -29,6 +29,8 @@ from metricloss_pl.data.samples import concatenate
 from metricloss_pl.errors import UserError
 from tests.compare.tiny import CONFIGS, RATES, THREADS, note_start_method, run_and_die, tiny
 from tests.helpers import make_folder, make_image
+from tests.processes import START_METHOD
+from tests.systems import needs_signals
 
 pytest.importorskip("optuna")
 
@@ -128,9 +130,9 @@ def test_a_second_start_runs_nothing_and_describes_what_is_asked_for(whole, tmp_
     assert json.loads(file.read_text()) == {**described, **changed}
 
 
+@needs_signals
 def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(whole, tmp_path):
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.compare.tiny"])
+    context = multiprocessing.get_context(START_METHOD)
     for after, moment in ((0, "torn"), (2, "before"), (4, "between")):
         process = context.Process(target=run_and_die, args=(str(tmp_path), moment, after))
         process.start()

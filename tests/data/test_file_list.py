@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +7,7 @@ import pytest
 from metricloss_pl.data.file_list import FileListDataModule
 from metricloss_pl.errors import UserError
 from tests.helpers import make_image
+from tests.systems import make_pipe
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_name_of_two_images(root):
 
 def test_folders_and_pipes_are_no_images(root):
     (root / "a" / "9.png").mkdir()
-    os.mkfifo(root / "a" / "8.png")
+    make_pipe(root / "a" / "8.png")
     for name in ("8", "9.png"):
         assert f"train.txt, line 1: no file {root / 'a' / name}" in refused(root, train=f"a/{name} 0")
 

@@ -192,7 +192,10 @@ def test_broken_files_of_all_parts_are_named_before_training(tmp_path, cache_gb)
 
 def test_a_class_folder_whose_name_is_no_text(tmp_path):
     make_folder(tmp_path)
-    os.mkdir(os.fsencode(tmp_path) + b"/caf\xe9")
+    try:
+        os.mkdir(os.fsencode(tmp_path) + b"/caf\xe9")
+    except (OSError, UnicodeError):  # macOS, Windows
+        pytest.skip("names are texts on this system")
     assert r"'caf\udce9', whose name is no printable UTF-8: rename it" in refusal(
         ImageFolderDataModule, root=str(tmp_path)
     )
@@ -231,7 +234,8 @@ def test_too_few_images_for_a_test_part(tmp_path):
 
 
 def test_root_may_start_at_home(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("HOME", "USERPROFILE"):  # the second on Windows
+        monkeypatch.setenv(name, str(tmp_path))
     make_folder(tmp_path / "pets")
     data = ImageFolderDataModule(root="~/pets")
     assert Path(data.read("train").images[0]).is_file()

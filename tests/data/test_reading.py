@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import pickle
 import socket
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from metricloss_pl.data.reading import UnreadableImages, check_readable, image_f
 from metricloss_pl.data.samples import Samples
 from metricloss_pl.errors import UserError
 from tests.data.images import as_tensor, pixels, store_of
+from tests.systems import make_pipe
 
 Make = Callable[..., Samples]
 
@@ -26,9 +26,7 @@ def test_image_files(tmp_path: Path) -> None:
     assert [path.relative_to(tmp_path).as_posix() for path in image_files(tmp_path)] == ["a.tiff", "b/1.jpg", "b/2.PNG"]
     with pytest.raises(UserError, match="nowhere"):
         image_files(tmp_path / "nowhere")
-    (tmp_path / "empty").mkdir()
-    os.mkfifo(tmp_path / "empty" / "pipe.png")
-    (tmp_path / "empty" / "folder.png").mkdir()
+    (tmp_path / "empty" / "folder.png").mkdir(parents=True)
     with pytest.raises(UserError, match=r"no image in .*empty"):
         image_files(tmp_path / "empty")
 
@@ -127,17 +125,27 @@ def test_all_broken_files_are_named_at_once(tmp_path: Path, photos: list[Path], 
     listed.unlink()
 
 
-def test_what_is_no_file_of_a_sound_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_file_of_a_sound_image(tmp_path: Path) -> None:
     (tmp_path / "bomb.pbm").write_text("P4\n40000 40000\n")
     (tmp_path / "folder.png").mkdir()
-    os.mkfifo(tmp_path / "pipe.png")
+    check_that_none_is_read(tmp_path)
+
+
+def test_pipes_and_sockets_are_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_pipe(tmp_path / "pipe.png")
     with socket.socket(socket.AF_UNIX) as listening:
         monkeypatch.chdir(tmp_path)  # a socket's path is short
         listening.bind("socket.png")
-        for path in sorted(tmp_path.iterdir()):
-            for read in (store_of, lambda files: check_readable(files, 3)):
-                with pytest.raises(UserError, match=rf"{path.name} cannot be read as an image \([^\n]*$"):
-                    read([path])
+        with pytest.raises(UserError, match="no image in "):
+            image_files(tmp_path)
+        check_that_none_is_read(tmp_path)
+
+
+def check_that_none_is_read(folder: Path) -> None:
+    for path in sorted(folder.iterdir()):
+        for read in (store_of, lambda files: check_readable(files, 3)):
+            with pytest.raises(UserError, match=rf"{path.name} cannot be read as an image \([^\n]*$"):
+                read([path])
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", "torn"])
