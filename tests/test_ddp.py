@@ -38,13 +38,15 @@ def test_processes_train_as_one(name, processes, ends):
     assert one["steps"] == many["steps"] == 12
     for key, tensor in one["state"].items():
         torch.testing.assert_close(
-            tensor, many["state"][key], rtol=1e-5, atol=1e-5, msg=lambda message, key=key: f"{key}: {message}"
+            tensor, many["state"][key], rtol=1e-4, atol=1e-4, msg=lambda message, key=key: f"{key}: {message}"
         )
     assert one["metrics"].keys() == many["metrics"].keys()
     for key, value in one["metrics"].items():
         if name in PAIRS and key.endswith(("inter_loss", "/loss")):
             continue  # in evaluation the pairs are those of a process's own batches
-        assert value == pytest.approx(many["metrics"][key], rel=1e-5), key
+        # Rounding may decide about an image between two classes, of which validation has 11 per class.
+        tolerance = {"abs": 0.01} if "accuracy" in key else {"rel": 1e-4}
+        assert value == pytest.approx(many["metrics"][key], **tolerance), key
 
 
 @pytest.mark.parametrize("name", REGIMES)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 import tarfile
 import threading
 import zipfile
@@ -139,14 +140,11 @@ def test_server_without_the_file_and_no_server_say_so(root):
         threading.Thread(target=server.serve_forever).start()
         url = f"http://127.0.0.1:{server.server_port}/tree.txt"
         resource = Resource("tree.txt", url, "0" * 32)
-        with pytest.raises(
-            UserError, match=rf"^cannot download {url}: HTTP Error 404: Not Found; tree.txt \(MD5 0+\) can"
-        ):
+        with pytest.raises(UserError, match=rf"^cannot download {url}: .*; tree.txt \(MD5 0+\) can"):
             fetch([resource], root, "tree")
         server.shutdown()
-    with pytest.raises(
-        UserError, match=rf"^cannot download {url}: .*; tree.txt \(MD5 0+\) can be put into {root} by hand$"
-    ):
+    by_hand = rf"tree.txt \(MD5 0+\) can be put into {re.escape(str(root))} by hand$"
+    with pytest.raises(UserError, match=f"^cannot download {url}: .*; {by_hand}"):
         fetch([resource], root, "tree")
     assert [file.name for file in root.iterdir()] == [".tree.lock"]
 

@@ -35,10 +35,10 @@ def test_products_are_the_similarities(seed):
     assert embeddings.is_contiguous()
     embeddings = embeddings.numpy()
     assert embeddings.shape == (len(tree.leaves),) * 2
-    np.testing.assert_allclose(embeddings @ embeddings.T, similarities(tree), rtol=0, atol=1e-14)
+    np.testing.assert_allclose(embeddings @ embeddings.T, similarities(tree), rtol=0, atol=1e-12)
     np.testing.assert_allclose(embeddings, unit_sphere_by_hand(similarities(tree)), rtol=0, atol=1e-12)
     np.testing.assert_array_equal(embeddings, np.tril(embeddings))
-    assert embeddings.min() >= -1e-15
+    assert embeddings.min() >= -1e-12
     assert np.linalg.eigvalsh(similarities(tree)).min() >= 1 / tree.height - 1e-12
 
 
@@ -247,10 +247,10 @@ PLAIN = (3, "<", None, None, None, -1, -1, 0)
     ("array", "message"),
     [
         (Filled(Forged("V8", FIELD), (3,), ARRAY[:, 0].tobytes()), "an array of V8, where only numbers and texts"),
-        (Filled(Forged("O8", PLAIN), (2,), ["a", "b", "c"]), "cannot reshape"),
-        (Filled(Forged("f8", PLAIN), (3, 3), ARRAY.tobytes()), "cannot reshape"),
-        (Filled(Forged("U2", SHORTER), (6,), b"1\0\0\0" * 6), "cannot reshape"),
-        (Evil(np.ndarray, (3, 2)), "not callable"),
+        (Filled(Forged("O8", PLAIN), (2,), ["a", "b", "c"]), "can't be read ("),
+        (Filled(Forged("f8", PLAIN), (3, 3), ARRAY.tobytes()), "can't be read ("),
+        (Filled(Forged("U2", SHORTER), (6,), b"1\0\0\0" * 6), "can't be read ("),
+        (Evil(np.ndarray, (3, 2)), "can't be read ("),
     ],
 )
 def test_a_forged_array_is_not_believed(array, message, tmp_path):

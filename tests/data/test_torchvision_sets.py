@@ -7,13 +7,13 @@ import struct
 import tarfile
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
 from torchvision import datasets
-from torchvision.datasets import utils
 
 from metricloss_pl.data.torchvision_sets import (
     CIFAR10DataModule,
@@ -31,13 +31,16 @@ GREY = {"MNIST": MNISTDataModule, "FashionMNIST": FashionMNISTDataModule}
 def no_network(monkeypatch):
     """Lets torchvision fetch file:// URLs, and those alone."""
 
-    def fetch(url: str, filename: str) -> None:
-        if not url.startswith("file://"):
-            raise RuntimeError(f"{url} wanted")
-        with urllib.request.urlopen(url) as response:
-            Path(filename).write_bytes(response.read())
+    fetch = urllib.request.urlopen
 
-    monkeypatch.setattr(utils, "_urlretrieve", fetch)
+    def fetch_file(request: urllib.request.Request) -> Any:
+        if request.type != "file":
+            raise RuntimeError(f"{request.full_url} wanted")
+        response = fetch(request)
+        response.length = int(response.headers["Content-Length"])  # as one of HTTP has
+        return response
+
+    monkeypatch.setattr(urllib.request, "urlopen", fetch_file)
 
 
 def idx(array: np.ndarray) -> bytes:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,7 @@ def test_only_predict(folder: Path) -> None:
 
 def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:
     for folder in (tmp_path / "nowhere", tmp_path):
-        with pytest.raises(UserError, match=str(folder)):
+        with pytest.raises(UserError, match=re.escape(str(folder))):
             UnlabelledFolderDataModule(predict_dir=str(folder), class_names=["ant"], image_size=8).setup("predict")
 
 

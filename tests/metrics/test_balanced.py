@@ -1,3 +1,5 @@
+import warnings
+
 import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score
@@ -15,6 +17,6 @@ def test_equals_scikit_learn_also_where_a_class_is_absent(absent):
     metric = BalancedAccuracy(5)
     for part in range(3):
         metric.update(scores[part::3], labels[part::3])
-    with pytest.warns(UserWarning, match="not in y_true") if absent is not None else torch.no_grad():
+    with warnings.catch_warnings(action="ignore"):  # of a class that no image has
         expected = balanced_accuracy_score(labels, scores.argmax(1))
     assert metric.compute().item() == pytest.approx(expected)
