@@ -132,7 +132,7 @@ def test_mistakes_with_timm() -> None:
     pytest.importorskip("timm")
     with pytest.raises(UserError, match=r"timm has no network 'resnet19'; close names: resnet1"):
         TimmBackbone("resnet19")
-    with pytest.raises(UserError, match=r"timm can't build resnet18\.nonsense .*Invalid pretrained tag"):
+    with pytest.raises(UserError, match=r"timm can't build resnet18\.nonsense "):
         TimmBackbone("resnet18.nonsense")
-    with pytest.raises(UserError, match="images of 32 x 32 px: vit_tiny_patch16_224 takes others: Input height"):
+    with pytest.raises(UserError, match="images of 32 x 32 px: vit_tiny_patch16_224 takes others: "):
         TimmBackbone("vit_tiny_patch16_224")(torch.rand(1, 3, 32, 32))

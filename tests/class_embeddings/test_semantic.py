@@ -173,7 +173,7 @@ def test_npz_is_read(tmp_path):
     assert names == ["x", "y", "z"]
     np.testing.assert_array_equal(array, ARRAY)
     np.savez(tmp_path / "objects.npz", embedding=ARRAY, ind2label=np.array([1, "y", None], dtype=object))
-    with pytest.raises(UserError, match="allow_pickle=False"):
+    with pytest.raises(UserError, match="can't be read"):
         read_embeddings(tmp_path / "objects.npz")
 
 
@@ -280,7 +280,7 @@ def test_arrays_of_all_orders_are_read(protocol, tmp_path):
         (b"", "can't be read"),
         (b"PK junk", "can't be read"),
         (pickle.dumps([1, 2]), "can't be read"),
-        (pickle.dumps({"embedding": ARRAY}), "can't be read ('ind2label')"),
+        (pickle.dumps({"embedding": ARRAY}), "can't be read"),
         (pickle.dumps({"embedding": "x", "ind2label": [1]}), "can't be read"),
         (pickle.dumps({"embedding": ARRAY, "ind2label": [1, 2]}), "(3, 2) numbers for 2 classes"),
         (pickle.dumps({"embedding": ARRAY[0], "ind2label": [1, 2]}), "(2,) numbers for 2 classes"),
