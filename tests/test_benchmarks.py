@@ -23,6 +23,7 @@ def results():
     return dict(zip(SCRIPTS, run_scripts(*((script, "--quick") for script in SCRIPTS)), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
 def test_a_benchmark_prints_lines_of_one_form(script, results):
     result = results[script]

@@ -240,6 +240,7 @@ def fitted_digits(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("regime", DIGITS)
 def test_digits_fit_test_predict(regime, fitted_digits, monkeypatch, capsys):
     """The shipped config as it is, figures included."""
@@ -259,14 +260,30 @@ def test_digits_fit_test_predict(regime, fitted_digits, monkeypatch, capsys):
     assert len((run / "predictions_test.csv").read_text().splitlines()) == 1 + 359
 
 
+def test_two_epochs_on_the_digits_draw_their_figures(tmp_path):
+    """A shipped config in short."""
+    main(
+        [
+            "fit",
+            f"--config={CONFIGS / 'digits_center.yaml'}",
+            f"--runs_dir={tmp_path}",
+            "--trainer.max_epochs=2",
+            *QUIET,
+        ]
+    )
+    figures = tmp_path / "digits_center" / "version_0" / "figures"
+    for name in ("embeddings/epoch_0002.png", "confusion_matrix.png"):
+        assert (figures / name).is_file()
+
+
 @pytest.mark.parametrize("regime", REGIMES)
 @pytest.mark.usefixtures("miniatures")
 def test_cub_runs_on_a_miniature_of_its_archive(regime, tmp_path, monkeypatch):
-    """Only size, epochs, workers and root differ from the shipped config."""
+    """Only depth and size, epochs, workers and root differ from the shipped config."""
     make_cub(tmp_path, classes=4, images_per_class=12, size=48)
     monkeypatch.chdir(tmp_path)
-    flags = [f"--data.root={tmp_path}", "--data.resize=40", "--data.image_size=32", "--data.num_workers=2"]
-    flags.append("--trainer.max_epochs=2")
+    flags = [f"--data.root={tmp_path}", "--data.resize=40", "--data.image_size=32", "--model.backbone.name=resnet18"]
+    flags += ["--trainer.max_epochs=1", f"--data.num_workers={2 if regime == 'softmax' else 0}"]
     main(["fit", f"--config={CONFIGS / f'cub_{regime}.yaml'}", *flags, *QUIET])
     run = tmp_path / "runs" / f"cub_{regime}" / "version_0"
     checkpoint = run / "checkpoints" / "last.ckpt"

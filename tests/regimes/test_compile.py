@@ -40,6 +40,7 @@ class Losses(Callback):
         self.values.append(outputs["loss"].item())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler on a CPU")
 @pytest.mark.parametrize("regime", REGIMES)
 def test_losses_are_the_same(regime, tmp_path):
