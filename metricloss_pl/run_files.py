@@ -10,7 +10,7 @@ from metricloss_pl import backbones, schedules  # noqa: F401  imported so that Y
 from metricloss_pl.callbacks import BestCheckpoint, PredictionWriter
 from metricloss_pl.errors import UserError
 
-__all__ = ["HARMLESS", "LINKED", "add_run_arguments", "check_settings"]
+__all__ = ["HARMLESS", "LINKED", "add_run_arguments", "check_settings", "link_facts_of_data"]
 
 # Settings of the data that decide no result: where they lie and how they are fetched.
 HARMLESS = ("root", "csv", "images_dir", "path", "download", "num_workers", "cache_gb")
@@ -18,10 +18,7 @@ LINKED = ("num_classes", "class_names", "hierarchy")  # what a model learns from
 
 
 def add_run_arguments(parser: LightningArgumentParser) -> None:
-    """Add a run's own settings to those of data, model and trainer, and link the data's facts into the model."""
-    for fact in LINKED:
-        parser.link_arguments(f"data.{fact}", f"model.init_args.{fact}", apply_on="instantiate")
-    parser.link_arguments("data.in_channels", "model.init_args.backbone.init_args.in_channels", apply_on="instantiate")
+    """Add a run's own options to a parser."""
     parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
     parser.set_defaults(
         {
@@ -29,7 +26,6 @@ def add_run_arguments(parser: LightningArgumentParser) -> None:
             "checkpoint.mode": "max",
             "checkpoint.filename": "best",
             "checkpoint.enable_version_counter": False,
-            "trainer.enable_model_summary": False,  # the screen has one line for it
         }
     )
     parser.add_lightning_class_args(PredictionWriter, "predictions")
@@ -50,6 +46,14 @@ def add_run_arguments(parser: LightningArgumentParser) -> None:
     parser.add_argument(
         "--test_after_fit", type=bool, default=False, help="fit: test the best checkpoint once at the end."
     )
+
+
+def link_facts_of_data(parser: LightningArgumentParser) -> None:
+    """Link what the data tell into the model, on a parser that has the options of data, model and Trainer."""
+    for fact in LINKED:
+        parser.link_arguments(f"data.{fact}", f"model.init_args.{fact}", apply_on="instantiate")
+    parser.link_arguments("data.in_channels", "model.init_args.backbone.init_args.in_channels", apply_on="instantiate")
+    parser.set_defaults({"trainer.enable_model_summary": False})  # the screen has one line for it
 
 
 def check_settings(config: Any) -> None:

@@ -1,5 +1,6 @@
 """Networks from images to features, each a class with `num_features` and `in_channels`."""
 
+from metricloss_pl.backbones.base import Backbone
 from metricloss_pl.backbones.cifar_resnet import CifarResNet
 from metricloss_pl.backbones.lenet import LeNetPlusPlus
 from metricloss_pl.backbones.preact_resnet import PreActResNet
@@ -7,4 +8,12 @@ from metricloss_pl.backbones.timm import TimmBackbone
 from metricloss_pl.backbones.tiny import TinyConvNet
 from metricloss_pl.backbones.torchvision import TorchvisionBackbone
 
-__all__ = ["CifarResNet", "LeNetPlusPlus", "PreActResNet", "TimmBackbone", "TinyConvNet", "TorchvisionBackbone"]
+__all__ = [
+    "Backbone",
+    "CifarResNet",
+    "LeNetPlusPlus",
+    "PreActResNet",
+    "TimmBackbone",
+    "TinyConvNet",
+    "TorchvisionBackbone",
+]

@@ -7,6 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metricloss_pl.backbones.base import Backbone
 from metricloss_pl.errors import UserError, check_choice
 
 __all__ = ["CifarResNet"]
@@ -14,7 +15,7 @@ __all__ = ["CifarResNet"]
 Shortcut = Literal["average", "subsample"]
 
 
-class CifarResNet(nn.Module):
+class CifarResNet(Backbone):
     """ResNet of depth 6n + 2 for small images: three stages of n basic blocks on a 3x3 convolution.
 
     He et al. 2016 ("Deep residual learning for image recognition", section 4.2): the stages have 16, 32 and 64 maps,

@@ -5,10 +5,12 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metricloss_pl.backbones.base import Backbone
+
 _SIDE = 3  # of the last feature maps: what 28 px leaves after three poolings
 
 
-class LeNetPlusPlus(nn.Module):
+class LeNetPlusPlus(Backbone):
     """Three pairs of 5x5 convolutions with PReLU and 2x2 max-pooling (Wen et al. 2016, Table 1).
 
     Images of 28 px leave 128 maps of 3x3, flattened to 1152 features. Other sizes, from 8 px, are averaged to 3x3.

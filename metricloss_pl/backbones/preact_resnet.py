@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from metricloss_pl.backbones.base import Backbone
 
-class PreActResNet(nn.Module):
+
+class PreActResNet(Backbone):
     """Five pre-activation blocks of widths 32, 32, 64, 64, 128 on a 3x3 convolution to 16 maps; 128 features.
 
     Blocks are those of He et al. 2016 ("Identity mappings in deep residual networks"); the second and the fourth halve

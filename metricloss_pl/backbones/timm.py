@@ -10,12 +10,13 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from metricloss_pl.backbones._weights import load_state, read_state
+from metricloss_pl.backbones.base import Backbone
 from metricloss_pl.errors import UserError, reason
 
 __all__ = ["TimmBackbone"]
 
 
-class TimmBackbone(nn.Module):
+class TimmBackbone(Backbone):
     """A network of timm; its features are what its classifier would read. Needs the extra ``timm``.
 
     With other than 3 channels, pre-trained first kernels are fitted to them.

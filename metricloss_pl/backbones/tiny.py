@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from metricloss_pl.backbones.base import Backbone
 
-class TinyConvNet(nn.Module):
+
+class TinyConvNet(Backbone):
     """Four 3x3 convolutions with batch norm, two 2x2 max-poolings, global average; for images of 4 to some 40 px.
 
     Args:

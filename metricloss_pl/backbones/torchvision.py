@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from metricloss_pl.backbones._weights import first_convolution, load_state, read_state
+from metricloss_pl.backbones.base import Backbone
 from metricloss_pl.backbones.full_convolution import use_full_convolution
 from metricloss_pl.errors import UserError
 
@@ -49,7 +50,7 @@ _FULLY_CONVOLVABLE = ("resnet", "resnext", "wide_resnet")
 _FIXED_SIDES = {"maxvit": 224}
 
 
-class TorchvisionBackbone(nn.Module):
+class TorchvisionBackbone(Backbone):
     """A classification network of torchvision; its features are what its last classifier layer would read.
 
     What stands before that layer stays: the hidden layers of vgg and alexnet, the dropout of efficientnet. Auxiliary

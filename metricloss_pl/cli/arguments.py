@@ -122,6 +122,10 @@ def _check_order(args: Sequence[str]) -> None:
 def _check_completeness(args: Sequence[str]) -> None:
     """Without a config there is neither data nor a model."""
     given = {name for name, _, _ in _options(args)}
+    for name in given:
+        block, *rest = name.split(".")
+        if rest[-1:] == ["help"] and len(rest) > 1 and block in ("--data", "--model") and not given & {*_CONFIG, block}:
+            raise UserError(f"{name} is about a part of {block}: give {block} CLASS or --config FILE before it")
     if given & {*_CONFIG, "-h", "--help"} or any(name.endswith(".help") for name in given):
         return
     if args[0] != "fit" and "--ckpt_path" not in given:

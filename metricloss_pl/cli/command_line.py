@@ -14,7 +14,7 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, StochasticWeightAveraging, Timer
 from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
@@ -27,50 +27,73 @@ from metricloss_pl.cli.arguments import SUBCOMMANDS, name_of_run, prepare
 from metricloss_pl.cli.compare import compare
 from metricloss_pl.cli.figure import draw_figure
 from metricloss_pl.cli.hierarchy import show_hierarchy
+from metricloss_pl.cli.parser import Parser
+from metricloss_pl.cli.program import DESCRIPTIONS
 from metricloss_pl.cli.report import show_report
 from metricloss_pl.cli.saved_config import drop_unreadable_defaults
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.errors import UserError
 from metricloss_pl.messages import message_of
 from metricloss_pl.regimes import Classifier
-from metricloss_pl.run_files import add_run_arguments, check_settings
+from metricloss_pl.run_files import add_run_arguments, check_settings, link_facts_of_data
 from metricloss_pl.screen import print_rows, shell_command, short
 
 __all__ = ["MetricLossCLI", "main"]
 
+_USAGE = {
+    "fit": "(--config FILE | --resume RUN) [options]",
+    "validate": "--ckpt_path FILE [options]",
+    "test": "--ckpt_path FILE [options]",
+    "predict": "--ckpt_path FILE --data.predict_dir FOLDER [options]",
+}
+
 
 class MetricLossCLI(LightningCLI):
-    """LightningCLI for a :class:`~metricloss_pl.regimes.Classifier` on :class:`~metricloss_pl.data.ImageDataModule`.
+    """LightningCLI for a `Classifier` on an `ImageDataModule`, to be subclassed like LightningCLI itself.
 
-    The class count, the class names, the number of image channels and a hierarchy of the classes come from the data; a
-    run lives in ``<runs_dir>/<stem of the config>/version_<N>``.
+    The number of classes, their names, the number of image channels and a hierarchy of the classes are linked from the
+    data into the model. A run lives in `<runs_dir>/<stem of the config>/version_<N>`.
 
     Args:
-        args: The arguments, as a user gives them.
+        model_class: Regime that `--model` names, or the base class of those that it may name.
+        datamodule_class: Data module that `--data` names, or the base class of those that it may name.
+        save_config_callback: Callback that saves the config of a run, a subclass of `RunBeginning`.
+        args: Arguments, the subcommand first. Default: those of the process.
+        kwargs: Other arguments of LightningCLI.
     """
 
-    def __init__(self, args: Sequence[str]) -> None:
-        self.arguments = list(args)
-        strict = {"exit_on_error": False, "allow_abbrev": False}
-        super().__init__(
-            Classifier,
-            ImageDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            save_config_callback=run.RunBeginning,
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            parser_kwargs={
-                **strict,
-                **{name: dict(strict) for name in SUBCOMMANDS},
+    def __init__(
+        self,
+        model_class: type[Classifier] = Classifier,
+        datamodule_class: type[ImageDataModule] = ImageDataModule,
+        save_config_callback: type[SaveConfigCallback] | None = run.RunBeginning,
+        *,
+        args: Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.arguments = list(sys.argv[1:] if args is None else args)
+        ours: dict[str, Any] = {
+            "seed_everything_default": 0,
+            "parser_class": Parser,
+            "parser_kwargs": {
+                name: {"usage": f"{shell_command(name)} {_USAGE[name]}", "description": DESCRIPTIONS[name]}
+                for name in SUBCOMMANDS
             },
-            args=prepare(self.arguments),
+            "subclass_mode_model": True,
+            "subclass_mode_data": True,
+            "auto_configure_optimizers": False,
+        }
+        super().__init__(
+            model_class, datamodule_class, save_config_callback, args=prepare(self.arguments), **{**ours, **kwargs}
         )
 
     # ----------------------------------------------------------------------------------------------------- arguments
 
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the options of a run, then those of the Trainer, the model and the data, and the links among them."""
         add_run_arguments(parser)
+        super().add_core_arguments_to_parser(parser)
+        link_facts_of_data(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         self.config = parser.parse_args(args)  # type: ignore[arg-type]
@@ -325,7 +348,7 @@ def main(args: Sequence[str]) -> None:
                 parser.add_function_arguments(function, as_positional=True)
                 function(**parser.parse_args(arguments[1:]))
             else:
-                MetricLossCLI(arguments)
+                MetricLossCLI(args=arguments)
     except SIGTERMException as error:
         raise SystemExit(128 + signal.SIGTERM) from error
     except BrokenPipeError:

@@ -14,9 +14,9 @@ from metricloss_pl.cli.configs import configs
 from metricloss_pl.errors import UserError
 from metricloss_pl.screen import shell_command
 
-__all__ = ["main"]
+__all__ = ["DESCRIPTIONS", "main"]
 
-_SUBCOMMANDS = {
+DESCRIPTIONS = {
     "fit": "Train a network, as a run file says.",
     "validate": "Evaluate a checkpoint on the validation set.",
     "test": "Evaluate a checkpoint on the test set.",
@@ -60,12 +60,12 @@ def main(args: Sequence[str] | None = None) -> None:
 def _subcommand(arguments: Sequence[str]) -> str:
     """Return the subcommand that the arguments name; answer `--help` and `--version`."""
     first = arguments[0] if arguments else "--help"
-    if first in _SUBCOMMANDS:
+    if first in DESCRIPTIONS:
         return first
     if first not in ("-h", "--help", "--version"):
-        near = difflib.get_close_matches(first, _SUBCOMMANDS, n=1)
+        near = difflib.get_close_matches(first, DESCRIPTIONS, n=1)
         raise UserError(
-            f"{first} is no subcommand{f': is it {near[0]}' if near else ''}; there are {', '.join(_SUBCOMMANDS)}"
+            f"{first} is no subcommand{f': is it {near[0]}' if near else ''}; there are {', '.join(DESCRIPTIONS)}"
         )
     parser = argparse.ArgumentParser(
         prog=shell_command(),
@@ -74,7 +74,7 @@ def _subcommand(arguments: Sequence[str]) -> str:
         epilog="\n".join(
             [
                 "subcommands:",
-                *(f"  {name:<10} {line}" for name, line in _SUBCOMMANDS.items()),
+                *(f"  {name:<10} {line}" for name, line in DESCRIPTIONS.items()),
                 f"\nOptions of a subcommand: {shell_command('SUBCOMMAND', '--help')}",
             ]
         ),

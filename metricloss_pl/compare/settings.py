@@ -22,7 +22,7 @@ from metricloss_pl.errors import UserError
 from metricloss_pl.files import FilePath
 from metricloss_pl.messages import message_of
 from metricloss_pl.regimes import Classifier
-from metricloss_pl.run_files import HARMLESS, add_run_arguments, check_settings
+from metricloss_pl.run_files import HARMLESS, add_run_arguments, check_settings, link_facts_of_data
 
 __all__ = ["Built", "RunFiles", "for_each"]
 
@@ -62,6 +62,7 @@ class RunFiles:
         self._parser.add_lightning_class_args(Classifier, "model", subclass_mode=True)
         self._parser.add_lightning_class_args(ImageDataModule, "data", subclass_mode=True)
         add_run_arguments(self._parser)
+        link_facts_of_data(self._parser)
         for name in ("ckpt_path", "weights_only"):  # in the saved config of a run
             self._parser.add_argument(f"--{name}", type=Any, default=None)
 

@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from metricloss_pl.backbones import Backbone
 from metricloss_pl.checkpoints import plain_settings, read_checkpoint, tensor_not_finite, where_classes_differ
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.errors import UserError, check_choice
@@ -89,7 +90,7 @@ class Classifier(LightningModule, ABC):
     def __init__(
         self,
         num_classes: int,
-        backbone: nn.Module,
+        backbone: Backbone,
         class_names: Sequence[str] | None = None,
         embedding_dim: int | None = None,
         optimizer: OptimizerCallable = sgd,

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from metricloss_pl.backbones import Backbone
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.errors import UserError, check_choice
 from metricloss_pl.losses import CenterLoss
@@ -67,7 +68,7 @@ class CenterSoftmaxClassifier(Classifier):
     def __init__(
         self,
         num_classes: int,
-        backbone: nn.Module,
+        backbone: Backbone,
         class_names: Sequence[str] | None = None,
         embedding_dim: int | None = None,
         center_weight: float = 0.01,

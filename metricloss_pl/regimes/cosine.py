@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from metricloss_pl.backbones import Backbone
 from metricloss_pl.class_embeddings import (
     HIERARCHIES,
     Hierarchy,
@@ -25,6 +26,7 @@ from metricloss_pl.files import FilePath
 from metricloss_pl.losses import CosineLoss
 from metricloss_pl.losses import functional as F
 from metricloss_pl.mixing import Mixing
+from metricloss_pl.regimes._class_embeddings import ClassEmbeddings
 from metricloss_pl.regimes.base import Classifier, ClassWeights, Decayed, Interval, sgd
 
 __all__ = ["CosineClassifier"]
@@ -94,9 +96,9 @@ class CosineClassifier(Classifier):
     def __init__(
         self,
         num_classes: int,
-        backbone: nn.Module,
+        backbone: Backbone,
         class_names: Sequence[str] | None = None,
-        class_embeddings: Literal["one-hot", "simplex", "semantic", "checkpoint"] | FilePath | Tensor = "one-hot",
+        class_embeddings: ClassEmbeddings = "one-hot",
         class_list: FilePath | None = None,
         hierarchy: FilePath | None = None,
         embedding_dim: Literal["auto"] | int | None = "auto",

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from metricloss_pl.backbones import Backbone
 from metricloss_pl.errors import UserError, check_choice
 from metricloss_pl.losses import functional as F
 from metricloss_pl.losses._full_precision import FullPrecisionModule
@@ -142,7 +143,7 @@ class MetricLearningClassifier(Classifier):
     def __init__(
         self,
         num_classes: int,
-        backbone: nn.Module,
+        backbone: Backbone,
         class_names: Sequence[str] | None = None,
         embedding_dim: int | None = None,
         loss: MetricLearningLoss = "ArcFaceLoss",

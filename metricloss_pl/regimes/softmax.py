@@ -8,6 +8,7 @@ from typing import Literal
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from metricloss_pl.backbones import Backbone
 from metricloss_pl.errors import UserError, check_choice
 from metricloss_pl.losses import functional as F
 from metricloss_pl.mixing import Mixing
@@ -44,7 +45,7 @@ class SoftmaxClassifier(Classifier):
     def __init__(
         self,
         num_classes: int,
-        backbone: nn.Module,
+        backbone: Backbone,
         class_names: Sequence[str] | None = None,
         embedding_dim: int | None = None,
         loss: SoftmaxLoss = "cross_entropy",

@@ -7,9 +7,10 @@ from typing import Any
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
+from metricloss_pl.backbones import Backbone
 from metricloss_pl.errors import UserError
 from metricloss_pl.losses import StandaloneCenterLoss
 from metricloss_pl.losses import functional as F
@@ -58,7 +59,7 @@ class StandaloneCenterClassifier(Classifier):
     def __init__(
         self,
         num_classes: int,
-        backbone: nn.Module,
+        backbone: Backbone,
         class_names: Sequence[str] | None = None,
         embedding_dim: int | None = None,
         intra_weight: float = 1.0,

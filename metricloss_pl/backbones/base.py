@@ -1,0 +1,35 @@
+"""The type of a regime's network."""
+
+from __future__ import annotations
+
+from abc import ABCMeta, abstractmethod
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from torch import Tensor, nn
+
+__all__ = ["Backbone"]
+
+if TYPE_CHECKING:
+    Backbone: TypeAlias = nn.Module  # any network with `num_features` will do
+else:
+
+    class _AnyModule(ABCMeta):
+        """Take any module for a backbone, so that the command line accepts a network that is no subclass."""
+
+        def __instancecheck__(cls, instance: Any) -> bool:
+            return isinstance(instance, nn.Module) if cls is Backbone else super().__instancecheck__(instance)
+
+        def __subclasscheck__(cls, subclass: type) -> bool:
+            return issubclass(subclass, nn.Module) if cls is Backbone else super().__subclasscheck__(subclass)
+
+    class Backbone(nn.Module, metaclass=_AnyModule):
+        """Network from images (B, C, H, W) to features (B, F), with the attribute `num_features` (F).
+
+        As the type of an argument it stands for any `nn.Module`; help lists its subclasses alone.
+        """
+
+        num_features: int
+
+        @abstractmethod
+        def forward(self, images: Tensor) -> Tensor:
+            """Return the features of the images."""
