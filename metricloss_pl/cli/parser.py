@@ -37,9 +37,9 @@ class Parser(LightningArgumentParser):
     ) -> None:
         super().__init__(*args, usage=usage, exit_on_error=exit_on_error, allow_abbrev=allow_abbrev, **kwargs)
 
-    def format_help(self) -> str:
+    def format_help(self, *args: Any, **kwargs: Any) -> str:
         """Return the help, with the short names of known classes, which are those that a user types."""
-        return _PARAGRAPH.sub(_with_short_names, super().format_help())
+        return _PARAGRAPH.sub(_with_short_names, super().format_help(*args, **kwargs))
 
 
 def _with_short_names(paragraph: re.Match[str]) -> str:
