@@ -16,7 +16,9 @@ from torch.multiprocessing import start_processes
 
 START_METHOD = "forkserver" if sys.platform == "linux" else "spawn"
 if START_METHOD == "forkserver":
-    multiprocessing.set_forkserver_preload(["metricloss_pl.cli", "metricloss_pl.compare", "sklearn.datasets"])
+    multiprocessing.set_forkserver_preload(
+        ["metricloss_pl.cli.command_line", "metricloss_pl.compare", "sklearn.datasets"]
+    )
 
 
 def run_groups(*groups: tuple[Any, ...]) -> None:
