@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from metricloss_pl.loading import load
     from metricloss_pl.losses import CenterLoss, CosineLoss, StandaloneCenterLoss
     from metricloss_pl.regimes import (
         CenterSoftmaxClassifier,
@@ -28,13 +29,14 @@ __all__ = [
     "SoftmaxClassifier",
     "StandaloneCenterClassifier",
     "StandaloneCenterLoss",
+    "load",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = "losses" if name.endswith("Loss") else "regimes"
+    home = "loading" if name == "load" else "losses" if name.endswith("Loss") else "regimes"
     return getattr(importlib.import_module(f"{__name__}.{home}"), name)
 
 

@@ -225,7 +225,7 @@ class _NoPixelLimit:
                 Image.MAX_IMAGE_PIXELS = self._limit
 
 
-_no_pixel_limit = _NoPixelLimit()
+no_pixel_limit = _NoPixelLimit()
 _one_large_image = RLock()
 
 
@@ -316,7 +316,7 @@ def read_head(path: Path) -> tuple[int, int, bool]:
     Raises:
         UnreadableImages: The file is missing or no image.
     """
-    with _no_pixel_limit, _open(path) as image:
+    with no_pixel_limit, _open(path) as image:
         return *image.size, image.mode.startswith(_DEEP_MODES)
 
 
@@ -338,7 +338,7 @@ def read_image(path: Path, in_channels: int, small: bool = False) -> Tensor:
     Raises:
         UnreadableImages: The file is missing, damaged, no image, or has values out of the range of its kind.
     """
-    with _no_pixel_limit, _open(path) as image:
+    with no_pixel_limit, _open(path) as image:
         if small:
             image.draft(None, (1, 1))
         with _one_large_image if image.width * image.height > _LARGE else nullcontext():
@@ -358,7 +358,7 @@ def decode_image(image: Image.Image, in_channels: int, source: Path) -> Tensor:
         image.load()
     image = _turn_upright(image)
     if image.mode.startswith(_DEEP_MODES):
-        return _deep_tensor(np.asarray(image), transparent, in_channels, source)
+        return deep_tensor(np.asarray(image), transparent, source).expand(in_channels, -1, -1).contiguous()
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or transparent is not None:
         image = _lay_over_white(image, transparent, source)
     with _blaming(source):
@@ -367,8 +367,17 @@ def decode_image(image: Image.Image, in_channels: int, source: Path) -> Tensor:
     return torch.from_numpy(array).reshape(*array.shape[:2], in_channels).permute(2, 0, 1)
 
 
-def _deep_tensor(array: np.ndarray, transparent: object, in_channels: int, source: Path) -> Tensor:
-    """Return a gray image of more than 8 bits as float32 in [0, 1]."""
+def deep_tensor(array: np.ndarray, transparent: object, source: Path) -> Tensor:
+    """Return pixels of more than 8 bits, (H, W) or (H, W, C), as a float32 tensor (C, H, W) in [0, 1].
+
+    Args:
+        array: Integers, to be divided by 65535, or floats in [0, 1].
+        transparent: The value that is transparent and becomes white, if it is a number.
+        source: File or name, for messages.
+
+    Raises:
+        UnreadableImages: It has other values.
+    """
     deep = array.astype(np.float32) / (1 if array.dtype.kind == "f" else 65535)
     if not ((deep >= 0) & (deep <= 1)).all():
         right = "[0, 1]" if array.dtype.kind == "f" else "0 to 65535"
@@ -376,7 +385,7 @@ def _deep_tensor(array: np.ndarray, transparent: object, in_channels: int, sourc
         raise UnreadableImages.of({source: f"{found}, where {right} is right for {array.dtype.name}"})
     if isinstance(transparent, int):
         deep[array == transparent] = 1
-    return torch.from_numpy(deep).expand(in_channels, -1, -1).contiguous()
+    return torch.from_numpy(deep).reshape(*deep.shape[:2], -1).permute(2, 0, 1)
 
 
 def _turn_upright(image: Image.Image) -> Image.Image:

@@ -31,6 +31,18 @@ def with_shorter_side(images: Tensor, side: int | None) -> Tensor:
     return resized
 
 
+def prepare(images: Tensor, in_channels: int, resize: int | None) -> Tensor:
+    """Convert and resize (..., C, H, W).
+
+    Args:
+        images: uint8, or float32 in [0, 1].
+        in_channels: 3 for color, 1 for gray.
+        resize: Shorter side in px. None: as it is.
+    """
+    images = with_shorter_side(_with_channels(images, in_channels), resize).contiguous()
+    return images.clamp(0, 1) if images.is_floating_point() else images
+
+
 class ImageStore:
     """The images of one part, converted and resized but not cropped, in memory where they fit.
 
@@ -72,16 +84,13 @@ class ImageStore:
         if images.shape[-3] == self.in_channels and self.resize in (None, min(images.shape[-2:])):
             return images
         chunks = images.split(1024)  # so that the intermediate copies stay small
-        return torch.cat([self._prepare(chunk) for chunk in chunks])
-
-    def _prepare(self, images: Tensor) -> Tensor:
-        return with_shorter_side(_with_channels(images, self.in_channels), self.resize).contiguous()
+        return torch.cat([prepare(chunk, self.in_channels, self.resize) for chunk in chunks])
 
     def _decode(self, path: Path) -> Tensor:
-        image = self._prepare(read_image(path, self.in_channels))
+        image = prepare(read_image(path, self.in_channels), self.in_channels, self.resize)
         if image.dtype == torch.uint8 and self.dtype == torch.float32:
             return image.float() / 255
-        return image.clamp(0, 1) if image.dtype == torch.float32 else image
+        return image
 
     def _look_at_files(self, cache_gb: float) -> None:
         with one_thread(), ThreadPoolExecutor(DECODING_THREADS) as pool:

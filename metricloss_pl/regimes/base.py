@@ -7,7 +7,7 @@ import functools
 import inspect
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -26,10 +26,12 @@ from torchmetrics.classification import MulticlassAccuracy
 from metricloss_pl.backbones import Backbone
 from metricloss_pl.checkpoints import plain_settings, read_checkpoint, tensor_not_finite, where_classes_differ
 from metricloss_pl.data import ImageDataModule
+from metricloss_pl.data.preparation import ImageLike
 from metricloss_pl.errors import UserError, check_choice
 from metricloss_pl.metrics import BalancedAccuracy, Temperature
 from metricloss_pl.mixing import Mixing
 from metricloss_pl.regimes._chance import Chance
+from metricloss_pl.regimes._evaluation import Predictions, predict_images
 from metricloss_pl.regimes._mixing import keep_statistics
 from metricloss_pl.regimes._optimizer import Decayed, check_optimizer, decay_weights_alone, has_gradients
 from metricloss_pl.regimes._schedule_length import Interval, check_end, fill_in_length
@@ -390,6 +392,19 @@ class Classifier(LightningModule, ABC):
         embeddings = self.embed(images)
         predictions = {"probabilities": self.probabilities(self.class_scores(embeddings)), "embeddings": embeddings}
         return predictions if index is None else {"index": index, **predictions}
+
+    def predict(self, images: ImageLike | Iterable[ImageLike], batch_size: int = 64) -> Predictions:
+        """Return the class names and calibrated probabilities of images, prepared as the training images were.
+
+        Args:
+            images: Files, images of Pillow, arrays (H, W) or (H, W, 3), or tensors (C, H, W); or a single one of these.
+                Arrays and tensors are uint8, uint16 or floating-point in [0, 1].
+            batch_size: Images per step.
+
+        Raises:
+            UserError: An image cannot be read, or the training images were of no `ImageDataModule`.
+        """
+        return predict_images(self, images, batch_size)
 
     # -------------------------------------------------------------------------------------------------- checkpoints
 
