@@ -61,7 +61,7 @@ def predict_images(module: Classifier, images: ImageLike | Iterable[ImageLike], 
         )
     found = [torch.empty(0, module.num_classes)]
     with _without_training(module):
-        for batch in prepare_batches(images, **image_format, batch_size=batch_size):
+        for batch in prepare_batches(images, **image_format, batch_size=batch_size):  # type: ignore[arg-type]
             found.append(module.predict_step(batch.to(module.device), 0)["probabilities"].float().cpu())
     probabilities = torch.cat(found)
     return Predictions([module.class_names[label] for label in probabilities.argmax(1).tolist()], probabilities)
