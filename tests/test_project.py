@@ -37,6 +37,7 @@ LAYERS = {
     "run_files": {"errors", "backbones", "schedules", "callbacks"},
     "messages": {"errors", "screen", "backbones", "data", "mixing", "regimes", "schedules", "callbacks"},
     "surroundings": {""},
+    "loading": {*GROUND, *BASICS, "schedules", "mixing", "regimes"},
     "compare": {*GROUND, *BASICS, *SHARED, "regimes", "callbacks"},
     "cli": {*GROUND, *BASICS, *SHARED, "schedules", "mixing", "regimes", "callbacks", "compare", ""},
     "__main__": {"cli"},
