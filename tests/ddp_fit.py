@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import nn
 
+from metricloss_pl.callbacks import ExponentialMovingAverage
 from metricloss_pl.data import DigitsDataModule, ShiftCrop
 from metricloss_pl.mixing import CutMix
 from metricloss_pl.regimes import (
@@ -90,7 +90,7 @@ def build_run(processes: int, *callbacks: Callback) -> tuple[Trainer, DigitsData
 
 
 def fit(name: str, processes: int) -> dict[str, dict]:
-    trainer, data = build_run(processes, *([EMAWeightAveraging(decay=0.8)] if name == "center_averaged" else []))
+    trainer, data = build_run(processes, *([ExponentialMovingAverage(decay=0.8)] if name == "center_averaged" else []))
     class_weights = "balanced"
     if name == "softmax_classes":  # batches of five images of each of six classes
         data.per_class_in_batch, class_weights = 5, None

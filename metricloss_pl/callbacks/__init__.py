@@ -1,5 +1,6 @@
 """When to measure, draw and write; what is drawn stands in `metricloss_pl.plots`."""
 
+from metricloss_pl.callbacks.averaging import ExponentialMovingAverage
 from metricloss_pl.callbacks.best import BestCheckpoint
 from metricloss_pl.callbacks.confusion import ConfusionMatrixPlot
 from metricloss_pl.callbacks.embedding_plot import EmbeddingPlot
@@ -12,6 +13,7 @@ __all__ = [
     "BestCheckpoint",
     "ConfusionMatrixPlot",
     "EmbeddingPlot",
+    "ExponentialMovingAverage",
     "FreezeBackbone",
     "GeometryMonitor",
     "HierarchyMetrics",

@@ -7,9 +7,28 @@ from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.callbacks import EMAWeightAveraging, WeightAveraging
+from lightning.pytorch.utilities import rank_zero_warn
 
-__all__ = ["averaged_weights", "copy_module_again", "evaluate_averaged_weights", "save_fitted_temperature"]
+__all__ = [
+    "averaged_weights",
+    "copy_module_again",
+    "evaluate_averaged_weights",
+    "save_fitted_temperature",
+    "warn_of_late_start",
+]
+
+
+def warn_of_late_start(trainer: Trainer) -> None:
+    """Warn of Lightning's moving average with a late start, until which it validates and saves untrained weights."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, EMAWeightAveraging) and (
+            callback.update_starting_at_step or callback.update_starting_at_epoch
+        ):
+            rank_zero_warn(
+                "until its start, EMAWeightAveraging validates and saves the initial weights, and keeps them if "
+                "training ends before: take ExponentialMovingAverage with start_step or start_epoch instead"
+            )
 
 
 def copy_module_again(trainer: Trainer, module: LightningModule, stage: str) -> None:

@@ -39,6 +39,7 @@ from metricloss_pl.regimes._weight_averaging import (
     copy_module_again,
     evaluate_averaged_weights,
     save_fitted_temperature,
+    warn_of_late_start,
 )
 
 if TYPE_CHECKING:
@@ -260,6 +261,7 @@ class Classifier(LightningModule, ABC):
             counts = data.class_counts.to(self.device)
             self.class_weights.copy_(counts.sum() / (self.num_classes * counts))
         copy_module_again(self.trainer, self, stage)
+        warn_of_late_start(self.trainer)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         groups = self.parameter_groups()

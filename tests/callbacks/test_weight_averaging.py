@@ -120,7 +120,11 @@ def test_from_the_command_line(tmp_path, capsys, recwarn):
     """Trained, tested at once, tested again, resumed; the screen says nothing of how Lightning keeps two models."""
     config = Path(__file__).parents[2] / "configs" / "digits_center.yaml"
     quiet = ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu", "--trainer.limit_train_batches=5"]
-    flags = ["--trainer.callbacks=null", "--trainer.callbacks+=EMAWeightAveraging", "--trainer.callbacks.decay=0.9"]
+    flags = [
+        "--trainer.callbacks=null",
+        "--trainer.callbacks+=ExponentialMovingAverage",
+        "--trainer.callbacks.decay=0.9",
+    ]
     main(["fit", f"--config={config}", f"--runs_dir={tmp_path}", "--trainer.max_epochs=2", *flags, *quiet])
     run = tmp_path / "digits_center" / "version_0"
     tested = json.loads((run / "result.json").read_text())["metrics"]
