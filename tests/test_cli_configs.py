@@ -82,6 +82,13 @@ def test_blocks_are_found_too_and_other_flags_left_alone():
     ]
 
 
+def test_a_shipped_block_takes_the_place_of_a_run_files(capsys):
+    config = printed_config(capsys, "fit", "-c", "cub_cosine.yaml", "--data", "flowers64.yaml")
+    assert config["data"]["class_path"] == "metricloss_pl.data.Flowers102DataModule"
+    assert config["data"]["init_args"]["image_size"] == 64
+    assert config["model"]["class_path"].endswith("CosineClassifier")
+
+
 @pytest.mark.parametrize("subcommand", ["fit", "compare"])
 def test_a_config_that_is_nowhere_is_one_line(subcommand, capsys):
     with pytest.raises(SystemExit) as caught:

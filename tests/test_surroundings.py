@@ -1,6 +1,9 @@
+import subprocess
+
 import pytest
 import torch
 
+from metricloss_pl import surroundings as module
 from metricloss_pl.surroundings import surroundings
 
 
@@ -17,3 +20,26 @@ def test_threads_are_those_of_the_moment():
     for number in (1, 2, 1):
         torch.set_num_threads(number)
         assert surroundings()["hardware"]["threads"] == number
+
+
+@pytest.mark.parametrize("tracked", [True, False])
+def test_the_commit_is_that_of_the_package_not_of_a_repository_around_an_environment(tracked, tmp_path, monkeypatch):
+    package = tmp_path / ".venv" / "metricloss_pl"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (tmp_path / "thesis.txt").touch()
+
+    def git(*arguments):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+        command = ["git", "-C", str(tmp_path), *identity, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    git("init", "--quiet")
+    git("add", "." if tracked else "thesis.txt")
+    git("commit", "--quiet", "--message", "all")
+    monkeypatch.setattr(module.metricloss_pl, "__file__", str(package / "__init__.py"))
+    module._commit.cache_clear()
+    try:
+        assert module._commit() == (git("rev-parse", "HEAD") if tracked else None)
+    finally:
+        module._commit.cache_clear()
