@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from metricloss_pl.errors import UserError, reason
 
-__all__ = ["FilePath", "Line", "no_room", "read_lines", "replacing"]
+__all__ = ["FilePath", "Line", "no_room", "read_lines", "replacing", "stem_of_result"]
 
 if TYPE_CHECKING:
     FilePath: TypeAlias = str | os.PathLike[str]
@@ -114,3 +116,30 @@ def _blaming(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"{path} can't be written ({reason(error)}): another place is needed") from error
+
+
+def stem_of_result(folder: Path, stem: str, command: str | None) -> str:
+    """Return the stem of a command's result: `test`, or `test_2` and so on beside the results of other commands.
+
+    The file `<stem>.json` names the command that the files of this stem are of.
+
+    Args:
+        folder: Folder of the results.
+        stem: Stem of the first one.
+        command: The command. None: there is none, such as in a script; the first result is then replaced.
+    """
+    stems = (stem if number == 1 else f"{stem}_{number}" for number in count(1))
+    return next(
+        name
+        for name in stems
+        if command is None or not any(folder.glob(f"{name}.*")) or _command_of(folder / f"{name}.json") == command
+    )
+
+
+def _command_of(file: Path) -> str | None:
+    """Return the command that a result is of; None: it cannot be told."""
+    try:
+        result = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return result.get("command") if isinstance(result, dict) else None

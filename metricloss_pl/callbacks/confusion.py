@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -10,18 +11,21 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from metricloss_pl.callbacks._embed import run_folder
-from metricloss_pl.errors import UserError
-from metricloss_pl.files import replacing
+from metricloss_pl.errors import UserError, plural
+from metricloss_pl.files import replacing, stem_of_result
 from metricloss_pl.regimes import Classifier
 
 __all__ = ["ConfusionMatrixPlot"]
 
 
 class ConfusionMatrixPlot(Callback):
-    """Draw the confusion matrix of ``test``: ``<run>/figures/confusion_matrix.png`` and ``.csv``.
+    """Confusion matrix of `test`, drawn as `<run>/figures/confusion_matrix.png` with the numbers in a `.csv`.
 
-    Rows are the true classes, columns the predicted ones. Exact under several processes.
+    Rows are the true classes, columns the predicted ones. Exact under several processes. The matrix of another command
+    is not replaced: `confusion_matrix_2.png` and so on stand beside it.
     """
+
+    command: str | None = None  # that the result is of, set by the command line
 
     def __init__(self) -> None:
         self._counts: MulticlassConfusionMatrix | None = None
@@ -54,13 +58,18 @@ class ConfusionMatrixPlot(Callback):
 
         names = pl_module.class_names
         right = counts.trace() / max(counts.sum(), 1)
-        figure = plots.confusion_matrix(counts, names, title=f"{counts.sum()} test images, {100 * right:.2f} % right")
-        plots.save_figure(figure, folder / "confusion_matrix.png")
-        table = folder / "confusion_matrix.csv"
+        title = f"{plural(counts.sum(), 'test image')}, {100 * right:.2f} % right"
+        figure = plots.confusion_matrix(counts, names, title=title)
+        stem = stem_of_result(folder, "confusion_matrix", self.command)
+        plots.save_figure(figure, folder / f"{stem}.png")
+        table = folder / f"{stem}.csv"
         with replacing(table) as beside, beside.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["true \\ predicted", *names])
             writer.writerows([name, *row] for name, row in zip(names, counts.tolist(), strict=True))
+        if self.command is not None:
+            with replacing(folder / f"{stem}.json") as beside:
+                beside.write_text(json.dumps({"command": self.command}) + "\n", encoding="utf-8")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_figure("confusion matrix", figure, trainer.global_step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,17 +17,18 @@ from torch import Tensor
 
 from metricloss_pl.callbacks._embed import run_folder
 from metricloss_pl.data import ImageDataModule
-from metricloss_pl.errors import UserError
-from metricloss_pl.files import replacing
+from metricloss_pl.errors import UserError, plural
+from metricloss_pl.files import replacing, stem_of_result
 from metricloss_pl.regimes import Classifier
 
 __all__ = ["PredictionWriter"]
 
 
 class PredictionWriter(BasePredictionWriter):
-    """Write what ``predict`` finds: a CSV with file, class, probability, runner-up and its probability.
+    """Writer of a CSV file from `predict`: file, class, probability, runner-up and its probability.
 
-    The images of all processes stand in the data set's order, each once.
+    The images of all processes stand in the data set's order, each once. On the command line, a file of the default
+    name that another command has written is not replaced: `predictions_2.csv` and so on stand beside it.
 
     Args:
         path: CSV file to write. None: in the run's folder ``predictions.csv``, or ``predictions_test.csv`` where the
@@ -36,6 +38,8 @@ class PredictionWriter(BasePredictionWriter):
     Raises:
         UserError: The path is a folder.
     """
+
+    command: str | None = None  # that the result is of, set by the command line
 
     def __init__(self, path: str | None = None, embeddings: bool = False) -> None:
         super().__init__(write_interval="batch")  # with "epoch" Lightning would keep all probabilities in memory
@@ -98,14 +102,24 @@ class PredictionWriter(BasePredictionWriter):
             return
         _, first = np.unique(rows["index"], return_index=True)
         rows = {name: column[first] for name, column in rows.items()}
-        path = folder / _default_name(trainer) if self.path is None else Path(self.path)
-        if self.path is None:
-            path.with_suffix(".npz").unlink(missing_ok=True)  # embeddings of other images, written before
+        path = self._default_path(trainer, folder) if self.path is None else Path(self.path)
         assert isinstance(pl_module, Classifier)
         try:
             self._write(path, rows, _files(trainer, rows["index"]), pl_module.class_names)
+            if self.path is None and self.command is not None:
+                with replacing(path.with_suffix(".json")) as beside:
+                    beside.write_text(json.dumps({"command": self.command}) + "\n", encoding="utf-8")
         except OSError as error:
             raise UserError(f"predictions can't be written to {path} ({error.strerror}): give another path") from error
+
+    def _default_path(self, trainer: Trainer, folder: Path) -> Path:
+        data = getattr(trainer, "datamodule", None)
+        of_test_set = isinstance(data, ImageDataModule) and data.predict_dir is None
+        path = (
+            folder / f"{stem_of_result(folder, 'predictions_test' if of_test_set else 'predictions', self.command)}.csv"
+        )
+        path.with_suffix(".npz").unlink(missing_ok=True)  # embeddings of other images, written before
+        return path
 
     def _write(self, path: Path, rows: dict[str, Any], files: list[str], names: list[str]) -> None:
         with (
@@ -116,18 +130,12 @@ class PredictionWriter(BasePredictionWriter):
             writer.writerow(["file", "class", "probability", "runner_up", "runner_up_probability"])
             for name, (first, second), (p, q) in zip(files, rows["classes"], rows["probabilities"], strict=True):
                 writer.writerow([name, names[first], f"{p:.6f}", names[second], f"{q:.6f}"])
-        print(f"predictions  {len(files)} images in {path}")
+        print(f"predictions  {plural(len(files), 'image')} in {path}")
         if self.embeddings:
             classes = np.array(names)[rows["classes"][:, 0]]
             with replacing(path.with_suffix(".npz")) as beside:
                 np.savez(beside, embeddings=rows["embeddings"], files=np.array(files), classes=classes)
             print(f"embeddings   {path.with_suffix('.npz')}")
-
-
-def _default_name(trainer: Trainer) -> str:
-    data = getattr(trainer, "datamodule", None)
-    is_test_part = isinstance(data, ImageDataModule) and data.predict_dir is None
-    return "predictions_test.csv" if is_test_part else "predictions.csv"
 
 
 def _files(trainer: Trainer, index: Any) -> list[str]:

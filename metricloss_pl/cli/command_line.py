@@ -20,7 +20,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from metricloss_pl.callbacks import HierarchyMetrics
+from metricloss_pl.callbacks import ConfusionMatrixPlot, HierarchyMetrics, PredictionWriter
 from metricloss_pl.checkpoints import AtomicCheckpointIO, read_checkpoint
 from metricloss_pl.cli import run
 from metricloss_pl.cli.arguments import SUBCOMMANDS, name_of_run, prepare
@@ -33,6 +33,7 @@ from metricloss_pl.cli.report import show_report
 from metricloss_pl.cli.saved_config import drop_unreadable_defaults
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.errors import UserError
+from metricloss_pl.files import stem_of_result
 from metricloss_pl.messages import message_of
 from metricloss_pl.regimes import Classifier
 from metricloss_pl.run_files import add_run_arguments, check_settings, link_facts_of_data
@@ -150,6 +151,9 @@ class MetricLossCLI(LightningCLI):
             settings.weights = weights
         for name, value in self.kept_in_checkpoint.items():
             init_args[name] = value
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, (ConfusionMatrixPlot, PredictionWriter)):
+                callback.command = "fit" if self.subcommand == "fit" else shell_command(*self.arguments)
         for callback in self.trainer.checkpoint_callbacks:
             if self.datamodule.has_validation or not isinstance(callback, ModelCheckpoint):
                 continue
@@ -244,6 +248,8 @@ class MetricLossCLI(LightningCLI):
     def after_predict(self) -> None:
         if self.config.predict.data.init_args.get("predict_dir") is None and self.trainer.is_global_zero:
             print("these are the images of the test part: --data.predict_dir takes a folder of your own")
+        if self.trainer.is_global_zero and self.datamodule.unreadable is not None:
+            raise self.datamodule.unreadable  # the others are predicted, and the exit status says that some are not
 
     def _finish_evaluation(self) -> None:
         if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -280,7 +286,7 @@ class MetricLossCLI(LightningCLI):
             rows.append(("figures", short(folder / "figures")))
         file = folder / "result.json"
         if self.subcommand != "fit":
-            file = run.result_file(folder, str(self.subcommand), facts["command"])
+            file = folder / f"{stem_of_result(folder, str(self.subcommand), facts['command'])}.json"
             rows.append(("result", short(file)))
         run.write_result(file, trainer, facts)
         print_rows(rows)

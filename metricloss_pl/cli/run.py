@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import itertools
 import json
 import logging
 import math
@@ -258,22 +257,6 @@ def less_noise() -> Iterator[None]:
 
 def _is_of_use(record: logging.LogRecord) -> bool:
     return not any(noise in record.getMessage() for noise in _LOGGED_NOISE)
-
-
-def result_file(folder: Path, subcommand: str, command: str) -> Path:
-    """Where an evaluation's result goes: ``test.json``, or ``test_2.json`` and so on beside those of other commands."""
-    suffixes = itertools.chain([""], (f"_{number}" for number in itertools.count(2)))
-    files = (folder / f"{subcommand}{suffix}.json" for suffix in suffixes)
-    return next(file for file in files if not file.exists() or _command_of(file) == command)
-
-
-def _command_of(file: Path) -> str | None:
-    """The command that a result is of; None: it can't be told."""
-    try:
-        result = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return result.get("command") if isinstance(result, dict) else None
 
 
 def write_result(file: Path, trainer: Trainer, facts: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import Tensor
@@ -19,7 +20,7 @@ from torch.utils.data import DataLoader
 from metricloss_pl.data.augment import Augmentation
 from metricloss_pl.data.dataset import ImageDataset, Views, as_it_is
 from metricloss_pl.data.duplicates import Duplicate, describe_duplicates, find_duplicates
-from metricloss_pl.data.reading import UnreadableImages, check_readable, describe_unread, image_files
+from metricloss_pl.data.reading import UnreadableImages, check_readable, describe_unread, find_broken, image_files
 from metricloss_pl.data.sampler import EvaluationSampler, TrainSampler, process_group
 from metricloss_pl.data.samples import Samples, Statistics, check_samples, check_statistics, concatenate
 from metricloss_pl.data.splits import choose_per_class, split_off
@@ -109,6 +110,8 @@ class ImageDataModule(LightningDataModule, ABC):
         self._parts: dict[str, Samples] = {}
         self._stores: dict[str, ImageStore] = {}
         self._normalization: tuple[list[float], list[float]] | None = None
+        self._files_checked = False
+        self._unreadable: UnreadableImages | None = None
         self._check_arguments()
 
     # What a data set adds.
@@ -167,6 +170,11 @@ class ImageDataModule(LightningDataModule, ABC):
     def class_counts(self) -> Tensor:
         """Images of each class in the training part (C,) int64, after `setup("fit")`."""
         return torch.bincount(self.samples("train").labels, minlength=self.num_classes)
+
+    @property
+    def unreadable(self) -> UnreadableImages | None:
+        """The images of `predict_dir` that cannot be read, which `predict` leaves out, after `setup("predict")`."""
+        return self._unreadable
 
     @property
     def predict_files(self) -> list[str]:
@@ -232,6 +240,7 @@ class ImageDataModule(LightningDataModule, ABC):
         Raises:
             UnreadableImages: Some cannot be decoded; all of these are named.
         """
+        self._files_checked = True
         train = self._parts.get("train")
         if train is not None and isinstance(train.images, Tensor):
             return
@@ -248,6 +257,8 @@ class ImageDataModule(LightningDataModule, ABC):
             self._set_up_test(required=stage is not None)
         if stage in ("predict", None):
             self._set_up_predict()
+        if stage in ("validate", "test", "predict"):
+            self._check_files_of("val" if stage == "validate" else "test")
 
     def train_dataloader(self) -> DataLoader[Any]:
         """The augmented training part in a new order each epoch; the last incomplete global batch is dropped."""
@@ -373,6 +384,11 @@ class ImageDataModule(LightningDataModule, ABC):
             resize = self.train_resize
         return ImageStore(samples, in_channels=self.in_channels, resize=resize, cache_gb=self.cache_gb)
 
+    def _check_files_of(self, part: Part) -> None:
+        """Name all broken files of a part at once, not one by one as its images are needed."""
+        if part in self._parts and not self._files_checked and self._stores[part].images is None:
+            self._check_readable([self._parts[part]])
+
     def _check_readable(self, parts: Iterable[Samples]) -> None:
         files = [path for samples in parts if isinstance(samples.images, list) for path in samples.images]
         check_readable(files, self.in_channels)
@@ -459,9 +475,26 @@ class ImageDataModule(LightningDataModule, ABC):
             return
         files = image_files(self.predict_dir)
         self._warn(describe_unread(Path(self.predict_dir), [Path(self.predict_dir)]))
+        files = self._leave_out_broken(files)
         names = [path.relative_to(self.predict_dir).as_posix() for path in files]
         labels = torch.full((len(files),), -1, dtype=torch.int64)
         self._add({"predict": Samples(images=files, labels=labels, names=names)})
+
+    def _leave_out_broken(self, files: list[Path]) -> list[Path]:
+        """Return the files that can be read and warn of the others; each process looks at a share of them."""
+        processes, rank = self._processes()
+        broken = find_broken(files[rank::processes], self.in_channels)
+        if processes > 1:
+            shares: list[Any] = [None] * processes
+            dist.all_gather_object(shares, broken)
+            broken = {path: share[path] for path in files for share in shares if path in share}
+        if not broken:
+            return files
+        self._unreadable = UnreadableImages.of(broken, write_list=rank == 0)
+        if len(broken) == len(files):
+            raise self._unreadable
+        self._warn([f"{self._unreadable}; the other images are predicted"])
+        return [path for path in files if path not in broken]
 
     def _train_sampler(self, labels: Tensor) -> TrainSampler:
         repeat = self.repeat

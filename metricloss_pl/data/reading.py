@@ -175,9 +175,9 @@ class UnreadableImages(UserError):
         return str(self.args[0])
 
     @classmethod
-    def of(cls, broken: Mapping[Path, str]) -> Self:
+    def of(cls, broken: Mapping[Path, str], write_list: bool = True) -> Self:
         """Name files, and where they are many list them in a text file."""
-        listed = _write_list(broken) if len(broken) > _NAMED else None
+        listed = _write_list(broken) if write_list and len(broken) > _NAMED else None
         them = "the file" if len(broken) == 1 else "them"
         return cls(f"{describe_broken(broken, listed)}; repair or remove {them}", broken)
 
