@@ -29,6 +29,7 @@ from metricloss_pl.cli.figure import draw_figure
 from metricloss_pl.cli.hierarchy import show_hierarchy
 from metricloss_pl.cli.parser import Parser
 from metricloss_pl.cli.program import DESCRIPTIONS
+from metricloss_pl.cli.progress import progress_display
 from metricloss_pl.cli.report import show_report
 from metricloss_pl.cli.saved_config import drop_unreadable_defaults
 from metricloss_pl.data import ImageDataModule
@@ -171,7 +172,7 @@ class MetricLossCLI(LightningCLI):
         callbacks = given.callbacks or []
         callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
         if given.enable_progress_bar is not False and not any(isinstance(c, AnyProgressBar) for c in callbacks):
-            callbacks.append(run.ProgressBar())
+            callbacks.append(progress_display())
         if self.subcommand == "fit" and given.logger is not False:
             callbacks.append(LearningRateMonitor())
         if self.subcommand in ("fit", "test") and not any(isinstance(c, HierarchyMetrics) for c in callbacks):

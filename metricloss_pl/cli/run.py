@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
@@ -214,15 +214,6 @@ class EndTogether(Callback):
         processes = getattr(trainer.strategy.launcher, "procs", [])
         for process in processes:
             atexit.register(process.kill)
-
-
-class ProgressBar(RichProgressBar):
-    """Lightning's, without the version number among the metrics."""
-
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        metrics = super().get_metrics(trainer, pl_module)
-        metrics.pop("v_num", None)
-        return metrics
 
 
 # ------------------------------------------------------------------------------------------------------------ screen
