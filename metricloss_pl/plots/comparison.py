@@ -79,7 +79,7 @@ def accuracy_against_size(
         ax.set_xscale("log")
     _widen(ax, "y")
     ax.set_xticks(x, ["all" if size is None else str(size) for size in sizes])
-    ax.xaxis.minorticks_off()
+    ax.minorticks_off()  # of the logarithm; y has none
     ax.set_xlabel("training images a class")
     ax.set_ylabel(f"{name}, %")
     _legend(figure, series, style)
