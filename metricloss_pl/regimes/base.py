@@ -425,6 +425,9 @@ class Classifier(LightningModule, ABC):
         checkpoint["hyper_parameters"] = settings
         checkpoint["class_names"] = self.class_names
         checkpoint["images"] = self.image_format
+        for part in ("lr_schedulers", "callbacks"):
+            if part in checkpoint:
+                checkpoint[part] = _without_functions(checkpoint[part])
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -454,3 +457,13 @@ def _loss_with_gradients(closure: Callable[[], Any], optimizer: Optimizer | Ligh
     """Run the closure; return None, which tells Lightning not to unscale, where it has computed no gradients."""
     loss = closure()
     return loss if has_gradients(optimizer) else None
+
+
+def _without_functions(state: Any) -> Any:
+    """Return a nested state without functions, which `weights_only` refuses.
+
+    Torch before 2.10 keeps one in the state of `SWALR`, whose constructor sets it anew.
+    """
+    if isinstance(state, dict):
+        return {key: _without_functions(value) for key, value in state.items() if not inspect.isfunction(value)}
+    return [_without_functions(value) for value in state] if isinstance(state, list) else state

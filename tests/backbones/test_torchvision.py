@@ -271,7 +271,7 @@ def test_unknown_names() -> None:
 )
 def test_smallest_side(name: str, small_stem: bool, smallest: int) -> None:
     """One pixel less is refused, and rightly: the network itself fails there."""
-    with torch.device("meta"):
+    with torch.device("cpu" if name == "convnext_tiny" else "meta"):  # where torch 2.6 lets convolutions of it pass
         backbone = TorchvisionBackbone(name, small_stem=small_stem).eval()
         assert backbone(torch.empty(2, 3, smallest, smallest)).shape == (2, backbone.num_features)
         if smallest > 1:

@@ -10,7 +10,7 @@ C, D = 5, 5
 CENTERS = torch.randn(C, D, generator=torch.Generator().manual_seed(0))
 CALLS = {
     "cosine": lambda x, y: F.cosine_loss(x, y),
-    "cosine to class embeddings": lambda x, y: CosineLoss(F.normalize(CENTERS))(x, y),
+    "cosine to class embeddings": CosineLoss(F.normalize(CENTERS)),
     "cosine cross-entropy": lambda x, y: F.cosine_cross_entropy(x, y),
     "cross-entropy": lambda x, y: F.cross_entropy(x, y, 0.1, "others"),
     "squared error": lambda x, y: F.squared_error(x, y),
