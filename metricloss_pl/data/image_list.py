@@ -17,6 +17,8 @@ from metricloss_pl.data.held_out import check_test_fraction, hold_out_test
 from metricloss_pl.data.samples import Samples
 from metricloss_pl.errors import UserError, reason
 
+_COLUMNS = ("file", "label", "split", "group")  # others are ignored
+
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class ImageListDataModule(ImageDataModule):
@@ -107,7 +109,7 @@ def read_rows(file: Path, root: Path) -> list[Row]:
             reader = csv.DictReader(stream, skipinitialspace=True, delimiter=delimiter)
             columns = [name.strip().lower() for name in reader.fieldnames or []]
             reader.fieldnames = columns
-            for column in columns:
+            for column in _COLUMNS:
                 if columns.count(column) > 1:
                     raise UserError(f"{file}, line 1: two columns {column!r}: each needs a name of its own")
             for column in ("file", "label"):
@@ -115,7 +117,7 @@ def read_rows(file: Path, root: Path) -> list[Row]:
                     raise UserError(
                         f"{file}, line 1: no column {column!r}; its columns are {', '.join(columns) or 'none'}"
                     )
-            rows = [_row(file, reader.line_num, cells, root) for cells in reader]
+            rows = [_row(file, reader.line_num, cells, root) for cells in reader if _has_text(cells.values())]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{file} cannot be read as a CSV file in UTF-8: {reason(error)}") from error
     if not rows:
@@ -124,9 +126,14 @@ def read_rows(file: Path, root: Path) -> list[Row]:
     return rows
 
 
+def _has_text(entries: Iterable[str | list[str] | None]) -> bool:
+    """Return whether a line has any entry; `csv` lists those beyond the last column."""
+    return any("".join(entry or "").strip() for entry in entries)
+
+
 def _row(file: Path, line: int, cells: dict[str | None, str | None], root: Path) -> Row:
     place = f"{file}, line {line}"
-    if None in cells:
+    if _has_text([cells.pop(None, None)]):
         raise UserError(f"{place}: more entries than columns; an entry with a comma needs quotes")
     text = {column: (entry or "").strip() for column, entry in cells.items()}
     for column in ("file", "label"):

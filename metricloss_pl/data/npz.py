@@ -15,9 +15,10 @@ from torch import Tensor
 from metricloss_pl.data.base import ImageDataModule, Part
 from metricloss_pl.data.held_out import check_test_fraction, hold_out_test
 from metricloss_pl.data.samples import Samples, array_samples
-from metricloss_pl.errors import UserError, reason
+from metricloss_pl.errors import UserError, plural, reason
 
 _PARTS: tuple[Part, ...] = ("train", "val", "test")
+_SHOWN = 10  # labels, of many
 _BROKEN_FILE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)  # what NumPy raises on one
 
 
@@ -123,23 +124,34 @@ def check_heads(file: Path, heads: dict[str, Head]) -> Head:
                 f"{images_key} in {file} has the shape {images.shape}: "
                 "(N, H, W), (N, H, W, 1) or (N, H, W, 3) is needed"
             )
-        if images.dtype not in (np.uint8, np.uint16) and images.dtype.kind != "f":
-            raise UserError(f"{images_key} in {file} are {images.dtype}: uint8, uint16 or floats in [0, 1] are needed")
+        if _kind(images.dtype) is None:
+            raise UserError(
+                f"{images_key} in {file} are {images.dtype.name}: uint8, uint16 or floats in [0, 1] are needed; values "
+                "from 0 to 255 become uint8 by images.astype('uint8')"
+            )
         if len(labels.shape) not in (1, 2) or labels.shape[1:] not in ((), (1,)):
             raise UserError(f"{labels_key} in {file} has the shape {labels.shape}: (N,) or (N, 1) is needed")
-        if labels.dtype.kind not in "iu":
-            raise UserError(f"{labels_key} in {file} are {labels.dtype}: integers are needed")
+        if labels.dtype.kind not in "iub":
+            raise UserError(
+                f"{labels_key} in {file} are {labels.dtype.name}: integers are needed; np.unique(labels, "
+                "return_inverse=True) gives names and integers"
+            )
         if images.shape[0] != labels.shape[0]:
             raise UserError(
                 f"{images_key} in {file} has the shape {images.shape}, but {labels_key} {labels.shape}: "
                 "one label an image is needed"
             )
-        if train is not None and (images.shape[1:] != train.shape[1:] or images.dtype != train.dtype):
+        if train is not None and (images.shape[1:] != train.shape[1:] or _kind(images.dtype) != _kind(train.dtype)):
             raise UserError(
-                f"{images_key} in {file} are {images.dtype} of shape {images.shape}, but train_images {train.dtype} of "
-                f"shape {train.shape}: images of one shape and type are needed"
+                f"{images_key} in {file} are {images.dtype.name} of shape {images.shape}, but train_images "
+                f"{train.dtype.name} of shape {train.shape}: images of one shape and type are needed"
             )
     return heads["train_images"]
+
+
+def _kind(dtype: np.dtype) -> str | None:
+    """Return "uint8", "uint16" or "float", whatever the order of the bytes; None: no type of images."""
+    return "float" if dtype.kind == "f" else dtype.name if dtype.name in ("uint8", "uint16") else None
 
 
 def read_labels(file: Path, part: Part) -> Tensor:
@@ -181,6 +193,14 @@ def read_classes(file: Path, heads: dict[str, Head], labels: dict[Part, Tensor])
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise UserError(f"{key} in {file} names {twice!r} twice: each class needs a name of its own")
+    elif len(trained) < len(names):
+        found = sorted(trained)
+        listed = ", ".join(map(str, found[:_SHOWN])) + (", ..." if len(found) > _SHOWN else "")
+        raise UserError(
+            f"train_labels in {file} have {plural(len(found), 'value')}, {listed}: the labels of "
+            f"{plural(len(found), 'class')} are 0 to {len(found) - 1}; np.unique(labels, return_inverse=True)[1] "
+            "renumbers the labels of all sets together"
+        )
     for part, of_part in labels.items():
         position = int(of_part.argmax())
         if of_part[position] >= len(names):

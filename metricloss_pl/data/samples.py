@@ -65,7 +65,7 @@ def array_samples(images: np.ndarray, labels: ArrayLike, name: str) -> Samples:
         images = images[..., None]
     images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
     if images.dtype != np.uint8:
-        images = images.astype(np.float32) / np.float32(65535 if images.dtype == np.uint16 else 1)
+        images = images.astype(np.float32) / np.float32(65535 if images.dtype.kind == "u" else 1)
     return Samples(
         images=torch.from_numpy(images),
         labels=torch.from_numpy(np.asarray(labels, dtype=np.int64)),

@@ -197,3 +197,23 @@ def test_test_fraction_out_of_range(folder):
     assert "test_fraction of ImageListDataModule is 1.5" in refused(
         folder, "file,label", "images/0.png,a", test_fraction=1.5
     )
+
+
+@pytest.mark.parametrize(
+    ("head", "row"),
+    [
+        ("file,label,,", "{file},{label},,"),
+        (",file,label", "{number},{file},{label}"),
+        ("file,label", "{file},{label},,"),
+        ("note,file,label,note", "x,{file},{label},y"),
+        ("file;label;;", "{file};{label};;"),
+    ],
+)
+def test_columns_without_a_name_or_a_use_are_ignored(folder, head, row):
+    """Spreadsheets write such columns, and empty rows at the end."""
+    rows = [row.format(file=f"images/{i}.png", label="ab"[i % 2], number=i) for i in range(4)]
+    (folder / "list.csv").write_text("\n".join([head, *rows, ",,," if "," in head else ";;;", ""]))
+    data = ImageListDataModule(csv=str(folder / "list.csv"))
+    assert data.class_names == ["a", "b"]
+    names = [name for part in ("train", "test") if (samples := data.read(part)) for name in samples.names]
+    assert sorted(names) == [f"images/{i}.png" for i in range(4)]

@@ -114,6 +114,27 @@ def test_float_images(tmp_path, dtype):
     assert (images[:, 0].numpy() == contents["train_images"].astype(np.float32)).all()
 
 
+@pytest.mark.parametrize("kind", [">u2", "<u2", ">f4", ">f2", "f8"])
+def test_the_order_of_the_bytes_does_not_matter(tmp_path, kind):
+    """Of images and labels, and in one set but not in another."""
+    contents = arrays()
+    levels = contents["train_images"].astype(kind) * np.array(257 if "u" in kind else 1 / 255, kind)
+    contents["train_images"], contents["train_labels"] = levels, contents["train_labels"].astype(">i2")
+    for part in ("val", "test"):
+        contents[f"{part}_images"] = contents[f"{part}_images"].astype(np.dtype(kind).newbyteorder("=")) // 256
+    images, labels, *_ = vars(NpzDataModule(path=save(tmp_path, contents)).read("train")).values()
+    want = levels.astype(np.float32) / (65535 if "u" in kind else 1)
+    assert (images[:, 0].numpy() == want).all()
+    assert labels.tolist() == list(range(4)) * 5
+
+
+def test_boolean_labels(tmp_path):
+    contents = {key: array % 2 == 1 if "labels" in key else array for key, array in arrays().items()}
+    data = NpzDataModule(path=save(tmp_path, contents))
+    assert data.class_names == ["0", "1"]
+    assert data.read("train").labels.tolist() == [0, 1] * 10
+
+
 @pytest.mark.parametrize("value", [float("nan"), 1.5, -0.5])
 def test_float_images_out_of_range_are_named(tmp_path, value):
     contents = {key: array / 255 if "images" in key else array for key, array in arrays().items()}
@@ -150,7 +171,9 @@ def changed(**changes) -> dict[str, np.ndarray]:
         (changed(train_labels=lambda x: x.astype(object)), ["train_labels", "object"]),
         (changed(train_labels=lambda x: x - 1), ["train_labels[0]", "is -1"]),
         (changed(test_labels=lambda x: x + 1), ["test_labels[3]", "is 4", "4 classes", "0 to 3"]),
-        (changed(train_labels=lambda x: x * 2), ["train_labels", "no image of class '1' (label 1)"]),
+        (changed(train_labels=lambda x: x * 2), ["train_labels", "4 values, 0, 2, 4, 6", "4 classes are 0 to 3"]),
+        (changed(train_labels=lambda x: x % 2 * 255), ["2 values, 0, 255", "2 classes are 0 to 1", "np.unique"]),
+        (changed(train_labels=lambda x: x + 1), ["4 values, 1, 2, 3, 4: ", "4 classes are 0 to 3"]),
         (changed(classes=lambda _: np.array(list("abc"))), ["train_labels[3]", "is 3", "3 classes"]),
         (changed(classes=lambda _: np.array(list("abcde"))), ["no image of class 'e' (label 4)"]),
         (changed(classes=lambda _: np.array(list("abca"))), ["classes", "'a' twice"]),
