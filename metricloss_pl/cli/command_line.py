@@ -32,6 +32,7 @@ from metricloss_pl.cli.program import DESCRIPTIONS
 from metricloss_pl.cli.progress import progress_display
 from metricloss_pl.cli.report import show_report
 from metricloss_pl.cli.saved_config import drop_unreadable_defaults
+from metricloss_pl.cli.settings_log import SettingsLog
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.errors import UserError
 from metricloss_pl.files import stem_of_result
@@ -191,6 +192,10 @@ class MetricLossCLI(LightningCLI):
         run.limit_waiting(config.timeout_minutes)
         self.timer = Timer(given.max_time)  # in the checkpoints too, so that a resumed run counts on
         kwargs["callbacks"] = [*callbacks, self.timer, run.EndTogether()]
+        self.settings_log = SettingsLog(self.config[self.subcommand]) if given.enable_autolog_hparams else None
+        if self.settings_log is not None:
+            kwargs["callbacks"].append(self.settings_log)
+            kwargs["enable_autolog_hparams"] = False  # it is done by that callback
         kwargs["default_root_dir"] = str(folder)
         return super().instantiate_trainer(**kwargs)
 
@@ -238,6 +243,8 @@ class MetricLossCLI(LightningCLI):
                 self.model, self.datamodule, ckpt_path=chosen.best_model_path, weights_only=True, verbose=False
             )
             metrics |= tested[0] if tested else {}
+        if self.settings_log is not None:
+            self.settings_log.log_metrics(self.trainer, metrics)
         self._finish(metrics, chosen.best_model_path if chosen else "", seconds)
 
     def after_validate(self) -> None:
