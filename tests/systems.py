@@ -17,9 +17,9 @@ def make_pipe(path: Path) -> None:
     os.mkfifo(path)
 
 
-def make_link(link: Path, target: Path) -> None:
+def make_link(link: Path, target: str | Path) -> None:
     """Create a symbolic link."""
     try:
-        link.symlink_to(target, target_is_directory=target.is_dir())
+        link.symlink_to(target)
     except OSError as error:  # Windows asks for a right of its own
         pytest.skip(f"symbolic links can't be made here: {error}")

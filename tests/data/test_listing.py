@@ -12,6 +12,7 @@ from metricloss_pl.data.reading import describe_unread, find_files, image_files
 from metricloss_pl.errors import UserError
 from tests.data.conftest import ToyDataModule
 from tests.helpers import make_folder, make_image
+from tests.systems import make_link
 
 
 def listed(folder: Path) -> list[str]:
@@ -30,17 +31,17 @@ def test_links_are_followed(tmp_path: Path, store: Path) -> None:
     """To folders and files, within the folder or out of it, and more than one to the same folder."""
     root = tmp_path / "root"
     make_image(root / "a.png" / "0.png", 8, 0)  # a folder with an image's name
-    (root / "b").symlink_to(store)
-    (root / "c").symlink_to(store, target_is_directory=True)
-    (root / "d.png").symlink_to(store / "0.png")
-    (root / "e").symlink_to(root / "a.png")
-    (store / "more").symlink_to(tmp_path / "further")
+    make_link(root / "b", store)
+    make_link(root / "c", store)
+    make_link(root / "d.png", store / "0.png")
+    make_link(root / "e", root / "a.png")
     make_image(tmp_path / "further" / "3.png", 8, 0)
+    make_link(store / "more", tmp_path / "further")
     of_store = ["0.png", "deep/1.PNG", "more/3.png"]
     assert listed(root) == [
         "a.png/0.png", *(f"b/{name}" for name in of_store), *(f"c/{name}" for name in of_store), "d.png", "e/0.png"
     ]  # fmt: skip
-    (tmp_path / "link").symlink_to(root)
+    make_link(tmp_path / "link", root)
     assert listed(tmp_path / "link") == listed(root)
 
 
@@ -49,11 +50,11 @@ def test_links_to_a_folder_around_them_end(tmp_path: Path, store: Path) -> None:
     root = tmp_path / "root"
     make_image(root / "cat" / "0.png", 8, 0)
     make_image(root / "dog" / "0.png", 8, 0)
-    (root / "cat" / "self").symlink_to(root / "cat")
-    (root / "cat" / "up").symlink_to("..")
-    (root / "cat" / "store").symlink_to(store)
-    (store / "back").symlink_to(root / "cat")
-    (store / "deep" / "top").symlink_to(tmp_path)
+    make_link(root / "cat" / "self", root / "cat")
+    make_link(root / "cat" / "up", "..")
+    make_link(root / "cat" / "store", store)
+    make_link(store / "back", root / "cat")
+    make_link(store / "deep" / "top", tmp_path)
     assert listed(root / "cat") == ["0.png", "store/0.png", "store/deep/1.PNG"]
     (line,) = describe_unread(root, [root / "cat"])
     assert line.startswith("not used: 4 links to a folder that it lies in, such as 'cat/self'; ")
@@ -61,10 +62,10 @@ def test_links_to_a_folder_around_them_end(tmp_path: Path, store: Path) -> None:
 
 def test_what_cannot_be_used_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = make_folder(tmp_path / "root", images=3)
-    (root / "dog" / "lost.png").symlink_to(tmp_path / "nowhere.png")
-    (root / "dog" / "round.png").symlink_to(root / "dog" / "round.png")
-    (root / "dog" / ".hidden.png").symlink_to(tmp_path / "nowhere.png")
-    (root / "fox").symlink_to(tmp_path / "nowhere")
+    make_link(root / "dog" / "lost.png", tmp_path / "nowhere.png")
+    make_link(root / "dog" / "round.png", root / "dog" / "round.png")
+    make_link(root / "dog" / ".hidden.png", tmp_path / "nowhere.png")
+    make_link(root / "fox", tmp_path / "nowhere")
     (root / "dog" / "12345").touch()
     (root / "cat" / "closed").mkdir()
     scandir = os.scandir
@@ -92,8 +93,8 @@ def test_what_cannot_be_used_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_predict_follows_links_and_says_what_is_not_used(tmp_path: Path, store: Path) -> None:
     folder = tmp_path / "new"
     make_image(folder / "9.png", 8, 0)
-    (folder / "link").symlink_to(store)
-    (folder / "lost.png").symlink_to(tmp_path / "nowhere.png")
+    make_link(folder / "link", store)
+    make_link(folder / "lost.png", tmp_path / "nowhere.png")
     data = ToyDataModule(predict_dir=str(folder))
     with pytest.warns(UserWarning, match=r"not used: 1 link whose target is missing or closed, such as 'lost\.png'"):
         data.setup("predict")
