@@ -15,7 +15,7 @@ from torch import Tensor
 
 from metricloss_pl.class_embeddings.hierarchy import Hierarchy
 from metricloss_pl.class_embeddings.matching import match_classes, read_class_list
-from metricloss_pl.errors import UserError, reason
+from metricloss_pl.errors import UserError, plural, reason
 from metricloss_pl.files import FilePath
 
 if TYPE_CHECKING:
@@ -131,7 +131,9 @@ def read_embeddings(path: FilePath) -> tuple[list[str], NDArray[np.float64]]:
     except Exception as error:  # a broken pickle can raise anything
         raise UserError(f"embeddings {path} can't be read ({reason(error)}): a pickle or .npz is needed") from error
     if array.ndim != 2 or len(array) != len(names) or not np.isfinite(array).all():
-        raise UserError(f"embeddings {path}: {array.shape} numbers for {len(names)} classes; (C, D) finite are needed")
+        raise UserError(
+            f"embeddings {path}: {array.shape} numbers for {plural(len(names), 'class')}; (C, D) finite are needed"
+        )
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
         raise UserError(f"embeddings {path}: {repeated[0]!r} stands there twice; each class has one row")
     return names, array

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from metricloss_pl.class_embeddings import open_hierarchy
 from metricloss_pl.class_embeddings.hierarchy import Format
+from metricloss_pl.errors import plural
 from metricloss_pl.files import FilePath
 from metricloss_pl.screen import print_rows, short
 
@@ -74,7 +75,7 @@ def show_hierarchy(
 
         drawn = classes[:: math.ceil(len(classes) / _MAX_DRAWN)]
         part = f"{len(drawn)} of " if len(drawn) < len(classes) else ""
-        title = f"{Path(path).stem}: {part}{len(classes)} classes, height {hierarchy.height}"
+        title = f"{Path(path).stem}: {part}{plural(len(classes), 'class')}, height {hierarchy.height}"
         figure = plots.similarity_matrix(hierarchy.similarities(drawn), [names[leaf] for leaf in drawn], title)
         plots.save_figure(figure, Path(picture))
         print_rows([("picture", short(picture))])

@@ -20,7 +20,7 @@ from metricloss_pl.data.duplicates import Duplicate, find_duplicates
 from metricloss_pl.data.reading import digests_of
 from metricloss_pl.data.samples import Samples, check_samples, concatenate
 from metricloss_pl.data.splits import split_off
-from metricloss_pl.errors import UserError
+from metricloss_pl.errors import UserError, plural
 
 __all__ = ["FoldDataModule", "digest", "fold_numbers", "images_root", "official_parts"]
 
@@ -104,7 +104,7 @@ def fold_numbers(images: Samples, folds: int, seed: int, class_names: list[str])
     counts = torch.bincount(images.labels, minlength=len(class_names))
     for name, count in zip(class_names, counts.tolist(), strict=True):
         if count < folds:
-            raise UserError(f"class {name!r} has {count} images: folds is {folds}, and each fold needs one")
+            raise UserError(f"class {name!r} has {plural(count, 'image')}: folds is {folds}, and each fold needs one")
     numbers = np.zeros(len(images), dtype=np.int64)
     rest = np.arange(len(images))
     for fold in range(folds - 1):

@@ -29,7 +29,7 @@ from metricloss_pl.compare.results import Line, Results
 from metricloss_pl.compare.tuning import check_optuna
 from metricloss_pl.compare.words import count, duration, size_name, span
 from metricloss_pl.compare.worker import Worker
-from metricloss_pl.errors import UserError
+from metricloss_pl.errors import UserError, plural
 from metricloss_pl.screen import print_rows, quiet, short
 
 if TYPE_CHECKING:
@@ -293,7 +293,7 @@ def _check_ends(plan: Plan, results: Results, processes: Sequence[BaseProcess]) 
     if missing:
         codes = sorted({process.exitcode or 0 for process in processes})
         raise UserError(
-            f"{missing} runs are missing: their processes ended with status {', '.join(map(str, codes))} (-9: killed, "
+            f"missing: {plural(missing, 'run')}; processes ended with status {', '.join(map(str, codes))} (-9: killed, "
             "perhaps for memory); what they said, if anything, is above. The same command goes on; fewer jobs need less"
         )
 

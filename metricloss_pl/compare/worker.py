@@ -21,7 +21,7 @@ from metricloss_pl.compare.recording import Clock, Recorder, Scores
 from metricloss_pl.compare.results import Line
 from metricloss_pl.compare.settings import Built, RunFiles
 from metricloss_pl.compare.tuning import MEASUREMENTS, Search, best_trial
-from metricloss_pl.errors import UserError, reason
+from metricloss_pl.errors import UserError, plural, reason
 from metricloss_pl.messages import message_of
 from metricloss_pl.metrics import Temperature
 from metricloss_pl.surroundings import peak_memory, surroundings
@@ -121,7 +121,7 @@ class Worker:
         if trials:
             best = best_trial(trials, self.comparison.metric)
             if best is None:
-                raise UserError(f"none of the {len(trials)} trials has ended well: {trials[0]['reason']}")
+                raise UserError(f"none of {plural(len(trials), 'trial')} has ended well: {trials[0]['reason']}")
             tuned = {name: best["settings"][name] for name in self.comparison.space(run.variant)}
             temperature = best["metrics"]["val/temperature"]
         line["settings"] = {**self._sized(run), **tuned}

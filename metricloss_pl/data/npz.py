@@ -206,7 +206,7 @@ def read_classes(file: Path, heads: dict[str, Head], labels: dict[Part, Tensor])
         if of_part[position] >= len(names):
             raise UserError(
                 f"{part}_labels[{position}] in {file} is {int(of_part[position])}: "
-                f"with {len(names)} classes labels run from 0 to {len(names) - 1}"
+                f"with {plural(len(names), 'class')} labels run from 0 to {len(names) - 1}"
             )
     for label, name in enumerate(names):
         if label not in trained:

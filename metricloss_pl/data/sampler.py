@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
-from metricloss_pl.errors import UserError
+from metricloss_pl.errors import UserError, plural
 
 
 def process_group() -> tuple[int, int]:
@@ -74,7 +74,7 @@ class TrainSampler(DistributedSampler[Any]):
         super().__init__(range(len(labels)), num_replicas=num_replicas, rank=rank, shuffle=True, seed=seed)  # type: ignore[arg-type]
         global_batch = batch_size * num_replicas
         if len(labels) < num_replicas:
-            raise UserError(f"{len(labels)} training images cannot be shared out to {num_replicas} processes")
+            raise UserError(f"{plural(len(labels), 'training image')} cannot be shared out to {num_replicas} processes")
         self.labels = labels.numpy()
         self.balanced = balanced
         self.batch_size = batch_size

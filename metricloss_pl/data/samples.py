@@ -12,7 +12,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from metricloss_pl.errors import UserError
+from metricloss_pl.errors import UserError, plural
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -159,8 +159,8 @@ def check_samples(samples: Samples, num_classes: int, part: str) -> None:
     if len(wrong):
         image = int(wrong[0])
         raise UserError(
-            f"{samples.names[image]} ({part} part) has the label {int(labels[image])}, but with {num_classes} classes "
-            f"labels run from 0 to {num_classes - 1}"
+            f"{samples.names[image]} ({part} part) has the label {int(labels[image])}, but with "
+            f"{plural(num_classes, 'class')} labels run from 0 to {num_classes - 1}"
         )
     if isinstance(samples.images, Tensor):
         _check_tensor(samples.images, samples.names, part)

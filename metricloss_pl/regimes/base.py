@@ -27,7 +27,7 @@ from metricloss_pl.backbones import Backbone
 from metricloss_pl.checkpoints import plain_settings, read_checkpoint, tensor_not_finite, where_classes_differ
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.data.preparation import ImageLike
-from metricloss_pl.errors import UserError, check_choice
+from metricloss_pl.errors import UserError, check_choice, plural
 from metricloss_pl.metrics import BalancedAccuracy, Temperature
 from metricloss_pl.mixing import Mixing
 from metricloss_pl.regimes._chance import Chance
@@ -111,7 +111,8 @@ class Classifier(LightningModule, ABC):
         if num_classes < 2:
             raise UserError(f"the data have {num_classes} class: at least 2 are needed to tell apart")
         if len(names) != num_classes:
-            raise UserError(f"{num_classes} classes and {len(names)} class names: they must be equally many")
+            given = plural(len(names), "class name")
+            raise UserError(f"{plural(num_classes, 'class')} and {given}: they must be equally many")
         check_choice("lr_scheduler_interval", lr_scheduler_interval, Interval)
         check_choice("class_weights", class_weights, ClassWeights | None)
         check_choice("weight_decay_on", weight_decay_on, Decayed)

@@ -312,7 +312,7 @@ def test_a_study_without_a_good_trial_fails_by_name(tmp_path):
     run_comparison(tiny(("softmax",), tuning=tuning, epochs=2), folder=str(tmp_path))
     trial, final = lines(tmp_path)
     assert (trial["status"], final["status"], final["predictions"]) == ("failed", "failed", None)
-    assert final["reason"].startswith("none of the 1 trials has ended well: ")
+    assert final["reason"].startswith("none of 1 trial has ended well: ")
 
 
 REFUSALS = {
