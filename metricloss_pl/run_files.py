@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
+from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from metricloss_pl import backbones, schedules  # noqa: F401  imported so that YAML may name their classes alone
 from metricloss_pl.callbacks import BestCheckpoint, PredictionWriter
 from metricloss_pl.errors import UserError
 
-__all__ = ["HARMLESS", "LINKED", "add_run_arguments", "check_settings", "link_facts_of_data"]
+__all__ = ["HARMLESS", "LINKED", "add_run_arguments", "check_settings", "link_facts_of_data", "with_absolute_paths"]
 
 # Settings of the data that decide no result: where they lie and how they are fetched.
 HARMLESS = ("root", "csv", "images_dir", "path", "download", "num_workers", "cache_gb")
+# Settings that are paths. A relative one is taken from the folder that the program was started in.
+_PATHS = (
+    *("root", "test_root", "csv", "images_dir", "path", "predict_dir"),  # of data and predictions
+    *("runs_dir", "dirpath", "save_dir", "save_path"),  # of what a run writes
+)
 LINKED = ("num_classes", "class_names", "hierarchy")  # what a model learns from the data, if it asks for it
 
 
@@ -25,7 +32,6 @@ def add_run_arguments(parser: LightningArgumentParser) -> None:
             "checkpoint.monitor": "val/accuracy",
             "checkpoint.mode": "max",
             "checkpoint.filename": "best",
-            "checkpoint.enable_version_counter": False,
         }
     )
     parser.add_lightning_class_args(PredictionWriter, "predictions")
@@ -73,3 +79,20 @@ def check_settings(config: Any) -> None:
         raise UserError(f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}: it must be at least 1")
     if trainer.gradient_clip_val is not None and trainer.gradient_clip_val < 0:
         raise UserError(f"trainer.gradient_clip_val is {trainer.gradient_clip_val}: it must be at least 0")
+
+
+def with_absolute_paths(config: Any) -> Any:
+    """Return a copy of a config that means the same from any folder.
+
+    Args:
+        config: Settings of a run, nested, as they were parsed in the current folder.
+    """
+    if isinstance(config, list):
+        return [with_absolute_paths(item) for item in config]
+    if not isinstance(config, (dict, Namespace)):
+        return config
+    copy = config.clone() if isinstance(config, Namespace) else dict(config)
+    for name, value in list(vars(config).items() if isinstance(config, Namespace) else config.items()):
+        is_path = name in _PATHS and isinstance(value, str) and "://" not in value
+        copy[name] = os.path.abspath(value) if is_path else with_absolute_paths(value)
+    return copy

@@ -191,20 +191,6 @@ def test_the_file_of_first_weights_is_needed_once(tmp_path):
     assert config["model"]["init_args"]["backbone"]["init_args"]["weights"] == str(weights)
 
 
-def test_only_the_first_process_makes_a_folder(tmp_path, monkeypatch):
-    """However it was started: by torchrun, by SLURM, or by Lightning."""
-    from metricloss_pl.cli.run import reserve_folder
-
-    for variables in ({"RANK": "1", "LOCAL_RANK": "0"}, {"SLURM_PROCID": "2"}, {"LOCAL_RANK": "0", "NODE_RANK": "1"}):
-        with monkeypatch.context() as patch:
-            for name, value in variables.items():
-                patch.setenv(name, value)
-            reserve_folder(str(tmp_path), "run")
-    assert list(tmp_path.iterdir()) == []
-    monkeypatch.setenv("METRICLOSS_RUN_FOLDER", "")
-    assert reserve_folder(str(tmp_path), "run") == tmp_path / "run" / "version_0"
-
-
 def test_fast_dev_run_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     main(["fit", f"--config={CONFIGS / 'digits_center.yaml'}", *QUIET, "--trainer.fast_dev_run=true"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
@@ -19,8 +21,23 @@ __all__ = ["embedded", "evaluation_loaders", "evaluation_mode", "is_due", "run_f
 
 
 def run_folder(trainer: Trainer) -> Path:
-    """The run's folder; a collective call, so on every process."""
-    return Path(trainer.log_dir or trainer.default_root_dir)
+    """Return the folder that a run's files go into; a collective call, so on every process.
+
+    On the command line a callback knows it (`run_folder`), whatever the loggers are. Elsewhere it is where Lightning
+    puts the checkpoints: in the folder of the first logger's run, or in the Trainer's `default_root_dir`.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if (folder := getattr(callback, "run_folder", None)) is not None:
+            return Path(folder)
+    logger = trainer.logger
+    if logger is None:
+        path = trainer.default_root_dir
+    elif isinstance(logger, (TensorBoardLogger, CSVLogger)):
+        path = logger.log_dir
+    else:
+        version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+        path = os.path.join(logger.save_dir or trainer.default_root_dir, str(logger.name), version)
+    return Path(trainer.strategy.broadcast(path))
 
 
 def is_due(trainer: Trainer, every_n_epochs: int) -> bool:

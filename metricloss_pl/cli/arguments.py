@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from metricloss_pl.checkpoints import read_checkpoint
-from metricloss_pl.cli.run import run_of
+from metricloss_pl.cli.run_folder import CONFIG, LAST, run_of
 from metricloss_pl.config_files import find_config
 from metricloss_pl.errors import UserError, reason
 from metricloss_pl.run_files import HARMLESS, LINKED
@@ -143,7 +143,7 @@ def _resume(args: Sequence[str]) -> list[str]:
         return list(args)
     if not Path(run).is_dir():
         raise UserError(f"--resume {run}: there is no such folder; give a run's, such as runs/<config>/version_0")
-    config, checkpoint = Path(run) / "config.yaml", Path(run) / "checkpoints" / "last.ckpt"
+    config, checkpoint = Path(run) / CONFIG, Path(run) / "checkpoints" / LAST
     for file in (config, checkpoint):
         if not file.is_file():
             raise UserError(f"--resume {run}: nothing to resume, {file} is missing; give a run's folder")
@@ -176,7 +176,7 @@ def _complete_from_checkpoint(args: Sequence[str]) -> list[str]:
                     f"--data.{name} with --ckpt_path: another split would put training images among those of "
                     f"{args[0]}; leave it out, or give --config if these are other data"
                 )
-        return [args[0], f"--config={run / 'config.yaml'}", *args[1:]]
+        return [args[0], f"--config={run / CONFIG}", *args[1:]]
     hparams = dict(checkpoint["hyper_parameters"])
     images = checkpoint.get("images")
     if "_class_path" not in hparams or images is None:

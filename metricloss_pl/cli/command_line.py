@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+import shlex
 import signal
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
@@ -17,10 +17,10 @@ from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
-from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from metricloss_pl.callbacks import ConfusionMatrixPlot, HierarchyMetrics, PredictionWriter
+from metricloss_pl.callbacks._embed import run_folder
 from metricloss_pl.checkpoints import AtomicCheckpointIO, read_checkpoint
 from metricloss_pl.cli import run
 from metricloss_pl.cli.arguments import SUBCOMMANDS, name_of_run, prepare
@@ -31,6 +31,7 @@ from metricloss_pl.cli.parser import Parser
 from metricloss_pl.cli.program import DESCRIPTIONS
 from metricloss_pl.cli.progress import progress_display
 from metricloss_pl.cli.report import show_report
+from metricloss_pl.cli.run_folder import CONFIG, RunFolder, run_of, settle_ranks, tidy_up
 from metricloss_pl.cli.saved_config import drop_unreadable_defaults
 from metricloss_pl.cli.settings_log import SettingsLog
 from metricloss_pl.data import ImageDataModule
@@ -165,9 +166,11 @@ class MetricLossCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand]
         given = config.trainer
-        folder = self._choose_run_folder()
-        if self.subcommand != "predict" and given.logger in (None, True):
-            kwargs["logger"] = TensorBoardLogger(folder.parent.parent, folder.parent.name, run.version_of(folder))
+        path = run_of(config.ckpt_path) if config.ckpt_path else None
+        tensorboard = self.subcommand != "predict" and given.logger in (None, True)
+        self.run_folder = RunFolder(path, tensorboard)
+        if tensorboard:
+            kwargs["logger"] = False  # until the folder is known
         elif given.logger is None:
             kwargs["logger"] = False
         callbacks = given.callbacks or []
@@ -178,34 +181,29 @@ class MetricLossCLI(LightningCLI):
             callbacks.append(LearningRateMonitor())
         if self.subcommand in ("fit", "test") and not any(isinstance(c, HierarchyMetrics) for c in callbacks):
             callbacks.append(HierarchyMetrics())
+        best = None
         if given.enable_checkpointing is False:
             self._parser(self.subcommand).callback_keys.remove("checkpoint")
         else:
-            config.checkpoint.dirpath = config.checkpoint.dirpath or str(folder / "checkpoints")
-            callbacks.append(run.LastCheckpoint(folder))
-            if config.save_every_n_steps is not None:
-                callbacks.append(run.LastCheckpoint(folder, config.save_every_n_steps))
+            best = config.checkpoint
+            callbacks.append(run.LastCheckpoint(config.save_every_n_steps))
         plugins = given.plugins or []
         plugins = list(plugins) if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
         run.limit_waiting(config.timeout_minutes)
-        self.timer = Timer(given.max_time)  # in the checkpoints too, so that a resumed run counts on
-        kwargs["callbacks"] = [*callbacks, self.timer, run.EndTogether()]
+        timer = Timer(given.max_time)  # in the checkpoints too, so that a resumed run counts on
+        self.record = run.TrainingRecord(timer, best)
+        kwargs["callbacks"] = [self.run_folder, *callbacks, timer, run.EndTogether(), self.record]
         self.settings_log = SettingsLog(self.config[self.subcommand]) if given.enable_autolog_hparams else None
         if self.settings_log is not None:
             kwargs["callbacks"].append(self.settings_log)
             kwargs["enable_autolog_hparams"] = False  # it is done by that callback
-        kwargs["default_root_dir"] = str(folder)
-        return super().instantiate_trainer(**kwargs)
-
-    def _choose_run_folder(self) -> Path:
-        """The folder of this run: that of the checkpoint where it lies in one, else a new version."""
-        config = self.config[self.subcommand]
-        if config.ckpt_path and (folder := run.run_of(config.ckpt_path)):
-            return folder
-        name = name_of_run(self.arguments) or config.model.class_path.rpartition(".")[2]
-        return run.reserve_folder(config.runs_dir, name)
+        trainer = super().instantiate_trainer(**kwargs)
+        settle_ranks(trainer)
+        name = name_of_run(self.arguments) or self.config[self.subcommand].model.class_path.rpartition(".")[2]
+        self.run_folder.attach(trainer, config.runs_dir, name)
+        return trainer
 
     def before_fit(self) -> None:
         if self.config.fit.compile:
@@ -223,7 +221,7 @@ class MetricLossCLI(LightningCLI):
         for done, most, flag in ((epochs - added, most_epochs, "max_epochs"), (steps, most_steps, "max_steps")):
             if most is not None and 0 <= most <= done:
                 raise UserError(
-                    f"nothing is left to train: {short(self.trainer.default_root_dir)} has {epochs} epochs and "
+                    f"nothing is left to train: {short(run_folder(self.trainer))} has {epochs} epochs and "
                     f"{steps} steps behind it; give --trainer.{flag} more than {most}"
                 )
 
@@ -232,20 +230,17 @@ class MetricLossCLI(LightningCLI):
             raise SystemExit(128 + signal.SIGTERM)
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        seconds = self.timer.time_elapsed("train")  # now: testing loads the checkpoint's time into it
-        saved = [c for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.best_model_path]
-        chosen = next((c for c in saved if c.monitor), saved[-1] if saved else None)
-        metrics = {}
-        if chosen and chosen.monitor and chosen.best_model_score is not None:
-            metrics[f"best {chosen.monitor}"] = chosen.best_model_score.item()
-        if self.config.fit.test_after_fit and chosen:
+        facts = self.record.facts(self.trainer)
+        metrics = {f"best {name}": score for name, score in facts.pop("metrics").items()}
+        checkpoint = facts.pop("checkpoint")
+        if self.config.fit.test_after_fit:
             tested = self.trainer.test(
-                self.model, self.datamodule, ckpt_path=chosen.best_model_path, weights_only=True, verbose=False
+                self.model, self.datamodule, ckpt_path=checkpoint or None, weights_only=True, verbose=False
             )
             metrics |= tested[0] if tested else {}
         if self.settings_log is not None:
             self.settings_log.log_metrics(self.trainer, metrics)
-        self._finish(metrics, chosen.best_model_path if chosen else "", seconds)
+        self._finish(metrics, checkpoint, facts)
 
     def after_validate(self) -> None:
         self._finish_evaluation()
@@ -266,11 +261,12 @@ class MetricLossCLI(LightningCLI):
                 raise UserError(f"{self.subcommand} has measured nothing: there is no image in that part of the data")
             self._finish(metrics, self.config[self.subcommand].ckpt_path)
 
-    @rank_zero_only
-    def _finish(self, metrics: Mapping[str, float], checkpoint: str, seconds: float | None = None) -> None:
-        """The closing lines, and one line of JSON in the run's folder with what was found, and how."""
+    def _finish(self, metrics: Mapping[str, float], checkpoint: str, training: Mapping[str, Any] | None = None) -> None:
+        """Print the closing lines, and write what was found, and how, as one line of JSON into the run's folder."""
         config, trainer = self.config[self.subcommand], self.trainer
-        folder = Path(trainer.default_root_dir)
+        folder = run_folder(trainer)
+        if not trainer.is_global_zero:
+            return
         facts: dict[str, Any] = {
             "command": shell_command(*self.arguments),
             "model": config.model.class_path,
@@ -278,18 +274,21 @@ class MetricLossCLI(LightningCLI):
             "seed": config.seed_everything,
         }
         rows = []
-        if seconds is not None:
-            facts |= {"epochs": trainer.current_epoch, "steps": trainer.global_step, "seconds": round(seconds, 1)}
-            rows.append(("time", f"{seconds:.0f} s, {trainer.current_epoch} epochs, {trainer.global_step} steps"))
+        if training is not None:
+            facts |= training
+            rows.append(("time", "{seconds:.0f} s, {epochs} epochs, {steps} steps".format(**training)))
         facts["metrics"] = {name.removeprefix("best "): value for name, value in metrics.items()}
         rows += [(name, f"{metrics[name]:.4f}") for name in sorted(metrics)]
         if checkpoint:
             facts["checkpoint"] = short(checkpoint)
             rows.append(("checkpoint", short(checkpoint)))
         if self.subcommand == "fit" and checkpoint and not any(name.startswith("test/") for name in metrics):
-            rows.append(("test", shell_command("test", "--ckpt_path", short(checkpoint))))
-        if trainer.logger is not None:
-            rows.append(("log", f"{short(folder)}  (tensorboard --logdir {short(folder.parent.parent)})"))
+            found = [] if run_of(checkpoint) == folder else ["--config", short(folder / CONFIG)]
+            rows.append(("test", shell_command("test", *found, "--ckpt_path", short(checkpoint))))
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                watch = shlex.join(["tensorboard", "--logdir", short(logger.root_dir)])
+                rows.append(("log", f"{short(logger.log_dir)}  ({watch})"))
         if (folder / "figures").is_dir():
             rows.append(("figures", short(folder / "figures")))
         file = folder / "result.json"
@@ -372,7 +371,7 @@ def main(args: Sequence[str]) -> None:
         if refusal is None:
             raise
     finally:
-        run.tidy_up(refused=refusal is not None and arguments[:1] == ["fit"])
+        tidy_up(refused=refusal is not None and arguments[:1] == ["fit"])
     if refusal is not None:
         print(f"error: {refusal}", file=sys.stderr)
         raise SystemExit(1)

@@ -1,4 +1,4 @@
-"""A run's folder: its place, the config and results in it, and what the screen says at begin and end."""
+"""What happens at a run's beginning and end: its config, its last state, its results, and what the screen says."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import logging
 import math
 import os
-import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,18 +16,18 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, Timer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
-from lightning.pytorch.utilities import rank_zero_only
 
+from metricloss_pl.callbacks._embed import run_folder
+from metricloss_pl.cli.run_folder import LAST
 from metricloss_pl.data import ImageDataModule
-from metricloss_pl.errors import UserError
 from metricloss_pl.files import replacing
+from metricloss_pl.run_files import with_absolute_paths
 from metricloss_pl.screen import print_rows, shell_command, short
 from metricloss_pl.surroundings import versions
 
-_RUN_FOLDER_VARIABLE = "METRICLOSS_RUN_FOLDER"
 _FEW_STEPS = 200
 _FEW_IMAGES = 50  # for validation: each makes two points or more
 _NOISE = (
@@ -46,68 +45,6 @@ _LOGGED_NOISE = (
     "TPU available",
     "`Trainer.fit` stopped: `max_epochs",  # as it was meant to
 )
-
-
-# ------------------------------------------------------------------------------------------------------------ folder
-
-
-def reserve_folder(runs_dir: str, name: str) -> Path:
-    """Creates ``runs_dir/name/version_N`` with the first free N, in the first process.
-
-    The others write nothing; they learn the folder from the first one where it has started them.
-
-    Raises:
-        UserError: It can't be created.
-    """
-    parent = Path(runs_dir).absolute() / name
-    if not is_first_process():
-        return Path(os.environ.get(_RUN_FOLDER_VARIABLE, parent / "version_of_the_first_process"))
-    for _ in range(100):
-        taken = [int(number) for p in parent.glob("version_*") if (number := p.name.removeprefix("version_")).isdigit()]
-        folder = parent / f"version_{max(taken, default=-1) + 1}"
-        try:
-            folder.mkdir(parents=True)  # taken from here on, also for a run started at the same moment
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise UserError(f"--runs_dir {runs_dir} can't hold a run ({error.strerror})") from error
-        os.environ[_RUN_FOLDER_VARIABLE] = str(folder)
-        return folder
-    raise UserError(f"--runs_dir {runs_dir}: found no free version in {parent}")
-
-
-def is_first_process() -> bool:
-    """Whether this is rank 0 of all nodes: as torchrun, SLURM or Lightning's launcher says, or alone."""
-    names = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
-    rank = next((os.environ[name] for name in names if name in os.environ), "0")
-    node = "0" if "RANK" in os.environ else os.environ.get("NODE_RANK", "0")
-    return rank == node == "0"
-
-
-def tidy_up(refused: bool) -> None:
-    """Forget the reserved folder; remove it if its run never began, and the folders above that hold nothing else."""
-    folder = os.environ.pop(_RUN_FOLDER_VARIABLE, None) if is_first_process() else None
-    path = Path(folder) if folder else None
-    if path and refused and not (path / "config.yaml").exists():
-        shutil.rmtree(path, ignore_errors=True)  # what a logger may have begun
-    for empty in (path, path.parent, path.parent.parent) if path else ():
-        try:
-            empty.rmdir()  # refuses a folder with something in it
-        except OSError:
-            if empty.exists():
-                return
-
-
-def run_of(checkpoint: str | Path) -> Path | None:
-    """The run's folder that a checkpoint lies in, if it does."""
-    folder = Path(checkpoint).absolute().parent.parent
-    return folder if (folder / "config.yaml").is_file() else None
-
-
-def version_of(folder: Path) -> int | str:
-    """A run folder's version as TensorBoardLogger spells it: 3 for version_3."""
-    number = folder.name.removeprefix("version_")
-    return int(number) if number.isdigit() else folder.name
 
 
 def limit_waiting(minutes: float) -> None:
@@ -132,11 +69,12 @@ class RunBeginning(SaveConfigCallback):
             data.warn_of_left_out()
             data.warn_of_duplicates()
 
-    @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        config = self.config.clone()
+        if not trainer.is_global_zero:
+            return
+        config = with_absolute_paths(self.config)
         config.ckpt_path = config.resume = None  # what continued this run is no part of a run like it
-        with replacing(Path(trainer.default_root_dir) / self.config_filename) as beside:
+        with replacing(run_folder(trainer) / self.config_filename) as beside:
             self.parser.save(config, str(beside), skip_none=False, overwrite=True, multifile=False)
         self._announce(trainer, pl_module)
 
@@ -157,7 +95,7 @@ class RunBeginning(SaveConfigCallback):
             if images < _FEW_IMAGES:
                 points = f"{100 / images:.0f} points"
                 rows.append(("validation", f"{images} images; few: each makes {points} of what chooses the best epoch"))
-        rows.append(("run", short(trainer.default_root_dir)))
+        rows.append(("run", short(run_folder(trainer))))
         print_rows(rows)
 
 
@@ -167,44 +105,99 @@ def _global_batch(data: ImageDataModule, trainer: Trainer) -> int:
     return batch * trainer.accumulate_grad_batches
 
 
-class LastCheckpoint(ModelCheckpoint):
-    """The newest state, for ``--resume``, with a place of its own in the checkpoint, beside any that a user adds.
+class LastCheckpoint(Checkpoint):
+    """The newest state, for `--resume`, written after all other callbacks have seen the epoch, since it holds theirs.
 
-    Lightning's own ``save_last`` is that of the best epoch.
+    Lightning's own `save_last` is that of the best epoch.
 
     Args:
-        folder: The run's.
-        every_n_steps: Steps from one writing to the next. None: at the end of each epoch.
+        every_n_steps: Steps from one writing within an epoch to the next. None: at the end of each epoch alone.
     """
 
-    def __init__(self, folder: Path, every_n_steps: int | None = None) -> None:
-        super().__init__(
-            dirpath=folder / "checkpoints",
-            filename="last",
-            monitor=None,
-            save_top_k=1,
-            every_n_train_steps=every_n_steps,
-            every_n_epochs=1 if every_n_steps is None else None,
-            save_on_train_epoch_end=every_n_steps is None,
-            enable_version_counter=False,
-        )
-        self.within_epochs = every_n_steps is not None
-
-    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        # From a state saved after an epoch's last step, Lightning would go on without that epoch's validation.
-        if not trainer.is_last_batch:
-            super().on_train_batch_end(trainer, *args, **kwargs)
+    def __init__(self, every_n_steps: int | None = None) -> None:
+        self.every_n_steps = every_n_steps
+        self.dirpath: str | None = None
+        self._saved_step = 0
 
     @property
-    def state_key(self) -> str:
-        return "LastCheckpointWithinEpochs" if self.within_epochs else "LastCheckpoint"
+    def path(self) -> Path:
+        """File that the state is written to."""
+        return Path(str(self.dirpath)) / LAST
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        trainer.callbacks = sorted(callbacks, key=lambda callback: callback is self)  # type: ignore[attr-defined]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._saved_step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # From a state saved before a validation, Lightning would go on without it. What was accumulated is lost.
+        steps = trainer.global_step - self._saved_step
+        if self.every_n_steps is None or steps < self.every_n_steps or trainer.is_last_batch:
+            return
+        seen = trainer.fit_loop.total_batch_idx if trainer.check_val_every_n_epoch is None else batch_idx
+        validates = trainer.val_check_batch and (seen + 1) % trainer.val_check_batch == 0
+        if not validates and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            trainer.save_checkpoint(self.path, weights_only=False)
+            self._saved_step = trainer.global_step
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        super().on_exception(trainer, pl_module, exception)
-        run = Path(trainer.default_root_dir)
-        if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero and Path(self.best_model_path).is_file():
-            again = shell_command("fit", "--resume", short(run))
-            print(f"\nit goes on from {short(self.best_model_path)} with: {again}")
+        if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero and self.path.is_file():
+            command = shell_command("fit", "--resume", short(run_folder(trainer)))
+            print(f"\nit goes on from {short(self.path)} with: {command}")
+
+
+class TrainingRecord(Callback):
+    """What a training came to, for the process that started it, which may be another than the one that trained.
+
+    Args:
+        timer: Timer of the training.
+        best: Callback of the best checkpoint. None: checkpoints are disabled.
+    """
+
+    def __init__(self, timer: Timer, best: ModelCheckpoint | None) -> None:
+        self.timer = timer
+        self.best = best
+        self._process = os.getpid()
+        self._facts: dict[str, Any] | None = None
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        checkpoints = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.best_model_path]
+        checkpoints.sort(key=lambda callback: callback is not self.best)
+        chosen = next((c for c in checkpoints if c.monitor), None)
+        last = next((c.path for c in trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint)), None)
+        score = None if chosen is None or chosen.best_model_score is None else chosen.best_model_score.item()
+        self._facts = {
+            "epochs": trainer.current_epoch,
+            "steps": trainer.global_step,
+            "seconds": round(self.timer.time_elapsed("train"), 1),  # testing loads the checkpoint's time into it
+            "metrics": {} if chosen is None or score is None else {chosen.monitor: score},
+            "checkpoint": chosen.best_model_path if chosen else str(last) if last and last.is_file() else "",
+        }
+        if os.getpid() != self._process and trainer.is_global_zero:  # one that Lightning has spawned or forked
+            self._file(trainer).write_text(json.dumps(self._facts), encoding="utf-8")
+
+    def facts(self, trainer: Trainer) -> dict[str, Any]:
+        """Return epochs, steps, seconds, metrics of the best epoch and the checkpoint to test ("" if there is none)."""
+        if self._facts is None:
+            if not trainer.is_global_zero:  # the first process knows, and all test what it has loaded
+                return {"metrics": {}, "checkpoint": ""}
+            self._facts = json.loads(self._file(trainer).read_text(encoding="utf-8"))
+            self._file(trainer).unlink()
+        return dict(self._facts)
+
+    def _file(self, trainer: Trainer) -> Path:
+        return run_folder(trainer) / ".training.json"
 
 
 class EndTogether(Callback):
