@@ -17,6 +17,8 @@ SETTINGS = {
     "data": "DigitsDataModule",
     "data.samples_per_class": 8,
     "data.batch_size": 16,
+    "data.augment.0": "ShiftCrop",
+    "data.augment.0.pixels": 1,
     "model": "CosineClassifier",
     "model.backbone": "TinyConvNet",
     "model.ce_weight": 0.25,

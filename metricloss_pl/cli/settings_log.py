@@ -63,6 +63,9 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, bool | int | float | str
     if isinstance(value, (Namespace, dict)):
         for key, item in vars(value).items() if isinstance(value, Namespace) else value.items():
             yield from _flat(f"{name}.{key}", item)
+    elif isinstance(value, (list, tuple)) and any(isinstance(item, Namespace) for item in value):
+        for number, item in enumerate(value):
+            yield from _flat(f"{name}.{number}", item)
     elif isinstance(value, (bool, int, float, str)):
         yield name, value
     elif value is not None:
