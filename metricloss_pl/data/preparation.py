@@ -18,7 +18,7 @@ from metricloss_pl.data.reading import (
     check_readable,
     decode_image,
     deep_tensor,
-    no_pixel_limit,
+    higher_limits,
     one_thread,
     read_image,
 )
@@ -97,7 +97,7 @@ def _to_tensor(image: ImageLike, in_channels: int, name: str) -> Tensor:
     if isinstance(image, (str, os.PathLike)):
         return read_image(Path(image), in_channels)
     if isinstance(image, Image.Image):
-        with no_pixel_limit:
+        with higher_limits:
             return decode_image(image, in_channels, Path(name))
     if isinstance(image, Tensor):
         image = (image.float() if image.is_floating_point() else image).detach().cpu().numpy()

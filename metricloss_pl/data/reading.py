@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from threading import Lock, RLock
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ _COMPANIONS = (".csv", ".db", ".html", ".ini", ".json", ".md", ".txt", ".xml", "
 _NAMED = 5  # of many unreadable files
 _DEEP_MODES = ("I", "F")  # first letter of Pillow's modes of more than 8 bits: I, I;16, I;16B, I;16L, I;16N, F
 _MOST_PIXELS = 1_000_000_000  # of an image: 4 GB while it is decoded
+_MOST_TEXT = 2**28  # bytes of text in a PNG
 _LARGE = 50_000_000  # pixels from which images are decoded one at a time
 # What Pillow's readers raise on bad files.
 _BAD_FILE = (
@@ -200,32 +201,36 @@ def _write_list(paths: Iterable[Path]) -> str:
     return file.name
 
 
-class _NoPixelLimit:
-    """Pillow's limit of an image's size, lifted while any thread reads: it is a global, too low for microscopy."""
+class _HigherLimits:
+    """Pillow's limits, globals that are too low for microscopy and long notes in PNG, raised while any thread reads."""
 
     def __init__(self) -> None:
         self._lock = Lock()
         self._readers = 0
-        self._limit: int | None = None
+        self._before: list[tuple[Any, str, Any]] = []
 
     def __enter__(self) -> None:
-        from PIL import Image
+        from PIL import Image, PngImagePlugin
 
         with self._lock:
             if self._readers == 0:
-                self._limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+                for module, name, limit in (
+                    (Image, "MAX_IMAGE_PIXELS", None),  # see _open
+                    (PngImagePlugin, "MAX_TEXT_CHUNK", _MOST_TEXT),
+                    (PngImagePlugin, "MAX_TEXT_MEMORY", _MOST_TEXT),
+                ):
+                    self._before.append((module, name, getattr(module, name)))
+                    setattr(module, name, limit)
             self._readers += 1
 
     def __exit__(self, *_: object) -> None:
-        from PIL import Image
-
         with self._lock:
             self._readers -= 1
-            if self._readers == 0:
-                Image.MAX_IMAGE_PIXELS = self._limit
+            while self._readers == 0 and self._before:
+                setattr(*self._before.pop())
 
 
-no_pixel_limit = _NoPixelLimit()
+higher_limits = _HigherLimits()
 _one_large_image = RLock()
 
 
@@ -316,7 +321,7 @@ def read_head(path: Path) -> tuple[int, int, bool]:
     Raises:
         UnreadableImages: The file is missing or no image.
     """
-    with no_pixel_limit, _open(path) as image:
+    with higher_limits, _open(path) as image:
         return *image.size, image.mode.startswith(_DEEP_MODES)
 
 
@@ -338,7 +343,7 @@ def read_image(path: Path, in_channels: int, small: bool = False) -> Tensor:
     Raises:
         UnreadableImages: The file is missing, damaged, no image, or has values out of the range of its kind.
     """
-    with no_pixel_limit, _open(path) as image:
+    with higher_limits, _open(path) as image:
         if small:
             image.draft(None, (1, 1))
         with _one_large_image if image.width * image.height > _LARGE else nullcontext():
