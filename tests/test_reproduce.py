@@ -304,6 +304,7 @@ def noise(data: ImageDataModule, part: str) -> Samples | None:
     return None if part == "val" else Samples(images=images, labels=torch.arange(count) % data.num_classes, names=names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", TRAINED)
 @pytest.mark.usefixtures("miniatures", "at_folder")
 def test_blocks_train_and_test(command, tmp_path, monkeypatch, capsys):
