@@ -250,11 +250,11 @@ def test_views_of_the_test_images(digits_run, tmp_path):
     run = shutil.copytree(digits_run, tmp_path / "digits_cosine" / "version_0", ignore=fresh)
     checkpoint = run / "checkpoints" / "best.ckpt"
     accuracies, shares = [], []
-    for flags, name in (([], "test.json"), (["--data.test_views=flip"], "test_2.json")):
+    for flags, number in (([], ""), (["--data.test_views=flip"], "_2")):
         main(["test", f"--ckpt_path={checkpoint}", *flags, *QUIET])
-        accuracies.append(json.loads((run / name).read_text())["metrics"]["test/accuracy"])
+        accuracies.append(json.loads((run / f"test{number}.json").read_text())["metrics"]["test/accuracy"])
         main(["predict", f"--ckpt_path={checkpoint}", *flags, *QUIET])
-        with (run / "predictions_test.csv").open(newline="") as lines:
+        with (run / f"predictions_test{number}.csv").open(newline="") as lines:
             shares.append([(row["class"], float(row["probability"])) for row in csv.DictReader(lines)])
     data = DigitsDataModule()
     data.setup("test")

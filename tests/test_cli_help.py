@@ -1,6 +1,7 @@
 """Help that can be read, the type of backbones, and subclasses of the command line."""
 
 import json
+import re
 import sys
 from argparse import ArgumentError
 
@@ -50,9 +51,8 @@ def test_help_of_a_regime_fits_on_two_screens(capsys, monkeypatch):
     text = help_of(capsys, monkeypatch, "fit", "--model.help", "CosineClassifier")
     assert len(text.splitlines()) <= 110
     words = " ".join(text.split())
-    assert ", ".join(name for name in backbones.__all__ if name != "Backbone") in words
-    for name in ("AdamW", "OneCycleLR", "CosineDecay", "MixUp"):
-        assert f", {name}" in words
+    for name in {*backbones.__all__, "AdamW", "OneCycleLR", "CosineDecay", "MixUp"} - {"Backbone"}:
+        assert re.search(rf"[ ,]{name}\b", words), name
     # Of equal names the short one would be refused.
     assert "torch.optim.lr_scheduler.ReduceLROnPlateau" in words
     assert max(map(len, text.splitlines())) <= 100

@@ -196,7 +196,10 @@ def test_a_protocol_runs_on_a_miniature(tmp_path, monkeypatch, capsys):
     ("name", "runs", "trials", "flags"),
     [
         ("cub_samples", "3", "none", ["--only=[cosine]", "--baseline=cosine", "--samples_per_class=[2]"]),
-        ("cub_gem", "6", "200: 100 for each of 2", ["--only=[cosine, full_convolution]", "--baseline=cosine"]),
+        pytest.param(
+            *("cub_gem", "6", "200: 100 for each of 2", ["--only=[cosine, full_convolution]", "--baseline=cosine"]),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 @pytest.mark.usefixtures("miniatures")
@@ -276,7 +279,7 @@ def test_two_epochs_on_the_digits_draw_their_figures(tmp_path):
         assert (figures / name).is_file()
 
 
-@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("regime", [REGIMES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in REGIMES[1:])])
 @pytest.mark.usefixtures("miniatures")
 def test_cub_runs_on_a_miniature_of_its_archive(regime, tmp_path, monkeypatch):
     """Only depth and size, epochs, workers and root differ from the shipped config."""

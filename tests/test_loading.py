@@ -80,10 +80,12 @@ def test_images_and_arrays_are_read_as_their_files(checkpoint: Path, photos: lis
     model = metricloss_pl.load(checkpoint)
     want = model.predict(photos).probabilities
     same: list[list[object]] = [[str(path) for path in photos], [Image.open(path) for path in photos]]
-    arrays: list[object] = [*photos[:2], *(np.asarray(Image.open(path)) for path in photos[2:])]
+    read = [np.asarray(Image.open(path)) for path in photos[2:]]
+    read[2] = read[2].astype(np.uint16)  # of 16 bits: int32 by older versions of Pillow
+    arrays: list[object] = [*photos[:2], *read]
     tensors = [torch.tensor(np.atleast_3d(array)).permute(2, 0, 1) for array in arrays[2:]]  # type: ignore[arg-type]
     same += [arrays, [*photos[:2], *tensors]]
-    deep = np.asarray(Image.open(photos[4]))
+    deep = read[2]
     same += [[*photos[:4], deep.astype(">u2")], [*photos[:4], deep / 65535], [*photos[:4], deep[..., None]]]
     for images in same:
         torch.testing.assert_close(model.predict(images).probabilities, want, atol=1e-6, rtol=1e-5)  # type: ignore[arg-type]

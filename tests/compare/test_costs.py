@@ -146,6 +146,7 @@ def finished(folder, comparison, monkeypatch, failing=lambda run: False, **setti
     return set(json.loads((folder / "plan.json").read_text())["keys"])
 
 
+@pytest.mark.slow
 def test_what_a_folder_holds_of_another_plan(measured, tmp_path, monkeypatch, capsys):
     first = finished(tmp_path, tiny(("softmax",)), monkeypatch)
     assert "also holds" not in capsys.readouterr().out
@@ -230,6 +231,7 @@ def test_a_mistake_names_its_variant_where_that_alone_is_left(monkeypatch):
         assert str(refused.value) == message
 
 
+@pytest.mark.slow
 def test_failed_runs_are_done_again_where_asked_for(measured, tmp_path, monkeypatch, capsys):
     """A trial that failed is a result of the tuning, unless no other one has ended well."""
 
