@@ -145,3 +145,14 @@ def test_another_base_class_narrows_the_choice(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ArgumentError):
         MetricLossCLI(SoftmaxClassifier, args=["fit", "--config", "digits_cosine.yaml", *DEV_RUN])
+
+
+def test_all_is_built_without_running_anything(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--config", "digits_softmax.yaml", "--trainer.max_epochs=1", "--trainer.limit_train_batches=1",
+                 *DEV_RUN[2:]]  # fmt: skip
+    made = MetricLossCLI(args=arguments, run=False)
+    assert made.trainer.global_step == 0
+    made.trainer.fit(made.model, made.datamodule)
+    assert made.trainer.global_step == 1
+    assert (tmp_path / "runs" / "digits_softmax" / "version_0" / "config.yaml").is_file()

@@ -63,7 +63,9 @@ class MetricLossCLI(LightningCLI):
         datamodule_class: Data module that `--data` names, or the base class of those that it may name.
         save_config_callback: Callback that saves the config of a run, a subclass of `RunBeginning`.
         args: Arguments, the subcommand first. Default: those of the process.
-        kwargs: Other arguments of LightningCLI.
+        run: Whether to run the subcommand that `args` begin with; otherwise they have none, and model, data and Trainer
+            are built as for `fit`.
+        kwargs: Other arguments of LightningCLI. Model and data are always given by their class, which checkpoints name.
     """
 
     def __init__(
@@ -73,9 +75,11 @@ class MetricLossCLI(LightningCLI):
         save_config_callback: type[SaveConfigCallback] | None = run.RunBeginning,
         *,
         args: Sequence[str] | None = None,
+        run: bool = True,
         **kwargs: Any,
     ) -> None:
         self.arguments = list(sys.argv[1:] if args is None else args)
+        prepared = prepare(self.arguments) if run else prepare(["fit", *self.arguments])[1:]
         ours: dict[str, Any] = {
             "seed_everything_default": 0,
             "parser_class": Parser,
@@ -83,12 +87,17 @@ class MetricLossCLI(LightningCLI):
                 name: {"usage": f"{shell_command(name)} {_USAGE[name]}", "description": DESCRIPTIONS[name]}
                 for name in SUBCOMMANDS
             },
-            "subclass_mode_model": True,
-            "subclass_mode_data": True,
             "auto_configure_optimizers": False,
         }
         super().__init__(
-            model_class, datamodule_class, save_config_callback, args=prepare(self.arguments), **{**ours, **kwargs}
+            model_class,
+            datamodule_class,
+            save_config_callback,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            args=prepared,
+            run=run,
+            **{**ours, **kwargs},
         )
 
     # ----------------------------------------------------------------------------------------------------- arguments
@@ -101,12 +110,14 @@ class MetricLossCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         self.config = parser.parse_args(args)  # type: ignore[arg-type]
-        config = self.config[self.config.subcommand]
-        config.weights_only = True
-        if "return_predictions" in config:
-            config.return_predictions = False
-        if "verbose" in config:
-            config.verbose = False  # the closing lines say it
+        config = _of_subcommand(self.config)
+        for name, value in (
+            ("weights_only", True),
+            ("return_predictions", False),
+            ("verbose", False),  # the closing lines say it
+        ):
+            if name in config:
+                config[name] = value
         check_settings(config)
         _check_folder(config)
         for option, value in (
@@ -120,19 +131,16 @@ class MetricLossCLI(LightningCLI):
             name: value for name in kept if (value := config.model.get("init_args", {}).get(name)) is not None
         }
         self.checkpoint: dict[str, Any] | None = None
-        if config.ckpt_path is not None:
-            self.checkpoint = _read_fitting_checkpoint(
-                config.ckpt_path, config.model.class_path, self.config.subcommand
-            )
-        elif self.config.subcommand != "fit":
-            raise UserError(
-                f"{self.config.subcommand} needs a trained network: give --ckpt_path with a checkpoint's file"
-            )
+        subcommand = self.config.get("subcommand", "fit")
+        if config.get("ckpt_path") is not None:
+            self.checkpoint = _read_fitting_checkpoint(config.ckpt_path, config.model.class_path, subcommand)
+        elif subcommand != "fit":
+            raise UserError(f"{subcommand} needs a trained network: give --ckpt_path with a checkpoint's file")
 
     # ------------------------------------------------------------------------------------------------------ the run
 
     def before_instantiate_classes(self) -> None:
-        drop_unreadable_defaults(self.config[self.subcommand])
+        drop_unreadable_defaults(_of_subcommand(self.config))
         # Lightning notes linked values in a dump of the config, and fails where a class has no argument but the linked
         # one: its dump then has no init_args.
         self._dump_config()
@@ -143,7 +151,7 @@ class MetricLossCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         # A checkpoint's weights replace those that the backbone started from, whose file may be gone, and it may hold
         # more; the run's config goes on naming the files.
-        init_args = self.config[self.subcommand].model.init_args
+        init_args = _of_subcommand(self.config).model.init_args
         backbone = init_args.get("backbone")
         settings: Any = backbone.get("init_args") if self.checkpoint is not None and backbone else None
         weights = settings.get("weights") if settings else None
@@ -164,9 +172,10 @@ class MetricLossCLI(LightningCLI):
                 callback.monitor, callback.save_top_k = None, 0  # the last checkpoint is the result
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        config = self.config_init[self.subcommand]
+        config = _of_subcommand(self.config_init)
+        fits = self.subcommand in ("fit", None)
         given = config.trainer
-        path = run_of(config.ckpt_path) if config.ckpt_path else None
+        path = run_of(config.ckpt_path) if config.get("ckpt_path") else None
         tensorboard = self.subcommand != "predict" and given.logger in (None, True)
         self.run_folder = RunFolder(path, tensorboard)
         if tensorboard:
@@ -177,9 +186,9 @@ class MetricLossCLI(LightningCLI):
         callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
         if given.enable_progress_bar is not False and not any(isinstance(c, AnyProgressBar) for c in callbacks):
             callbacks.append(progress_display())
-        if self.subcommand == "fit" and given.logger is not False:
+        if fits and given.logger is not False:
             callbacks.append(LearningRateMonitor())
-        if self.subcommand in ("fit", "test") and not any(isinstance(c, HierarchyMetrics) for c in callbacks):
+        if (fits or self.subcommand == "test") and not any(isinstance(c, HierarchyMetrics) for c in callbacks):
             callbacks.append(HierarchyMetrics())
         best = None
         if given.enable_checkpointing is False:
@@ -195,13 +204,13 @@ class MetricLossCLI(LightningCLI):
         timer = Timer(given.max_time)  # in the checkpoints too, so that a resumed run counts on
         self.record = run.TrainingRecord(timer, best)
         kwargs["callbacks"] = [self.run_folder, *callbacks, timer, run.EndTogether(), self.record]
-        self.settings_log = SettingsLog(self.config[self.subcommand]) if given.enable_autolog_hparams else None
+        self.settings_log = SettingsLog(_of_subcommand(self.config)) if given.enable_autolog_hparams else None
         if self.settings_log is not None:
             kwargs["callbacks"].append(self.settings_log)
             kwargs["enable_autolog_hparams"] = False  # it is done by that callback
         trainer = super().instantiate_trainer(**kwargs)
         settle_ranks(trainer)
-        name = name_of_run(self.arguments) or self.config[self.subcommand].model.class_path.rpartition(".")[2]
+        name = name_of_run(self.arguments) or _of_subcommand(self.config).model.class_path.rpartition(".")[2]
         self.run_folder.attach(trainer, config.runs_dir, name)
         return trainer
 
@@ -297,6 +306,11 @@ class MetricLossCLI(LightningCLI):
             rows.append(("result", short(file)))
         run.write_result(file, trainer, facts)
         print_rows(rows)
+
+
+def _of_subcommand(config: Any) -> Any:
+    """Return the options of the subcommand, or all where there is none."""
+    return config.get(str(config.get("subcommand")), config)
 
 
 def _check_folder(config: Any) -> None:

@@ -73,7 +73,9 @@ class RunBeginning(SaveConfigCallback):
         if not trainer.is_global_zero:
             return
         config = with_absolute_paths(self.config)
-        config.ckpt_path = config.resume = None  # what continued this run is no part of a run like it
+        for name in ("ckpt_path", "resume"):  # what continued this run is no part of a run like it
+            if name in config:
+                config[name] = None
         with replacing(run_folder(trainer) / self.config_filename) as beside:
             self.parser.save(config, str(beside), skip_none=False, overwrite=True, multifile=False)
         self._announce(trainer, pl_module)
