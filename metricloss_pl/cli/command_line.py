@@ -164,7 +164,7 @@ class MetricLossCLI(LightningCLI):
             init_args[name] = value
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, (ConfusionMatrixPlot, PredictionWriter)):
-                callback.command = "fit" if self.subcommand == "fit" else shell_command(*self.arguments)
+                callback.command = "fit" if self.subcommand in ("fit", None) else shell_command(*self.arguments)
         for callback in self.trainer.checkpoint_callbacks:
             if self.datamodule.has_validation or not isinstance(callback, ModelCheckpoint):
                 continue
