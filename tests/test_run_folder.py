@@ -102,6 +102,23 @@ def test_resumed_run_has_the_best_of_the_whole_one(step, rhythm, whole, tmp_path
     assert kept == expected
 
 
+@pytest.mark.parametrize("step", [6, pytest.param(9, marks=pytest.mark.slow)])
+def test_a_schedule_that_waits_for_a_plateau_goes_on_as_if_never_stopped(step, tmp_path):
+    """Stopped within an epoch, after one at whose end, or within which, last.ckpt was written."""
+    schedule = {"monitor": "val/loss", "patience": 0, "threshold": 0.2}
+    flags = ["--model.optimizer.lr=0.3", "--model.lr_scheduler=lightning.pytorch.cli.ReduceLROnPlateau"]
+    flags += [f"--model.lr_scheduler.{name}={value}" for name, value in schedule.items()]
+    for name, every in (("ends", []), ("within", ["--save_every_n_steps=1"])):
+        expected = fit(tmp_path / name / "whole", *flags, *every, epochs=5)
+        with pytest.raises(Stopped):
+            fit(tmp_path / name, *flags, *every, callbacks(stub("StopAt", step=step)), epochs=5)
+        run = tmp_path / name / "digits_softmax" / "version_0"
+        main(["fit", f"--resume={run}", "--trainer.callbacks=null"])
+        expected, found = (load(folder / "checkpoints" / "last.ckpt") for folder in (expected, run))
+        assert found["lr_schedulers"] == expected["lr_schedulers"]
+        assert found["optimizer_states"][0]["param_groups"] == expected["optimizer_states"][0]["param_groups"]
+
+
 def with_unbeatable_best(run: Path) -> bytes:
     """Give the best epoch a score that no epoch reaches; the checkpoint's bytes."""
     for name in ("best.ckpt", "last.ckpt"):

@@ -120,6 +120,7 @@ class LastCheckpoint(Checkpoint):
         self.every_n_steps = every_n_steps
         self.dirpath: str | None = None
         self._saved_step = 0
+        self._metrics: dict[str, float] = {}  # that schedules which wait for a plateau have yet to learn
 
     @property
     def path(self) -> Path:
@@ -130,8 +131,22 @@ class LastCheckpoint(Checkpoint):
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         trainer.callbacks = sorted(callbacks, key=lambda callback: callback is self)  # type: ignore[attr-defined]
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"metrics": self._metrics} if self._metrics else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._metrics = state_dict["metrics"]
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved_step = trainer.global_step
+        self._step_on_plateau(trainer)
+
+    def _step_on_plateau(self, trainer: Trainer) -> None:
+        """Tell the schedules that wait for a plateau what a resumed epoch came to, which Lightning does not."""
+        for config in trainer.lr_scheduler_configs:
+            if config.reduce_on_plateau and config.monitor in self._metrics:
+                config.scheduler.step(self._metrics[config.monitor])  # type: ignore[arg-type]
+        self._metrics = {}
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -146,7 +161,15 @@ class LastCheckpoint(Checkpoint):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Lightning tells a schedule that waits for a plateau after this, and not at all if the epoch was resumed.
+        epochs, metrics = trainer.current_epoch + 1, trainer.callback_metrics
+        configs = [c for c in trainer.lr_scheduler_configs if c.reduce_on_plateau and c.interval == "epoch"]
+        due = [c.monitor for c in configs if epochs % c.frequency == 0]
+        self._metrics = {name: float(metrics[name]) for name in due if name is not None and name in metrics}
+        if trainer.fit_loop.restarting:
+            self._step_on_plateau(trainer)
         self._save(trainer)
+        self._metrics = {}
 
     def _save(self, trainer: Trainer) -> None:
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
