@@ -2,13 +2,138 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from jsonargparse import ArgumentParser, set_parsing_settings
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
-__all__ = ["set_default_root_dir"]
+__all__ = [
+    "HookedCLI",
+    "constructor_errors",
+    "dumped_config",
+    "import_paths_limited_to",
+    "is_denied_import",
+    "set_default_root_dir",
+    "subcommand_parser",
+]
+
+
+@contextmanager
+def import_paths_limited_to(paths: Iterable[str]) -> Iterator[None]:
+    """Let parsers import only what is below these import paths.
+
+    The policy is global in jsonargparse, and public functions can only add to it: without the private entries a second
+    parser in the same process, or a user's own, would be limited too.
+
+    Args:
+        paths: Import paths of modules, classes and functions, as given and as defined.
+    """
+    from jsonargparse._common import parsing_settings
+
+    names = ("import_path_verdicts", "import_paths_enforced")
+    before = {name: parsing_settings[name] for name in names}
+    parsing_settings["import_path_verdicts"] = {}
+    try:
+        set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=sorted(set(paths)))
+        yield
+    finally:
+        parsing_settings.update(before)
+
+
+def is_denied_import(error: BaseException | None) -> bool:
+    """Return whether an import that the policy denies led to this error; the exception's type is private."""
+    from jsonargparse._common import ImportDenied
+
+    while error is not None:
+        if isinstance(error, ImportDenied):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+class _Raised(BaseException):
+    """Carries an exception of a constructor past `except Exception`."""
+
+
+class _Direct:
+    """An instantiator whose exceptions pass through jsonargparse, but not through constructors that call it.
+
+    Such as a regime's, which builds an optimizer to try it. No closure, since processes that are spawned pickle it.
+    """
+
+    def __init__(self, build: Callable[..., Any], state: SimpleNamespace) -> None:
+        self.__wrapped__ = build  # whose signature jsonargparse looks at
+        self.state = state
+
+    def __call__(self, class_type: type, *args: Any, **kwargs: Any) -> Any:
+        if self.state.off:
+            return self.__wrapped__(class_type, *args, **kwargs)
+        self.state.off = True
+        try:
+            return self.__wrapped__(class_type, *args, **kwargs)
+        except Exception as error:
+            raise _Raised from error
+        finally:
+            self.state.off = False
+
+
+@contextmanager
+def constructor_errors(parser: ArgumentParser, build: Callable[..., Any]) -> Iterator[None]:
+    """Let exceptions of the constructors that a parser calls come out as they were raised.
+
+    For a value of several possible types, jsonargparse tries each, catches any exception of a constructor, and ties
+    only the first to its own; for a value of any type it drops the exception. A bug in a constructor would have no
+    traceback, and a user's mistake not its message. The instantiators that a parser has are private.
+
+    Args:
+        parser: The parser, about to instantiate.
+        build: From a class and its arguments to an object, for the classes without an instantiator; no closure.
+    """
+    state = SimpleNamespace(off=False)
+    given = {**parser._get_parser_instantiators(), (object, True): build}
+    for (class_type, subclasses), instantiator in given.items():
+        inner = instantiator.__wrapped__ if isinstance(instantiator, _Direct) else instantiator
+        parser.add_instantiator(_Direct(inner, state), class_type, subclasses=subclasses)
+    raised: BaseException | None = None
+    try:
+        yield
+    except _Raised as carrier:
+        raised = carrier.__cause__
+    finally:
+        state.off = True  # optimizers are built later
+    if raised is not None:
+        raise raised
+
+
+class HookedCLI(LightningCLI):
+    """LightningCLI with a hook for the reading of a checkpoint's settings, which it does in a private method."""
+
+    def _parse_ckpt_path(self) -> None:
+        with self.checkpoint_settings():
+            super()._parse_ckpt_path()
+
+    def checkpoint_settings(self) -> AbstractContextManager[None]:
+        """Return the context in which the settings in a checkpoint are read and built."""
+        return nullcontext()
+
+
+def dumped_config(cli: LightningCLI) -> dict[str, Any]:
+    """Return the dictionary in which LightningCLI notes linked values for the hyper-parameters; it is not public."""
+    cli._dump_config()
+    dumped: dict[str, Any] = cli.config_dump
+    return dumped
+
+
+def subcommand_parser(cli: LightningCLI) -> LightningArgumentParser:
+    """Return the parser of the chosen subcommand, which LightningCLI gives by a private method alone."""
+    return cli._parser(cli.subcommand)
 
 
 def set_default_root_dir(trainer: Trainer, folder: Path) -> None:

@@ -2,30 +2,65 @@
 
 from __future__ import annotations
 
-import importlib.util
+import inspect
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import suppress
+from argparse import ArgumentError
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, BinaryIO, cast
 
 import torch
-import yaml
-from jsonargparse.typing import Path_fr
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from torch import Tensor, nn
+from torch import Tensor
 
+import metricloss_pl
+from metricloss_pl._compat import import_paths_limited_to, is_denied_import
 from metricloss_pl.errors import UserError
-from metricloss_pl.files import replacing
+from metricloss_pl.files import UNREADABLE_PICKLE, replacing
 from metricloss_pl.screen import shell_command
 
-__all__ = ["AtomicCheckpointIO", "plain_settings", "read_checkpoint", "tensor_not_finite", "where_classes_differ"]
+__all__ = [
+    "AtomicCheckpointIO",
+    "import_paths",
+    "is_trusted_run",
+    "plain_settings",
+    "read_checkpoint",
+    "tensor_not_finite",
+    "trusted_imports",
+    "where_classes_differ",
+    "where_states_differ",
+]
 
-_YAMLLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # jsonargparse's choice
-_MAX_DEPTH = 100  # of YAML within a text, whose reading takes time by the square of it
-# What a checkpoint's settings may name: a regime, its network, optimizers and schedules.
-_BUILT = (nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler)
+# What the settings in a checkpoint may name, by the path that is given and by that of its definition; each stands for
+# whatever is below it.
+_TRUSTED = (
+    *(f"metricloss_pl.{name}" for name in metricloss_pl.__all__),
+    "metricloss_pl.backbones",
+    "metricloss_pl.mixing",
+    "metricloss_pl.regimes",
+    "metricloss_pl.schedules",
+    "lightning.pytorch.cli.ReduceLROnPlateau",
+    "torch.optim",
+)
+_BASES = (
+    ("metricloss_pl.data", "Augmentation"),
+    ("metricloss_pl.data", "ImageDataModule"),
+    ("metricloss_pl.mixing", "Mixing"),
+    ("metricloss_pl.regimes", "Classifier"),
+    ("metricloss_pl.schedules", "WholeTraining"),
+)
+_INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"  # Lightning's own, which it checks
+_TRUSTED_IN_RUN = (  # beside a checkpoint, too
+    "metricloss_pl.callbacks",
+    "metricloss_pl.data",
+    "lightning.pytorch.callbacks",
+    "lightning.pytorch.loggers",
+    "lightning.pytorch.plugins",
+    "lightning.pytorch.profilers",
+    "lightning.pytorch.strategies",
+)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -40,9 +75,33 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         with replacing(path) as beside, beside.open("wb") as file:
-            torch.save(checkpoint, file)
+            noting = _NotingErrors(file)
+            try:
+                torch.save(checkpoint, cast(IO[bytes], noting))
+            except RuntimeError as error:
+                if noting.error is None:
+                    raise
+                raise noting.error from error
             file.flush()
             os.fsync(file.fileno())
+
+
+class _NotingErrors:
+    """A file to write to, with the error of a write that failed: torch raises another one in its place."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -52,8 +111,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         Lightning's dictionary, with ``class_names`` (list) and ``images`` (how they were prepared, or None).
 
     Raises:
-        UserError: There is no such file; it is torn, carries code, or is no regime's checkpoint; or it names something
-            else than networks, optimizers and schedules, or what nobody has imported.
+        UserError: There is no such file; it is torn, carries code, or is no regime's checkpoint.
     """
     if Path(path).is_dir():
         raise UserError(f"checkpoint {path} is a folder: give a file in it, such as checkpoints/best.ckpt")
@@ -64,7 +122,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         )
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a torn file can raise nearly anything
+    except UNREADABLE_PICKLE as error:
         raise UserError(
             f"checkpoint {path} can't be read ({type(error).__name__}): it is truncated, or no checkpoint"
         ) from error
@@ -76,91 +134,85 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     tensors = all(isinstance(tensor, Tensor) for tensor in checkpoint["state_dict"].values())
     if not tensors or not isinstance(checkpoint.get("images"), dict | None):
         raise UserError(f"checkpoint {path} holds no regime of metricloss_pl: give a file that `fit` has written")
-    for key, text in _texts(checkpoint["hyper_parameters"]):
-        for reading in _readings(path, text):
-            _check_name(path, reading, is_class=key.endswith("class_path"))
     return checkpoint
 
 
-def _texts(hyper_parameters: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Every text among the settings, with the key that it stands under."""
-    values = [(key, value) for key, value in hyper_parameters.items() if key not in ("class_names", "_instantiator")]
-    while values:
-        key, value = values.pop()
-        if isinstance(value, dict):
-            values += value.items()
-        elif isinstance(value, (list, tuple, set)):
-            values += [(key, item) for item in value]
-        elif isinstance(value, str):
-            yield str(key), value
+def import_paths(settings: Any) -> set[str]:
+    """Return the import paths that nested settings may name, as given and, of what is loaded, as defined."""
+    if isinstance(settings, dict):
+        settings = list(settings.values())
+    if isinstance(settings, (list, tuple, set)):
+        return set().union(*map(import_paths, settings))
+    named = settings
+    paths = []
+    if isinstance(settings, str):
+        module, _, name = settings.rpartition(".")
+        named = getattr(sys.modules.get(module), name, None)
+        paths.append(settings)
+    if isinstance(named, type) or inspect.isroutine(named):
+        paths.append(f"{named.__module__}.{named.__qualname__}")
+    return {path for path in paths if "." in path and all(map(str.isidentifier, path.split(".")))}
 
 
-def _readings(path: str | Path, text: str) -> Iterator[str]:
-    """The text, and all that jsonargparse may find in it: YAML's texts within it and within a file that it names."""
-    here = os.getcwd()
-    waiting, seen = [(text, here)], set()
-    while waiting:
-        text, folder = waiting.pop()  # where a file stands, those that it names are looked for
-        if (text, folder) in seen:
-            continue
-        seen.add((text, folder))
-        yield text
-        for base in (folder, here):
-            if (file := _file_named(text, base)) is None:
-                continue
-            if file.is_fifo():
-                raise UserError(f"checkpoint {path} names {text}, a pipe that would be waited for: it is not trusted")
-            with suppress(OSError, ValueError):  # none of text
-                waiting.append((file.read_text(encoding="utf-8"), str(file.parent)))
-        with suppress(yaml.YAMLError, UnicodeEncodeError):
-            waiting += [(found, folder) for found in _scalars(path, text)]
+@contextmanager
+def trusted_imports(source: str, settings: Any, others: Iterable[str] = (), run: bool = False) -> Iterator[None]:
+    """Let parsers build only what the settings in a checkpoint may name: a regime, its network and its optimizers.
 
+    Classes derived from those of this package count as well once the user's own program has imported them.
 
-def _file_named(text: str, base: str) -> Path | None:
-    """The file that jsonargparse would read for this text, if there is one."""
+    Args:
+        source: The place of the settings, for messages.
+        settings: The settings, for messages.
+        others: Further import paths, such as those in the user's own config.
+        run: Whether the settings are those of a whole run, with data, callbacks and loggers.
+
+    Raises:
+        UserError: The settings name something else, or nest too deeply.
+    """
+    trusted = {*_TRUSTED, *(_TRUSTED_IN_RUN if run else ()), *_imported_subclasses(), *others}
     try:
-        return Path(Path_fr(text, cwd=base).absolute)
-    except (TypeError, OSError, ValueError):
-        return None
-
-
-def _scalars(path: str | Path, text: str) -> Iterator[str]:
-    """YAML's texts within a text."""
-    depth = 0
-    for event in yaml.parse(text, _YAMLLoader):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > _MAX_DEPTH:
-            raise UserError(
-                f"checkpoint {path} has a setting that nests more than {_MAX_DEPTH} deep: it is not trusted"
-            )
-        if isinstance(event, yaml.ScalarEvent):
-            yield event.value
-
-
-def _check_name(path: str | Path, name: str, is_class: bool) -> None:
-    """Whoever reads the settings builds the classes they name; a function, or any other class, could do anything."""
-    if "." not in name or not all(part.isidentifier() for part in name.split(".")):
-        return
-    module, _, attribute = name.rpartition(".")
-    named = getattr(sys.modules.get(module), attribute, None)
-    if isinstance(named, type) and issubclass(named, _BUILT):
-        return
-    if named is None:
-        if not is_class and not _can_be_imported(name):  # stats.npz
-            return
+        with import_paths_limited_to(trusted):
+            yield
+    except RecursionError as error:
+        raise UserError(f"{source} has settings that nest too deeply: it is not trusted") from error
+    except (ArgumentError, TypeError, ValueError) as error:
+        if isinstance(error, UserError) or not is_denied_import(error):
+            raise
+        named = sorted(name for name in import_paths(settings) - {_INSTANTIATOR} if not _is_below(name, trusted))
         raise UserError(
-            f"checkpoint {path} names {name}, which is not imported for a checkpoint's sake: give the --config that it "
-            "was trained with too"
-        )
-    if not callable(named) or name.startswith("metricloss_pl.regimes."):  # the default optimizers are functions
-        return
-    raise UserError(f"checkpoint {path} names {name}, which is no network, optimizer or schedule: it is not trusted")
+            f"{source} names {named[0] if named else 'a class or function'}, which is not trusted for a checkpoint's "
+            "sake: for a class of yours give the --config that it was trained with too, or in Python the object itself"
+        ) from error
 
 
-def _can_be_imported(name: str) -> bool:
-    """Whether there is a package or module for the name to be in; finding the topmost one imports nothing."""
-    top = name.partition(".")[0]
-    return top in sys.modules or importlib.util.find_spec(top) is not None
+def is_trusted_run(settings: Any) -> bool:
+    """Return whether a checkpoint with these settings of a run is enough to go on from, without its config."""
+    return all(_is_below(path, {*_TRUSTED, *_TRUSTED_IN_RUN}) for path in _class_paths(settings))
+
+
+def _class_paths(settings: Any) -> set[str]:
+    if isinstance(settings, (list, tuple)):
+        return set().union(*map(_class_paths, settings))
+    if not isinstance(settings, dict):
+        return import_paths(settings) if callable(settings) else set()
+    return _class_paths(list(settings.values())) | {path for key, path in settings.items() if key == "class_path"}
+
+
+def _is_below(path: str, trusted: Collection[str]) -> bool:
+    parts = path.split(".")
+    return any(".".join(parts[:length]) in trusted for length in range(1, len(parts) + 1))
+
+
+def _imported_subclasses() -> set[str]:
+    """Return the import paths of subclasses of this package's base classes."""
+    found: set[str] = set()
+    loaded = [(sys.modules[module], name) for module, name in _BASES if module in sys.modules]
+    waiting: list[type] = [getattr(module, name) for module, name in loaded if hasattr(module, name)]
+    while waiting:
+        cls = waiting.pop()
+        waiting += cls.__subclasses__()
+        found |= import_paths(f"{cls.__module__}.{cls.__qualname__}")
+    return found
 
 
 def plain_settings(hyper_parameters: dict[str, Any]) -> dict[str, Any]:
@@ -195,3 +247,15 @@ def where_classes_differ(trained: list[str], given: list[str]) -> str:
         return f"was trained on {len(trained)} classes and the data have {len(given)}: they must be the same"
     label = next(i for i, (a, b) in enumerate(zip(trained, given, strict=True)) if a != b)
     return f"calls class {label} {trained[label]!r} and the data call it {given[label]!r}: they must be the same"
+
+
+def where_states_differ(saved: Mapping[str, Any], expected: Mapping[str, Tensor]) -> str | None:
+    """Return in words where the tensors in a checkpoint and those of a network differ in name or shape."""
+    for name, tensor in expected.items():
+        if name not in saved:
+            return f"has no tensor {name}, which the network has"
+        shape = tuple(getattr(saved[name], "shape", ()))
+        if shape != tuple(tensor.shape):
+            return f"has {name} of shape {shape}, and the network of shape {tuple(tensor.shape)}"
+    unknown = next((name for name in saved if name not in expected), None)
+    return None if unknown is None else f"has a tensor {unknown}, which the network lacks"

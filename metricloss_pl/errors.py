@@ -1,5 +1,11 @@
-"""The one exception that stands for a user's mistake."""
+"""The one exception that stands for a user's mistake, and what becomes one."""
 
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import get_args
 
 
@@ -20,6 +26,40 @@ def plural(count: int, noun: str) -> str:
     """Return a count with its noun: "1 class", "2 classes", "1,200 images"."""
     ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
     return f"{count:,} {noun}{ending}"
+
+
+DEBUG_HELP = "With --debug after a subcommand, or METRICLOSS_DEBUG=1, an error shows its traceback."
+
+
+def is_debugging(arguments: Sequence[str]) -> bool:
+    """Return whether every error is to keep its traceback, also a user's mistake."""
+    return "--debug" in arguments or os.environ.get("METRICLOSS_DEBUG", "0") not in ("", "0")
+
+
+def raised_in(error: BaseException, *packages: str) -> bool:
+    """Return whether the code that raised an error is in one of these packages."""
+    if error.__traceback__ is None:
+        return False
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    module = str(frame.f_globals.get("__name__"))
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
+
+
+@contextmanager
+def refusing(package: str, kinds: type[Exception] | tuple[type[Exception], ...], line: str = "{}") -> Iterator[None]:
+    """Turn what a package raises on a setting that was handed on to it into a `UserError`.
+
+    Args:
+        package: Its import path; the same exception from elsewhere is a bug.
+        kinds: Types of exceptions that mean the setting.
+        line: The message, with {} for what the package says.
+    """
+    try:
+        yield
+    except kinds as error:
+        if isinstance(error, UserError) or not raised_in(error, package):
+            raise
+        raise UserError(line.format(reason(error))) from error
 
 
 def check_choice(name: str, value: object, choices: object) -> None:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import pickle
+import struct
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -13,7 +17,16 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from metricloss_pl.errors import UserError, reason
 
-__all__ = ["FilePath", "Line", "no_room", "read_lines", "replacing", "stem_of_result"]
+__all__ = [
+    "UNREADABLE_PICKLE",
+    "FilePath",
+    "Line",
+    "is_no_room",
+    "no_room",
+    "read_lines",
+    "replacing",
+    "stem_of_result",
+]
 
 if TYPE_CHECKING:
     FilePath: TypeAlias = str | os.PathLike[str]
@@ -37,6 +50,24 @@ else:
     register_type(FilePath, deserializer=_beside_config)
 
 
+# What reading a torn or foreign file as a pickle, or as an archive of them, raises, in torch and NumPy too.
+UNREADABLE_PICKLE = (
+    pickle.UnpicklingError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 _NO_ROOM = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
@@ -98,14 +129,19 @@ def replacing(path: str | Path) -> Iterator[Path]:
         with _blaming(path):
             os.replace(beside, path)
     except OSError as error:
-        if error.errno not in _NO_ROOM:
+        if not is_no_room(error):
             raise
         raise no_room(path, error) from error
     finally:
         beside.unlink(missing_ok=True)
 
 
-def no_room(path: Path, error: OSError) -> UserError:
+def is_no_room(error: OSError) -> bool:
+    """Return whether the disk is full, or a limit has been reached."""
+    return error.errno in _NO_ROOM
+
+
+def no_room(path: Path | str, error: OSError) -> UserError:
     """What to say where the disk is full, or a limit has been reached."""
     return UserError(f"{path} can't be written whole ({error.strerror}): make room there, and start again")
 

@@ -1,138 +1,130 @@
-"""A user's mistake in one line: which errors are one, and what of them to say."""
+"""A user's mistake in one line, a bug with its traceback: which errors are which."""
 
 from __future__ import annotations
 
 import argparse
-import difflib
-import inspect
 import os
-import re
-import sys
-import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
 
-from metricloss_pl import backbones, callbacks, data, mixing, regimes, schedules
-from metricloss_pl.errors import UserError
+from metricloss_pl.errors import UserError, raised_in, reason
+from metricloss_pl.files import is_no_room, no_room
 from metricloss_pl.screen import shell_command
 
-__all__ = ["message_of"]
+__all__ = ["build_from_settings", "hint_of", "is_of_collective", "lightning_refusals", "lost_contact", "message_of"]
 
-# A ValueError out of these says no to a setting.
-_REFUSING_MODULES = (
-    "metricloss_pl.losses",
-    "metricloss_pl.schedules",
-    "torch.optim",
-    "lightning.",
-)
-
-_PACKAGES = (regimes, data, backbones, callbacks, mixing, schedules)  # whose classes YAML may name alone
-
-# What jsonargparse says where one of several words, or nothing, is asked for.
-_CHOICE = re.compile(
-    r'Parser key "(?P<name>[\w.]+)":(?: Does not validate [^:]*: \[typing\.Literal\[[^]]*\], <class \'NoneType\'>\] '
-    r"Errors: -)? Expected a typing\.Literal\[(?P<words>[^]]*)\](?:\. Got value: | - Expected a <class 'NoneType'> "
-    r"Given value type: <class '\w+'> Given value: )(?P<value>.+?)(?= - Expected a |$)"
-)
-
-_LIST = re.compile(
-    r"""Parser key "(?P<name>[\w.]+)":.*? Expected a <class 'list'>(?:\. Got value:| .*Given value:) (?P<value>\S+)"""
-)
-
-# What gloo writes: where in its sources a wait ended, and for every later wait only that the connection is closed.
-_SIGNS_OF_GLOO = ("/gloo/", "timeout caused pair closure", "Connection closed by peer")
+_LIBRARIES = ("lightning", "torch", "torchvision")
+_BUGS = (AttributeError, NameError, AssertionError, LookupError)  # outside of the parser
 
 
 def message_of(error: BaseException) -> str | None:
-    """The line that tells the user what was wrong; None: no mistake of the user's, so the traceback is due."""
-    if isinstance(error, (argparse.ArgumentError, UserError, MisconfigurationException)):
-        return _one_line(str(error))
+    """Return the line that tells a user what was wrong, or None for a bug, whose traceback is due.
+
+    A user's mistake is a `UserError`, an error of the argument parser, or what `raise ... from` ties to one of them.
+    An exception that only came up while another one was handled says nothing about it.
+    """
     causes = list(_causes(error))
+    for cause in causes:
+        if isinstance(cause, UserError):
+            return " ".join(str(cause).split())
+    if any(isinstance(cause, argparse.ArgumentError) for cause in causes):
+        if isinstance(causes[-1], _BUGS) and not raised_in(causes[-1], "jsonargparse", "argparse"):
+            return None  # of a module that was imported, or a type that was asked
+        return next(" ".join(str(cause).split()) for cause in causes if isinstance(cause, argparse.ArgumentError))
     if any(_is_lost_contact(cause) for cause in causes):
-        rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
-        return (
-            f"process {rank} lost contact with another one, which has died or hangs; what it said, if anything, is "
-            "above. A run goes on with: "
-            f"{shell_command('fit', '--resume')} runs/<config>/<version>"
-        )
-    if any("Expected more than 1 value per channel when training" in str(cause) for cause in causes):
-        return (
-            "a process has one image in a training batch, and batch normalisation needs two: raise data.batch_size, or "
-            "give more images or fewer processes"
-        )
-    refusals = [cause for cause in causes if _is_refusal(cause)]
-    return _one_line(str(refusals[-1])) if refusals else None
+        return lost_contact()
+    return None
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and what led to it, outermost first."""
-    seen: BaseException | None = error
-    while seen is not None:
-        yield seen
-        seen = seen.__cause__ or seen.__context__
-
-
-def _is_lost_contact(error: BaseException) -> bool:
-    """Whether a collective operation failed: torch has types for it, but those of gloo come as plain errors."""
-    return isinstance(error, torch.distributed.DistError) or (
-        isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS_OF_GLOO)
+def lost_contact() -> str:
+    """Return the line for a process whose partner in a collective operation is gone."""
+    rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
+    resume = shell_command("fit", "--resume", "runs/<config>/<version>")
+    return (
+        f"process {rank} lost contact with another one, which has died or hangs; what it said, if anything, is above. "
+        f"A run goes on with: {resume}"
     )
 
 
-def _is_refusal(error: BaseException) -> bool:
-    """Whether it says no to a setting: our own error, or a ValueError of the losses, optimizers or the Trainer."""
-    if isinstance(error, (UserError, MisconfigurationException)):
-        return True
-    if isinstance(error, RuntimeError) and str(error).startswith("Error(s) in loading state_dict"):
-        return True
-    if not isinstance(error, (ValueError, RuntimeError)) or error.__traceback__ is None:
-        return False
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    where = str(frame.f_globals.get("__name__"))
-    if isinstance(error, RuntimeError):
-        return where == "lightning.pytorch.callbacks.early_stopping"
-    return where.startswith(_REFUSING_MODULES)
-
-
-def _one_line(message: str) -> str:
-    """The message on one line, without what jsonargparse says of the alternative None of an optional argument."""
-    line = " ".join(message.split())
-    if choice := _CHOICE.search(line):
-        alone = ", alone and not in a list" if choice["value"].startswith("[") else ""
-        return f"{choice['name']} is {choice['value']}; it must be one of {choice['words']}{alone}"
-    if (many := _LIST.search(line)) and not many["value"].startswith("["):
-        return f'{many["name"]} is {many["value"]}; it must be a list, as in --{many["name"]} "[{many["value"]}]"'
-    line = re.sub(r"Does not validate against any of the Union subtypes Subtypes: \[.*?\] Errors: - ", "", line)
-    line = re.sub(r" - Expected a <class 'NoneType'> Given value type: .*$", "", line)
-    if block := re.search(r'Parser key "(\w+)": - Expected a path but (\S+\.ya?ml) either not accessible', line):
+def hint_of(error: BaseException) -> str | None:
+    """Return a line to go with a traceback, where another process may be the reason."""
+    if _is_parallel() and is_of_collective(error):
         return (
-            f"{block[1]}: {block[2]}: there is no such file; a run file names its blocks relative to itself, such as "
-            "configs/data/digits.yaml as data/digits.yaml from configs/"
+            "hint: if another process has died or hangs, its own message is above, and this error only follows from it"
         )
-    return _with_suggestion(line)
+    return None
 
 
-def _with_suggestion(line: str) -> str:
-    """The line in our words where a setting or a class is not known: with those that are."""
-    if setting := re.search(
-        r"given class_path '([\w.]+)': (?:(?!given class_path).)*Option '(\w+)' is not accepted", line
-    ):
-        module, _, name = setting[1].rpartition(".")
-        known = list(inspect.signature(getattr(sys.modules.get(module), name, object)).parameters)
-        return f"{name} has no setting {setting[2]!r}{_nearest(setting[2], known)}; it has {', '.join(known)}"
-    if flag := re.search(r"unrecognized arguments: --trainer\.(\w+)", line):
-        known = list(inspect.signature(Trainer).parameters)
-        return f"trainer.{flag[1]}: the Trainer has no such setting{_nearest(flag[1], known)}"
-    if unknown := re.search(r"Expected a dot import path string: (\w+)(?:$| - Not a valid subclass of )", line):
-        known = [name for module in _PACKAGES for name in module.__all__]
-        near = _nearest(unknown[1], known)
-        return f"there is no class {unknown[1]}{near}; for one of yours give its path: module.Class"
-    return line
+@contextmanager
+def lightning_refusals(setting: str | None = None) -> Iterator[None]:
+    """Turn what Lightning raises on settings that it can't work with into a `UserError`.
+
+    Args:
+        setting: The setting in question, to begin the line with; None: one of the Trainer's or a callback's.
+    """
+    source = f"{setting}: " if setting else ""
+    try:
+        yield
+    except MisconfigurationException as error:
+        raise UserError(f"{source}{reason(error)}") from error
+    except ModuleNotFoundError as error:
+        if not raised_in(error, *_LIBRARIES):
+            raise
+        raise UserError(f"{source}a package is not installed: {reason(error)}") from error
+    except OSError as error:
+        if not is_no_room(error):
+            raise
+        raise no_room(error.filename or "the run's folder", error) from error
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f": is it {near[0]}" if near else ""
+def build_from_settings(cls: type, *args: Any, **kwargs: Any) -> Any:
+    """Build an object that a config names; a library that refuses the settings of its own class raises a `UserError`.
+
+    Args:
+        cls: Its class.
+        args: Positional arguments.
+        kwargs: The settings.
+
+    Raises:
+        UserError: The settings are refused, or a package is missing.
+    """
+    name = cls.__name__
+    is_theirs = cls.__module__.partition(".")[0] in _LIBRARIES
+    with lightning_refusals(name):
+        try:
+            return cls(*args, **kwargs)
+        except ValueError as error:
+            if isinstance(error, UserError) or not is_theirs:
+                raise
+            raise UserError(f"{name}: {reason(error)}") from error
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield the error and what it was explicitly raised from, outermost first."""
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__
+
+
+def _is_lost_contact(error: BaseException) -> bool:
+    """Return whether a collective operation failed: torch has types for some failures, the others are plain."""
+    if torch.distributed.is_available() and isinstance(error, torch.distributed.DistError):
+        return True
+    return _is_parallel() and type(error) is RuntimeError and raised_in(error, "torch.distributed")
+
+
+def is_of_collective(error: BaseException) -> bool:
+    """Return whether an error may be that of a collective operation, within a backward or DDP's forward, too."""
+    places = ("torch.distributed", "torch.nn.parallel.distributed", "torch.autograd")
+    return type(error) is RuntimeError and raised_in(error, *places)
+
+
+def _is_parallel() -> bool:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_world_size() > 1
+    return os.environ.get("WORLD_SIZE", "1") != "1"

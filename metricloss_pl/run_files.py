@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from operator import attrgetter
 from typing import Any
 
 from jsonargparse import Namespace
@@ -56,9 +57,11 @@ def add_run_arguments(parser: LightningArgumentParser) -> None:
 
 def link_facts_of_data(parser: LightningArgumentParser) -> None:
     """Link what the data tell into the model, on a parser that has the options of data, model and Trainer."""
-    for fact in LINKED:
-        parser.link_arguments(f"data.{fact}", f"model.init_args.{fact}", apply_on="instantiate")
-    parser.link_arguments("data.in_channels", "model.init_args.backbone.init_args.in_channels", apply_on="instantiate")
+    targets = {fact: f"model.init_args.{fact}" for fact in LINKED}
+    targets["in_channels"] = "model.init_args.backbone.init_args.in_channels"
+    for fact, target in targets.items():
+        # Not from "data.num_classes": jsonargparse would leave out a fact whose property has a bug, without a word.
+        parser.link_arguments("data", target, compute_fn=attrgetter(fact), apply_on="instantiate")
     parser.set_defaults({"trainer.enable_model_summary": False})  # the screen has one line for it
 
 

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, LRScheduler
 
+from metricloss_pl.errors import UserError
+
 __all__ = ["CosineDecay", "StepDecay", "WarmRestarts", "WholeTraining"]
 
 _FIRST_WARMUP_FACTOR = 0.01
@@ -27,12 +29,12 @@ class WholeTraining(LRScheduler, ABC):
         last_epoch: As in torch.
 
     Raises:
-        ValueError: A length below 1.
+        UserError: A length below 1.
     """
 
     def __init__(self, optimizer: Optimizer, length: int | None, last_epoch: int) -> None:
         if length is not None and length < 1:
-            raise ValueError(f"length is {length}; it must be at least 1")
+            raise UserError(f"length is {length}; it must be at least 1")
         self.length = length
         super().__init__(optimizer, last_epoch)
 
@@ -62,7 +64,7 @@ class CosineDecay(WholeTraining):
         last_epoch: As in torch.
 
     Raises:
-        ValueError: A share outside its range.
+        UserError: A share outside its range.
     """
 
     def __init__(
@@ -74,9 +76,9 @@ class CosineDecay(WholeTraining):
         last_epoch: int = -1,
     ) -> None:
         if not 0 <= warmup < 1:
-            raise ValueError(f"warmup is {warmup}; it must be a share of the training in [0, 1)")
+            raise UserError(f"warmup is {warmup}; it must be a share of the training in [0, 1)")
         if not 0 <= final <= 1:
-            raise ValueError(f"final is {final}; it must be a factor in [0, 1]")
+            raise UserError(f"final is {final}; it must be a factor in [0, 1]")
         self.warmup = warmup
         self.final = final
         super().__init__(optimizer, length, last_epoch)
@@ -105,7 +107,7 @@ class StepDecay(WholeTraining):
         last_epoch: As in torch.
 
     Raises:
-        ValueError: A share or a factor outside its range.
+        UserError: A share or a factor outside its range.
     """
 
     def __init__(
@@ -117,9 +119,9 @@ class StepDecay(WholeTraining):
         last_epoch: int = -1,
     ) -> None:
         if not gamma > 0:
-            raise ValueError(f"gamma is {gamma}; it must be above 0")
+            raise UserError(f"gamma is {gamma}; it must be above 0")
         if not all(0 < share < 1 for share in milestones):
-            raise ValueError(f"milestones are {list(milestones)}; they must be shares of the training in (0, 1)")
+            raise UserError(f"milestones are {list(milestones)}; they must be shares of the training in (0, 1)")
         self.gamma = gamma
         self.milestones = tuple(milestones)
         super().__init__(optimizer, length, last_epoch)
@@ -147,7 +149,7 @@ class WarmRestarts(CosineAnnealingWarmRestarts):
         last_epoch: As in torch.
 
     Raises:
-        ValueError: A length below 1.
+        UserError: A length below 1.
     """
 
     def __init__(

@@ -18,24 +18,26 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "metricloss_pl"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 GROUND = ("losses", "class_embeddings", "backbones", "data", "metrics", "plots")
-BASICS = {"errors", "files", "checkpoints", "download", "screen"}
+BASICS = {"errors", "_compat", "files", "checkpoints", "download", "screen"}
 # What a single run and a comparison have in common.
-SHARED = {"config_files", "run_files", "messages", "surroundings"}
+SHARED = {"config_files", "run_files", "messages", "suggestions", "surroundings"}
 # What each part may import besides itself, from the ground up; "" is the package's own version.
 LAYERS = {
+    "_compat": set(),
     "errors": set(),
     "screen": set(),
     "files": {"errors"},
     "download": {"errors"},
-    "schedules": set(),
+    "schedules": {"errors"},
     "mixing": {"errors"},
     "config_files": {"errors", "files"},
-    "checkpoints": {"errors", "files", "screen"},
+    "checkpoints": {"_compat", "errors", "files", "screen", ""},
     **dict.fromkeys(GROUND[1:], BASICS),
     "regimes": {*GROUND, *BASICS, "schedules", "mixing"},
     "callbacks": {*GROUND, *BASICS, "regimes"},
     "run_files": {"errors", "backbones", "schedules", "callbacks"},
-    "messages": {"errors", "screen", "backbones", "data", "mixing", "regimes", "schedules", "callbacks"},
+    "messages": {"errors", "files", "screen"},
+    "suggestions": {"_compat", "errors", "messages", "data", "regimes", "callbacks"},
     "surroundings": {""},
     "loading": {*GROUND, *BASICS, "schedules", "mixing", "regimes"},
     "compare": {*GROUND, *BASICS, *SHARED, "regimes", "callbacks"},

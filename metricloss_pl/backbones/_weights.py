@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from metricloss_pl.errors import UserError
+from metricloss_pl.files import UNREADABLE_PICKLE
 
 __all__ = ["first_convolution", "load_state", "read_state"]
 
@@ -30,7 +30,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     """
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except UNREADABLE_PICKLE as error:
         raise UserError(f"weights: {path} is no file of tensors that torch reads ({type(error).__name__})") from error
     for wrapper in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):

@@ -46,7 +46,7 @@ class TimmBackbone(Backbone):
             raise UserError(f"name: timm has no network {name!r}; close names: {', '.join(close)}")
         try:
             network = timm.create_model(name, pretrained=weights == "pretrained", in_chans=in_channels, num_classes=0)
-        except Exception as error:  # timm's own, or whatever its downloads raise
+        except (AssertionError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(f"timm can't build {name} with weights {weights}: {reason(error)}") from error
         self.name = name
         self.network: nn.Module = network

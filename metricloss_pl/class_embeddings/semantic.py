@@ -16,7 +16,7 @@ from torch import Tensor
 from metricloss_pl.class_embeddings.hierarchy import Hierarchy
 from metricloss_pl.class_embeddings.matching import match_classes, read_class_list
 from metricloss_pl.errors import UserError, plural, reason
-from metricloss_pl.files import FilePath
+from metricloss_pl.files import UNREADABLE_PICKLE, FilePath
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -128,7 +128,7 @@ def read_embeddings(path: FilePath) -> tuple[list[str], NDArray[np.float64]]:
             names = [str(label) for label in labels]
     except FileNotFoundError as error:
         raise UserError(f"embeddings {path}: there is no such file") from error
-    except Exception as error:  # a broken pickle can raise anything
+    except UNREADABLE_PICKLE as error:
         raise UserError(f"embeddings {path} can't be read ({reason(error)}): a pickle or .npz is needed") from error
     if array.ndim != 2 or len(array) != len(names) or not np.isfinite(array).all():
         raise UserError(

@@ -9,14 +9,23 @@ from typing import Any
 
 import yaml
 
-from metricloss_pl.checkpoints import read_checkpoint
+from metricloss_pl.checkpoints import import_paths, read_checkpoint
 from metricloss_pl.cli.run_folder import CONFIG, LAST, run_of
 from metricloss_pl.config_files import find_config
 from metricloss_pl.errors import UserError, reason
 from metricloss_pl.run_files import HARMLESS, LINKED
 from metricloss_pl.screen import shell_command
 
-__all__ = ["SUBCOMMANDS", "name_of_run", "option", "prepare", "with_shipped_configs"]
+__all__ = [
+    "SUBCOMMANDS",
+    "has_own_config",
+    "name_of_run",
+    "named_in",
+    "option",
+    "options_of",
+    "prepare",
+    "with_shipped_configs",
+]
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 _CONFIG = ("-c", "--config")
@@ -41,7 +50,7 @@ def prepare(args: Sequence[str]) -> list[str]:
 
 def name_of_run(args: Sequence[str]) -> str | None:
     """The stem of the config, and what was put in its blocks' place: ``digits_softmax-center_tiny``."""
-    options = list(_options(args))
+    options = list(options_of(args))
     configs = [Path(value).absolute() for name, value, _ in options if name in _CONFIG and value]
     stems = [  # the saved config of a run means that run's name
         config.parent.parent.name if config.parent.name.startswith("version_") else config.stem for config in configs
@@ -65,7 +74,7 @@ def with_shipped_configs(args: Sequence[str], kind: str = "") -> list[str]:
         UserError: `--config` names a file that is neither a local nor a shipped one.
     """
     args = list(args)
-    for name, value, place in reversed(list(_options(args))):
+    for name, value, place in reversed(list(options_of(args))):
         block = name.removeprefix("--")
         if value is None or not _is_yaml(value) or not (name in _CONFIG or block in _BLOCKS):
             continue
@@ -82,10 +91,10 @@ def with_shipped_configs(args: Sequence[str], kind: str = "") -> list[str]:
 
 def option(args: Sequence[str], name: str) -> str | None:
     """The last value of an option given as ``name value`` or ``name=value``."""
-    return next((value for given, value, _ in reversed(list(_options(args))) if given == name), None)
+    return next((value for given, value, _ in reversed(list(options_of(args))) if given == name), None)
 
 
-def _options(args: Sequence[str]) -> Iterator[tuple[str, str | None, slice]]:
+def options_of(args: Sequence[str]) -> Iterator[tuple[str, str | None, slice]]:
     """Name, value and place of each option."""
     place = 0
     while place < len(args):
@@ -106,10 +115,27 @@ def _options(args: Sequence[str]) -> Iterator[tuple[str, str | None, slice]]:
             yield name, None, slice(start, place)
 
 
+def has_own_config(args: Sequence[str]) -> bool:
+    """Return whether a user names the config or the run; else both come with the checkpoint."""
+    return any(name in (*_CONFIG, "--model", "--resume") for name, _, _ in options_of(args))
+
+
+def named_in(args: Sequence[str]) -> set[str]:
+    """Return the import paths in the arguments' values, which may be YAML or name a file of it."""
+    paths: set[str] = set()
+    for _, value, _ in options_of(args):
+        is_file = _is_yaml(value) and Path(str(value)).is_file()
+        try:
+            paths |= import_paths(_load(Path(str(value))) if is_file else yaml.safe_load(value or ""))
+        except (yaml.YAMLError, UserError):  # the parser says what is wrong
+            continue
+    return paths
+
+
 def _check_order(args: Sequence[str]) -> None:
     """A config overrides the flags before it, and a block its settings that stand before it, without a word."""
     seen: list[str] = []
-    for name, _, _ in _options(args):
+    for name, _, _ in options_of(args):
         whole = name in _CONFIG or name[2:] in _BLOCKS
         overridden = [flag for flag in seen if name in _CONFIG or (whole and flag.startswith(f"{name}."))]
         if overridden:
@@ -121,7 +147,7 @@ def _check_order(args: Sequence[str]) -> None:
 
 def _check_completeness(args: Sequence[str]) -> None:
     """Without a config there is neither data nor a model."""
-    given = {name for name, _, _ in _options(args)}
+    given = {name for name, _, _ in options_of(args)}
     for name in given:
         block, *rest = name.split(".")
         if rest[-1:] == ["help"] and len(rest) > 1 and block in ("--data", "--model") and not given & {*_CONFIG, block}:
@@ -147,7 +173,7 @@ def _resume(args: Sequence[str]) -> list[str]:
     for file in (config, checkpoint):
         if not file.is_file():
             raise UserError(f"--resume {run}: nothing to resume, {file} is missing; give a run's folder")
-    for name, _, _ in _options(args):
+    for name, _, _ in options_of(args):
         block, _, setting = name.partition(".")
         if name in (*_CONFIG, "--ckpt_path") or block == "--model" or (block == "--data" and setting not in HARMLESS):
             raise UserError(
@@ -160,7 +186,7 @@ def _resume(args: Sequence[str]) -> list[str]:
 def _complete_from_checkpoint(args: Sequence[str]) -> list[str]:
     """Without a config, a checkpoint brings its own: its run's, or for unlabelled images what it holds itself."""
     path = option(args, "--ckpt_path")
-    given = {name for name, _, _ in _options(args)}
+    given = {name for name, _, _ in options_of(args)}
     if path is None or given & {*_CONFIG, "--model"}:
         return list(args)
     checkpoint = read_checkpoint(path)
@@ -196,7 +222,7 @@ def _complete_from_checkpoint(args: Sequence[str]) -> list[str]:
 
 def _replace_blocks(args: Sequence[str]) -> list[str]:
     """A block's file given as a flag takes the place of the config's block, whose settings would else shine through."""
-    options = list(_options(args))
+    options = list(options_of(args))
     swapped = {name[2:] for name, value, _ in options if name[2:] in _BLOCKS and _is_yaml(value)}
     args = list(args)
     for name, value, place in reversed(options if swapped else []):

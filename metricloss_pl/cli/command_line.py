@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import math
+import os
 import shlex
 import signal
 import sys
 import warnings
+from argparse import ArgumentError
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, StochasticWeightAveraging, Timer
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+    Timer,
+)
 from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from metricloss_pl._compat import HookedCLI, constructor_errors, dumped_config, subcommand_parser
 from metricloss_pl.callbacks import ConfusionMatrixPlot, HierarchyMetrics, PredictionWriter
 from metricloss_pl.callbacks._embed import run_folder
-from metricloss_pl.checkpoints import AtomicCheckpointIO, read_checkpoint
+from metricloss_pl.checkpoints import AtomicCheckpointIO, import_paths, is_trusted_run, read_checkpoint, trusted_imports
 from metricloss_pl.cli import run
-from metricloss_pl.cli.arguments import SUBCOMMANDS, name_of_run, prepare
+from metricloss_pl.cli.arguments import SUBCOMMANDS, has_own_config, name_of_run, named_in, options_of, prepare
 from metricloss_pl.cli.compare import compare
 from metricloss_pl.cli.figure import draw_figure
 from metricloss_pl.cli.hierarchy import show_hierarchy
@@ -35,15 +45,24 @@ from metricloss_pl.cli.run_folder import CONFIG, RunFolder, run_of, settle_ranks
 from metricloss_pl.cli.saved_config import drop_unreadable_defaults
 from metricloss_pl.cli.settings_log import SettingsLog
 from metricloss_pl.data import ImageDataModule
-from metricloss_pl.errors import UserError
+from metricloss_pl.errors import DEBUG_HELP, UserError, is_debugging, raised_in, refusing
 from metricloss_pl.files import stem_of_result
-from metricloss_pl.messages import message_of
+from metricloss_pl.messages import (
+    build_from_settings,
+    hint_of,
+    is_of_collective,
+    lightning_refusals,
+    lost_contact,
+    message_of,
+)
 from metricloss_pl.regimes import Classifier
 from metricloss_pl.run_files import add_run_arguments, check_settings, link_facts_of_data
 from metricloss_pl.screen import print_rows, shell_command, short
+from metricloss_pl.suggestions import find_mistake
 
 __all__ = ["MetricLossCLI", "main"]
 
+_MOST_PROCESSES = 8  # on fewer CPU cores than that, to try things out
 _USAGE = {
     "fit": "(--config FILE | --resume RUN) [options]",
     "validate": "--ckpt_path FILE [options]",
@@ -52,7 +71,7 @@ _USAGE = {
 }
 
 
-class MetricLossCLI(LightningCLI):
+class MetricLossCLI(HookedCLI):
     """LightningCLI for a `Classifier` on an `ImageDataModule`, to be subclassed like LightningCLI itself.
 
     The number of classes, their names, the number of image channels and a hierarchy of the classes are linked from the
@@ -84,7 +103,11 @@ class MetricLossCLI(LightningCLI):
             "seed_everything_default": 0,
             "parser_class": Parser,
             "parser_kwargs": {
-                name: {"usage": f"{shell_command(name)} {_USAGE[name]}", "description": DESCRIPTIONS[name]}
+                name: {
+                    "usage": f"{shell_command(name)} {_USAGE[name]}",
+                    "description": DESCRIPTIONS[name],
+                    "epilog": DEBUG_HELP,
+                }
                 for name in SUBCOMMANDS
             },
             "auto_configure_optimizers": False,
@@ -109,7 +132,7 @@ class MetricLossCLI(LightningCLI):
         link_facts_of_data(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        self.config = parser.parse_args(args)  # type: ignore[arg-type]
+        self.config = self._parse(parser, args)
         config = _of_subcommand(self.config)
         for name, value in (
             ("weights_only", True),
@@ -137,14 +160,39 @@ class MetricLossCLI(LightningCLI):
         elif subcommand != "fit":
             raise UserError(f"{subcommand} needs a trained network: give --ckpt_path with a checkpoint's file")
 
+    def _parse(self, parser: LightningArgumentParser, args: Any) -> Any:
+        """Parse the arguments; names that do not exist are told with those that do."""
+        limits: AbstractContextManager[None] = nullcontext()
+        options = [(name, value) for name, value, _ in options_of(args)]
+        checkpoint = dict(options).get("--ckpt_path")
+        if checkpoint is not None and not has_own_config(self.arguments):
+            others = named_in(self.arguments)
+            limits = trusted_imports(f"checkpoint {checkpoint}", list(named_in(args)), others, run=True)
+        with limits:
+            try:
+                return parser.parse_args(args)
+            except (ArgumentError, UnicodeDecodeError) as error:
+                if line := find_mistake(error, options):
+                    raise UserError(line) from error
+                raise
+
+    def checkpoint_settings(self) -> AbstractContextManager[None]:
+        """Return the context in which the settings in a checkpoint are read and built."""
+        if self.checkpoint is None:
+            return nullcontext()
+        config = _of_subcommand(self.config)
+        own = has_own_config(self.arguments)
+        others = import_paths(config.as_dict()) if own else named_in(self.arguments)
+        source = f"checkpoint {config.ckpt_path}"
+        return trusted_imports(source, self.checkpoint["hyper_parameters"], others, run=True)
+
     # ------------------------------------------------------------------------------------------------------ the run
 
     def before_instantiate_classes(self) -> None:
         drop_unreadable_defaults(_of_subcommand(self.config))
         # Lightning notes linked values in a dump of the config, and fails where a class has no argument but the linked
         # one: its dump then has no init_args.
-        self._dump_config()
-        backbone = self.config_dump["model"].get("init_args", {}).get("backbone")
+        backbone = dumped_config(self)["model"].get("init_args", {}).get("backbone")
         if isinstance(backbone, dict):
             backbone.setdefault("init_args", {})
 
@@ -157,7 +205,8 @@ class MetricLossCLI(LightningCLI):
         weights = settings.get("weights") if settings else None
         if weights is not None:
             settings.weights = None
-        super().instantiate_classes()
+        with self.checkpoint_settings(), constructor_errors(self.parser, build_from_settings):
+            super().instantiate_classes()
         if weights is not None:
             settings.weights = weights
         for name, value in self.kept_in_checkpoint.items():
@@ -192,7 +241,7 @@ class MetricLossCLI(LightningCLI):
             callbacks.append(HierarchyMetrics())
         best = None
         if given.enable_checkpointing is False:
-            self._parser(self.subcommand).callback_keys.remove("checkpoint")
+            subcommand_parser(self).callback_keys.remove("checkpoint")
         else:
             best = config.checkpoint
             callbacks.append(run.LastCheckpoint(config.save_every_n_steps))
@@ -201,18 +250,62 @@ class MetricLossCLI(LightningCLI):
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
         run.limit_waiting(config.timeout_minutes)
-        timer = Timer(given.max_time)  # in the checkpoints too, so that a resumed run counts on
+        timers = [callback for callback in callbacks if isinstance(callback, Timer)]
+        if timers and given.max_time is not None:
+            raise UserError("trainer.max_time and a Timer both limit the time: leave one of them out")
+        # In the checkpoints too, so that a resumed run counts on.
+        timer = timers[0] if timers else Timer(given.max_time)
+        ours = [run.EndTogether()] if timers else [timer, run.EndTogether()]
         self.record = run.TrainingRecord(timer, best)
-        kwargs["callbacks"] = [self.run_folder, *callbacks, timer, run.EndTogether(), self.record]
+        kwargs["callbacks"] = [self.run_folder, *callbacks, *ours, self.record]
         self.settings_log = SettingsLog(_of_subcommand(self.config)) if given.enable_autolog_hparams else None
         if self.settings_log is not None:
             kwargs["callbacks"].append(self.settings_log)
             kwargs["enable_autolog_hparams"] = False  # it is done by that callback
-        trainer = super().instantiate_trainer(**kwargs)
+        with lightning_refusals("trainer"), refusing("lightning", ValueError, "trainer: {}"):
+            trainer = super().instantiate_trainer(**kwargs)
+        processes, cores = trainer.num_devices, os.cpu_count() or 1
+        if trainer.strategy.root_device.type == "cpu" and processes > max(cores, _MOST_PROCESSES):
+            raise UserError(f"trainer.devices is {processes}, and there are {cores} CPU cores: give at most as many")
         settle_ranks(trainer)
         name = name_of_run(self.arguments) or _of_subcommand(self.config).model.class_path.rpartition(".")[2]
         self.run_folder.attach(trainer, config.runs_dir, name)
         return trainer
+
+    def fit(self, model: Any, **kwargs: Any) -> None:
+        """Run the Trainer's method of this name; what it says of a setting is the user's mistake."""
+        with lightning_refusals():
+            try:
+                self.trainer.fit(model, **kwargs)
+            except RuntimeError as error:
+                if raised_in(error, "lightning.pytorch.callbacks.early_stopping"):
+                    self._check_monitors(error)
+                if is_of_collective(error) and run.has_lost_a_process(self.trainer):
+                    raise UserError(lost_contact()) from error
+                raise
+
+    def _check_monitors(self, error: Exception) -> None:
+        known = self.trainer.callback_metrics
+        for callback in self.trainer.early_stopping_callbacks:
+            if isinstance(callback, EarlyStopping) and callback.monitor not in known:
+                raise UserError(
+                    f"EarlyStopping watches {callback.monitor!r}, which is not measured; there are {', '.join(known)}"
+                ) from error
+
+    def validate(self, model: Any, **kwargs: Any) -> Any:
+        """Run the Trainer's method of this name."""
+        with lightning_refusals():
+            return self.trainer.validate(model, **kwargs)
+
+    def test(self, model: Any, **kwargs: Any) -> Any:
+        """Run the Trainer's method of this name."""
+        with lightning_refusals():
+            return self.trainer.test(model, **kwargs)
+
+    def predict(self, model: Any, **kwargs: Any) -> Any:
+        """Run the Trainer's method of this name."""
+        with lightning_refusals():
+            return self.trainer.predict(model, **kwargs)
 
     def before_fit(self) -> None:
         if self.config.fit.compile:
@@ -243,8 +336,8 @@ class MetricLossCLI(LightningCLI):
         metrics = {f"best {name}": score for name, score in facts.pop("metrics").items()}
         checkpoint = facts.pop("checkpoint")
         if self.config.fit.test_after_fit:
-            tested = self.trainer.test(
-                self.model, self.datamodule, ckpt_path=checkpoint or None, weights_only=True, verbose=False
+            tested = self.test(
+                self.model, datamodule=self.datamodule, ckpt_path=checkpoint or None, weights_only=True, verbose=False
             )
             metrics |= tested[0] if tested else {}
         if self.settings_log is not None:
@@ -292,7 +385,9 @@ class MetricLossCLI(LightningCLI):
             facts["checkpoint"] = short(checkpoint)
             rows.append(("checkpoint", short(checkpoint)))
         if self.subcommand == "fit" and checkpoint and not any(name.startswith("test/") for name in metrics):
-            found = [] if run_of(checkpoint) == folder else ["--config", short(folder / CONFIG)]
+            named = config.as_dict()
+            brought = is_trusted_run({block: named[block] for block in ("data", "model", "trainer")})
+            found = [] if brought and run_of(checkpoint) == folder else ["--config", short(folder / CONFIG)]
             rows.append(("test", shell_command("test", *found, "--ckpt_path", short(checkpoint))))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
@@ -363,15 +458,16 @@ def main(args: Sequence[str]) -> None:
     Raises:
         SystemExit: With status 1 after a user's mistake, whose one line is on standard error; 143 after SIGTERM.
     """
-    arguments = list(args)
-    refusal = None
+    debug = is_debugging(args)
+    arguments = [argument for argument in args if argument != "--debug"]
+    refusal, failed = None, False
     try:
         with run.less_noise():
             function = _FUNCTIONS.get(arguments[0]) if arguments else None
             if arguments[:1] == ["compare"]:
                 compare(arguments[1:])
             elif function is not None:
-                parser = ArgumentParser(prog=shell_command(arguments[0]), exit_on_error=False)
+                parser = ArgumentParser(prog=shell_command(arguments[0]), exit_on_error=False, epilog=DEBUG_HELP)
                 parser.add_function_arguments(function, as_positional=True)
                 function(**parser.parse_args(arguments[1:]))
             else:
@@ -381,11 +477,14 @@ def main(args: Sequence[str]) -> None:
     except BrokenPipeError:
         raise
     except Exception as error:
-        refusal = message_of(error)
+        failed = True
+        refusal = None if debug else message_of(error)
         if refusal is None:
+            if hint := hint_of(error):
+                error.add_note(hint)
             raise
     finally:
-        tidy_up(refused=refusal is not None and arguments[:1] == ["fit"])
+        tidy_up(refused=failed and arguments[:1] == ["fit"])
     if refusal is not None:
         print(f"error: {refusal}", file=sys.stderr)
-        raise SystemExit(1)
+        raise SystemExit(1 if os.environ.get("LOCAL_RANK", "0") == "0" else run.REFUSED)

@@ -10,7 +10,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-d
 
 from metricloss_pl.cli.arguments import option, with_shipped_configs
 from metricloss_pl.config_files import find_config
-from metricloss_pl.errors import UserError
+from metricloss_pl.errors import DEBUG_HELP, UserError
 from metricloss_pl.screen import shell_command
 
 __all__ = ["compare"]
@@ -33,6 +33,7 @@ def compare(arguments: Sequence[str]) -> None:
         prog=shell_command("compare"),
         usage="%(prog)s (--config FILE | --data_root FOLDER) [options]",
         description="Which variant is best on these images: tuned alike, run with several seeds, tested once each.",
+        epilog=DEBUG_HELP,
         exit_on_error=False,
         allow_abbrev=False,
     )

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from metricloss_pl.config_files import copy_config, describe_config, list_configs, shipped_configs
+from metricloss_pl.errors import DEBUG_HELP
 from metricloss_pl.screen import print_rows, shell_command, short
 
 __all__ = ["configs"]
@@ -29,6 +30,7 @@ def configs(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog=shell_command("configs"),
         description="List the configs that come with the package, or copy one.",
+        epilog=DEBUG_HELP,
         allow_abbrev=False,
     )
     actions = parser.add_subparsers(title="subcommands", metavar="", dest="action")

@@ -11,7 +11,7 @@ from io import TextIOWrapper
 
 import metricloss_pl
 from metricloss_pl.cli.configs import configs
-from metricloss_pl.errors import UserError
+from metricloss_pl.errors import DEBUG_HELP, UserError, is_debugging
 from metricloss_pl.screen import shell_command
 
 __all__ = ["DESCRIPTIONS", "main"]
@@ -44,12 +44,14 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         subcommand = _subcommand(arguments)
         if subcommand == "configs":
-            configs(arguments[1:])
+            configs([argument for argument in arguments[1:] if argument != "--debug"])
         else:
             from metricloss_pl.cli import command_line
 
             command_line.main(arguments)
     except UserError as error:
+        if is_debugging(arguments):
+            raise
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from error
     except BrokenPipeError as error:  # whoever read the output, such as head, has gone
@@ -76,6 +78,7 @@ def _subcommand(arguments: Sequence[str]) -> str:
                 "subcommands:",
                 *(f"  {name:<10} {line}" for name, line in DESCRIPTIONS.items()),
                 f"\nOptions of a subcommand: {shell_command('SUBCOMMAND', '--help')}",
+                DEBUG_HELP,
             ]
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,

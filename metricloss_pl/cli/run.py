@@ -7,9 +7,10 @@ import json
 import logging
 import math
 import os
+import subprocess
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from metricloss_pl.run_files import with_absolute_paths
 from metricloss_pl.screen import print_rows, shell_command, short
 from metricloss_pl.surroundings import versions
 
+REFUSED = 3  # status of a process after a user's mistake, where it is not the first one
 _FEW_STEPS = 200
 _FEW_IMAGES = 50  # for validation: each makes two points or more
 _NOISE = (
@@ -223,6 +225,16 @@ class TrainingRecord(Callback):
 
     def _file(self, trainer: Trainer) -> Path:
         return run_folder(trainer) / ".training.json"
+
+
+def has_lost_a_process(trainer: Trainer) -> bool:
+    """Return whether a process that this one has started was killed, or has refused to go on."""
+    for process in getattr(trainer.strategy.launcher, "procs", []):
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=5)  # its connections close before it ends
+        if process.returncode is not None and (process.returncode < 0 or process.returncode == REFUSED):
+            return True
+    return False
 
 
 class EndTogether(Callback):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pydoc
 import warnings
 from collections.abc import Iterator
+from enum import Enum
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -48,7 +49,7 @@ def _is_text(value: Any) -> bool:
         return all(_is_text(item) for item in value.values())
     if isinstance(value, (list, tuple)):
         return all(_is_text(item) for item in value)
-    return value is None or isinstance(value, (bool, int, float, str))
+    return value is None or (isinstance(value, (bool, int, float, str)) and not isinstance(value, Enum))
 
 
 def _is_read_back(class_path: str, name: str, init_args: Namespace) -> bool:

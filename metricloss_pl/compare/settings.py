@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from argparse import ArgumentError
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -14,15 +15,17 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, ProgressBar, Timer
 from lightning.pytorch.cli import LightningArgumentParser
 
+from metricloss_pl._compat import constructor_errors
 from metricloss_pl.callbacks import ConfusionMatrixPlot, EmbeddingPlot, GeometryMonitor, PredictionWriter
 from metricloss_pl.class_embeddings import Hierarchy
 from metricloss_pl.config_files import find_config
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.errors import UserError
 from metricloss_pl.files import FilePath
-from metricloss_pl.messages import message_of
+from metricloss_pl.messages import build_from_settings, message_of
 from metricloss_pl.regimes import Classifier
 from metricloss_pl.run_files import HARMLESS, add_run_arguments, check_settings, link_facts_of_data
+from metricloss_pl.suggestions import find_mistake
 
 __all__ = ["Built", "RunFiles", "for_each"]
 
@@ -81,7 +84,13 @@ class RunFiles:
             raise UserError(f"config is {file}: there is no such run file")
         texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in overrides.items()}
         flags = [f"--{name}={text}" for name, text in texts.items()]
-        config = self._parser.parse_args(["--config", str(file), *flags])
+        try:
+            config = self._parser.parse_args(["--config", str(file), *flags])
+        except (ArgumentError, UnicodeDecodeError) as error:
+            options = [("--config", str(file)), *((f"--{name}", text) for name, text in texts.items())]
+            if line := find_mistake(error, options):
+                raise UserError(line) from error
+            raise
         if config.ckpt_path is not None or config.resume is not None:
             raise UserError(f"{file} starts from a checkpoint: runs that are compared start anew")
         check_settings(config)
@@ -114,7 +123,8 @@ class RunFiles:
 
     def build(self, config: Namespace) -> Built:
         """The network, the data and what a Trainer needs; it draws from the global seed."""
-        made = self._parser.instantiate(config)
+        with constructor_errors(self._parser, build_from_settings):
+            made = self._parser.instantiate(config)
         trainer = dict(made.trainer)
         callbacks = [callback for callback in _listed(trainer.get("callbacks")) if not isinstance(callback, _NOT_HERE)]
         for callback in callbacks:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -21,8 +22,8 @@ from metricloss_pl.compare.recording import Clock, Recorder, Scores
 from metricloss_pl.compare.results import Line
 from metricloss_pl.compare.settings import Built, RunFiles
 from metricloss_pl.compare.tuning import MEASUREMENTS, Search, best_trial
-from metricloss_pl.errors import UserError, plural, reason
-from metricloss_pl.messages import message_of
+from metricloss_pl.errors import UserError, plural, reason, refusing
+from metricloss_pl.messages import lightning_refusals, message_of
 from metricloss_pl.metrics import Temperature
 from metricloss_pl.surroundings import peak_memory, surroundings
 
@@ -79,7 +80,10 @@ class Worker:
                 arrays = self._final(run, [done[other.key] for other in plan.awaited(run)], line)
         except Exception as error:  # whatever it is, the other runs go on
             line["status"] = "failed"
-            line["reason"] = message_of(error) or f"{type(error).__name__}: {reason(error)}"
+            line["reason"] = message_of(error)
+            if line["reason"] is None:  # a bug
+                traceback.print_exc()
+                line["reason"] = f"{type(error).__name__}: {reason(error)}"
             line["metrics"] = {}
         if torch.cuda.is_available():  # else the next run may find no room
             gc.collect()
@@ -193,7 +197,8 @@ class Worker:
         built.trainer.update(max_epochs=1, limit_train_batches=_FEW_STEPS, log_every_n_steps=0)
         recorder = Recorder(1)
         trainer = _trainer(built, [clock, recorder])
-        trainer.fit(built.model, built.data)
+        with lightning_refusals():
+            trainer.fit(built.model, built.data)
         batch = float(np.median(clock.batches[1:] or clock.batches))
         measured = recorder.seconds / len(built.data.samples("train"))  # an image
         images = MEASUREMENTS * len(built.data.samples("train"))
@@ -221,17 +226,16 @@ class Worker:
 
 
 def _trainer(built: Built, callbacks: Sequence[Callback]) -> Trainer:
-    trainer = Trainer(
-        **{
-            **built.trainer,
-            "logger": False,
-            "enable_checkpointing": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "num_sanity_val_steps": 0,
-            "callbacks": [*built.callbacks, *callbacks],
-        }
-    )
+    ours = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "callbacks": [*built.callbacks, *callbacks],
+    }
+    with lightning_refusals("trainer"), refusing("lightning", ValueError, "trainer: {}"):
+        trainer = Trainer(**{**built.trainer, **ours})
     if trainer.world_size > 1:
         raise UserError(
             f"trainer.devices asks for {trainer.world_size} processes, and a compared run has one: set it to 1, and "
@@ -247,7 +251,8 @@ def _fit(built: Built, recorder: Recorder, line: Line) -> Trainer:
     built.trainer["limit_val_batches"], limit = 0, built.trainer.get("limit_val_batches")
     trainer = _trainer(built, [recorder])
     try:
-        trainer.fit(built.model, built.data)
+        with lightning_refusals():
+            trainer.fit(built.model, built.data)
     finally:
         line["history"], line["steps"], line["epochs"] = recorder.history, trainer.global_step, trainer.current_epoch
     if name := tensor_not_finite(built.model.state_dict()):

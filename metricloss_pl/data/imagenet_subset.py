@@ -18,7 +18,7 @@ from metricloss_pl.data.index_files import anew, read_list, read_mat
 from metricloss_pl.data.samples import Samples, Statistics, file_samples
 from metricloss_pl.download import UNREADABLE_ARCHIVE, Resource, check_present, check_sum, make_folder, unpack
 from metricloss_pl.errors import UserError, check_choice, reason
-from metricloss_pl.files import read_lines
+from metricloss_pl.files import UNREADABLE_PICKLE, read_lines
 
 Subset = Literal["vipriors", "deic"]
 
@@ -235,7 +235,7 @@ def _unpickle(file: Path) -> list[Any]:
     try:
         with file.open("rb") as stream:
             return list(_PlainUnpickler(stream).load())
-    except Exception as error:  # pickle raises many unrelated types on broken files
+    except UNREADABLE_PICKLE as error:
         raise UserError(f"{file} cannot be read as a list: {reason(error)}") from error
 
 

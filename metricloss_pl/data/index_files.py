@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from metricloss_pl.errors import UserError, reason
-from metricloss_pl.files import Line, read_lines
+from metricloss_pl.files import UNREADABLE_PICKLE, Line, read_lines
 
 
 def anew(folder: Path) -> str:
@@ -72,6 +72,7 @@ def read_mat(file: Path, variable: str, remedy: str, fields: Sequence[str] = ())
         UserError: The file is missing, cannot be read, or has no such variable or field.
     """
     from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
 
     if not file.is_file():
         raise UserError(f"{file}: there is no such file: {remedy}")
@@ -79,6 +80,6 @@ def read_mat(file: Path, variable: str, remedy: str, fields: Sequence[str] = ())
         array = np.atleast_1d(loadmat(file, squeeze_me=True)[variable])
         for field in fields:
             array[field]
-    except Exception as error:  # SciPy raises many unrelated types on broken files
+    except (MatReadError, *UNREADABLE_PICKLE) as error:
         raise UserError(f"{variable!r} cannot be read from {file} ({reason(error)}): {remedy}") from error
     return array

@@ -6,6 +6,7 @@ import math
 import struct
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -16,7 +17,9 @@ from torchvision.datasets.utils import check_integrity
 
 from metricloss_pl.data.base import ImageDataModule, Part
 from metricloss_pl.data.samples import Samples, Statistics, array_samples
+from metricloss_pl.download import UNREADABLE_ARCHIVE
 from metricloss_pl.errors import UserError, reason
+from metricloss_pl.files import UNREADABLE_PICKLE
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -52,7 +55,7 @@ class _TorchvisionDataModule(ImageDataModule, ABC):
         try:
             if not self._is_whole():
                 self._download()
-        except Exception as error:  # torchvision lets errors of sockets, disks and archives through
+        except (*UNREADABLE_ARCHIVE, HTTPException, OSError, RuntimeError, ValueError) as error:
             raise UserError(f"{self._expected()}; downloading failed: {reason(error)}") from error
 
     def read(self, part: Part) -> Samples | None:
@@ -67,7 +70,7 @@ class _TorchvisionDataModule(ImageDataModule, ABC):
             raise UserError(f"{self._expected()}; switch `download` on, or put them there")
         try:
             dataset = self.dataset(self.root, train=part == "train")
-        except Exception as error:  # a broken file shows as one of many types
+        except UNREADABLE_PICKLE as error:
             raise UserError(
                 f"{self._directory()} cannot be read ({reason(error)}): remove it, then download it again"
             ) from error

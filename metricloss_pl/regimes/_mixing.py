@@ -6,18 +6,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from metricloss_pl.errors import UserError
 from metricloss_pl.mixing import Mixing
 
 __all__ = ["keep_statistics", "refuse_mixing"]
 
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
 
 @contextmanager
 def keep_statistics(module: nn.Module) -> Iterator[None]:
     """Within it the batch norms of a module in training do not learn from what they see, so that it counts once."""
-    norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
+    norms = [part for part in module.modules() if isinstance(part, _BATCH_NORMS)]
     learning = [norm for norm in norms if norm.training and norm.track_running_stats]
     for norm in learning:
         norm.track_running_stats = False

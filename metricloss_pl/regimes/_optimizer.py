@@ -10,7 +10,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import nn
 from torch.optim import Optimizer
 
-from metricloss_pl.errors import UserError, reason
+from metricloss_pl.errors import refusing
 
 __all__ = ["Decayed", "check_optimizer", "decay_weights_alone", "has_gradients"]
 
@@ -21,19 +21,20 @@ def check_optimizer(build: OptimizerCallable, build_schedule: LRSchedulerCallabl
     """Build optimizer and schedule and step once, so that a wrong setting shows at construction.
 
     Raises:
-        UserError: The optimizer's step needs more than dense gradients.
+        UserError: torch refuses a setting of the optimizer or the schedule, or the optimizer's step needs more than
+            dense gradients.
     """
     parameter = nn.Parameter(torch.zeros(1))
-    optimizer = build([{"params": [parameter]}])
+    with refusing("torch.optim", ValueError, "optimizer: {}"):
+        optimizer = build([{"params": [parameter]}])
     if build_schedule is not None:
-        build_schedule(optimizer)
+        with refusing("torch.optim", (ValueError, TypeError), "lr_scheduler: {}"):
+            build_schedule(optimizer)
     parameter.grad = torch.zeros(1)
-    try:
+    name = type(optimizer).__name__
+    refusal = f"optimizer {name} can't train a network ({{}}): SGD, Adam or AdamW can"
+    with refusing("torch", (RuntimeError, TypeError, ValueError), refusal):
         optimizer.step()
-    except Exception as error:  # each optimizer has its own words
-        raise UserError(
-            f"optimizer {type(optimizer).__name__} can't train a network ({reason(error)}): SGD, Adam or AdamW can"
-        ) from error
 
 
 def decay_weights_alone(groups: list[dict[str, Any]], module: nn.Module) -> list[dict[str, Any]]:

@@ -7,7 +7,8 @@ import functools
 import inspect
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from argparse import ArgumentError
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -23,11 +24,20 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from metricloss_pl._compat import is_denied_import
 from metricloss_pl.backbones import Backbone
-from metricloss_pl.checkpoints import plain_settings, read_checkpoint, tensor_not_finite, where_classes_differ
+from metricloss_pl.checkpoints import (
+    import_paths,
+    plain_settings,
+    read_checkpoint,
+    tensor_not_finite,
+    trusted_imports,
+    where_classes_differ,
+    where_states_differ,
+)
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.data.preparation import ImageLike
-from metricloss_pl.errors import UserError, check_choice, plural
+from metricloss_pl.errors import UserError, check_choice, plural, raised_in, reason
 from metricloss_pl.metrics import BalancedAccuracy, Temperature
 from metricloss_pl.mixing import Mixing
 from metricloss_pl.regimes._chance import Chance
@@ -128,6 +138,7 @@ class Classifier(LightningModule, ABC):
         self.embedding = nn.Identity() if embedding_dim is None else nn.Linear(num_features, embedding_dim)
         self.embedding_dim = num_features if embedding_dim is None else embedding_dim
         self.optimizer = optimizer
+        self._learning_rate: float | None = None
         self.lr_scheduler = lr_scheduler
         self.lr_scheduler_interval = lr_scheduler_interval
         self.weight_decay_on = weight_decay_on
@@ -200,6 +211,14 @@ class Classifier(LightningModule, ABC):
         """
         return [{"params": [parameter for parameter in self.parameters() if parameter.requires_grad]}]
 
+    @property
+    def is_fitting(self) -> bool:
+        """Whether a Trainer is at work on a `fit`, such as one that goes on from a checkpoint."""
+        try:
+            return self.trainer.state.fn == TrainerFn.FITTING
+        except RuntimeError:  # no Trainer is attached
+            return False
+
     def average(self, values: Tensor, labels: Tensor) -> Tensor:
         """Mean over the batch of per-image losses (B,), weighted by class where the regime was told to.
 
@@ -266,7 +285,15 @@ class Classifier(LightningModule, ABC):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         groups = self.parameter_groups()
-        optimizer = self.optimizer(decay_weights_alone(groups, self) if self.weight_decay_on == "weights" else groups)
+        groups = decay_weights_alone(groups, self) if self.weight_decay_on == "weights" else groups
+        own_rates = [group.get("lr") for group in groups]
+        optimizer = self.optimizer(groups)
+        if len(own_rates) != len(optimizer.param_groups):  # it has made groups of its own
+            own_rates = [None] * len(optimizer.param_groups)
+        self._own_rates = own_rates
+        for group, own in zip(optimizer.param_groups, self._own_rates, strict=True):
+            if own is None and self._learning_rate is not None:
+                group["lr"] = self._learning_rate
         if self.lr_scheduler is None:
             return optimizer
         scheduler: Any = self.lr_scheduler(optimizer)
@@ -280,24 +307,56 @@ class Classifier(LightningModule, ABC):
         # A pass without backward, as `StochasticWeightAveraging` makes one at the end, would step with them once more.
         self.zero_grad()
 
+    @property
+    def learning_rate(self) -> float | None:
+        """The peak learning rate: that of the optimizer as it was given, unless set.
+
+        Lightning's `LearningRateFinder` sets it. Parameter groups with a rate of their own keep that.
+        """
+        if self._learning_rate is not None:
+            return self._learning_rate
+        rate: float | None = self.optimizer([nn.Parameter(torch.zeros(1))]).param_groups[0].get("lr")
+        return rate
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        self._learning_rate = value
+        for plan in self.trainer.lr_scheduler_configs if self.is_fitting else []:
+            if hasattr(plan.scheduler, "base_lrs"):  # not where it follows a metric
+                plan.scheduler.base_lrs = [value if own is None else own for own in self._own_rates]
+
+    def on_train_start(self) -> None:
+        if self._learning_rate is not None:  # Lightning has set it in all groups
+            for group, own in zip(self.trainer.optimizers[0].param_groups, self._own_rates, strict=True):
+                group["lr"] = group["lr"] if own is None else own
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         for plan in self.trainer.lr_scheduler_configs:
             fill_in_length(plan.scheduler, self.trainer, self.lr_scheduler_interval)
         self._chance.seed_step(self.device, self.current_epoch, batch_idx, self.global_rank)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        images, labels = batch
-        if self.mixing is None:
-            losses = self.losses(self(images), labels)
-        else:
-            images, partners, share = self.mixing(images)
-            losses = self._mixed_losses(self(images), labels, labels[partners], share)
+        try:
+            losses = self._training_losses(*batch)
+        except ValueError as error:
+            if len(batch[1]) > 1 or not raised_in(error, "torch.nn"):
+                raise
+            raise UserError(
+                "a process has one image in a training batch, and batch normalization needs two: raise "
+                "data.batch_size, or give more images or fewer processes"
+            ) from error
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if batch_idx == 0 or (every and (batch_idx + 1) % every == 0):
             self._check_finite(losses)
         for name, value in losses.items():
-            self.log(f"train/{name}", value.detach(), prog_bar=name == "loss", batch_size=len(labels))
+            self.log(f"train/{name}", value.detach(), prog_bar=name == "loss", batch_size=len(batch[1]))
         return losses["loss"]
+
+    def _training_losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        if self.mixing is None:
+            return self.losses(self(images), labels)
+        images, partners, share = self.mixing(images)
+        return self._mixed_losses(self(images), labels, labels[partners], share)
 
     def _mixed_losses(self, embeddings: Tensor, labels: Tensor, others: Tensor, share: float) -> dict[str, Tensor]:
         """Each part of the loss as share * L(labels) + (1 - share) * L(others), of one batch of embeddings."""
@@ -432,10 +491,28 @@ class Classifier(LightningModule, ABC):
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As Lightning's, for files that :func:`~metricloss_pl.checkpoints.read_checkpoint` finds sound."""
+        """Load a regime as Lightning does, from a sound file whose settings name nothing but trusted classes."""
+        settings = None
         if isinstance(checkpoint_path, (str, Path)) and "://" not in str(checkpoint_path):
-            read_checkpoint(checkpoint_path)
-        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+            settings = read_checkpoint(checkpoint_path)["hyper_parameters"]
+        with trusted_imports(f"checkpoint {checkpoint_path}", settings, others=import_paths(kwargs)):
+            try:
+                return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+            except ArgumentError as error:
+                if is_denied_import(error):
+                    raise
+                raise UserError(
+                    f"checkpoint {checkpoint_path} has settings that do not fit: {reason(error)}"
+                ) from error
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load weights as torch does, except that the first tensor that does not fit is named in one line."""
+        try:
+            return super().load_state_dict(state_dict, strict=strict, assign=assign)
+        except RuntimeError as error:
+            if (line := where_states_differ(state_dict, self.state_dict())) is None:
+                raise
+            raise UserError(f"the checkpoint {line}: give the settings that it was trained with") from error
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if (names := checkpoint.get("class_names", self.class_names)) != self.class_names:
@@ -446,8 +523,7 @@ class Classifier(LightningModule, ABC):
         for name in ("std", "temperature"):
             if not (state.get(name, getattr(self, name)) > 0).all():
                 raise UserError(f"the checkpoint's {name} is not above 0: it can't predict; take another checkpoint")
-        resumed = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
-        if not resumed:
+        if not self.is_fitting:
             evaluate_averaged_weights(checkpoint)
         self.image_format = checkpoint.get("images")
         for name in ("mean", "std"):  # as wide as the images have channels

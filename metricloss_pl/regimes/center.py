@@ -8,14 +8,13 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from metricloss_pl.backbones import Backbone
 from metricloss_pl.data import ImageDataModule
-from metricloss_pl.errors import UserError, check_choice
+from metricloss_pl.errors import UserError, check_choice, refusing
 from metricloss_pl.losses import CenterLoss
 from metricloss_pl.losses import functional as F
 from metricloss_pl.losses.center import CenterRule
@@ -107,14 +106,16 @@ class CenterSoftmaxClassifier(Classifier):
         self.label_smoothing = label_smoothing
         self.smoothing: F.Smoothing = smoothing
         self.head = nn.Linear(self.embedding_dim, num_classes)
-        self.criterion = CenterLoss(
-            num_classes,
-            self.embedding_dim,
-            center_rule,
-            "zeros" if center_init == "class-means" else center_init,
-            reduction="none",
-        )
-        _check_center_optimizer(center_optimizer([self.criterion.centers]))
+        with refusing("metricloss_pl.losses", ValueError):
+            self.criterion = CenterLoss(
+                num_classes,
+                self.embedding_dim,
+                center_rule,
+                "zeros" if center_init == "class-means" else center_init,
+                reduction="none",
+            )
+        with refusing("torch.optim", ValueError, "center_optimizer: {}"):
+            _check_center_optimizer(center_optimizer([self.criterion.centers]))
         self._center_stepper: Optimizer | None = None
         self._center_optimizer_state: dict[str, Any] | None = None
 
@@ -219,9 +220,7 @@ class CenterSoftmaxClassifier(Classifier):
         super().on_load_checkpoint(checkpoint)
         # Whoever reads the checkpoint for its weights begins with a new center optimizer. A resumed fit builds it in
         # configure_optimizers, later; within a fit, `LearningRateFinder` goes back to the state before its trial.
-        trainer = self._trainer
-        resumed = trainer is not None and trainer.state.fn == TrainerFn.FITTING
-        state = checkpoint.get("center_optimizer_state") if resumed else None
+        state = checkpoint.get("center_optimizer_state") if self.is_fitting else None
         if state is not None and self._center_stepper is not None:
             self._center_stepper.load_state_dict(state)
         else:

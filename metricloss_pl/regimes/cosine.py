@@ -183,6 +183,7 @@ class CosineClassifier(Classifier):
         return one_hot(self.num_classes).to(self.device) if targets is None else targets
 
     def on_train_start(self) -> None:
+        super().on_train_start()
         if (targets := self.criterion.class_embeddings) is not None and targets.isnan().any():
             raise UserError(
                 "class_embeddings is 'checkpoint', and no checkpoint was loaded: it must be 'one-hot', 'simplex', "
@@ -208,7 +209,7 @@ class CosineClassifier(Classifier):
         if (plain := checkpoint.get("class_hierarchy")) is not None:
             try:
                 self.class_hierarchy = Hierarchy(**plain)
-            except Exception as error:  # what stands in a file can raise anything
+            except (UserError, TypeError, ValueError, AttributeError, LookupError) as error:  # of what stands in a file
                 raise UserError(f"the checkpoint's class hierarchy can't be read ({reason(error)})") from error
 
     def parameter_groups(self) -> list[dict[str, Any]]:

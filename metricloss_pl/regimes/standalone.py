@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from metricloss_pl.backbones import Backbone
-from metricloss_pl.errors import UserError
+from metricloss_pl.errors import UserError, refusing
 from metricloss_pl.losses import StandaloneCenterLoss
 from metricloss_pl.losses import functional as F
 from metricloss_pl.losses.center import CenterInit
@@ -95,19 +95,20 @@ class StandaloneCenterClassifier(Classifier):
             if value < 0:
                 raise UserError(f"{name} is {value}; it must be at least 0")
         self.center_lr = center_lr
-        self.criterion = StandaloneCenterLoss(
-            num_classes,
-            self.embedding_dim,
-            intra_weight,
-            inter_weight,
-            intra,
-            intra_scale,
-            inter,
-            margin,
-            pairs,
-            center_init,
-            reduction="none",
-        )
+        with refusing("metricloss_pl.losses", ValueError):
+            self.criterion = StandaloneCenterLoss(
+                num_classes,
+                self.embedding_dim,
+                intra_weight,
+                inter_weight,
+                intra,
+                intra_scale,
+                inter,
+                margin,
+                pairs,
+                center_init,
+                reduction="none",
+            )
 
     def losses(self, embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Pull and push of a batch: embeddings (B, D), labels (B,)."""
