@@ -36,7 +36,7 @@ __all__ = [
 # What the settings in a checkpoint may name, by the path that is given and by that of its definition; each stands for
 # whatever is below it.
 _TRUSTED = (
-    *(f"metricloss_pl.{name}" for name in metricloss_pl.__all__),
+    *(f"metricloss_pl.{name}" for name in metricloss_pl.__all__ if name[0].isupper()),
     "metricloss_pl.backbones",
     "metricloss_pl.mixing",
     "metricloss_pl.regimes",
@@ -181,7 +181,8 @@ def trusted_imports(source: str, settings: Any, others: Iterable[str] = (), run:
         named = sorted(name for name in import_paths(settings) - {_INSTANTIATOR} if not _is_below(name, trusted))
         raise UserError(
             f"{source} names {named[0] if named else 'a class or function'}, which is not trusted for a checkpoint's "
-            "sake: for a class of yours give the --config that it was trained with too, or in Python the object itself"
+            "sake: for a class of yours give the --config that it was trained with too; in Python import it and call "
+            "metricloss_pl.load(path, classes=[...])"
         ) from error
 
 

@@ -28,6 +28,7 @@ def load(path: str | Path, classes: Iterable[type] = ()) -> Classifier:
         UserError: The file is missing or no such checkpoint; it names other classes; or it was written by a Trainer of
             your own, and so lacks the backbone's settings.
     """
+    classes = list(classes)
     settings = read_checkpoint(path)["hyper_parameters"]
     class_path = settings.get("_class_path")
     if class_path is None:
@@ -41,7 +42,7 @@ def load(path: str | Path, classes: Iterable[type] = ()) -> Classifier:
             f"checkpoint {path} names {class_path}, which is not imported for a checkpoint's sake: import it, and call "
             f"load(path, classes=[{class_path.rpartition('.')[2]}])"
         )
-    model: Classifier = regime.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+    model: Classifier = regime.load_from_checkpoint(path, classes=classes, map_location="cpu", weights_only=True)
     return model.eval()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from PIL import Image
+from torch import nn
 
 import metricloss_pl
 from metricloss_pl.backbones import TinyConvNet
@@ -27,8 +29,17 @@ class MySoftmax(SoftmaxClassifier):
     """A regime of a user's own."""
 
 
-class MyNet(TinyConvNet):
+class MyNet(nn.Module):
     """A backbone of a user's own."""
+
+    num_features = 3
+
+    def __init__(self, in_channels: int = 3) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(in_channels)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.norm(images).mean((2, 3))
 
 
 def fit(folder: Path, *model: str) -> Path:
@@ -128,11 +139,16 @@ def test_predicting_leaves_a_training_as_it_was(checkpoint: Path, photos: list[P
 def test_classes_of_ones_own(tmp_path: Path, photos: list[Path]) -> None:
     module = MySoftmax.__module__
     checkpoint = fit(tmp_path, f"--model={module}.MySoftmax", f"--model.backbone={module}.MyNet")
-    for classes in ((), [MySoftmax, MyNet]):
+    for classes in ([MyNet], [MySoftmax, MyNet]):
         model = metricloss_pl.load(checkpoint, classes=classes)
         assert type(model) is MySoftmax
         assert type(model.backbone) is MyNet
         assert len(model.predict(photos).classes) == len(photos)
+    with pytest.raises(
+        UserError, match=rf"names {re.escape(module)}\.MyNet, which is not trusted .*classes=\["
+    ) as caught:
+        metricloss_pl.load(checkpoint)
+    assert "\n" not in str(caught.value)
 
 
 def test_other_files_are_refused_in_one_line(checkpoint: Path, tmp_path: Path) -> None:
@@ -145,7 +161,7 @@ def test_other_files_are_refused_in_one_line(checkpoint: Path, tmp_path: Path) -
     for name, words in (
         ("missing.ckpt", "there is no such file"),
         ("other.ckpt", "holds no regime of metricloss_pl"),
-        ("mine.ckpt", r"names my_project\.Mine"),
+        ("mine.ckpt", r"names my_project\.Mine.*import it.*classes=\[Mine\]"),
         ("no_regime.ckpt", r"names torch\.nn\.Linear"),
     ):
         with pytest.raises(UserError, match=words) as caught:

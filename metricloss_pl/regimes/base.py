@@ -490,12 +490,21 @@ class Classifier(LightningModule, ABC):
                 checkpoint[part] = _without_functions(checkpoint[part])
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load a regime as Lightning does, from a sound file whose settings name nothing but trusted classes."""
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, classes: Iterable[type] = (), **kwargs: Any) -> Any:
+        """Load a regime as Lightning does, from a sound file whose settings name nothing but trusted classes.
+
+        Args:
+            checkpoint_path: The file.
+            args: Further arguments of Lightning's method.
+            classes: Classes of a user's own that the settings may name, such as that of the backbone.
+            kwargs: Further arguments of Lightning's method, and settings in place of those in the checkpoint.
+        """
         settings = None
         if isinstance(checkpoint_path, (str, Path)) and "://" not in str(checkpoint_path):
             settings = read_checkpoint(checkpoint_path)["hyper_parameters"]
-        with trusted_imports(f"checkpoint {checkpoint_path}", settings, others=import_paths(kwargs)):
+        own = import_paths(list(classes))
+        others = import_paths(kwargs) | own | {path for path in import_paths(settings) if import_paths(path) & own}
+        with trusted_imports(f"checkpoint {checkpoint_path}", settings, others=others):
             try:
                 return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
             except ArgumentError as error:
