@@ -60,13 +60,15 @@ def test_a_run_lives_in_one_folder(tmp_path, capsys):
     assert {p.name for p in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     assert list(run.glob("events.out.tfevents.*"))
     screen = capsys.readouterr().out
-    assert "1294 training and 144 validation images of 10 classes (125 to 131 training images a class)" in screen
+    assert (
+        "1294 training, 144 validation and 359 test images of 10 classes (125 to 131 training images a class)" in screen
+    )
     assert "TinyConvNet, 67,594 parameters in all" in screen
     assert "20 steps of 64 images, 20 an epoch; few: lower --data.batch_size or raise --trainer.max_epochs" in screen
     for row in (r"time +\d+ s, 1 epochs, 20 steps", r"best val/accuracy +0\.\d{4}", r"test/accuracy +0\.\d{4}"):
         assert re.search(row, screen), row
     assert str(run / "checkpoints" / "best.ckpt") in screen
-    assert "validation " not in re.sub("1294 training and.*", "", screen)
+    assert "validation " not in re.sub("1294 training,.*", "", screen)
     assert fit("digits_softmax", tmp_path, "--data.val_fraction=0.02").name == "version_1"
     assert re.search(r"validation +29 images; few: each makes 3 points of what chooses", capsys.readouterr().out)
 
@@ -148,7 +150,7 @@ def test_trainer_flags_keep_their_meaning(flags, steps, tmp_path):
 
 def test_without_checkpoints_or_log(tmp_path):
     run = fit("digits_center", tmp_path, "--trainer.enable_checkpointing=false", "--trainer.logger=false")
-    assert {path.name for path in run.iterdir()} == {"config.yaml", "result.json"}
+    assert {path.name for path in run.iterdir()} == {"config.yaml", "result.json", "split.csv"}
 
 
 def test_checkpoints_of_ones_own_stay_where_there_is_no_validation(tmp_path):
@@ -602,7 +604,9 @@ def test_checkpoints_that_do_not_fit(digits_run, tmp_path, capsys):
     np.savez(tmp_path / "set.npz", **arrays(classes=np.array(["a", "b", "c"])))
     other = ["--data=NpzDataModule", f"--data.path={tmp_path / 'set.npz'}", "--trainer.callbacks=null"]
     flags = ["test", "--model=CosineClassifier", "--model.backbone=TinyConvNet", *other, f"--runs_dir={tmp_path}"]
-    assert "was trained on 10 classes and the data have 3" in refusal(capsys, *flags, f"--ckpt_path={checkpoint}")
+    assert "none of the classes '0', '1', '2', '3', '4' and 5 more: it has 'a', 'b', 'c'" in refusal(
+        capsys, *flags, f"--ckpt_path={checkpoint}"
+    )
 
 
 def test_a_checkpoint_that_carries_code_is_not_run(tmp_path, capsys):

@@ -22,6 +22,7 @@ __all__ = [
     "name_of_run",
     "named_in",
     "option",
+    "option_names",
     "options_of",
     "prepare",
     "with_shipped_configs",
@@ -30,7 +31,6 @@ __all__ = [
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 _CONFIG = ("-c", "--config")
 _BLOCKS = ("data", "model", "trainer")
-_SPLIT = ("seed", "val_fraction", "test_fraction", "samples_per_class")
 
 
 def prepare(args: Sequence[str]) -> list[str]:
@@ -92,6 +92,11 @@ def with_shipped_configs(args: Sequence[str], kind: str = "") -> list[str]:
 def option(args: Sequence[str], name: str) -> str | None:
     """The last value of an option given as ``name value`` or ``name=value``."""
     return next((value for given, value, _ in reversed(list(options_of(args))) if given == name), None)
+
+
+def option_names(args: Sequence[str]) -> set[str]:
+    """Return the names of all options, such as ``--data.root``."""
+    return {name for name, _, _ in options_of(args)}
 
 
 def options_of(args: Sequence[str]) -> Iterator[tuple[str, str | None, slice]]:
@@ -184,25 +189,21 @@ def _resume(args: Sequence[str]) -> list[str]:
 
 
 def _complete_from_checkpoint(args: Sequence[str]) -> list[str]:
-    """Without a config, a checkpoint brings its own: its run's, or for unlabelled images what it holds itself."""
+    """Without a config, a checkpoint brings its run's, or the network and how images were prepared for other data."""
     path = option(args, "--ckpt_path")
-    given = {name for name, _, _ in options_of(args)}
+    given = option_names(args)
     if path is None or given & {*_CONFIG, "--model"}:
         return list(args)
     checkpoint = read_checkpoint(path)
-    if args[0] != "predict" or option(args, "--data.predict_dir") is None:
-        run = run_of(path)
-        if run is None:
-            raise UserError(
-                f"--ckpt_path {path} lies in no run's folder: give the --config that it was trained with too"
-            )
-        for name in _SPLIT:
-            if f"--data.{name}" in given and args[0] in ("validate", "test"):
-                raise UserError(
-                    f"--data.{name} with --ckpt_path: another split would put training images among those of "
-                    f"{args[0]}; leave it out, or give --config if these are other data"
-                )
+    unlabelled = args[0] == "predict" and "--data.predict_dir" in given and "--data" not in given
+    run = run_of(path)
+    if run is not None and not unlabelled:
         return [args[0], f"--config={run / CONFIG}", *args[1:]]
+    if not unlabelled and "--data" not in given:
+        raise UserError(
+            f"--ckpt_path {path} lies in no run's folder: give the --config that it was trained with too, or --data "
+            "with the kind of data, such as --data ImageFolderDataModule --data.root FOLDER"
+        )
     hparams = dict(checkpoint["hyper_parameters"])
     images = checkpoint.get("images")
     if "_class_path" not in hparams or images is None:
@@ -213,6 +214,10 @@ def _complete_from_checkpoint(args: Sequence[str]) -> list[str]:
     backbone = hparams.get("backbone")
     if isinstance(backbone, dict) and isinstance(settings := backbone.get("init_args"), dict):
         settings.pop("in_channels", None)
+    if not unlabelled:
+        as_trained = {name: value for name, value in images.items() if f"--data.{name}" not in given}
+        prepared = [f"--data.{name}={json.dumps(value)}" for name, value in as_trained.items()]
+        return [args[0], f"--model={json.dumps(model)}", *args[1:], *prepared]
     data = {
         "class_path": "metricloss_pl.data.UnlabelledFolderDataModule",
         "init_args": {"class_names": checkpoint["class_names"], **images},

@@ -11,6 +11,7 @@ import warnings
 from argparse import ArgumentError
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
@@ -33,7 +34,15 @@ from metricloss_pl.callbacks import ConfusionMatrixPlot, HierarchyMetrics, Predi
 from metricloss_pl.callbacks._embed import run_folder
 from metricloss_pl.checkpoints import AtomicCheckpointIO, import_paths, is_trusted_run, read_checkpoint, trusted_imports
 from metricloss_pl.cli import run
-from metricloss_pl.cli.arguments import SUBCOMMANDS, has_own_config, name_of_run, named_in, options_of, prepare
+from metricloss_pl.cli.arguments import (
+    SUBCOMMANDS,
+    has_own_config,
+    name_of_run,
+    named_in,
+    option_names,
+    options_of,
+    prepare,
+)
 from metricloss_pl.cli.compare import compare
 from metricloss_pl.cli.figure import draw_figure
 from metricloss_pl.cli.hierarchy import show_hierarchy
@@ -44,6 +53,7 @@ from metricloss_pl.cli.report import show_report
 from metricloss_pl.cli.run_folder import CONFIG, RunFolder, run_of, settle_ranks, tidy_up
 from metricloss_pl.cli.saved_config import drop_unreadable_defaults
 from metricloss_pl.cli.settings_log import SettingsLog
+from metricloss_pl.cli.split import SplitRecord, choose_images
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.errors import DEBUG_HELP, UserError, is_debugging, raised_in, refusing
 from metricloss_pl.files import stem_of_result
@@ -205,8 +215,17 @@ class MetricLossCLI(HookedCLI):
         weights = settings.get("weights") if settings else None
         if weights is not None:
             settings.weights = None
+        data_args = _of_subcommand(self.config).data.get("init_args", {})
+        by_name = self.checkpoint is not None and data_args.get("classes", ()) is None
+        if self.checkpoint is not None and by_name:
+            data_args.classes = self.checkpoint["class_names"]
         with self.checkpoint_settings(), constructor_errors(self.parser, build_from_settings):
             super().instantiate_classes()
+        if by_name:
+            data_args.classes = None
+        if self.checkpoint is not None:
+            path = Path(_of_subcommand(self.config).ckpt_path)
+            choose_images(self.datamodule, str(self.subcommand), option_names(self.arguments), self.checkpoint, path)
         if weights is not None:
             settings.weights = weights
         for name, value in self.kept_in_checkpoint.items():
@@ -257,7 +276,7 @@ class MetricLossCLI(HookedCLI):
         timer = timers[0] if timers else Timer(given.max_time)
         ours = [run.EndTogether()] if timers else [timer, run.EndTogether()]
         self.record = run.TrainingRecord(timer, best)
-        kwargs["callbacks"] = [self.run_folder, *callbacks, *ours, self.record]
+        kwargs["callbacks"] = [self.run_folder, *callbacks, *ours, self.record, SplitRecord()]
         self.settings_log = SettingsLog(_of_subcommand(self.config)) if given.enable_autolog_hparams else None
         if self.settings_log is not None:
             kwargs["callbacks"].append(self.settings_log)
@@ -379,6 +398,11 @@ class MetricLossCLI(HookedCLI):
         if training is not None:
             facts |= training
             rows.append(("time", "{seconds:.0f} s, {epochs} epochs, {steps} steps".format(**training)))
+        elif isinstance(self.datamodule, ImageDataModule):
+            part = {"validate": "val"}.get(str(self.subcommand), "test")
+            facts["images"] = len(self.datamodule.samples(part))
+            name = {"val": "validation"}.get(part, part)
+            rows.append(("images", f"{facts['images']} {name} images of {self.datamodule.num_classes} classes"))
         facts["metrics"] = {name.removeprefix("best "): value for name, value in metrics.items()}
         rows += [(name, f"{metrics[name]:.4f}") for name in sorted(metrics)]
         if checkpoint:

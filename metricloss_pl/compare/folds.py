@@ -45,6 +45,7 @@ class FoldDataModule(ImageDataModule):
     def of(cls, source: ImageDataModule, folds: int, fold: int, partition: int) -> FoldDataModule:
         """One fold with the batch size, augmentations and all else of ``source``."""
         settings = {field.name: getattr(source, field.name) for field in dataclasses.fields(ImageDataModule)}
+        settings["split_file"] = None  # the source heeds it
         return cls(**settings, source=source, folds=folds, fold=fold, partition=partition)
 
     @property
@@ -82,7 +83,7 @@ class FoldDataModule(ImageDataModule):
 def official_parts(data: ImageDataModule) -> dict[Part, Samples | None]:
     """The training, validation and test part as the data set has them; None where it has none."""
     parts: tuple[Part, ...] = ("train", "val", "test")
-    return {part: data.read(part) for part in parts}
+    return {part: data.official(part) for part in parts}
 
 
 def _joined(parts: dict[Part, Samples | None]) -> Samples:
@@ -107,9 +108,9 @@ def fold_numbers(images: Samples, folds: int, seed: int, class_names: list[str])
             raise UserError(f"class {name!r} has {plural(count, 'image')}: folds is {folds}, and each fold needs one")
     numbers = np.zeros(len(images), dtype=np.int64)
     rest = np.arange(len(images))
+    images = images.identified()
     for fold in range(folds - 1):
-        groups = None if images.groups is None else images.groups[rest]
-        kept, cut = split_off(images.labels[rest], 1 / (folds - fold), seed, groups=groups)
+        kept, cut = split_off(images.subset(rest), 1 / (folds - fold), seed, class_names, purpose="folds")
         numbers[rest[cut]] = fold
         rest = rest[kept]
     numbers[rest] = folds - 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -23,17 +24,25 @@ from metricloss_pl.data.duplicates import Duplicate, describe_duplicates, find_d
 from metricloss_pl.data.reading import UnreadableImages, check_readable, describe_unread, find_broken, image_files
 from metricloss_pl.data.sampler import EvaluationSampler, TrainSampler, process_group
 from metricloss_pl.data.samples import Samples, Statistics, check_samples, check_statistics, concatenate
+from metricloss_pl.data.split_file import (
+    PART_NAMES,
+    Part,
+    SplitRow,
+    digest_of_split,
+    divide_by,
+    read_split,
+    rows_of,
+    write_split,
+)
 from metricloss_pl.data.splits import choose_per_class, split_off
 from metricloss_pl.data.store import ImageStore
 from metricloss_pl.errors import UserError, check_choice
+from metricloss_pl.files import FilePath
 
-Part = Literal["train", "val", "test"]
-# What folders and lists may call a part.
-PART_NAMES: dict[str, Part] = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
+__all__ = ["PART_NAMES", "ImageDataModule", "Part"]
+
+_PARTS: tuple[Part, ...] = ("train", "val", "test")
+_SET_NAMES: dict[str, str] = {"train": "training", "val": "validation", "test": "test"}
 _MEASURED_FILES = 2000  # images from which mean and deviation of files on disk are measured
 
 
@@ -55,6 +64,9 @@ class ImageDataModule(LightningDataModule, ABC):
             own, in [0, 1). 0: train on everything, an official validation part included, and validate on nothing.
         samples_per_class: Images a class that are used, training and validation together, drawn by `seed`. None: all.
         seed: Of splits, subsets, order and augmentations; at least 0.
+        split_file: CSV file with the columns file, label and split (train, val or test): which image is in which set,
+            such as the `split.csv` of another run; images that it lacks are not used. None: the sets that the data
+            have, or that are cut from them.
         augment: Augmentations of the training images, applied in this order.
         repeat: Times that each training image comes in an epoch, augmented anew each time.
         repeat_up_to: In place of `repeat`, images N of the largest class in an epoch: each image comes floor(N / n)
@@ -87,6 +99,7 @@ class ImageDataModule(LightningDataModule, ABC):
     val_fraction: float = 0.1
     samples_per_class: int | None = None
     seed: int = 0
+    split_file: FilePath | None = None
     augment: list[Augmentation] = field(default_factory=list)
     repeat: int = 1
     repeat_up_to: int | None = None
@@ -112,7 +125,12 @@ class ImageDataModule(LightningDataModule, ABC):
         self._normalization: tuple[list[float], list[float]] | None = None
         self._files_checked = False
         self._unreadable: UnreadableImages | None = None
+        self._split: list[SplitRow] | None = None
+        self._divided_by_split: dict[Part, Samples] | None = None
+        self._test_images: int | None = None
         self._check_arguments()
+        if self.split_file is not None:
+            self.use_split(self.split_file)
 
     # What a data set adds.
 
@@ -125,8 +143,20 @@ class ImageDataModule(LightningDataModule, ABC):
     def read(self, part: Part) -> Samples | None:
         """Reads one official part of the data set, or returns None where it has no such part.
 
-        Downloads belong into `prepare_data`. What is returned is checked by the caller.
+        Downloads belong into `prepare_data`. What is returned is checked by the caller, who takes the images' sets from
+        `split_file` where that is given: see `official`.
         """
+
+    def all_images(self) -> Samples:
+        """List all labelled images, whatever set they are in.
+
+        Raises:
+            UserError: There is none.
+        """
+        found = [samples for part in _PARTS if (samples := self.read(part)) is not None]
+        if not found:
+            raise UserError(f"{type(self).__name__} has no labelled image")
+        return functools.reduce(concatenate, found)
 
     def published_statistics(self) -> Statistics | None:
         """What the official parts have to hold; None: whatever they hold is right."""
@@ -188,16 +218,65 @@ class ImageDataModule(LightningDataModule, ABC):
             raise UserError(f"{type(self).__name__} has no {part} part: {self._why_missing(part, stage)}")
         return self._parts[part]
 
+    def official(self, part: Part) -> Samples | None:
+        """Return the images of one set, before anything is cut from it, or None where there is no such set.
+
+        Raises:
+            UserError: The images are not as they should be; or `split_file` names some for this set, and none is there.
+        """
+        samples = self.read(part) if self._split is None else self._read_by_split().get(part)
+        if samples is not None:
+            check_samples(samples, self.num_classes, part)
+        return samples
+
+    def use_split(self, path: FilePath | Path) -> str:
+        """Take the images' sets from a file like that of `save_split`; images that it lacks are not used.
+
+        Returns:
+            The split's digest.
+
+        Raises:
+            UserError: It is missing, or no such file.
+        """
+        self._split, self._divided_by_split = read_split(path), None
+        self._split_name = str(path)
+        return digest_of_split(self._split)
+
+    def split_rows(self) -> list[SplitRow]:
+        """Return which image is in which set, after `prepare_data`."""
+        parts = self._labelled_parts()
+        self._test_images = len(parts["test"]) if "test" in parts else 0
+        rows = [rows_of(samples, part, self.class_names) for part in _PARTS if (samples := parts.get(part)) is not None]
+        return [row for of_part in rows for row in of_part]
+
+    def save_split(self, path: str | Path) -> str:
+        """Write which image is in which set, as a CSV file that `split_file` takes.
+
+        Args:
+            path: The file; it is there whole or not at all.
+
+        Returns:
+            The split's digest.
+        """
+        rows = self.split_rows()
+        write_split(path, rows)
+        return digest_of_split(rows)
+
     def describe(self) -> str:
-        """What was found, after `setup("fit")`: "26 training and 6 validation images of 3 classes (...)"."""
+        """Describe the data after `setup("fit")`: "26 training, 6 validation and 8 test images of 3 classes (...)"."""
         counts = self.class_counts
-        val = f" and {len(self.samples('val'))} validation" if self.has_validation else ""
+        sizes = [f"{int(counts.sum())} training"]
+        if self.has_validation:
+            sizes.append(f"{len(self.samples('val'))} validation")
+        if number := self._count_test_images():
+            sizes.append(f"{number} test")
         groups = self.samples("train").groups
         grouped = "" if groups is None else f", {len(groups.unique())} groups in training"
         least, most = int(counts.min()), int(counts.max())
         each = str(least) if least == most else f"{least} to {most}"
         return (
-            f"{int(counts.sum())} training{val} images of {self.num_classes} classes "
+            f"{' and '.join([', '.join(sizes[:-1]), sizes[-1]] if len(sizes) > 1 else sizes)} images of "
+            f"{self.num_classes} classes "
             f"({each} training images a class{grouped})"
         )
 
@@ -346,15 +425,25 @@ class ImageDataModule(LightningDataModule, ABC):
         for line in lines:
             rank_zero_warn(f"{type(self).__name__}: {line}")
 
-    def _read(self, part: Part) -> Samples | None:
-        samples = self.read(part)
-        if samples is not None:
-            check_samples(samples, self.num_classes, part)
-        return samples
+    def _read_by_split(self) -> dict[Part, Samples]:
+        """Put all images into the sets that the split says; say once which are new and which are gone."""
+        assert self._split is not None
+        if self._divided_by_split is None:
+            parts, unlisted, missing = divide_by(self._split, self.all_images(), self.class_names)
+            for part in _PARTS:
+                wanted = sum(row.split == part for row in self._split)
+                if wanted and part not in parts:
+                    raise UserError(
+                        f"{type(self).__name__} has none of the {wanted} {_SET_NAMES[part]} images of "
+                        f"{self._split_name}"
+                    )
+            self._warn(_describe_changes(unlisted, missing, self._split_name))
+            self._divided_by_split = parts
+        return self._divided_by_split
 
     def _check_statistics(self, part: Literal["train", "test"], *samples: Samples | None) -> None:
         published = self.published_statistics()
-        if published is not None:
+        if published is not None and self._split is None:
             labels = torch.cat([of_part.labels for of_part in samples if of_part is not None])
             check_statistics(published, part, labels, self.num_classes)
 
@@ -365,18 +454,37 @@ class ImageDataModule(LightningDataModule, ABC):
             parts["train"], parts["val"] = self.divide()
         if "test" not in parts:
             parts["test"] = self._list_test()
-        return {part: samples for part in ("train", "val", "test") if (samples := parts.get(part)) is not None}
+        return {part: samples for part in _PARTS if (samples := parts.get(part)) is not None}
+
+    def _count_test_images(self) -> int:
+        if self._test_images is None:
+            test = self._parts.get("test") or self._list_test()
+            self._test_images = 0 if test is None else len(test)
+        return self._test_images
 
     def _add(self, parts: dict[str, Samples]) -> None:
         """Prepares parts, all of them or none."""
         try:
             stores = {part: self._store(part, samples) for part, samples in parts.items()}
         except UnreadableImages:  # one file: now all are looked for
-            test = self._read("test") if "train" in parts else None
+            test = self.official("test") if "train" in parts else None
             self._check_readable([*parts.values(), *([] if test is None else [test])])
             raise
         self._parts |= parts
         self._stores |= stores
+        for part in ("val", "test"):
+            if part in parts:
+                self._warn(self._describe_absent_classes(part))
+
+    def _describe_absent_classes(self, part: Literal["val", "test"]) -> list[str]:
+        """Return the line on the classes without an image in a set, or none."""
+        counts = torch.bincount(self._parts[part].labels, minlength=self.num_classes).tolist()
+        absent = [name for name, count in zip(self.class_names, counts, strict=True) if count == 0]
+        if not absent:
+            return []
+        of = f"class {absent[0]!r}" if len(absent) == 1 else f"{len(absent)} classes, such as {absent[0]!r}"
+        name, present = _SET_NAMES[part], self.num_classes - len(absent)
+        return [f"no {name} image of {of}: {name} metrics are over {present} of {self.num_classes} classes"]
 
     def _store(self, part: str, samples: Samples) -> ImageStore:
         resize = self.image_format["resize"]
@@ -417,7 +525,7 @@ class ImageDataModule(LightningDataModule, ABC):
         return train, val
 
     def _divided(self) -> tuple[Samples, Samples | None]:
-        train, val = self._read("train"), self._read("val")
+        train, val = self.official("train"), self.official("val")
         if train is None:
             raise UserError(f"{type(self).__name__} has no training part")
         self._check_statistics("train", train, val)
@@ -435,13 +543,15 @@ class ImageDataModule(LightningDataModule, ABC):
             train = self._choose(train, wanted)
         if not self.has_validation:
             return train, None
-        kept, cut = split_off(train.labels, self.val_fraction, self.seed, groups=train.groups, equal=wanted is not None)
+        train = train.identified()
+        kept, cut = split_off(train, self.val_fraction, self.seed, self.class_names, equal=wanted is not None)
         if len(cut) == 0:
             raise self._no_validation()
         return train.subset(kept), train.subset(cut)
 
     def _choose(self, samples: Samples, count: int) -> Samples:
-        return samples.subset(choose_per_class(samples.labels, count, self.seed, self.class_names))
+        samples = samples.identified()
+        return samples.subset(choose_per_class(samples, count, self.seed, self.class_names))
 
     def _no_validation(self) -> UserError:
         of = "" if self.samples_per_class is None else f" of samples_per_class {self.samples_per_class}"
@@ -461,7 +571,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self._add({"test": test})
 
     def _list_test(self) -> Samples | None:
-        test = self._read("test")
+        test = self.official("test")
         if test is not None:
             self._check_statistics("test", test)
         return test
@@ -600,3 +710,19 @@ class ImageDataModule(LightningDataModule, ABC):
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available() if device is None else device == "cuda",
         )
+
+
+def _describe_changes(unlisted: list[str], missing: list[SplitRow], name: str) -> list[str]:
+    """Return the lines on the images that a split lacks, and on those that it names in vain."""
+    lines = []
+    if unlisted:
+        them = "1 image that is" if len(unlisted) == 1 else f"{len(unlisted)} images that are"
+        lines.append(f"not used: {them} not in {name}, such as {unlisted[0]!r}; it says which image is in which set")
+    if missing:
+        counts = {part: sum(row.split == part for row in missing) for part in _PARTS}
+        where = ", ".join(f"{count} {_SET_NAMES[part]}" for part, count in counts.items() if count)
+        lines.append(
+            f"missing: {len(missing)} image{'s' if len(missing) > 1 else ''} of {name} ({where}), such as "
+            f"{missing[0].file!r}; the others are used"
+        )
+    return lines

@@ -126,4 +126,4 @@ def _read_lists(lists: Path, images: Path, num_classes: int) -> dict[Part, Sampl
     for row in rows:
         if row.label not in labels:
             raise UserError(f"{row.place}: label {row.label!r}, where a number from 0 to {num_classes - 1} is needed")
-    return {part: samples_of(rows, part, labels) for part in parts}
+    return {part: samples_of(rows, part, labels, images) for part in parts}

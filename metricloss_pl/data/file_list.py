@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from metricloss_pl.data.base import ImageDataModule, Part
-from metricloss_pl.data.held_out import check_test_fraction, hold_out_test
+from metricloss_pl.data.base import Part
+from metricloss_pl.data.held_out import HeldOutDataModule
 from metricloss_pl.data.image_list import Row, check_parts, check_unique, samples_of, sorted_classes
 from metricloss_pl.data.index_files import read_list
 from metricloss_pl.data.reading import IMAGE_EXTENSIONS
@@ -16,7 +16,7 @@ from metricloss_pl.errors import UserError
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class FileListDataModule(ImageDataModule):
+class FileListDataModule(HeldOutDataModule):
     """Any folder of images, and one list a part with lines `<file> <label>`, such as those of cvjena/deic.
 
     A file may be written without its extension. A label is a class's name or a number; the classes are sorted, by value
@@ -28,8 +28,6 @@ class FileListDataModule(ImageDataModule):
         val: List of the validation images. None: they are cut from those for training.
         test: List of the test images. None: they are cut from those for training.
         test_root: Folder that the test list's files start from. None: `root`.
-        test_fraction: Share of the training images that becomes the test part where there is no `test`, in (0, 1); the
-            same for every `seed`.
     """
 
     root: str
@@ -37,37 +35,40 @@ class FileListDataModule(ImageDataModule):
     val: str | None = None
     test: str | None = None
     test_root: str | None = None
-    test_fraction: float = 0.2
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_test_fraction(self.test_fraction, self)
-        root = Path(self.root).expanduser()
-        roots = {"test": root if self.test_root is None else Path(self.test_root).expanduser()}
+        self._folder = Path(self.root).expanduser()
+        roots = {"test": self._folder if self.test_root is None else Path(self.test_root).expanduser()}
         lists: dict[Part, str | None] = {"train": self.train, "val": self.val, "test": self.test}
+        self._lists = {part: Path(file).expanduser() for part, file in lists.items() if file is not None}
         self._rows = read_file_lists(
-            [(part, Path(file).expanduser(), roots.get(part, root)) for part, file in lists.items() if file is not None]
+            [(part, file, roots.get(part, self._folder)) for part, file in self._lists.items()],
+            trained=self.classes is None,
         )
-        self._class_names = sorted_classes(row.label for row in self._rows)
+        self._found_classes = sorted_classes(row.label for row in self._rows)
 
     @property
-    def class_names(self) -> list[str]:
-        """The labels as text, sorted; their order is the labels' numbers."""
-        return list(self._class_names)
+    def found_classes(self) -> list[str]:
+        """The labels as text, sorted."""
+        return self._found_classes
 
-    def read(self, part: Part) -> Samples | None:
-        """Returns the files of one part; where there is no test list, they are cut from those for training."""
-        given = {"train": self.train, "val": self.val, "test": self.test}[part]
-        if part == "val" or self.test is not None:
-            return None if given is None else samples_of(self._rows, part, self._class_names)
-        return hold_out_test(samples_of(self._rows, "train", self._class_names), part, self.test_fraction)
+    @property
+    def given(self) -> list[Part]:
+        """The sets that there are lists of."""
+        return list(self._lists)
+
+    def list_part(self, part: Part) -> Samples:
+        """List the files of one set."""
+        return samples_of(self._rows, part, self._found_classes, self._folder)
 
 
-def read_file_lists(lists: Sequence[tuple[Part, Path, Path]]) -> list[Row]:
-    """Reads and checks the lists of a data set.
+def read_file_lists(lists: Sequence[tuple[Part, Path, Path]], trained: bool = True) -> list[Row]:
+    """Read and check the lists of a data set.
 
     Args:
         lists: The part, the list, and the folder that its files start from.
+        trained: Require a training image of each class.
 
     Raises:
         UserError: A list cannot be read or is empty; a line has no label, a file that is not there or that another line
@@ -86,7 +87,7 @@ def read_file_lists(lists: Sequence[tuple[Part, Path, Path]]) -> list[Row]:
                 raise UserError(f"{place}: {which} {path}")
             rows.append(Row(place, name, found[0], label, part, ("", len(rows))))
     check_unique(rows)
-    check_parts(lists[0][1], rows)
+    check_parts(lists[0][1], rows, trained)
     return rows
 
 

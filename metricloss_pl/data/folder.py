@@ -7,59 +7,77 @@ from pathlib import Path
 
 import torch
 
-from metricloss_pl.data.base import PART_NAMES, ImageDataModule, Part
-from metricloss_pl.data.held_out import check_test_fraction, hold_out_test
-from metricloss_pl.data.reading import IMAGE_EXTENSIONS, describe_unread, find_files, image_files, not_used
+from metricloss_pl.data.base import PART_NAMES, Part
+from metricloss_pl.data.held_out import HeldOutDataModule
+from metricloss_pl.data.reading import (
+    IMAGE_EXTENSIONS,
+    describe_unread,
+    find_files,
+    image_files,
+    is_output,
+    is_passed_over,
+    not_used,
+)
 from metricloss_pl.data.samples import Samples
 from metricloss_pl.errors import UserError
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class ImageFolderDataModule(ImageDataModule):
-    """A folder of images: `root/<class>/*`, or `root/train/<class>/*` and likewise `root/test` and perhaps `root/val`.
+class ImageFolderDataModule(HeldOutDataModule):
+    """A folder of images: `root/<class>/*`, or `root/train/<class>/*` and likewise `root/test`, `root/val` or both.
 
     The classes are the folders' names, sorted. Images may lie deeper inside a class's folder; hidden files and files
-    that are no images are passed over (see `left_out`). A hierarchy of the classes may stand in `root/hierarchy.txt`.
+    that are no images are passed over, as are folders beside the sets' and the runs that this program writes (see
+    `left_out`). A hierarchy of the classes may stand in `root/hierarchy.txt`.
 
     Args:
-        root: The folder. `train` may also be called `training`, `val` `valid` or `validation`, and `test` `testing`.
-        test_fraction: Share of the images that becomes the test part where `root` has none, in (0, 1); the same for
-            every `seed`.
+        root: The folder. `train` may also be called `training`, `val` `valid` or `validation`, and `test` `testing`, in
+            small or capital letters.
     """
 
     root: str
-    test_fraction: float = 0.2
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_test_fraction(self.test_fraction, self)
         self._root = Path(self.root).expanduser()
         self._folders = find_parts(self._root)
-        self._class_names = common_classes(self._folders)
+        self._found_classes = find_classes(self._folders, trained=self.classes is None)
 
     @property
-    def class_names(self) -> list[str]:
-        """The names of the class folders, sorted; their order is the labels'."""
-        return list(self._class_names)
+    def found_classes(self) -> list[str]:
+        """The names of the class folders, sorted."""
+        return self._found_classes
 
     @property
     def hierarchy(self) -> str:
         """The file `hierarchy.txt` in `root`."""
         return str(self._root / "hierarchy.txt")
 
-    def read(self, part: Part) -> Samples | None:
-        """Lists the files of one part; a test part that is not there is cut from the training part.
+    @property
+    def given(self) -> list[Part]:
+        """The sets that have a folder of their own."""
+        return list(self._folders)
+
+    def list_part(self, part: Part) -> Samples:
+        """List the files of one set.
 
         Raises:
-            UserError: A class folder holds no image.
+            UserError: A class folder of the training set holds no image.
         """
-        if part == "val" or "test" in self._folders:
-            return self._list(part) if part in self._folders else None
-        return hold_out_test(self._list("train"), part, self.test_fraction)
+        files: list[Path] = []
+        labels: list[int] = []
+        for label, name in enumerate(self._found_classes):
+            folder = self._folders[part] / name
+            required = part == "train" and self.classes is None
+            of_class = image_files(folder) if required or _holds_image(folder) else []
+            files += of_class
+            labels += [label] * len(of_class)
+        names = [file.relative_to(self._root).as_posix() for file in files]
+        return Samples(images=files, labels=torch.tensor(labels, dtype=torch.int64), names=names)
 
     def left_out(self) -> list[str]:
-        """Says which files of unknown kinds, images beside the class folders and folders beside the parts go unused."""
-        root, parts, classes = self._root, list(self._folders.values()), self._class_names
+        """Say which files of unknown kinds, images beside the class folders, folders and classes go unused."""
+        root, parts, classes = self._root, list(self._folders.values()), self._found_classes
         loose = sorted(
             path
             for folder in {root, *parts}
@@ -67,77 +85,117 @@ class ImageFolderDataModule(ImageDataModule):
             if path.suffix.lower() in IMAGE_EXTENSIONS
         )
         beside = [root / name for name in _subfolders(root)] if root not in parts else []
-        unknown = [
-            folder for folder in beside if folder not in parts and any((folder / name).is_dir() for name in classes)
-        ]
+        unknown = [folder for folder in beside if folder not in parts and _holds_image(folder)]
+        class_folders = [part / name for part in parts for name in classes if (part / name).is_dir()]
         return [
-            *describe_unread(root, [part / name for part in parts for name in classes], beside={root, *parts}),
+            *describe_unread(root, class_folders, beside={root, *parts}),
             *not_used("image", "in no class's folder", "move or remove", loose, root),
-            *not_used("folder", "of classes", "the parts are called train, val and test", unknown, root),
+            *not_used("folder", "beside the sets", "these are called train, val and test", unknown, root),
+            *_describe_sets_as_classes(self._folders),
+            *super().left_out(),
         ]
-
-    def _list(self, part: Part) -> Samples:
-        files: list[Path] = []
-        labels: list[int] = []
-        for label, name in enumerate(self._class_names):
-            of_class = image_files(self._folders[part] / name)
-            files += of_class
-            labels += [label] * len(of_class)
-        names = [file.relative_to(self._root).as_posix() for file in files]
-        return Samples(images=files, labels=torch.tensor(labels), names=names)
 
 
 def find_parts(root: Path) -> dict[Part, Path]:
-    """Finds the folder of each part; a folder of classes is a training part alone.
+    """Find the folder of each set; a folder of classes is a training set alone.
 
-    A class may be called `train` or `test`: folders are parts where `train` and `test` are both there, or where
-    `train` is and no folder has another name than a part.
+    A class may be called `train` or `test`: folders are sets where `train` is there together with `val` or `test`, or
+    where no folder has another name than a set.
 
     Raises:
-        UserError: `root` is missing or has no sub-folders, or two of them are the same part.
+        UserError: `root` is missing or has no sub-folders, two of them are the same set, or `train` may be a set as
+            well as a class.
     """
     names = _subfolders(root)
     if not names:
-        raise UserError(f"{root} holds no folders: one folder a class is needed")
-    of_lower = {PART_NAMES.get(name.lower()) for name in names}
-    for name in names:
-        if name not in PART_NAMES and name.lower() in PART_NAMES and "train" in of_lower:
-            raise UserError(f"{root} holds {name}: a part's folder is written small, {name.lower()}; rename it")
-    found = {PART_NAMES.get(name) for name in names}
-    parts_only = "train" in found and None not in found
-    if not parts_only and not {"train", "test"} <= found:
-        return {"train": root}
+        raise UserError(f"{root} holds no folders: one folder per class is needed")
     parts: dict[Part, Path] = {}
+    twice = None
     for name in names:
-        part = PART_NAMES.get(name)
+        part = PART_NAMES.get(name.lower())
         if part in parts:
-            raise UserError(f"{root} holds both {parts[part].name} and {name}: one {part} folder is needed")
-        if part is not None:
+            twice = twice or f"{root} holds both {parts[part].name} and {name}: one {part} folder is needed"
+        elif part is not None:
             parts[part] = root / name
+    others = [name for name in names if name.lower() not in PART_NAMES]
+    if "train" not in parts or (len(parts) == 1 and others):
+        if "train" in parts and _is_set(parts["train"]):
+            raise UserError(
+                f"{root} holds {parts['train'].name}, which is divided into folders as a training set is, beside "
+                f"{others[0]}, which is no val or test: move away what is not used, or give {parts['train']} itself"
+            )
+        if len(names) == 1 and len(within := _subfolders(root / names[0])) > 1 and _is_set(root / names[0]):
+            raise UserError(
+                f"{root} holds one folder, {names[0]}, with {within[0]} and {within[1]} in it: give {root / names[0]}"
+            )
+        return {"train": root}
+    if twice is not None:
+        raise UserError(twice)
     return parts
 
 
-def common_classes(parts: dict[Part, Path]) -> list[str]:
-    """Returns the sorted names of the class folders, which have to be the same in each part.
+def find_classes(parts: dict[Part, Path], trained: bool = True) -> list[str]:
+    """Return the sorted names of the class folders.
+
+    Args:
+        parts: The folder of each set.
+        trained: Require a training folder of each class.
 
     Raises:
-        UserError: A part has no class folders, or a class stands in one part but not in another.
+        UserError: A set has no class folders, or a class has no training folder.
     """
     classes = {part: _subfolders(folder) for part, folder in parts.items()}
     for part, folder in parts.items():
         if not classes[part]:
-            raise UserError(f"{folder} holds no folders: one folder a class is needed")
+            raise UserError(f"{folder} holds no folders: one folder per class is needed")
     for part, folder in parts.items():
-        for name in sorted(set(classes["train"]) ^ set(classes[part])):
-            has, lacks = (parts["train"], folder) if name in classes["train"] else (folder, parts["train"])
-            raise UserError(f"class {name!r} is in {has} but not in {lacks}: all parts need the same classes")
-    return classes["train"]
+        for name in classes[part]:
+            if trained and name not in classes["train"]:
+                raise UserError(
+                    f"class {name!r} is in {folder} but not in {parts['train']}: a class needs training images"
+                )
+    return sorted({name for of_part in classes.values() for name in of_part})
+
+
+def _describe_sets_as_classes(parts: dict[Part, Path]) -> list[str]:
+    """Return the line on class folders that are all divided into folders of the same names, or none."""
+    folders = [parts["train"] / name for name in _subfolders(parts["train"])]
+    within = [set(_subfolders(folder)) for folder in folders]
+    shared = sorted(set.intersection(*within))
+    if len(shared) < 2 or not all(_is_set(folder) for folder in folders):
+        return []
+    return [
+        f"the folders of all {len(folders)} classes hold the folders {shared[0]!r} and {shared[1]!r}: if these are the "
+        f"classes, call the folders above them train, val and test, or give one of them as root"
+    ]
+
+
+def _is_set(folder: Path) -> bool:
+    """Whether a folder looks like one of class folders: it holds images in two sub-folders or more, none directly."""
+    if any(path.suffix.lower() in IMAGE_EXTENSIONS for path in find_files(folder, deep=False).files):
+        return False
+    return sum(_holds_image(folder / name) for name in _subfolders(folder)) > 1
+
+
+def _holds_image(folder: Path) -> bool:
+    return folder.is_dir() and any(path.suffix.lower() in IMAGE_EXTENSIONS for path in find_files(folder).files)
+
+
+def _holds_outputs_alone(folder: Path) -> bool:
+    """Whether a folder is like the program's own `runs`: with runs or comparisons in it, and no other image."""
+    within = (path for pattern in ("*/", "*/*/") for path in folder.glob(pattern))
+    return any(is_output(path) for path in within) and not _holds_image(folder)
 
 
 def _subfolders(folder: Path) -> list[str]:
+    """Return the names of the folders within one, sorted, but for those that are hidden or that this program wrote."""
     if not folder.is_dir():
-        raise UserError(f"no folder {folder}: a folder with one sub-folder a class is needed")
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+        raise UserError(f"no folder {folder}: a folder with one sub-folder per class is needed")
+    names = sorted(
+        entry.name
+        for entry in folder.iterdir()
+        if entry.is_dir() and not (is_passed_over(entry.name) or is_output(entry) or _holds_outputs_alone(entry))
+    )
     for name in names:
         if not name.isprintable():
             raise UserError(f"{folder} holds the folder {name!r}, whose name is no printable UTF-8: rename it")

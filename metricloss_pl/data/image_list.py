@@ -12,16 +12,17 @@ from typing import NamedTuple
 
 import torch
 
-from metricloss_pl.data.base import PART_NAMES, ImageDataModule, Part
-from metricloss_pl.data.held_out import check_test_fraction, hold_out_test
-from metricloss_pl.data.samples import Samples
+from metricloss_pl.data.base import PART_NAMES, Part
+from metricloss_pl.data.held_out import HeldOutDataModule
+from metricloss_pl.data.samples import Samples, path_identity
+from metricloss_pl.data.splits import group_numbers
 from metricloss_pl.errors import UserError, reason
 
 _COLUMNS = ("file", "label", "split", "group")  # others are ignored
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class ImageListDataModule(ImageDataModule):
+class ImageListDataModule(HeldOutDataModule):
     """A CSV file that lists images: columns `file` and `label`, and if wanted `split` and `group`; others are ignored.
 
     A label is a class's name or a number; the classes are sorted, by value where all are whole numbers. `split` is
@@ -31,41 +32,41 @@ class ImageListDataModule(ImageDataModule):
     Args:
         csv: The CSV file, separated by commas or semicolons, UTF-8.
         images_dir: Folder that the `file` entries start from. None: the folder of the CSV file.
-        test_fraction: Share of the images that becomes the test part where none is marked as such, in (0, 1); the same
-            for every `seed`.
     """
 
     csv: str
     images_dir: str | None = None
-    test_fraction: float = 0.2
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_test_fraction(self.test_fraction, self)
         file = Path(self.csv).expanduser()
-        self._rows = read_rows(file, file.parent if self.images_dir is None else Path(self.images_dir).expanduser())
-        check_parts(file, self._rows)
-        self._class_names = sorted_classes(row.label for row in self._rows)
-        numbers = {name: number for number, name in enumerate(dict.fromkeys(row.group for row in self._rows))}
-        self._group_numbers = numbers if len(numbers) < len(self._rows) else None  # None: no two belong together
+        self._root = file.parent if self.images_dir is None else Path(self.images_dir).expanduser()
+        self._rows = read_rows(file, self._root)
+        check_parts(file, self._rows, trained=self.classes is None)
+        self._found_classes = sorted_classes(row.label for row in self._rows)
+        self._grouped = len({row.group for row in self._rows}) < len(self._rows)
 
     @property
-    def class_names(self) -> list[str]:
-        """The labels as text, sorted; their order is the labels' numbers."""
-        return list(self._class_names)
+    def found_classes(self) -> list[str]:
+        """The labels as text, sorted."""
+        return self._found_classes
 
-    def read(self, part: Part) -> Samples | None:
-        """Returns the files of one part; where the list marks none for test, they are cut from those for training."""
-        present = {row.part for row in self._rows}
-        if part == "val" or "test" in present:
-            return self._list(part) if part in present else None
-        return hold_out_test(self._list("train"), part, self.test_fraction)
+    @property
+    def given(self) -> list[Part]:
+        """The sets that the list names."""
+        return sorted({row.part for row in self._rows})
 
-    def _list(self, part: Part) -> Samples:
-        samples, groups = samples_of(self._rows, part, self._class_names), self._group_numbers
-        if groups is None:
+    def list_part(self, part: Part) -> Samples:
+        """List the files of one set."""
+        samples = samples_of(self._rows, part, self._found_classes, self._root)
+        if not self._grouped:
             return samples
-        return replace(samples, groups=torch.tensor([groups[row.group] for row in self._rows if row.part == part]))
+        rows = [row for row in self._rows if row.part == part]
+        names = [  # an image that stands alone is known by itself
+            f"group {row.group[0]}" if row.group[0] else f"image {identity}"
+            for row, identity in zip(rows, samples.identify(), strict=True)
+        ]
+        return replace(samples, groups=torch.from_numpy(group_numbers(names)))
 
 
 class Row(NamedTuple):
@@ -79,15 +80,26 @@ class Row(NamedTuple):
     group: tuple[str, int]  # its name; or no name and a number of its own, where the image stands alone
 
 
-def samples_of(rows: list[Row], part: Part, class_names: list[str]) -> Samples:
-    """Returns the images of one part; a label is the position of its text in `class_names`."""
+def samples_of(rows: list[Row], part: Part, class_names: list[str], root: Path) -> Samples:
+    """Return the images of one part, known by their paths from `root`; a label is its text's position in the names."""
     position = {name: label for label, name in enumerate(class_names)}
     chosen = [row for row in rows if row.part == part]
     return Samples(
         images=[row.path for row in chosen],
         labels=torch.tensor([position[row.label] for row in chosen], dtype=torch.int64),
         names=[row.file for row in chosen],
+        identities=[_identity(row.path, root) for row in chosen],
     )
+
+
+def _identity(path: Path, root: Path) -> str:
+    text, start = str(path), f"{root}{os.sep}"
+    if text.startswith(start) and ".." not in text:  # relpath takes ten times as long
+        return path_identity(text.removeprefix(start))
+    try:
+        return path_identity(os.path.relpath(path, root))
+    except ValueError:  # on another drive
+        return path_identity(text)
 
 
 def read_rows(file: Path, root: Path) -> list[Row]:
@@ -168,14 +180,19 @@ def _seen_from(row: Row, other: Row) -> str:
     return line if row.place.startswith(f"{file}, ") else other.place
 
 
-def check_parts(file: Path, rows: list[Row]) -> None:
-    """Checks the given split.
+def check_parts(file: Path, rows: list[Row], trained: bool = True) -> None:
+    """Check the given split.
+
+    Args:
+        file: The list, for messages.
+        rows: Its lines.
+        trained: Require training images, of each class.
 
     Raises:
         UserError: No image is for training; a group stands in two parts; a class of another part has no training image.
     """
-    trained = {row.label for row in rows if row.part == "train"}
-    if not trained:
+    known = {row.label for row in rows if row.part == "train"}
+    if trained and not known:
         raise UserError(f"{file}: no line has the split 'train'")
     first: dict[tuple[str, int], Row] = {}
     for row in rows:
@@ -185,7 +202,7 @@ def check_parts(file: Path, rows: list[Row]) -> None:
                 f"{row.place}: group {row.group[0]!r} is in {row.part}, "
                 f"but in {_seen_from(row, other)} in {other.part}: a group stays in one part"
             )
-        if row.label not in trained:
+        if trained and row.label not in known:
             raise UserError(f"{row.place}: class {row.label!r} is in {row.part}, but in no line of train")
 
 

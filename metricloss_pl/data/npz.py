@@ -12,18 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metricloss_pl.data.base import ImageDataModule, Part
-from metricloss_pl.data.held_out import check_test_fraction, hold_out_test
+from metricloss_pl.data.base import Part
+from metricloss_pl.data.held_out import HeldOutDataModule
 from metricloss_pl.data.samples import Samples, array_samples
 from metricloss_pl.errors import UserError, plural, reason
 
 _PARTS: tuple[Part, ...] = ("train", "val", "test")
 _SHOWN = 10  # labels, of many
+_MOST_CLASSES = 1_000_000  # that a label is taken for a class of
 _BROKEN_FILE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)  # what NumPy raises on one
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class NpzDataModule(ImageDataModule):
+class NpzDataModule(HeldOutDataModule):
     """An .npz file with `train_images`, `train_labels` and, if wanted, the same for `val` and `test` (MedMNIST's keys).
 
     Images are (N, H, W), (N, H, W, 1) or (N, H, W, 3), uint8, uint16 (divided by 65535) or floats in [0, 1]; all parts
@@ -32,43 +33,39 @@ class NpzDataModule(ImageDataModule):
 
     Args:
         path: The .npz file. Pickled objects in it are not read.
-        test_fraction: Share of the training images that becomes the test part where the file has none, in (0, 1); the
-            same for every `seed`.
         in_channels: 3 for colour, 1 for grey; images of the other kind are converted. None: as the arrays are.
     """
 
     path: str
-    test_fraction: float = 0.2
     in_channels: Literal[1, 3] | None = None  # type: ignore[assignment]  # a number once constructed
 
     def __post_init__(self) -> None:
         self._file = Path(self.path).expanduser()
         heads = read_heads(self._file)
-        images = check_heads(self._file, heads)
+        images = check_heads(self._file, heads, trained=self.classes is None)
         if self.in_channels is None:
             self.in_channels = 3 if len(images.shape) == 4 and images.shape[3] == 3 else 1
         super().__post_init__()
-        check_test_fraction(self.test_fraction, self)
         self._present = [part for part in _PARTS if f"{part}_images" in heads]
         labels = {part: read_labels(self._file, part) for part in self._present}
-        self._class_names = read_classes(self._file, heads, labels)
+        self._found_classes = read_classes(self._file, heads, labels, trained=self.classes is None)
 
     @property
-    def class_names(self) -> list[str]:
-        """The names in the file, else the labels as text; their order is the labels'."""
-        return list(self._class_names)
+    def found_classes(self) -> list[str]:
+        """The names in the file, else the labels as text."""
+        return self._found_classes
 
-    def read(self, part: Part) -> Samples | None:
-        """Reads the images of one part into memory; a test part that the file lacks is cut from the training part.
+    @property
+    def given(self) -> list[Part]:
+        """The sets in the file."""
+        return self._present
+
+    def list_part(self, part: Part) -> Samples:
+        """Read the images of one set into memory.
 
         Raises:
             UserError: The file is broken.
         """
-        if part == "val" or "test" in self._present:
-            return self._load(part) if part in self._present else None
-        return hold_out_test(self._load("train"), part, self.test_fraction)
-
-    def _load(self, part: Part) -> Samples:
         return array_samples(_array(self._file, f"{part}_images"), read_labels(self._file, part), part)
 
 
@@ -103,16 +100,22 @@ def read_heads(file: Path) -> dict[str, Head]:
     return heads
 
 
-def check_heads(file: Path, heads: dict[str, Head]) -> Head:
-    """Checks keys, shapes and types, and returns the head of the training images.
+def check_heads(file: Path, heads: dict[str, Head], trained: bool = True) -> Head:
+    """Check keys, shapes and types, and return the head of the training images, or of others where there are none.
+
+    Args:
+        file: The .npz file.
+        heads: The heads of its arrays.
+        trained: Require training images.
 
     Raises:
         UserError: A key is missing, or an array has another shape or type than it should.
     """
-    train = heads.get("train_images")
+    train = next((heads[f"{part}_images"] for part in _PARTS if f"{part}_images" in heads), None)
+    trained = trained or train is None
     for part in _PARTS:
         images_key, labels_key = f"{part}_images", f"{part}_labels"
-        if part != "train" and images_key not in heads and labels_key not in heads:
+        if not (trained and part == "train") and images_key not in heads and labels_key not in heads:
             continue
         for key in (images_key, labels_key):
             if key not in heads:
@@ -146,7 +149,8 @@ def check_heads(file: Path, heads: dict[str, Head]) -> Head:
                 f"{images_key} in {file} are {images.dtype.name} of shape {images.shape}, but train_images "
                 f"{train.dtype.name} of shape {train.shape}: images of one shape and type are needed"
             )
-    return heads["train_images"]
+    assert train is not None  # or refused
+    return train
 
 
 def _kind(dtype: np.dtype) -> str | None:
@@ -170,17 +174,24 @@ def read_labels(file: Path, part: Part) -> Tensor:
     return torch.from_numpy(labels)
 
 
-def read_classes(file: Path, heads: dict[str, Head], labels: dict[Part, Tensor]) -> list[str]:
-    """Returns the classes' names after having compared them with the labels of all parts.
+def read_classes(file: Path, heads: dict[str, Head], labels: dict[Part, Tensor], trained: bool = True) -> list[str]:
+    """Return the classes' names after having compared them with the labels of all parts.
+
+    Args:
+        file: The .npz file.
+        heads: The heads of its arrays.
+        labels: The labels of each set.
+        trained: Require a training image of each class.
 
     Raises:
         UserError: The names are not a text array (C,) without repetition, a label is C or more, or a class has no
             training image.
     """
-    trained = set(labels["train"].tolist())
+    known = set((labels["train"] if trained else torch.cat([*labels.values()])).tolist())
     key = next((key for key in ("classes", "class_names") if key in heads), None)
     # No more names than there are images: a label beyond leaves some class without any, which is said below.
-    names = [str(label) for label in range(min(max(trained) + 1, len(labels["train"]) + 1))]
+    most = len(labels["train"]) + 1 if trained else _MOST_CLASSES
+    names = [str(label) for label in range(min(max(known) + 1, most))]
     if key is not None:
         if len(heads[key].shape) != 1 or heads[key].dtype.kind not in "US":
             raise UserError(
@@ -193,8 +204,8 @@ def read_classes(file: Path, heads: dict[str, Head], labels: dict[Part, Tensor])
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise UserError(f"{key} in {file} names {twice!r} twice: each class needs a name of its own")
-    elif len(trained) < len(names):
-        found = sorted(trained)
+    elif trained and len(known) < len(names):
+        found = sorted(known)
         listed = ", ".join(map(str, found[:_SHOWN])) + (", ..." if len(found) > _SHOWN else "")
         raise UserError(
             f"train_labels in {file} have {plural(len(found), 'value')}, {listed}: the labels of "
@@ -209,7 +220,7 @@ def read_classes(file: Path, heads: dict[str, Head], labels: dict[Part, Tensor])
                 f"with {plural(len(names), 'class')} labels run from 0 to {len(names) - 1}"
             )
     for label, name in enumerate(names):
-        if label not in trained:
+        if trained and label not in known:
             raise UserError(f"train_labels in {file} has no image of class {name!r} (label {label})")
     return names
 

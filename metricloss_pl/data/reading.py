@@ -28,6 +28,7 @@ IMAGE_EXTENSIONS = (
     ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
 )  # fmt: skip
 DECODING_THREADS = 8
+_SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 _COMPANIONS = (".csv", ".db", ".html", ".ini", ".json", ".md", ".txt", ".xml", ".yaml", ".yml")  # lie among images
 _NAMED = 5  # of many unreadable files
 _DEEP_MODES = ("I", "F")  # first letter of Pillow's modes of more than 8 bits: I, I;16, I;16B, I;16L, I;16N, F
@@ -49,7 +50,7 @@ _UNUSABLE = {
 
 
 class Found(NamedTuple):
-    """The contents of a folder, sorted by path; hidden files and folders are left out.
+    """The contents of a folder, sorted by path; what is hidden, and runs of this program, are left out.
 
     Args:
         files: Regular files and links to some.
@@ -78,7 +79,7 @@ def _look_into(folder: Path, around: tuple[str, ...], deep: bool, found: Found) 
     around = (*around, os.path.realpath(folder))
     try:
         with os.scandir(folder) as listing:
-            entries = [entry for entry in listing if not entry.name.startswith(".")]
+            entries = [entry for entry in listing if not is_passed_over(entry.name)]
     except OSError:
         found.unusable["closed"].append(folder)
         return
@@ -87,7 +88,7 @@ def _look_into(folder: Path, around: tuple[str, ...], deep: bool, found: Found) 
         if os.path.isdir(path) if entry.is_symlink() else entry.is_dir():
             if entry.is_symlink() and _holds_one_of(os.path.realpath(path), around):
                 found.unusable["loop"].append(path)
-            elif deep:
+            elif deep and not is_output(path):
                 _look_into(path, around, deep, found)
         elif os.path.isfile(path) if entry.is_symlink() else entry.is_file():
             found.files.append(path)
@@ -115,6 +116,19 @@ def image_files(folder: str | Path) -> list[Path]:
         lines = [f"no image in {root}: files ending in {', '.join(IMAGE_EXTENSIONS)} are looked for"]
         raise UserError("; ".join(lines + _describe_unusable(root, [found])))
     return files
+
+
+def is_passed_over(name: str) -> bool:
+    """Return whether a file or folder of this name is hidden, or an operating system's."""
+    return name.startswith(".") or name in _SYSTEM_FOLDERS
+
+
+def is_output(folder: Path) -> bool:
+    """Return whether a folder is that of a run or of a comparison, which hold pictures too."""
+    is_run = folder.name.startswith("version_") or (folder / "checkpoints").is_dir()
+    if is_run and (folder / "config.yaml").is_file():
+        return True
+    return (folder / "plan.json").is_file() and (folder / "results.jsonl").is_file()
 
 
 def describe_unread(root: Path, folders: Iterable[Path], beside: Iterable[Path] = ()) -> list[str]:

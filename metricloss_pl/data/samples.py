@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,13 +26,17 @@ class Samples:
         images: (N, C, H, W) with C 1 or 3, uint8 or float32 in [0, 1]; or the N files.
         labels: (N,) int64 in [0, C), the position in the data module's `class_names`.
         names: One an image, for messages and prediction files: a relative path, or "train[12]".
-        groups: (N,) int64: images of one group stay on one side of every split. None: no groups.
+        groups: (N,) int64: images of one group stay on one side of every split. A group's number should be its own
+            whatever other groups there are, as from `group_numbers`. None: no groups.
+        identities: What each image is known by wherever it is listed, which decides the set that it is in. None: the
+            names of files, and the digests of arrays' contents.
     """
 
     images: Tensor | list[Path]
     labels: Tensor
     names: list[str]
     groups: Tensor | None = None
+    identities: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -44,7 +51,30 @@ class Samples:
             labels=self.labels[index],
             names=[self.names[i] for i in index.tolist()],
             groups=None if self.groups is None else self.groups[index],
+            identities=None if self.identities is None else [self.identities[i] for i in index.tolist()],
         )
+
+    def identify(self) -> list[str]:
+        """Return the identity of each image."""
+        if self.identities is not None:
+            return self.identities
+        if isinstance(self.images, Tensor):
+            return [content_digest(image.data) for image in self.images.contiguous().numpy()]
+        return [path_identity(name) for name in self.names]
+
+    def identified(self) -> Samples:
+        """Return the same images with their identities, which are then known to subsets too."""
+        return replace(self, identities=self.identify())
+
+
+def content_digest(content: bytes | memoryview) -> str:
+    """Return what tells a file's or an array's content from others."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def path_identity(path: str) -> str:
+    """Return a path in the one spelling that all file systems' spellings of it have in common."""
+    return unicodedata.normalize("NFC", path.replace("\\", "/") if os.sep == "\\" else path)
 
 
 def file_samples(root: Path, files: Sequence[str], labels: Sequence[int]) -> Samples:
@@ -123,8 +153,15 @@ def concatenate(first: Samples, second: Samples) -> Samples:
     groups = None
     if first.groups is not None and second.groups is not None:
         groups = torch.cat([first.groups, second.groups])
+    identities = None
+    if first.identities is not None or second.identities is not None:
+        identities = first.identify() + second.identify()
     return Samples(
-        images=images, labels=torch.cat([first.labels, second.labels]), names=first.names + second.names, groups=groups
+        images=images,
+        labels=torch.cat([first.labels, second.labels]),
+        names=first.names + second.names,
+        groups=groups,
+        identities=identities,
     )
 
 

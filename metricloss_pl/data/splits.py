@@ -1,22 +1,31 @@
-"""Which images go where: subsets and splits as index arrays, the same for a seed on every machine (NumPy's PCG64)."""
+"""Stratified and grouped subsets and splits that stay as they are when images are added, removed or listed otherwise.
+
+Images are not drawn by their positions: they (or their groups) are ordered by a keyed hash of their identity, and the
+first ones are taken. An image more moves at most the few that stand where a set ends.
+"""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
+from typing import Literal
+
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
+from metricloss_pl.data.samples import Samples
 from metricloss_pl.errors import UserError
 
 Indices = npt.NDArray[np.int64]
+Purpose = Literal["subset", "validation", "test", "folds"]
 
 
-def choose_per_class(labels: Tensor, count: int, seed: int, class_names: list[str]) -> Indices:
-    """Draws `count` images of each class.
+def choose_per_class(samples: Samples, count: int, seed: int, class_names: list[str]) -> Indices:
+    """Choose `count` images per class.
 
     Args:
-        labels: (N,) in [0, C).
-        count: Images a class.
+        samples: The images to choose from.
+        count: Images per class.
         seed: At least 0.
         class_names: The C names.
 
@@ -26,73 +35,87 @@ def choose_per_class(labels: Tensor, count: int, seed: int, class_names: list[st
     Raises:
         UserError: A class has fewer images.
     """
-    array = labels.numpy()
     chosen = []
-    for label, (name, members) in enumerate(zip(class_names, _shuffled_members(array, class_names, seed), strict=True)):
+    for label, members in enumerate(_ordered_members(samples, len(class_names), "subset", seed)):
         if len(members) < count:
             raise UserError(
-                f"class {name!r} (label {label}) has {len(members)} images to choose from: {count} of each are wanted"
+                f"class {class_names[label]!r} (label {label}) has {len(members)} images to choose from: {count} of "
+                "each are wanted"
             )
         chosen.append(members[:count])
     return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, np.int64)
 
 
 def split_off(
-    labels: Tensor,
+    samples: Samples,
     fraction: float,
     seed: int,
+    class_names: list[str],
     *,
-    groups: Tensor | None = None,
+    purpose: Purpose = "validation",
     equal: bool = False,
 ) -> tuple[Indices, Indices]:
-    """Cuts a stratified share off, so that every class keeps at least one image in what remains.
+    """Cut a stratified share off, so that every class keeps at least one image in what remains.
 
     round(fraction * N) images are cut off. Each class gives its share rounded down, and the classes with the largest
-    remainders one more (ties are drawn). With groups, whole groups are moved over and back, in a drawn order,
-    while that brings the classes' counts nearer to their shares; the counts are then approximate.
+    remainders one more. With groups, whole groups are taken, each if it brings the classes' counts nearer to their
+    shares; the counts are then approximate.
 
     Args:
-        labels: (N,), at least 0.
+        samples: The images to split.
         fraction: In (0, 1).
         seed: At least 0.
-        groups: (N,) images of one group stay together.
+        class_names: The C names.
+        purpose: Splits for different purposes are independent of each other.
         equal: Each class gives its own share rounded to the nearest (half up), so that equal classes stay equal.
 
     Returns:
         Sorted positions of what remains, and of what is cut off. The latter may be empty, where no class has an image
         (or a group) to spare.
     """
-    array = labels.numpy()
-    generator = np.random.Generator(np.random.PCG64(seed))
-    counts = np.bincount(array)
+    counts = np.bincount(samples.labels.numpy(), minlength=len(class_names))
     share = counts * fraction
-    if groups is not None:
-        cut = _cut_groups(array, groups.numpy(), share, counts, generator)
+    if samples.groups is not None:
+        cut = _cut_groups(samples, share, counts, purpose, seed)
     else:
-        wanted = np.floor(share + 0.5) if equal else _largest_remainders(share, counts, generator)
+        ties = hash_order(class_names, purpose, seed)
+        wanted = np.floor(share + 0.5) if equal else _largest_remainders(share, counts, ties)
         wanted = np.minimum(wanted, np.maximum(counts - 1, 0)).astype(np.int64)
-        members = _members(array, len(counts))
-        cut = np.zeros(len(array), dtype=bool)
-        for label, number in enumerate(wanted):
-            cut[generator.permutation(members[label])[:number]] = True
+        cut = np.zeros(len(samples), dtype=bool)
+        for number, members in zip(wanted, _ordered_members(samples, len(class_names), purpose, seed), strict=True):
+            cut[members[:number]] = True
     return np.flatnonzero(~cut), np.flatnonzero(cut)
 
 
-def _members(labels: Indices, num_classes: int) -> list[Indices]:
-    order = np.argsort(labels, kind="stable")
+def hash_order(names: Iterable[str], purpose: Purpose, seed: int) -> npt.NDArray[np.uint64]:
+    """Return a number (N,) per name that depends on the name, the purpose and the seed alone; sort by it."""
+    key = f"{purpose} {seed}".encode()
+    hashes = (hashlib.blake2b(_encoded(name), digest_size=8, key=key).digest() for name in names)
+    return np.frombuffer(b"".join(hashes), dtype=">u8").astype(np.uint64)
+
+
+def group_numbers(names: Iterable[str]) -> Indices:
+    """Return a number (N,) per name, the same whatever other names there are, for `Samples.groups`."""
+    hashes = (hashlib.blake2b(_encoded(name), digest_size=8).digest() for name in names)
+    return np.frombuffer(b"".join(hashes), dtype=">i8").astype(np.int64)
+
+
+def _encoded(name: str) -> bytes:
+    return name.encode("utf-8", "surrogateescape")
+
+
+def _ordered_members(samples: Samples, num_classes: int, purpose: Purpose, seed: int) -> list[Indices]:
+    """The positions of each class's images, by their hashes; images that are the same stay in their order."""
+    labels = samples.labels.numpy()
+    order = np.lexsort((hash_order(samples.identify(), purpose, seed), labels))
     return np.split(order, np.cumsum(np.bincount(labels, minlength=num_classes))[:-1])
 
 
-def _shuffled_members(labels: Indices, class_names: list[str], seed: int) -> list[Indices]:
-    generator = np.random.Generator(np.random.PCG64(seed))
-    return [generator.permutation(members) for members in _members(labels, len(class_names))]
-
-
-def _largest_remainders(share: npt.NDArray[np.floating], counts: Indices, generator: np.random.Generator) -> Indices:
+def _largest_remainders(share: npt.NDArray[np.floating], counts: Indices, ties: npt.NDArray[np.uint64]) -> Indices:
     wanted = np.floor(share + 1e-9)  # 0.7 * 90 is a little less than 63
     missing = int(np.floor(share.sum() + 0.5) - wanted.sum())
     remainder = np.where(wanted < counts - 1, share - wanted, -1.0).round(9)
-    by_remainder = np.lexsort((generator.permutation(len(share)), -remainder))
+    by_remainder = np.lexsort((ties, -remainder))
     candidates = by_remainder[remainder[by_remainder] > 0]
     wanted[candidates[: max(missing, 0)]] += 1
     chosen: Indices = wanted.astype(np.int64)
@@ -100,24 +123,26 @@ def _largest_remainders(share: npt.NDArray[np.floating], counts: Indices, genera
 
 
 def _cut_groups(
-    labels: Indices,
-    groups: Indices,
-    share: npt.NDArray[np.floating],
-    counts: Indices,
-    generator: np.random.Generator,
+    samples: Samples, share: npt.NDArray[np.floating], counts: Indices, purpose: Purpose, seed: int
 ) -> npt.NDArray[np.bool_]:
-    names, group_of_image = np.unique(groups, return_inverse=True)
-    table = np.zeros((len(names), len(counts)), dtype=np.int64)
-    np.add.at(table, (group_of_image, labels), 1)
-    taken = np.zeros(len(names), dtype=bool)
-    cut = np.zeros(len(counts), dtype=np.int64)
-    order = generator.permutation(len(names))
-    changed = True
-    while changed:  # ends, because every change brings the counts nearer
-        changed = False
-        for group in order:
-            other = cut - table[group] if taken[group] else cut + table[group]
-            leaves_one = ((other < counts) | (counts == 0)).all()
-            if leaves_one and ((other - share) ** 2).sum() < ((cut - share) ** 2).sum() - 1e-9:
-                taken[group], cut, changed = not taken[group], other, True
-    return taken[group_of_image]
+    """Take groups in one pass: to go over them again, or back, would let one image more change them all."""
+    assert samples.groups is not None
+    groups, group_of_image = np.unique(samples.groups.numpy(), return_inverse=True)
+    rank = np.empty(len(groups), dtype=np.int64)
+    rank[np.argsort(hash_order(map(str, groups.tolist()), purpose, seed), kind="stable")] = np.arange(len(groups))
+    rank_of_image = rank[group_of_image]
+    # A row for each class in each group, by the groups' ranks: most groups are of one class.
+    rows, images = np.unique(rank_of_image * len(counts) + samples.labels.numpy(), return_counts=True)
+    starts = np.searchsorted(rows, np.arange(len(groups) + 1) * len(counts)).tolist()
+    of_class, images_of_row = (rows % len(counts)).tolist(), images.tolist()
+    cut, wanted, most = [0] * len(counts), share.tolist(), counts.tolist()
+    taken = np.zeros(len(groups), dtype=bool)
+    for group in range(len(groups)):
+        members = [(of_class[row], images_of_row[row]) for row in range(starts[group], starts[group + 1])]
+        # How much nearer, in squares, the classes' counts come to their shares.
+        gain = sum(number * (2 * (wanted[label] - cut[label]) - number) for label, number in members)
+        if gain > 1e-9 and all(cut[label] + number < most[label] for label, number in members):
+            taken[group] = True
+            for label, number in members:
+                cut[label] += number
+    return taken[rank_of_image]

@@ -145,6 +145,7 @@ class Classifier(LightningModule, ABC):
         self.balance_classes = class_weights == "balanced"
         self.mixing = mixing
         self.image_format: dict[str, int | None] | None = None
+        self.split: dict[str, Any] | None = None  # what tells the images' split from others, in a run's checkpoints
         self.register_buffer("mean", torch.zeros(1))
         self.register_buffer("std", torch.ones(1))
         self.register_buffer("temperature", torch.ones(()))
@@ -488,6 +489,7 @@ class Classifier(LightningModule, ABC):
         for part in ("lr_schedulers", "callbacks"):
             if part in checkpoint:
                 checkpoint[part] = _without_functions(checkpoint[part])
+        checkpoint["split"] = self.split
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, classes: Iterable[type] = (), **kwargs: Any) -> Any:
@@ -535,6 +537,7 @@ class Classifier(LightningModule, ABC):
         if not self.is_fitting:
             evaluate_averaged_weights(checkpoint)
         self.image_format = checkpoint.get("images")
+        self.split = checkpoint.get("split")
         for name in ("mean", "std"):  # as wide as the images have channels
             setattr(self, name, torch.empty_like(state.get(name, getattr(self, name))))
 

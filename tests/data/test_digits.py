@@ -49,7 +49,7 @@ def test_the_test_part_stays_whatever_the_seed() -> None:
     assert len(set.union(*parts)) == sum(len(part) for part in parts) == 1797
 
 
-@pytest.mark.parametrize("fraction", [0.0, 1.0, -1.0])
+@pytest.mark.parametrize("fraction", [0.0, 1.1, -1.0])
 def test_test_fraction_is_checked(fraction: float) -> None:
     with pytest.raises(UserError, match="test_fraction"):
         DigitsDataModule(test_fraction=fraction)

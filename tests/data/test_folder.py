@@ -126,7 +126,7 @@ def test_what_is_not_used_beside_the_parts(tmp_path):
     assert [line.partition(";")[0] for line in ImageFolderDataModule(root=str(root)).left_out()] == [
         "not used: 1 file of a kind that is not read, such as 'test/dog/1.nef'",
         "not used: 2 images in no class's folder, such as 'test/10.png'",
-        "not used: 1 folder of classes, such as 'dev'",
+        "not used: 2 folders beside the sets, such as 'dev'",
     ]
 
 
@@ -161,14 +161,29 @@ def test_class_with_hidden_images_only_is_named(tmp_path):
     assert str(tmp_path / "empty") in refusal(ImageFolderDataModule(root=str(tmp_path)).setup, "fit")
 
 
-@pytest.mark.parametrize("part", ["train", "val", "test"])
-def test_class_of_some_parts_only_is_named(tmp_path, part):
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_a_class_without_training_images_is_named(tmp_path, part):
     make_folder(tmp_path, parts=("train", "val", "test"))
     make_image(tmp_path / part / "emu" / "0.png", 16, 0)
     message = refusal(ImageFolderDataModule, root=str(tmp_path))
-    assert "'emu' is in" in message
-    assert str(tmp_path / part) in message.split("but not in")[0]
-    assert str(tmp_path / ("test" if part == "train" else "train")) in message.split("but not in")[1]
+    assert f"class 'emu' is in {tmp_path / part} but not in {tmp_path / 'train'}" in message
+
+
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_a_class_may_lack_images_for_validation_and_test(tmp_path, part, there):
+    make_folder(tmp_path, parts=("train", "val", "test"))
+    make_image(tmp_path / "train" / "emu" / "0.png", 16, 0)
+    for other in {"val", "test"} - {part}:
+        make_image(tmp_path / other / "emu" / "0.png", 16, 0)
+    if there:
+        (tmp_path / part / "emu").mkdir()
+    data = ImageFolderDataModule(root=str(tmp_path))
+    assert data.class_names == ["cat", "dog", "emu"]
+    name = {"val": "validation", "test": "test"}[part]
+    with pytest.warns(UserWarning, match=f"no {name} image of class 'emu': {name} metrics are over 2 of 3 classes"):
+        data.setup(None)
+    assert data.samples(part).labels.tolist() == [0] * 6 + [1] * 6
 
 
 @pytest.mark.parametrize("cache_gb", [0.0, 1.0])
@@ -220,7 +235,7 @@ def test_two_validation_parts_are_named(tmp_path):
     assert "both val and valid" in message
 
 
-@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, float("nan")])
+@pytest.mark.parametrize("fraction", [0.0, 1.1, -0.1, float("nan")])
 def test_test_fraction_out_of_range(tmp_path, fraction):
     make_folder(tmp_path)
     assert f"test_fraction of ImageFolderDataModule is {fraction}" in refusal(
@@ -239,3 +254,96 @@ def test_root_may_start_at_home(tmp_path, monkeypatch):
     make_folder(tmp_path / "pets")
     data = ImageFolderDataModule(root="~/pets")
     assert Path(data.read("train").images[0]).is_file()
+
+
+LAYOUTS = {
+    "unlabelled images": (("train", "val"), "unlabelled/x"),
+    "a folder of one class": (("train", "val"), "notes/cat"),
+    "files of macOS": (("train", "test"), "__MACOSX/train/cat"),
+    "capital letters": (("Train", "Val"), "Extra/x"),
+    "other words": (("Training", "Testing"), "extra/x"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_sets_beside_another_folder(tmp_path, layout):
+    parts, beside = LAYOUTS[layout]
+    make_folder(tmp_path, parts=parts)
+    make_image(tmp_path / beside / "0.png", 16, 0)
+    data = ImageFolderDataModule(root=str(tmp_path))
+    assert data.class_names == ["cat", "dog"]
+    assert names(data, "train")[0].startswith(f"{parts[0]}/cat/")
+    lines = [line for line in data.left_out() if "beside the sets" in line]
+    assert len(lines) == (0 if "MACOSX" in beside else 1)
+
+
+@pytest.mark.parametrize("inside", ["", "cat"])
+def test_runs_of_this_program_are_no_class_and_no_images(tmp_path, inside):
+    make_folder(tmp_path)
+    run = tmp_path / inside / "runs" / "folder_cosine" / "version_0"
+    make_image(run / "figures" / "embeddings.png", 16, 0)
+    (run / "config.yaml").touch()
+    comparison = tmp_path / inside / "results"
+    make_image(comparison / "figures" / "curves.png", 16, 0)
+    for name in ("plan.json", "results.jsonl"):
+        (comparison / name).touch()
+    data = ImageFolderDataModule(root=str(tmp_path))
+    assert data.class_names == ["cat", "dog"]
+    assert len(data.all_images()) == 12
+    assert data.left_out() == []
+
+
+def test_runs_beside_images_of_a_class_leave_the_class(tmp_path):
+    make_folder(tmp_path)
+    (tmp_path / "cat" / "version_0").mkdir()
+    (tmp_path / "cat" / "version_0" / "config.yaml").touch()
+    assert ImageFolderDataModule(root=str(tmp_path)).class_names == ["cat", "dog"]
+
+
+def test_a_training_set_beside_folders_that_are_none_is_named(tmp_path):
+    make_folder(tmp_path / "train")
+    make_image(tmp_path / "unlabelled" / "0.png", 16, 0)
+    message = refusal(ImageFolderDataModule, root=str(tmp_path))
+    assert "holds train, which is divided into folders as a training set is, beside unlabelled" in message
+
+
+def test_a_root_one_level_too_high_is_named(tmp_path):
+    make_folder(tmp_path / "pets", parts=("train", "test"))
+    assert refusal(ImageFolderDataModule, root=str(tmp_path)).endswith(f"give {tmp_path / 'pets'}")
+
+
+def test_class_folders_that_are_all_divided_alike_are_named(tmp_path):
+    for name in ("seg_train", "seg_test"):
+        make_folder(tmp_path / name, images=3)
+    data = ImageFolderDataModule(root=str(tmp_path))
+    assert "folders of all 2 classes hold the folders 'cat' and 'dog'" in data.left_out()[0]
+
+
+def test_classes_are_matched_by_name(tmp_path):
+    make_folder(tmp_path, classes=("ant", "cat", "dog"), images=5)
+    data = ImageFolderDataModule(root=str(tmp_path), classes=["dog", "cow", "cat"], test_fraction=1)
+    with pytest.warns(UserWarning, match="no test image of class 'cow'"):
+        data.setup("test")
+    assert data.class_names == ["dog", "cow", "cat"]
+    labels = {Path(name).parent.name: label for name, label in zip(*_labelled(data), strict=True)}
+    assert labels == {"dog": 0, "cat": 2}
+    assert len(data.samples("test")) == 10
+    assert "not used: 5 images of 1 unknown class, 'ant' (5); the 3 known ones are" in data.left_out()[0]
+    assert "has no training part" in refusal(data.setup, "fit")
+    assert "has none of the classes 'x', 'y': it has 'ant', 'cat', 'dog'" in refusal(
+        ImageFolderDataModule(root=str(tmp_path), classes=["x", "y"]).setup, "test"
+    )
+
+
+def _labelled(data: ImageFolderDataModule) -> tuple[list[str], list[int]]:
+    samples = data.samples("test")
+    return samples.names, samples.labels.tolist()
+
+
+def test_all_images_for_validation(tmp_path):
+    make_folder(tmp_path, classes=("cat", "dog"), images=5)
+    data = ImageFolderDataModule(root=str(tmp_path), val_fraction=0)
+    data.use_all_for("val")
+    data.setup("validate")
+    assert data.has_validation
+    assert len(data.samples("val")) == 10

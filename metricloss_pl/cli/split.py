@@ -1,0 +1,117 @@
+"""Which images a trained network is evaluated on: those that it was not trained on, as its run has divided them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from metricloss_pl.callbacks._embed import run_folder
+from metricloss_pl.data import ImageDataModule
+from metricloss_pl.data.held_out import HeldOutDataModule
+from metricloss_pl.data.split_file import digest_of_split, fingerprint_of, has_fingerprint
+from metricloss_pl.errors import UserError
+from metricloss_pl.regimes import Classifier
+from metricloss_pl.run_files import HARMLESS
+from metricloss_pl.screen import short
+
+__all__ = ["SPLIT_FILE", "SplitRecord", "choose_images"]
+
+SPLIT_FILE = "split.csv"
+_DRAWN_BY = ("seed", "val_fraction", "test_fraction", "samples_per_class")
+_LISTS = {"test": ("test", "test_root"), "predict": ("test", "test_root"), "validate": ("val",)}
+_PLACES = (*HARMLESS, "train", "val", "test", "test_root", "lists", "split")
+
+
+class SplitRecord(Callback):
+    """Write the split into the run's folder when training begins, and what tells it from others into checkpoints."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Say what of the images is not used, as a training does at its beginning."""
+        data = getattr(trainer, "datamodule", None)
+        if stage in ("validate", "test") and isinstance(data, ImageDataModule):
+            data.warn_of_left_out()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        data = getattr(trainer, "datamodule", None)
+        file = run_folder(trainer) / SPLIT_FILE
+        if not (trainer.is_global_zero and isinstance(data, ImageDataModule) and isinstance(pl_module, Classifier)):
+            return
+        if trainer.fast_dev_run or (pl_module.split is not None and file.is_file()):  # type: ignore[attr-defined]
+            return  # nothing is kept, or it is there since the run was begun
+        pl_module.split = {"digest": data.save_split(file), "sample": fingerprint_of(data.samples("train"))}
+
+
+def choose_images(
+    data: ImageDataModule, subcommand: str, given: Collection[str], checkpoint: Mapping[str, Any], path: Path
+) -> None:
+    """Have data evaluated, or trained on further, in the sets that a checkpoint was trained with.
+
+    If the data are those of the checkpoint's run, wherever they lie by now, the run's split is used. Other labeled
+    images are all evaluated, unless they have a test or validation set of their own or one is asked for.
+
+    Args:
+        data: The data module, newly built.
+        subcommand: `fit`, `validate`, `test` or `predict`.
+        given: Names of the options on the command line.
+        checkpoint: As it was read.
+        path: Its file.
+
+    Raises:
+        UserError: The images cannot be divided as they were in training.
+    """
+    if subcommand == "predict" and data.predict_dir is not None:
+        return
+    settings = {name.removeprefix("--data.") for name in given if name.startswith("--data.")}
+    if settings & set(_LISTS.get(subcommand, ())):
+        return
+    drawn_by = [name for name in _DRAWN_BY if name in settings]
+    of_run = not {"-c", "--config", "--data", "--model"} & set(given)
+    elsewhere = not of_run or bool(settings & set(_PLACES))
+    record, folder = checkpoint.get("split"), path.absolute().parent.parent
+    if not _is_record(record):  # a checkpoint from before splits were recorded
+        if drawn_by and not elsewhere:
+            raise _other_split(drawn_by[0], subcommand)
+        return
+    data.prepare_data()
+    if elsewhere and not has_fingerprint(data.all_images(), record["sample"]):
+        asked_for = data.split_file is not None or "test_fraction" in settings
+        if subcommand != "fit" and not asked_for and isinstance(data, HeldOutDataModule):
+            data.use_all_for("val" if subcommand == "validate" else "test")
+        return
+    file = None if data.split_file is None else Path(data.split_file)
+    if file is None and not drawn_by and (folder / SPLIT_FILE).is_file():
+        file = folder / SPLIT_FILE
+    if file is not None:
+        digest = data.use_split(short(file))
+        data.samples_per_class = None  # the file says it
+        if digest != record["digest"]:
+            raise UserError(
+                f"{short(file)} is not the split that {short(path)} was trained with (digests {digest} and "
+                f"{record['digest']}): training images may be among those of {subcommand}; give the file as `fit` "
+                "wrote it"
+            )
+        return
+    digest = digest_of_split(data.split_rows())
+    if digest != record["digest"]:
+        if drawn_by:
+            raise _other_split(drawn_by[0], subcommand)
+        raise UserError(
+            f"the images are divided otherwise than when {short(path)} was trained (digests {digest} and "
+            f"{record['digest']}; images have come or gone), and the run's {SPLIT_FILE} is missing: give it as "
+            "--data.split_file"
+        )
+
+
+def _other_split(setting: str, subcommand: str) -> UserError:
+    return UserError(
+        f"--data.{setting} with --ckpt_path: another split would put training images among those of {subcommand}; "
+        "leave it out"
+    )
+
+
+def _is_record(record: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether a checkpoint's entry is one that `SplitRecord` wrote."""
+    return isinstance(record, dict) and isinstance(record.get("digest"), str) and isinstance(record.get("sample"), dict)
