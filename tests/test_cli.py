@@ -61,7 +61,8 @@ def test_a_run_lives_in_one_folder(tmp_path, capsys):
     assert list(run.glob("events.out.tfevents.*"))
     screen = capsys.readouterr().out
     assert (
-        "1294 training, 144 validation and 359 test images of 10 classes (125 to 131 training images a class)" in screen
+        "1294 training, 144 validation and 359 test images of 10 classes (125 to 131 training images per class)"
+        in screen
     )
     assert "TinyConvNet, 67,594 parameters in all" in screen
     assert "20 steps of 64 images, 20 an epoch; few: lower --data.batch_size or raise --trainer.max_epochs" in screen

@@ -277,7 +277,7 @@ class ImageDataModule(LightningDataModule, ABC):
         return (
             f"{' and '.join([', '.join(sizes[:-1]), sizes[-1]] if len(sizes) > 1 else sizes)} images of "
             f"{self.num_classes} classes "
-            f"({each} training images a class{grouped})"
+            f"({each} training {'image' if each == '1' else 'images'} per class{grouped})"
         )
 
     def in_memory(self, part: str) -> bool:

@@ -19,7 +19,7 @@ from metricloss_pl.data.reading import (
     not_used,
 )
 from metricloss_pl.data.samples import Samples
-from metricloss_pl.errors import UserError
+from metricloss_pl.errors import UserError, reason
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -191,10 +191,17 @@ def _subfolders(folder: Path) -> list[str]:
     """Return the names of the folders within one, sorted, but for those that are hidden or that this program wrote."""
     if not folder.is_dir():
         raise UserError(f"no folder {folder}: a folder with one sub-folder per class is needed")
+    try:
+        entries = list(folder.iterdir())
+    except OSError as error:
+        raise UserError(f"folder {folder} can't be opened ({reason(error)}): allow reading it") from error
+    loops = set(find_files(folder, deep=False).unusable["loop"])
     names = sorted(
         entry.name
-        for entry in folder.iterdir()
-        if entry.is_dir() and not (is_passed_over(entry.name) or is_output(entry) or _holds_outputs_alone(entry))
+        for entry in entries
+        if entry.is_dir()
+        and entry not in loops
+        and not (is_passed_over(entry.name) or is_output(entry) or _holds_outputs_alone(entry))
     )
     for name in names:
         if not name.isprintable():

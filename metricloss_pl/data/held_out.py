@@ -13,7 +13,7 @@ import torch
 from metricloss_pl.data.base import ImageDataModule, Part
 from metricloss_pl.data.samples import Samples, concatenate
 from metricloss_pl.data.splits import split_off
-from metricloss_pl.errors import UserError
+from metricloss_pl.errors import UserError, plural
 
 _TEST_SEED = 1797  # fixed: the test set must not change with a run's `seed`
 _SHOWN = 5  # class names, of many
@@ -125,9 +125,11 @@ class HeldOutDataModule(ImageDataModule, ABC):
         everything = everything.identified()
         train, test = split_off(everything, self.test_fraction, _TEST_SEED, self.class_names, purpose="test")
         if len(test) == 0:
+            whole = "" if everything.groups is None else ", and groups stay whole"
             raise UserError(
-                f"test_fraction {self.test_fraction} of {len(everything)} images leaves none for test: a larger one is "
-                "needed"
+                f"test_fraction {self.test_fraction} of {plural(len(everything), 'image')} leaves none for test: every "
+                f"class keeps one for training{whole}; give more images{' and groups' if whole else ''}, a larger "
+                "fraction, or a test set of your own"
             )
         return everything.subset(train if part == "train" else test)
 
