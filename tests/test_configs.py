@@ -1,6 +1,5 @@
 """Every shipped config: all parse and instantiate; digits and CUB (on a miniature) really run."""
 
-import functools
 import json
 import os
 import re
@@ -11,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from lightning.pytorch import Trainer
 
 from metricloss_pl.cli import main
 from metricloss_pl.data import Flowers102DataModule, RandomErasing
+from tests.built import build
 from tests.helpers import make_cars, make_cub, make_flowers, make_folder, make_imagenet, make_mit67, make_nab
 from tests.processes import run_groups
 from tests.reproduced import DOCUMENT, FITS, files_of
@@ -89,13 +88,6 @@ def test_our_figure_in_a_header_stands_in_the_results(file):
 
 @pytest.mark.parametrize("file", RUN_FILES, ids=lambda file: file.stem)
 def test_every_run_file_parses_and_instantiates(file, tmp_path, monkeypatch):
-    fitted = []
-
-    @functools.wraps(Trainer.fit)  # the command line reads its arguments off the signature
-    def remember(trainer, model, **rest):
-        fitted.append((trainer, model))
-
-    monkeypatch.setattr(Trainer, "fit", remember)
     monkeypatch.chdir(tmp_path)
     flags = []
     if file.stem.startswith("cub"):
@@ -104,8 +96,7 @@ def test_every_run_file_parses_and_instantiates(file, tmp_path, monkeypatch):
     elif file.stem.startswith("folder"):
         flags = [f"--data.root={make_folder(tmp_path / 'my_images')}"]
         (tmp_path / "my_images" / "hierarchy.txt").write_text("animal\n-- cat\n-- dog\n")
-    main(["fit", f"--config={file}", *flags, *QUIET, "--test_after_fit=false"])
-    [(trainer, model)] = fitted
+    trainer, model, _ = build(["fit", f"--config={file}", *flags, *QUIET], monkeypatch)
     stem = file.stem.rpartition("_")[2]
     assert type(model).__name__.lower().startswith({"arcface": "metriclearning"}.get(stem, stem))
     assert len(model.class_names) == model.num_classes
@@ -127,19 +118,11 @@ def test_no_block_stands_unused():
 
 @pytest.mark.parametrize("name", MINIATURES)
 def test_data_block_in_place_of_a_run_files(name, tmp_path, monkeypatch):
-    fitted = []
-
-    @functools.wraps(Trainer.fit)  # the command line reads its arguments off the signature
-    def remember(trainer, model, **rest):
-        fitted.append((model, rest["datamodule"]))
-
-    monkeypatch.setattr(Trainer, "fit", remember)
     monkeypatch.chdir(tmp_path)
     MINIATURES[name](tmp_path)
     flags = [f"--data={CONFIGS / 'data' / f'{name}.yaml'}", f"--data.root={tmp_path}"]
     flags += ["--data.lists=lists"] if name == "imagenet_subset" else []
-    main(["fit", f"--config={CONFIGS / 'cub_cosine.yaml'}", *flags, *QUIET, "--test_after_fit=false"])
-    [(model, data)] = fitted
+    _, model, data = build(["fit", f"--config={CONFIGS / 'cub_cosine.yaml'}", *flags, *QUIET], monkeypatch)
     block = yaml.safe_load((CONFIGS / "data" / f"{name}.yaml").read_text())
     assert type(data).__name__ == block["class_path"]
     assert data.batch_size == block["init_args"]["batch_size"]
@@ -150,20 +133,12 @@ def test_data_block_in_place_of_a_run_files(name, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda protocol: protocol[1])
 def test_blocks_of_a_protocol_fit_together(protocol, tmp_path, monkeypatch):
-    fitted = []
-
-    @functools.wraps(Trainer.fit)  # the command line reads its arguments off the signature
-    def remember(trainer, model, **rest):
-        fitted.append((trainer, model, rest["datamodule"]))
-
-    monkeypatch.setattr(Trainer, "fit", remember)
     monkeypatch.chdir(tmp_path)
     {**MINIATURES, "cub_224": make_cub}[protocol[0]](tmp_path)
     blocks = {folder: CONFIGS / folder / f"{name}.yaml" for folder, name in zip(FOLDERS, protocol, strict=True)}
     flags = [f"--{folder}={block}" for folder, block in blocks.items()] + [f"--data.root={tmp_path}"]
     flags += ["--data.lists=lists"] if protocol[0] == "imagenet_subset" else []
-    main(["fit", f"--config={CONFIGS / 'digits_softmax.yaml'}", *flags, *QUIET, "--test_after_fit=false"])
-    [(trainer, model, data)] = fitted
+    trainer, model, data = build(["fit", f"--config={CONFIGS / 'digits_softmax.yaml'}", *flags, *QUIET], monkeypatch)
     settings = {folder: yaml.safe_load(block.read_text()) for folder, block in blocks.items()}
     assert type(data).__name__ == settings["data"]["class_path"]
     assert type(model).__name__ == settings["model"]["class_path"]

@@ -26,6 +26,7 @@ from metricloss_pl.data import Flowers102DataModule, ImageDataModule, ImageNetSu
 from metricloss_pl.data.samples import Samples
 from metricloss_pl.data.torchvision_sets import CIFAR10DataModule, CIFAR100DataModule, MNISTDataModule
 from metricloss_pl.regimes import Classifier
+from tests.built import build
 from tests.helpers import make_cars, make_cub, make_flowers, make_imagenet, make_mit67, make_nab
 from tests.reproduced import (
     DOCUMENT,
@@ -174,24 +175,14 @@ def at_folder(folder, monkeypatch) -> Path:
 @pytest.fixture
 def instantiate(at_folder, monkeypatch) -> Callable[[str], tuple[Trainer, Classifier, ImageDataModule]]:
     """Takes a command to where training would begin; networks of torchvision have no weights, to be fast."""
-    get_model, fitted = models.get_model, []
-
-    @functools.wraps(Trainer.fit)  # the command line reads its arguments off the signature
-    def remember(trainer, model, **rest):
-        fitted.append((trainer, model, rest["datamodule"]))
+    get_model = models.get_model
 
     def without_weights(name, weights=None, **rest):
         with torch.device("meta"):
             return get_model(name, **rest)
 
-    monkeypatch.setattr(Trainer, "fit", remember)
     monkeypatch.setattr(models, "get_model", without_weights)
-
-    def run(command: str) -> tuple[Trainer, Classifier, ImageDataModule]:
-        main([*shlex.split(command)[2:], *QUIET, "--test_after_fit=false"])
-        return fitted.pop()
-
-    return run
+    return lambda command: build([*shlex.split(command)[2:], *QUIET], monkeypatch)
 
 
 @pytest.mark.parametrize("command", covering(FITS, settings, {part for run in TRAINED for part in settings(run)}))
