@@ -19,43 +19,43 @@ __all__ = [
     "constructor_errors",
     "dumped_config",
     "import_paths_limited_to",
-    "is_denied_import",
     "set_default_root_dir",
     "subcommand_parser",
 ]
 
 
 @contextmanager
-def import_paths_limited_to(paths: Iterable[str]) -> Iterator[None]:
-    """Let parsers import only what is below these import paths.
+def import_paths_limited_to(paths: Iterable[str]) -> Iterator[list[str]]:
+    """Let parsers import only what is below these import paths; give the paths that they are denied.
 
     The policy is global in jsonargparse, and public functions can only add to it: without the private entries a second
-    parser in the same process, or a user's own, would be limited too.
+    parser in the same process, or a user's own, would be limited too. A denial is not always tied to the error that
+    follows from it, so that it is noted where it is made.
 
     Args:
         paths: Import paths of modules, classes and functions, as given and as defined.
     """
-    from jsonargparse._common import parsing_settings
+    from jsonargparse import _common
 
     names = ("import_path_verdicts", "import_paths_enforced")
-    before = {name: parsing_settings[name] for name in names}
-    parsing_settings["import_path_verdicts"] = {}
+    before = {name: _common.parsing_settings[name] for name in names}
+    find_denial = _common.denying_import_path_entry
+    denied: list[str] = []
+
+    def note_denial(path: str) -> str | None:
+        entry = find_denial(path)
+        if entry is not None:
+            denied.append(path)
+        return entry
+
+    _common.parsing_settings["import_path_verdicts"] = {}
+    _common.denying_import_path_entry = note_denial
     try:
         set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=sorted(set(paths)))
-        yield
+        yield denied
     finally:
-        parsing_settings.update(before)
-
-
-def is_denied_import(error: BaseException | None) -> bool:
-    """Return whether an import that the policy denies led to this error; the exception's type is private."""
-    from jsonargparse._common import ImportDenied
-
-    while error is not None:
-        if isinstance(error, ImportDenied):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+        _common.denying_import_path_entry = find_denial
+        _common.parsing_settings.update(before)
 
 
 class _Raised(BaseException):
@@ -113,7 +113,16 @@ def constructor_errors(parser: ArgumentParser, build: Callable[..., Any]) -> Ite
 
 
 class HookedCLI(LightningCLI):
-    """LightningCLI with a hook for the reading of a checkpoint's settings, which it does in a private method."""
+    """LightningCLI with a hook for the reading of a checkpoint's settings, which it does in a private method.
+
+    Without that method the settings would be read elsewhere, and name whatever they like.
+    """
+
+    def __init_subclass__(cls) -> None:
+        if not hasattr(LightningCLI, "_parse_ckpt_path"):
+            raise ImportError(
+                "this version of lightning reads a checkpoint's settings in another way: take an older one"
+            )
 
     def _parse_ckpt_path(self) -> None:
         with self.checkpoint_settings():

@@ -6,7 +6,7 @@ import inspect
 import os
 import sys
 from argparse import ArgumentError
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
@@ -16,7 +16,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 import metricloss_pl
-from metricloss_pl._compat import import_paths_limited_to, is_denied_import
+from metricloss_pl._compat import import_paths_limited_to
 from metricloss_pl.errors import UserError
 from metricloss_pl.files import UNREADABLE_PICKLE, replacing
 from metricloss_pl.screen import shell_command
@@ -31,6 +31,7 @@ __all__ = [
     "trusted_imports",
     "where_classes_differ",
     "where_states_differ",
+    "with_given_classes",
 ]
 
 # What the settings in a checkpoint may name, by the path that is given and by that of its definition; each stands for
@@ -51,7 +52,7 @@ _BASES = (
     ("metricloss_pl.regimes", "Classifier"),
     ("metricloss_pl.schedules", "WholeTraining"),
 )
-_INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"  # Lightning's own, which it checks
+_MOST_DEPTH = 50
 _TRUSTED_IN_RUN = (  # beside a checkpoint, too
     "metricloss_pl.callbacks",
     "metricloss_pl.data",
@@ -134,6 +135,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     tensors = all(isinstance(tensor, Tensor) for tensor in checkpoint["state_dict"].values())
     if not tensors or not isinstance(checkpoint.get("images"), dict | None):
         raise UserError(f"checkpoint {path} holds no regime of metricloss_pl: give a file that `fit` has written")
+    if _nests_deeply(checkpoint["hyper_parameters"]):
+        raise UserError(f"checkpoint {path} has settings that nest too deeply: it is not trusted")
     return checkpoint
 
 
@@ -155,35 +158,61 @@ def import_paths(settings: Any) -> set[str]:
 
 
 @contextmanager
-def trusted_imports(source: str, settings: Any, others: Iterable[str] = (), run: bool = False) -> Iterator[None]:
+def trusted_imports(source: str, others: Iterable[str] = (), run: bool = False) -> Iterator[None]:
     """Let parsers build only what the settings in a checkpoint may name: a regime, its network and its optimizers.
 
     Classes derived from those of this package count as well once the user's own program has imported them.
 
     Args:
         source: The place of the settings, for messages.
-        settings: The settings, for messages.
         others: Further import paths, such as those in the user's own config.
         run: Whether the settings are those of a whole run, with data, callbacks and loggers.
 
     Raises:
-        UserError: The settings name something else, or nest too deeply.
+        UserError: The settings name something else.
     """
     trusted = {*_TRUSTED, *(_TRUSTED_IN_RUN if run else ()), *_imported_subclasses(), *others}
     try:
-        with import_paths_limited_to(trusted):
+        with import_paths_limited_to(trusted) as denied:
             yield
-    except RecursionError as error:
-        raise UserError(f"{source} has settings that nest too deeply: it is not trusted") from error
     except (ArgumentError, TypeError, ValueError) as error:
-        if isinstance(error, UserError) or not is_denied_import(error):
+        named = next((path for path in denied if path in str(error)), None)
+        if isinstance(error, UserError) or named is None:
             raise
-        named = sorted(name for name in import_paths(settings) - {_INSTANTIATOR} if not _is_below(name, trusted))
         raise UserError(
-            f"{source} names {named[0] if named else 'a class or function'}, which is not trusted for a checkpoint's "
-            "sake: for a class of yours give the --config that it was trained with too; in Python import it and call "
+            f"{source} names {named}, which is not trusted for a checkpoint's sake: for a class of yours give the "
+            "--config that it was trained with too; in Python import it and call "
             "metricloss_pl.load(path, classes=[...])"
         ) from error
+
+
+def _nests_deeply(settings: Any) -> bool:
+    level = [settings]
+    for _ in range(_MOST_DEPTH):
+        level = [
+            item
+            for value in level
+            if isinstance(value, (dict, list, tuple))
+            for item in (value.values() if isinstance(value, dict) else value)
+        ]
+    return bool(level)
+
+
+def with_given_classes(settings: Any, classes: Sequence[type]) -> Any:
+    """Return settings in which the given classes stand by the paths that they have by now.
+
+    Args:
+        settings: Those in a checkpoint, written where a class may have been in another module, such as `__main__`.
+        classes: The user's own; of two with the same qualified name, none stands for a class of another module.
+    """
+    if isinstance(settings, dict):
+        return {name: with_given_classes(value, classes) for name, value in settings.items()}
+    if isinstance(settings, (list, tuple)):
+        return type(settings)(with_given_classes(value, classes) for value in settings)
+    if not isinstance(settings, str) or "." not in settings:
+        return settings
+    alike = {f"{cls.__module__}.{cls.__qualname__}" for cls in classes if settings.endswith(f".{cls.__qualname__}")}
+    return alike.pop() if len(alike) == 1 and not _is_below(settings, _TRUSTED) else settings
 
 
 def is_trusted_run(settings: Any) -> bool:
@@ -223,7 +252,9 @@ def plain_settings(hyper_parameters: dict[str, Any]) -> dict[str, Any]:
     """
     plain = {name: value for name, value in hyper_parameters.items() if _is_plain(value)}
     backbone = plain.get("backbone")
-    if isinstance(backbone, dict) and isinstance(settings := backbone.get("init_args"), dict):
+    if isinstance(backbone, dict) and "class_path" not in backbone:
+        del plain["backbone"]  # it holds what the data tell alone, and the regime takes none
+    elif isinstance(backbone, dict) and isinstance(settings := backbone.get("init_args"), dict):
         plain["backbone"] = {**backbone, "init_args": {k: v for k, v in settings.items() if k != "weights"}}
     return plain
 

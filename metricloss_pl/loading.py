@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from metricloss_pl import backbones, mixing, regimes, schedules  # noqa: F401  a checkpoint may name their classes
-from metricloss_pl.checkpoints import read_checkpoint
+from metricloss_pl.checkpoints import read_checkpoint, with_given_classes
 from metricloss_pl.errors import UserError
 from metricloss_pl.regimes import Classifier
 
@@ -19,7 +19,7 @@ def load(path: str | Path, classes: Iterable[type] = ()) -> Classifier:
 
     Args:
         path: A checkpoint that `fit` has written, such as `runs/digits_cosine/version_0/checkpoints/best.ckpt`.
-        classes: Classes of your own that the checkpoint names: the regime, its backbone.
+        classes: Classes of your own that the checkpoint names: the regime, its backbone; also from another module.
 
     Returns:
         The regime in evaluation mode.
@@ -29,8 +29,7 @@ def load(path: str | Path, classes: Iterable[type] = ()) -> Classifier:
             your own, and so lacks the backbone's settings.
     """
     classes = list(classes)
-    settings = read_checkpoint(path)["hyper_parameters"]
-    class_path = settings.get("_class_path")
+    class_path = with_given_classes(read_checkpoint(path)["hyper_parameters"].get("_class_path"), classes)
     if class_path is None:
         raise UserError(
             f"checkpoint {path} was not written on the command line, and lacks the settings of the backbone: load it "

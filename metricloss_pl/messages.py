@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,7 +17,23 @@ from metricloss_pl.screen import shell_command
 __all__ = ["build_from_settings", "hint_of", "is_of_collective", "lightning_refusals", "lost_contact", "message_of"]
 
 _LIBRARIES = ("lightning", "torch", "torchvision")
-_BUGS = (AttributeError, NameError, AssertionError, LookupError)  # outside of the parser
+_SETTINGS = tuple(  # of Lightning: what looks at the user's settings once a run has begun
+    f"lightning.pytorch.{place}"
+    for place in (
+        "accelerators",
+        "callbacks",
+        "loggers",
+        "loops.fit_loop",
+        "loops.training_epoch_loop",
+        "plugins",
+        "profilers",
+        "strategies",
+        "trainer.connectors.data_connector",
+        "tuner",
+    )
+)
+# What reads arguments; an error that came up elsewhere is one of a module that was imported.
+_READERS = ("argparse", "codecs", "enum", "importlib", "json", "jsonargparse", "metricloss_pl.files", "yaml")
 
 
 def message_of(error: BaseException) -> str | None:
@@ -32,17 +47,14 @@ def message_of(error: BaseException) -> str | None:
         if isinstance(cause, UserError):
             return " ".join(str(cause).split())
     if any(isinstance(cause, argparse.ArgumentError) for cause in causes):
-        if isinstance(causes[-1], _BUGS) and not raised_in(causes[-1], "jsonargparse", "argparse"):
-            return None  # of a module that was imported, or a type that was asked
+        if causes[-1].__traceback__ is not None and not raised_in(causes[-1], *_READERS):
+            return None
         return next(" ".join(str(cause).split()) for cause in causes if isinstance(cause, argparse.ArgumentError))
-    if any(_is_lost_contact(cause) for cause in causes):
-        return lost_contact()
     return None
 
 
-def lost_contact() -> str:
-    """Return the line for a process whose partner in a collective operation is gone."""
-    rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
+def lost_contact(rank: int) -> str:
+    """Return the line for the process of this rank, whose partner in a collective operation is gone."""
     resume = shell_command("fit", "--resume", "runs/<config>/<version>")
     return (
         f"process {rank} lost contact with another one, which has died or hangs; what it said, if anything, is above. "
@@ -52,7 +64,9 @@ def lost_contact() -> str:
 
 def hint_of(error: BaseException) -> str | None:
     """Return a line to go with a traceback, where another process may be the reason."""
-    if _is_parallel() and is_of_collective(error):
+    distributed = torch.distributed
+    is_parallel = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+    if is_parallel and is_of_collective(error):
         return (
             "hint: if another process has died or hangs, its own message is above, and this error only follows from it"
         )
@@ -64,12 +78,15 @@ def lightning_refusals(setting: str | None = None) -> Iterator[None]:
     """Turn what Lightning raises on settings that it can't work with into a `UserError`.
 
     Args:
-        setting: The setting in question, to begin the line with; None: one of the Trainer's or a callback's.
+        setting: The setting in question, to begin the line with. None: a run has begun, in which Lightning refuses
+            a bug of a user's class by the same exception, so that the place decides.
     """
     source = f"{setting}: " if setting else ""
     try:
         yield
     except MisconfigurationException as error:
+        if setting is None and not raised_in(error, *_SETTINGS):
+            raise
         raise UserError(f"{source}{reason(error)}") from error
     except ModuleNotFoundError as error:
         if not raised_in(error, *_LIBRARIES):
@@ -111,20 +128,9 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         seen = seen.__cause__
 
 
-def _is_lost_contact(error: BaseException) -> bool:
-    """Return whether a collective operation failed: torch has types for some failures, the others are plain."""
-    if torch.distributed.is_available() and isinstance(error, torch.distributed.DistError):
-        return True
-    return _is_parallel() and type(error) is RuntimeError and raised_in(error, "torch.distributed")
-
-
 def is_of_collective(error: BaseException) -> bool:
     """Return whether an error may be that of a collective operation, within a backward or DDP's forward, too."""
     places = ("torch.distributed", "torch.nn.parallel.distributed", "torch.autograd")
+    if torch.distributed.is_available() and isinstance(error, torch.distributed.DistError):
+        return True
     return type(error) is RuntimeError and raised_in(error, *places)
-
-
-def _is_parallel() -> bool:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_world_size() > 1
-    return os.environ.get("WORLD_SIZE", "1") != "1"

@@ -17,7 +17,6 @@ from typing import Any, Literal, NamedTuple
 import yaml
 from lightning.pytorch import Trainer
 
-from metricloss_pl._compat import is_denied_import
 from metricloss_pl.callbacks import BestCheckpoint, PredictionWriter
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.errors import UserError, reason
@@ -47,7 +46,7 @@ def find_mistake(error: Exception, options: Iterable[tuple[str, str | None]]) ->
     Raises:
         UserError: A config or a block that it names is missing or unreadable.
     """
-    if isinstance(error, ArgumentError) and (message_of(error) is None or is_denied_import(error)):
+    if isinstance(error, ArgumentError) and message_of(error) is None:
         return None
     tree: Tree = {}
     for name, value in options:

@@ -3,6 +3,7 @@
 from lightning.pytorch import Callback
 from torch import nn
 
+from metricloss_pl.backbones import TinyConvNet
 from metricloss_pl.data import DigitsDataModule
 from metricloss_pl.errors import UserError
 from metricloss_pl.regimes import SoftmaxClassifier
@@ -22,9 +23,22 @@ class RegimeAtConstruction(SoftmaxClassifier):
         bug_while_handling()
 
 
+class RegimeWithItsOwnBackbone(SoftmaxClassifier):
+    """No planted bug: it takes no backbone."""
+
+    def __init__(self, num_classes: int, class_names: list[str] | None = None) -> None:
+        super().__init__(num_classes, TinyConvNet(in_channels=1), class_names)
+
+
 class RegimeInStep(SoftmaxClassifier):
     def losses(self, embeddings, labels):
         bug_while_handling()
+
+
+class RegimeLogsTooEarly(SoftmaxClassifier):
+    def on_fit_start(self):
+        super().on_fit_start()
+        self.log("planted", 1.0)
 
 
 class BackboneAtConstruction(nn.Module):

@@ -139,9 +139,9 @@ def test_the_limit_on_imports_ends_with_its_block():
     parser.parse_args(given)
     with (
         pytest.raises(UserError, match=r"the file names fractions\.Fraction, which is not trusted"),
-        trusted_imports("the file", {"make": "fractions.Fraction"}),
+        trusted_imports("the file"),
     ):
         parser.parse_args(given)
     parser.parse_args(given)
-    with trusted_imports("the file", {}, others=["fractions.Fraction"]):
+    with trusted_imports("the file", others=["fractions.Fraction"]):
         parser.parse_args(given)

@@ -151,6 +151,24 @@ def test_classes_of_ones_own(tmp_path: Path, photos: list[Path]) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_classes_that_have_moved(tmp_path: Path, photos: list[Path]) -> None:
+    """Such as from `__main__`; of two with the name none is meant."""
+    module = MySoftmax.__module__
+    checkpoint = fit(tmp_path, f"--model={module}.MySoftmax", f"--model.backbone={module}.MyNet")
+    content = torch.load(checkpoint, weights_only=True)
+    content["hyper_parameters"]["_class_path"] = "their_old_module.MySoftmax"
+    content["hyper_parameters"]["backbone"]["class_path"] = "their_old_module.MyNet"
+    torch.save(content, tmp_path / "moved.ckpt")
+    model = metricloss_pl.load(tmp_path / "moved.ckpt", classes=[MySoftmax, MyNet])
+    assert type(model) is MySoftmax
+    assert type(model.backbone) is MyNet
+    assert len(model.predict(photos).classes) == len(photos)
+    other = type("MySoftmax", (MySoftmax,), {"__module__": "their_other_module"})
+    for classes in ([MySoftmax], [MySoftmax, MyNet, other]):
+        with pytest.raises(UserError, match="their_old_module"):
+            metricloss_pl.load(tmp_path / "moved.ckpt", classes=classes)
+
+
 def test_other_files_are_refused_in_one_line(checkpoint: Path, tmp_path: Path) -> None:
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     content = torch.load(checkpoint, weights_only=True)

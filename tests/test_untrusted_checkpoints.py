@@ -1,6 +1,7 @@
 """Settings in a checkpoint run no code: neither from the command line nor from Python."""
 
 import copy
+import functools
 import json
 import os
 import shutil
@@ -16,7 +17,10 @@ import yaml
 from PIL import Image
 from torch import nn
 
+from metricloss_pl._compat import HookedCLI
+from metricloss_pl.backbones import TinyConvNet
 from metricloss_pl.cli import main
+from metricloss_pl.cli.run_folder import run_of
 from metricloss_pl.errors import UserError
 from metricloss_pl.regimes import CosineClassifier, SoftmaxClassifier
 
@@ -161,3 +165,57 @@ def test_classes_of_a_users_own(tmp_path):
     [command] = [line.split("metricloss ")[1] for line in screen.splitlines() if line.startswith("test ")]
     assert "--config" in command
     start(f"{command} {' '.join(QUIET)}", f"fit --resume=runs/Mine/version_0 --trainer.max_epochs=2 {' '.join(QUIET)}")
+
+
+def nested(depth: int) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    for _ in range(depth):
+        settings = {"a": [settings]}
+    return settings
+
+
+def test_settings_that_nest_too_deeply(run, tmp_path, capsys):
+    evil = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    evil["hyper_parameters"]["extra"] = nested(5_000)
+    torch.save(evil, tmp_path / "evil.ckpt")
+    assert "nest too deeply" in refusal(capsys, "test", f"--ckpt_path={tmp_path / 'evil.ckpt'}")
+    with pytest.raises(UserError, match="nest too deeply"):
+        CosineClassifier.load_from_checkpoint(tmp_path / "evil.ckpt", weights_only=True)
+
+
+def test_a_bug_of_a_constructor_is_not_blamed_on_the_checkpoint(run, monkeypatch):
+    def recurse(self, *args: Any, **kwargs: Any) -> None:
+        recurse(self)
+
+    def fail(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            raise ValueError("handled")
+        except ValueError:
+            raise TypeError("planted")  # noqa: B904
+
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    for bug, kind in ((recurse, RecursionError), (fail, TypeError)):
+        monkeypatch.setattr(TinyConvNet, "__init__", functools.wraps(TinyConvNet.__init__)(bug))
+        with pytest.raises(kind):
+            CosineClassifier.load_from_checkpoint(checkpoint, weights_only=True)
+        monkeypatch.undo()
+
+
+def test_without_lightnings_method_there_is_no_command_line(monkeypatch):
+    """An override that is never called would let any settings through."""
+    monkeypatch.delattr("lightning.pytorch.cli.LightningCLI._parse_ckpt_path")
+    with pytest.raises(ImportError, match="checkpoint"):
+        type("Other", (HookedCLI,), {})
+
+
+@pytest.mark.parametrize(
+    "states",
+    [None, [], {"a": None}, {"a": {"dirpath": None}}, {"RunFolder": {}}, {"RunFolder": {"folder": 1, "id": 1}}],
+    ids=str,
+)
+def test_states_of_callbacks_that_are_none(states, run, tmp_path):
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    if isinstance(states, dict):
+        states |= {"place": {"dirpath": str(tmp_path)}, **states}
+    torch.save({**checkpoint, "callbacks": states}, tmp_path / "other.ckpt")
+    assert run_of(tmp_path / "other.ckpt") is None

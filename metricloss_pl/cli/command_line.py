@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import (
@@ -177,14 +178,14 @@ class MetricLossCLI(HookedCLI):
         checkpoint = dict(options).get("--ckpt_path")
         if checkpoint is not None and not has_own_config(self.arguments):
             others = named_in(self.arguments)
-            limits = trusted_imports(f"checkpoint {checkpoint}", list(named_in(args)), others, run=True)
-        with limits:
-            try:
+            limits = trusted_imports(f"checkpoint {checkpoint}", others, run=True)
+        try:
+            with limits:
                 return parser.parse_args(args)
-            except (ArgumentError, UnicodeDecodeError) as error:
-                if line := find_mistake(error, options):
-                    raise UserError(line) from error
-                raise
+        except (ArgumentError, UnicodeDecodeError) as error:
+            if line := find_mistake(error, options):
+                raise UserError(line) from error
+            raise
 
     def checkpoint_settings(self) -> AbstractContextManager[None]:
         """Return the context in which the settings in a checkpoint are read and built."""
@@ -193,23 +194,23 @@ class MetricLossCLI(HookedCLI):
         config = _of_subcommand(self.config)
         own = has_own_config(self.arguments)
         others = import_paths(config.as_dict()) if own else named_in(self.arguments)
-        source = f"checkpoint {config.ckpt_path}"
-        return trusted_imports(source, self.checkpoint["hyper_parameters"], others, run=True)
+        return trusted_imports(f"checkpoint {config.ckpt_path}", others, run=True)
 
     # ------------------------------------------------------------------------------------------------------ the run
 
     def before_instantiate_classes(self) -> None:
         drop_unreadable_defaults(_of_subcommand(self.config))
         # Lightning notes linked values in a dump of the config, and fails where a class has no argument but the linked
-        # one: its dump then has no init_args.
-        backbone = dumped_config(self)["model"].get("init_args", {}).get("backbone")
-        if isinstance(backbone, dict):
-            backbone.setdefault("init_args", {})
+        # one, or the regime no backbone: there is then no place for them.
+        settings = dumped_config(self)["model"].setdefault("init_args", {})
+        if not isinstance(settings.get("backbone"), dict):
+            settings["backbone"] = {}
+        settings["backbone"].setdefault("init_args", {})
 
     def instantiate_classes(self) -> None:
         # A checkpoint's weights replace those that the backbone started from, whose file may be gone, and it may hold
         # more; the run's config goes on naming the files.
-        init_args = _of_subcommand(self.config).model.init_args
+        init_args = _of_subcommand(self.config).model.get("init_args", {})
         backbone = init_args.get("backbone")
         settings: Any = backbone.get("init_args") if self.checkpoint is not None and backbone else None
         weights = settings.get("weights") if settings else None
@@ -273,7 +274,8 @@ class MetricLossCLI(HookedCLI):
         if timers and given.max_time is not None:
             raise UserError("trainer.max_time and a Timer both limit the time: leave one of them out")
         # In the checkpoints too, so that a resumed run counts on.
-        timer = timers[0] if timers else Timer(given.max_time)
+        with lightning_refusals("trainer.max_time"):
+            timer = timers[0] if timers else Timer(given.max_time)
         ours = [run.EndTogether()] if timers else [timer, run.EndTogether()]
         self.record = run.TrainingRecord(timer, best)
         kwargs["callbacks"] = [self.run_folder, *callbacks, *ours, self.record, SplitRecord()]
@@ -300,7 +302,7 @@ class MetricLossCLI(HookedCLI):
                 if raised_in(error, "lightning.pytorch.callbacks.early_stopping"):
                     self._check_monitors(error)
                 if is_of_collective(error) and run.has_lost_a_process(self.trainer):
-                    raise UserError(lost_contact()) from error
+                    raise UserError(lost_contact(self.trainer.global_rank)) from error
                 raise
 
     def _check_monitors(self, error: Exception) -> None:
@@ -370,7 +372,7 @@ class MetricLossCLI(HookedCLI):
         self._finish_evaluation()
 
     def after_predict(self) -> None:
-        if self.config.predict.data.init_args.get("predict_dir") is None and self.trainer.is_global_zero:
+        if self.config.predict.data.get("init_args", {}).get("predict_dir") is None and self.trainer.is_global_zero:
             print("these are the images of the test part: --data.predict_dir takes a folder of your own")
         if self.trainer.is_global_zero and self.datamodule.unreadable is not None:
             raise self.datamodule.unreadable  # the others are predicted, and the exit status says that some are not
@@ -511,4 +513,6 @@ def main(args: Sequence[str]) -> None:
         tidy_up(refused=failed and arguments[:1] == ["fit"])
     if refusal is not None:
         print(f"error: {refusal}", file=sys.stderr)
-        raise SystemExit(1 if os.environ.get("LOCAL_RANK", "0") == "0" else run.REFUSED)
+        distributed = torch.distributed
+        is_first = not (distributed.is_available() and distributed.is_initialized() and distributed.get_rank() > 0)
+        raise SystemExit(1 if is_first else run.REFUSED)

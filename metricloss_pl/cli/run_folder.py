@@ -145,22 +145,23 @@ def run_of(checkpoint: str | Path) -> Path | None:
             if folder.name == _CHECKPOINTS and (folder.parent / CONFIG).is_file():
                 return folder.parent
     states = _states(path)
-    written = any(Path(state["dirpath"]) in path.resolve().parents for state in states.values() if "dirpath" in state)
-    record = states.get(RunFolder.__name__)
-    if not written or record is None or not (Path(record["folder"]) / CONFIG).is_file():
+    places = [state.get("dirpath") for state in states.values()]
+    written = any(Path(place) in path.resolve().parents for place in places if isinstance(place, str))
+    record = states.get(RunFolder.__name__, {})
+    folder, run = record.get("folder"), record.get("id")
+    if not written or not isinstance(folder, str) or run is None or not (Path(folder) / CONFIG).is_file():
         return None
-    folder = Path(record["folder"])
-    same = _states(folder / _CHECKPOINTS / LAST).get(RunFolder.__name__, {}).get("id") == record["id"]
-    return folder if same else None
+    same = _states(Path(folder) / _CHECKPOINTS / LAST).get(RunFolder.__name__, {}).get("id") == run
+    return Path(folder) if same else None
 
 
-def _states(checkpoint: Path) -> dict[str, Any]:
+def _states(checkpoint: Path) -> dict[str, dict[str, Any]]:
     """Return the states of the callbacks in a checkpoint, as far as there are any."""
     try:
-        states: dict[str, Any] = read_checkpoint(checkpoint).get("callbacks", {})
+        states = read_checkpoint(checkpoint).get("callbacks")
     except UserError:
         return {}
-    return states
+    return {name: s for name, s in states.items() if isinstance(s, dict)} if isinstance(states, dict) else {}
 
 
 def _reserve(runs_dir: str, name: str) -> Path:

@@ -24,7 +24,6 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from metricloss_pl._compat import is_denied_import
 from metricloss_pl.backbones import Backbone
 from metricloss_pl.checkpoints import (
     import_paths,
@@ -34,6 +33,7 @@ from metricloss_pl.checkpoints import (
     trusted_imports,
     where_classes_differ,
     where_states_differ,
+    with_given_classes,
 )
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.data.preparation import ImageLike
@@ -501,20 +501,19 @@ class Classifier(LightningModule, ABC):
             classes: Classes of a user's own that the settings may name, such as that of the backbone.
             kwargs: Further arguments of Lightning's method, and settings in place of those in the checkpoint.
         """
-        settings = None
+        settings: dict[str, Any] = {}
+        classes, changed = list(classes), {}
         if isinstance(checkpoint_path, (str, Path)) and "://" not in str(checkpoint_path):
-            settings = read_checkpoint(checkpoint_path)["hyper_parameters"]
-        own = import_paths(list(classes))
+            saved = read_checkpoint(checkpoint_path)["hyper_parameters"]
+            settings = with_given_classes(saved, classes)
+            changed = {name: value for name, value in settings.items() if value != saved[name]}
+        own = import_paths(classes)
         others = import_paths(kwargs) | own | {path for path in import_paths(settings) if import_paths(path) & own}
-        with trusted_imports(f"checkpoint {checkpoint_path}", settings, others=others):
-            try:
-                return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
-            except ArgumentError as error:
-                if is_denied_import(error):
-                    raise
-                raise UserError(
-                    f"checkpoint {checkpoint_path} has settings that do not fit: {reason(error)}"
-                ) from error
+        try:
+            with trusted_imports(f"checkpoint {checkpoint_path}", others):
+                return super().load_from_checkpoint(checkpoint_path, *args, **{**changed, **kwargs})
+        except ArgumentError as error:
+            raise UserError(f"checkpoint {checkpoint_path} has settings that do not fit: {reason(error)}") from error
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load weights as torch does, except that the first tensor that does not fit is named in one line."""
