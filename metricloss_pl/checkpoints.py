@@ -17,7 +17,7 @@ from torch import Tensor
 
 import metricloss_pl
 from metricloss_pl._compat import import_paths_limited_to
-from metricloss_pl.errors import UserError
+from metricloss_pl.errors import UserError, reason
 from metricloss_pl.files import UNREADABLE_PICKLE, replacing
 from metricloss_pl.screen import shell_command
 
@@ -52,7 +52,7 @@ _BASES = (
     ("metricloss_pl.regimes", "Classifier"),
     ("metricloss_pl.schedules", "WholeTraining"),
 )
-_MOST_DEPTH = 50
+_MOST_DEPTH = 100
 _TRUSTED_IN_RUN = (  # beside a checkpoint, too
     "metricloss_pl.callbacks",
     "metricloss_pl.data",
@@ -123,6 +123,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         )
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError) as error:
+        raise UserError(f"checkpoint {path} can't be read ({reason(error)})") from error
     except UNREADABLE_PICKLE as error:
         raise UserError(
             f"checkpoint {path} can't be read ({type(error).__name__}): it is truncated, or no checkpoint"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import inspect
-import os
 import sys
 import types
 import typing
 from argparse import ArgumentError
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -170,13 +170,17 @@ def _accepted(annotation: Any) -> _Accepted:
             factory = True
         elif inspect.isclass(origin) and issubclass(origin, Iterable) and not issubclass(origin, Mapping):
             items = arguments[0] if arguments else Any
-        elif not inspect.isclass(part) or issubclass(part, (str, os.PathLike)) or part is object:
-            others = True
         elif part in (bool, int, float):
             numbers = True
-        elif part.__module__ != "builtins":
+        elif not inspect.isclass(part) or issubclass(part, (str, Enum)) or _is_of_python(part):
+            others = others or part is not types.NoneType  # such as a text that stands for a path or a time
+        else:
             classes.append(part)
     return _Accepted(classes, choices, items, factory, numbers, others)
+
+
+def _is_of_python(cls: type) -> bool:
+    return cls.__module__.partition(".")[0] in sys.stdlib_module_names
 
 
 def _check(where: str, value: Any, annotation: Any) -> str | None:

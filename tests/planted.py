@@ -1,5 +1,8 @@
 """Classes with a bug, or with a user's mistake, to be named on the command line."""
 
+from datetime import timedelta
+from enum import Enum
+
 from lightning.pytorch import Callback
 from torch import nn
 
@@ -45,6 +48,23 @@ class BackboneAtConstruction(nn.Module):
     def __init__(self, in_channels: int = 1) -> None:
         super().__init__()
         self.planted  # noqa: B018
+
+
+class Kind(Enum):
+    ONE = 1
+    OTHER = 2
+
+
+class BackboneOfAKind(TinyConvNet):
+    """No planted bug: it has arguments whose types are no classes to choose from."""
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        kind: Kind = Kind.ONE,
+        time: timedelta | None = timedelta(hours=1),
+    ) -> None:
+        super().__init__(in_channels)
 
 
 class DataAtConstruction(DigitsDataModule):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 
+from metricloss_pl.backbones._weights import read_state
 from metricloss_pl.checkpoints import AtomicCheckpointIO, plain_settings, read_checkpoint, trusted_imports
 from metricloss_pl.errors import UserError
 from metricloss_pl.files import replacing
@@ -145,3 +146,17 @@ def test_the_limit_on_imports_ends_with_its_block():
     parser.parse_args(given)
     with trusted_imports("the file", others=["fractions.Fraction"]):
         parser.parse_args(given)
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), MemoryError("much is needed")], ids=repr)
+def test_a_file_that_cannot_be_read_is_not_called_torn(error, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise error
+
+    (tmp_path / "whole.ckpt").write_bytes(b"whole")
+    monkeypatch.setattr(torch, "load", fail)
+    words = r"Permission denied|much is needed"
+    with pytest.raises(UserError, match=rf"whole\.ckpt can't be read \(({words})\)"):
+        read_checkpoint(tmp_path / "whole.ckpt")
+    with pytest.raises(UserError, match=rf"whole\.ckpt can't be read \(({words})\)"):
+        read_state(tmp_path / "whole.ckpt")

@@ -253,6 +253,10 @@ def test_an_error_of_a_process_among_others(monkeypatch):
             ["--model.optimizer=Adam", "--model.optimizer.learning_rate=1"],
             ["Adam has no setting 'learning_rate'; it has lr"],
         ),
+        (
+            ["--model.backbone=tests.planted.BackboneOfAKind", "--model.backbone.kind=OTHER", "--trainer.max_epoch=3"],
+            ["max_epoch"],
+        ),
         (["--model.center_rule=when"], ["model.center_rule is when; it must be one of 'wen', "]),
     ],
 )

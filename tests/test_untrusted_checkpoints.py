@@ -176,7 +176,7 @@ def nested(depth: int) -> dict[str, Any]:
 
 def test_settings_that_nest_too_deeply(run, tmp_path, capsys):
     evil = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
-    evil["hyper_parameters"]["extra"] = nested(5_000)
+    evil["hyper_parameters"]["extra"] = nested(100)
     torch.save(evil, tmp_path / "evil.ckpt")
     assert "nest too deeply" in refusal(capsys, "test", f"--ckpt_path={tmp_path / 'evil.ckpt'}")
     with pytest.raises(UserError, match="nest too deeply"):

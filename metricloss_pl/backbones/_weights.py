@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
-from metricloss_pl.errors import UserError
+from metricloss_pl.errors import UserError, reason
 from metricloss_pl.files import UNREADABLE_PICKLE
 
 __all__ = ["first_convolution", "load_state", "read_state"]
@@ -30,6 +30,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
     """
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError) as error:
+        raise UserError(f"weights: {path} can't be read ({reason(error)})") from error
     except UNREADABLE_PICKLE as error:
         raise UserError(f"weights: {path} is no file of tensors that torch reads ({type(error).__name__})") from error
     for wrapper in ("state_dict", "model"):

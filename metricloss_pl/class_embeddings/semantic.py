@@ -120,16 +120,21 @@ def read_embeddings(path: FilePath) -> tuple[list[str], NDArray[np.float64]]:
     """
     try:
         with Path(path).open("rb") as file:
-            content: Any = np.load(file, allow_pickle=False) if _is_zip(file) else _ArraysAndContainers(file).load()
-            array = np.asarray(content["embedding"], dtype=np.float64)
-            labels = content["ind2label"]
-            if isinstance(labels, dict):  # from rows to labels
-                labels = [labels[row] for row in range(len(labels))]
-            names = [str(label) for label in labels]
+            is_zip = _is_zip(file)
+            content: Any = dict(np.load(file, allow_pickle=False)) if is_zip else _ArraysAndContainers(file).load()
     except FileNotFoundError as error:
         raise UserError(f"embeddings {path}: there is no such file") from error
     except UNREADABLE_PICKLE as error:
         raise UserError(f"embeddings {path} can't be read ({reason(error)}): a pickle or .npz is needed") from error
+    try:
+        array = np.asarray(content["embedding"], dtype=np.float64)
+        labels = content["ind2label"]
+        if isinstance(labels, dict):  # from rows to labels
+            labels = [labels[row] for row in range(len(labels))]
+        names = list(map(str, labels))
+    except (LookupError, TypeError, ValueError) as error:
+        needed = "numbers as `embedding` and the classes' ids as `ind2label` are needed"
+        raise UserError(f"embeddings {path} can't be read ({reason(error)}): {needed}") from error
     if array.ndim != 2 or len(array) != len(names) or not np.isfinite(array).all():
         raise UserError(
             f"embeddings {path}: {array.shape} numbers for {plural(len(names), 'class')}; (C, D) finite are needed"

@@ -148,11 +148,11 @@ def run_of(checkpoint: str | Path) -> Path | None:
     places = [state.get("dirpath") for state in states.values()]
     written = any(Path(place) in path.resolve().parents for place in places if isinstance(place, str))
     record = states.get(RunFolder.__name__, {})
-    folder, run = record.get("folder"), record.get("id")
-    if not written or not isinstance(folder, str) or run is None or not (Path(folder) / CONFIG).is_file():
+    named, run = record.get("folder"), record.get("id")
+    if not written or not isinstance(named, str) or run is None or not (Path(named) / CONFIG).is_file():
         return None
-    same = _states(Path(folder) / _CHECKPOINTS / LAST).get(RunFolder.__name__, {}).get("id") == run
-    return Path(folder) if same else None
+    same = _states(Path(named) / _CHECKPOINTS / LAST).get(RunFolder.__name__, {}).get("id") == run
+    return Path(named) if same else None
 
 
 def _states(checkpoint: Path) -> dict[str, dict[str, Any]]:

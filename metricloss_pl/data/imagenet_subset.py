@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 
 from metricloss_pl.data.base import ImageDataModule, Part
@@ -234,9 +235,12 @@ class _PlainUnpickler(pickle.Unpickler):
 def _unpickle(file: Path) -> list[Any]:
     try:
         with file.open("rb") as stream:
-            return list(_PlainUnpickler(stream).load())
+            content = _PlainUnpickler(stream).load()
     except UNREADABLE_PICKLE as error:
         raise UserError(f"{file} cannot be read as a list: {reason(error)}") from error
+    if not isinstance(content, (list, tuple, np.ndarray)):
+        raise UserError(f"{file} cannot be read as a list: it holds {type(content).__name__}")
+    return list(content)
 
 
 def read_ground_truth(folder: Path, files: list[str], position: dict[str, int]) -> list[int]:

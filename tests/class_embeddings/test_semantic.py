@@ -323,3 +323,13 @@ def test_a_row_that_stands_there_twice(tmp_path):
 def test_no_file(tmp_path):
     with pytest.raises(UserError, match=r"embeddings .*nowhere: there is no such file"):
         read_embeddings(tmp_path / "nowhere")
+
+
+def test_a_bug_of_ours_is_no_broken_file(tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise AttributeError("planted")
+
+    (tmp_path / "e.pickle").write_bytes(pickle.dumps({"embedding": ARRAY, "ind2label": [1, 2, 3]}))
+    monkeypatch.setattr(np, "asarray", fail)
+    with pytest.raises(AttributeError, match="planted"):
+        read_embeddings(tmp_path / "e.pickle")
