@@ -285,10 +285,10 @@ class MetricLossCLI(HookedCLI):
             kwargs["enable_autolog_hparams"] = False  # it is done by that callback
         with lightning_refusals("trainer"), refusing("lightning", ValueError, "trainer: {}"):
             trainer = super().instantiate_trainer(**kwargs)
+        settle_ranks(trainer)
         processes, cores = trainer.num_devices, os.cpu_count() or 1
         if trainer.strategy.root_device.type == "cpu" and processes > max(cores, _MOST_PROCESSES):
             raise UserError(f"trainer.devices is {processes}, and there are {cores} CPU cores: give at most as many")
-        settle_ranks(trainer)
         name = name_of_run(self.arguments) or _of_subcommand(self.config).model.class_path.rpartition(".")[2]
         self.run_folder.attach(trainer, config.runs_dir, name)
         return trainer
