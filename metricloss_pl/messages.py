@@ -66,7 +66,7 @@ def hint_of(error: BaseException) -> str | None:
     """Return a line to go with a traceback, where another process may be the reason."""
     distributed = torch.distributed
     is_parallel = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
-    if is_parallel and is_of_collective(error):
+    if _is_of_group(error) or (is_parallel and is_of_collective(error)):
         return (
             "hint: if another process has died or hangs, its own message is above, and this error only follows from it"
         )
@@ -131,6 +131,9 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 def is_of_collective(error: BaseException) -> bool:
     """Return whether an error may be that of a collective operation, within a backward or DDP's forward, too."""
     places = ("torch.distributed", "torch.nn.parallel.distributed", "torch.autograd")
-    if torch.distributed.is_available() and isinstance(error, torch.distributed.DistError):
-        return True
-    return type(error) is RuntimeError and raised_in(error, *places)
+    return _is_of_group(error) or (type(error) is RuntimeError and raised_in(error, *places))
+
+
+def _is_of_group(error: BaseException) -> bool:
+    """Return whether an error is torch's own for a group of processes, also for one that never came together."""
+    return torch.distributed.is_available() and isinstance(error, torch.distributed.DistError)

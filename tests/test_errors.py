@@ -214,8 +214,9 @@ def test_an_error_of_a_process_among_others(monkeypatch):
     backward = raised_in("torch.autograd.graph", RuntimeError("any words"))
     of_torch = torch.distributed.DistError("any words")
     monkeypatch.setenv("WORLD_SIZE", "2")  # left over from another job
-    for error in (failed, backward, of_torch):
+    for error in (failed, backward):
         assert message_of(error) is hint_of(error) is None
+    assert hint_of(of_torch).startswith("hint: if another process has died")
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     for error in (failed, backward, of_torch):
