@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning.pytorch.utilities import rank_zero_warn
 
-from metricloss_pl.checkpoints import import_paths, read_checkpoint
+from metricloss_pl.checkpoints import import_paths, is_trusted_run, read_checkpoint
 from metricloss_pl.cli.run_folder import CONFIG, LAST, run_of
 from metricloss_pl.config_files import find_config
 from metricloss_pl.errors import UserError, reason
 from metricloss_pl.run_files import HARMLESS, LINKED
-from metricloss_pl.screen import shell_command
+from metricloss_pl.screen import shell_command, short
 
 __all__ = [
     "SUBCOMMANDS",
@@ -198,7 +199,7 @@ def _complete_from_checkpoint(args: Sequence[str]) -> list[str]:
     unlabelled = args[0] == "predict" and "--data.predict_dir" in given and "--data" not in given
     run = run_of(path)
     if run is not None and not unlabelled:
-        return [args[0], f"--config={run / CONFIG}", *args[1:]]
+        return [args[0], f"--config={_config_of_run(run)}", *args[1:]]
     if not unlabelled and "--data" not in given:
         raise UserError(
             f"--ckpt_path {path} lies in no run's folder: give the --config that it was trained with too, or --data "
@@ -223,6 +224,29 @@ def _complete_from_checkpoint(args: Sequence[str]) -> list[str]:
         "init_args": {"class_names": checkpoint["class_names"], **images},
     }
     return [args[0], f"--model={json.dumps(model)}", f"--data={json.dumps(data)}", *args[1:]]
+
+
+def _config_of_run(run: Path) -> str:
+    """Return the file with a run's config, or its text without the loggers and callbacks that are not trusted.
+
+    An evaluation does without them, and the config beside a checkpoint counts as the checkpoint's.
+    """
+    content = _load(run / CONFIG)
+    trainer = content.get("trainer")
+    left_out = []
+    for name in ("logger", "callbacks") if isinstance(trainer, dict) else ():
+        listed = trainer[name] if isinstance(trainer.get(name), list) else [trainer.get(name)]
+        kept = [item for item in listed if is_trusted_run(item)]
+        if len(kept) < len(listed):
+            left_out += [str(item.get("class_path")) for item in listed if item not in kept]
+            trainer[name] = kept or None
+    if not left_out:
+        return str(run / CONFIG)
+    rank_zero_warn(
+        f"not used: {', '.join(left_out)}, which the config beside the checkpoint names; to use "
+        f"{'it' if len(left_out) == 1 else 'them'} give --config {short(run / CONFIG)}"
+    )
+    return yaml.safe_dump(content)
 
 
 def _replace_blocks(args: Sequence[str]) -> list[str]:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import (
     EarlyStopping,
     LearningRateMonitor,
@@ -287,7 +288,7 @@ class MetricLossCLI(HookedCLI):
             trainer = super().instantiate_trainer(**kwargs)
         settle_ranks(trainer)
         processes, cores = trainer.num_devices, os.cpu_count() or 1
-        if trainer.strategy.root_device.type == "cpu" and processes > max(cores, _MOST_PROCESSES):
+        if isinstance(trainer.accelerator, CPUAccelerator) and processes > max(cores, _MOST_PROCESSES):
             raise UserError(f"trainer.devices is {processes}, and there are {cores} CPU cores: give at most as many")
         name = name_of_run(self.arguments) or _of_subcommand(self.config).model.class_path.rpartition(".")[2]
         self.run_folder.attach(trainer, config.runs_dir, name)
