@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from subprocess import Popen
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ __all__ = [
     "dumped_config",
     "import_paths_limited_to",
     "set_default_root_dir",
+    "started_processes",
     "subcommand_parser",
 ]
 
@@ -152,3 +154,14 @@ def set_default_root_dir(trainer: Trainer, folder: Path) -> None:
     Only a Trainer knows whether this process is the first one, which creates the folder.
     """
     trainer._default_root_dir = str(folder)  # type: ignore[attr-defined]
+
+
+def started_processes(trainer: Trainer) -> list[Popen[bytes]]:
+    """Return the processes of DDP that this one has started; only the launcher, a private class, knows them.
+
+    Those of a multiprocessing launcher end with their parent.
+    """
+    from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+
+    launcher = trainer.strategy.launcher
+    return list(launcher.procs) if isinstance(launcher, _SubprocessScriptLauncher) else []

@@ -23,6 +23,7 @@ __all__ = [
     "Line",
     "is_no_room",
     "no_room",
+    "note_command",
     "read_lines",
     "replacing",
     "stem_of_result",
@@ -170,6 +171,13 @@ def stem_of_result(folder: Path, stem: str, command: str | None) -> str:
         for name in stems
         if command is None or not any(folder.glob(f"{name}.*")) or _command_of(folder / f"{name}.json") == command
     )
+
+
+def note_command(result: Path, command: str | None) -> None:
+    """Write the command that a result is of beside it, for `stem_of_result`; without one, nothing."""
+    if command is not None:
+        with replacing(result.with_suffix(".json")) as beside:
+            beside.write_text(json.dumps({"command": command}) + "\n", encoding="utf-8")
 
 
 def _command_of(file: Path) -> str | None:

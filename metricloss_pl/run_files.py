@@ -36,7 +36,7 @@ def add_run_arguments(parser: LightningArgumentParser) -> None:
         }
     )
     parser.add_lightning_class_args(PredictionWriter, "predictions")
-    parser.add_argument("--runs_dir", type=str, default="runs", help="Folder that holds a folder a run.")
+    parser.add_argument("--runs_dir", type=str, default="runs", help="Folder of the runs, with one folder per run.")
     parser.add_argument(
         "--resume", type=str | None, default=None, help="fit: folder of a run to continue from its last checkpoint."
     )

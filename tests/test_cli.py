@@ -65,13 +65,13 @@ def test_a_run_lives_in_one_folder(tmp_path, capsys):
         in screen
     )
     assert "TinyConvNet, 67,594 parameters in all" in screen
-    assert "20 steps of 64 images, 20 an epoch; few: lower --data.batch_size or raise --trainer.max_epochs" in screen
+    assert "20 steps of 64 images, 20 per epoch; few: lower --data.batch_size or raise --trainer.max_epochs" in screen
     for row in (r"time +\d+ s, 1 epochs, 20 steps", r"best val/accuracy +0\.\d{4}", r"test/accuracy +0\.\d{4}"):
         assert re.search(row, screen), row
     assert str(run / "checkpoints" / "best.ckpt") in screen
-    assert "validation " not in re.sub("1294 training,.*", "", screen)
+    assert "val set" not in screen
     assert fit("digits_softmax", tmp_path, "--data.val_fraction=0.02").name == "version_1"
-    assert re.search(r"validation +29 images; few: each makes 3 points of what chooses", capsys.readouterr().out)
+    assert re.search(r"val set +29 images; few: each makes 3 points of what chooses", capsys.readouterr().out)
 
 
 def test_the_data_tells_the_model(digits_run):

@@ -1,5 +1,8 @@
 """The program's table of subcommands, which answers before anything heavy is imported."""
 
+import os
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -45,8 +48,9 @@ def test_an_unknown_subcommand_is_one_line_with_the_known_ones(first, near, caps
 @pytest.mark.parametrize("argument", ["--help", "configs"])
 def test_answers_without_heavy_imports(program, argument, tmp_path):
     (tmp_path / "torch.py").write_text("raise SystemExit('torch is imported')")
-    launched = subprocess.run([sys.executable, *program, argument], cwd=ROOT, capture_output=True, text=True,
-                              env={"PYTHONPATH": f"{tmp_path}:{ROOT}", "PYTHONDONTWRITEBYTECODE": "1"})  # fmt: skip
+    path = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, *program, argument]
+    launched = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **path})
     assert launched.returncode == 0, launched.stderr
     assert f"{' '.join(['python', *program])} " in launched.stdout
 
@@ -59,7 +63,8 @@ def test_help_of_a_subcommand_says_how_it_is_called(subcommand, capsys):
     assert capsys.readouterr().out.startswith(f"usage: metricloss {subcommand}")
 
 
+@pytest.mark.skipif(os.name == "nt" or not shutil.which("bash"), reason="needs bash")
 def test_output_that_nobody_reads_ends_quietly():
-    program = f"{sys.executable} -m metricloss_pl configs | true"
+    program = f"{shlex.quote(sys.executable)} -m metricloss_pl configs | true"
     piped = subprocess.run(["bash", "-o", "pipefail", "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert piped.stderr == ""

@@ -66,9 +66,10 @@ def test_the_sdist_holds_every_tracked_file(sdist):
     assert not missing
 
 
-def test_the_sdists_tests_are_found(sdist):
-    out = run([sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider"], sdist)
-    assert "tests/losses/test_functional.py::" in out
+def test_the_sdists_tests_pass(sdist):
+    pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    assert "tests/test_cli.py::" in run([*pytest, "--collect-only"], sdist)
+    run([*pytest, "-n", "0", "tests/losses", "tests/test_project.py"], sdist)
 
 
 def test_the_wheel_alone_runs_everything_from_an_empty_folder(scripts, tmp_path):

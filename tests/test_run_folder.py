@@ -12,15 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from metricloss_pl.callbacks._embed import run_folder
+from metricloss_pl.callbacks.run_folder import run_folder
 from metricloss_pl.cli import main
 from tests.callback_stubs import PlainLogger, Stopped
 from tests.helpers import make_folder
 from tests.processes import run_groups
+from tests.systems import needs_fork
 
 ROOT = Path(__file__).parent.parent
 CPU = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
@@ -239,7 +240,7 @@ def test_whatever_the_logger_files_are_in_the_run(flags, tensorboard, tmp_path, 
     for run in (tmp_path / "runs" / "digits_softmax").iterdir():
         assert {"config.yaml", "result.json", "checkpoints", "figures"} <= {path.name for path in run.iterdir()}
         assert len(list((run / "figures" / "embeddings").iterdir())) == 2
-    main(["predict", f"--ckpt_path={run / 'checkpoints' / 'best.ckpt'}", *CPU])
+    main(["predict", f"--config={run / 'config.yaml'}", f"--ckpt_path={run / 'checkpoints' / 'best.ckpt'}", *CPU])
     assert (run / "predictions_test.csv").is_file()
     assert len(list((tmp_path / "runs" / "digits_softmax").iterdir())) == 2
     assert {path.name for path in tmp_path.iterdir()} <= {"runs", "logs"}
@@ -251,6 +252,9 @@ def test_without_the_command_line_files_go_where_the_checkpoints_go(tmp_path):
     for logger in (CSVLogger(tmp_path, "a"), TensorBoardLogger(tmp_path, "b")):
         assert run_folder(Trainer(logger=[logger, PlainLogger()], **quiet)) == Path(logger.log_dir)
     assert run_folder(Trainer(logger=PlainLogger(), **quiet)) == Path("plain/0")
+    stranger = Callback()
+    stranger.run_folder = tmp_path / "other"  # means something of its own
+    assert run_folder(Trainer(logger=False, callbacks=stranger, **quiet)) == tmp_path
 
 
 # -------------------------------------------------------------------------------------------------- printed commands
@@ -378,7 +382,14 @@ def test_processes_of_a_launcher_share_a_folder(tmp_path):
     assert json.loads((run / "result.json").read_text())["processes"] == 2
 
 
-@pytest.mark.parametrize("strategy", ["ddp_fork", "ddp_notebook", pytest.param("ddp_spawn", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        pytest.param("ddp_fork", marks=needs_fork),
+        pytest.param("ddp_notebook", marks=needs_fork),
+        pytest.param("ddp_spawn", marks=pytest.mark.slow),
+    ],
+)
 def test_results_of_processes_that_the_trainer_starts(strategy, tmp_path):
     """The process that started them has trained nothing itself, and says and tests what they found."""
     flags = [f"--trainer.strategy={strategy}", "--trainer.devices=2", "--test_after_fit=true", *FAST]

@@ -5,12 +5,15 @@ from __future__ import annotations
 import datetime
 import enum
 import functools
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import yaml
+from jsonargparse.typing import register_type
 from lightning.pytorch import Callback
 
 from metricloss_pl.backbones import TinyConvNet
@@ -29,11 +32,21 @@ class Opaque:
     pass
 
 
+class Box:
+    """A type that text can give, but whose objects are equal to themselves alone."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+register_type(Box, serializer=lambda box: box.name)
+
+
 def double(value: int) -> int:
     return 2 * value
 
 
-OPAQUE, LAMBDA, PARTIAL = Opaque(), lambda value: value, functools.partial(double, 3)
+OPAQUE, EMPTY, LAMBDA, PARTIAL = Opaque(), Box("empty"), lambda value: value, functools.partial(double, 3)
 CPU, ZEROS = torch.device("cpu"), torch.zeros(3)
 built: list[dict[str, Any]] = []
 
@@ -52,8 +65,18 @@ class Defaults(Callback):
         tensor: torch.Tensor = ZEROS,
         anything: Any = OPAQUE,
         pair: tuple[int, Any] = (1, OPAQUE),
+        box: Box = EMPTY,
+        boxes: list[Box] = [EMPTY],  # noqa: B006
     ) -> None:
         built.append({name: value for name, value in locals().items() if name != "self"})
+
+
+DEFAULTS = inspect.signature(Defaults).parameters
+
+
+class Inherited(Defaults):
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
 
 
 class Network(TinyConvNet):
@@ -64,24 +87,23 @@ class Network(TinyConvNet):
         assert activation is OPAQUE
 
 
-def test_whatever_a_class_has_as_its_default(tmp_path):
+@pytest.mark.parametrize("name", ["Defaults", "Inherited"])
+def test_whatever_a_class_has_as_its_default(name, tmp_path):
     built.clear()
-    flags = [
-        "--trainer.callbacks=null",
-        f"--trainer.callbacks+={__name__}.Defaults",
-        "--trainer.callbacks.wait=0:00:07",
-    ]
-    flags += ["--trainer.callbacks.color=BLUE", f"--model.backbone={__name__}.Network", "--test_after_fit=false"]
+    flags = ["--trainer.callbacks=null", f"--trainer.callbacks+={__name__}.{name}"]
+    flags += [f"--trainer.callbacks.{given}" for given in ("wait=0:00:07", "color=BLUE", "box=mine")]
+    flags += [f"--model.backbone={__name__}.Network", "--test_after_fit=false"]
     main(["fit", f"--config={CONFIG}", f"--runs_dir={tmp_path}", "--trainer.max_epochs=1", *flags, *QUIET])
     (run,) = (tmp_path / "digits_cosine").glob("version_*")
-    main(["test", f"--ckpt_path={run / 'checkpoints' / 'best.ckpt'}", *QUIET])
+    main(["test", f"--config={run / 'config.yaml'}", f"--ckpt_path={run / 'checkpoints' / 'best.ckpt'}", *QUIET])
     main(["fit", f"--resume={run}", "--trainer.max_epochs=2", *QUIET])
-    first, *others = built
-    assert first["wait"] == datetime.timedelta(seconds=7)
-    assert first["color"] is Color.BLUE
-    assert first["pair"] == (1, OPAQUE)
-    assert len(others) == 2
-    for other in others:
-        assert all(other[name] is value or other[name] == value for name, value in first.items())
+    assert len(built) == 3
+    for settings in built:
+        assert settings.pop("wait") == datetime.timedelta(seconds=7)
+        assert settings.pop("color") is Color.BLUE
+        assert settings.pop("box").name == "mine"
+        assert settings.pop("pair") == (1, OPAQUE)
+        assert settings.pop("boxes") == [EMPTY]
+        assert all(value is DEFAULTS[name].default for name, value in settings.items())
     (saved,) = yaml.safe_load((run / "config.yaml").read_text())["trainer"]["callbacks"]
-    assert saved["init_args"] == {"wait": "0:00:07", "color": "BLUE", "named": f"{__name__}.double"}
+    assert saved["init_args"] == {"wait": "0:00:07", "color": "BLUE", "box": "mine"}

@@ -1,43 +1,19 @@
-"""Passes over the data in evaluation mode from within a training, which leave the training as it was."""
+"""Passes over the data from within a training, for callbacks that measure and draw."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from metricloss_pl.data import ImageDataModule
-from metricloss_pl.regimes._evaluation import evaluation_mode
 
-__all__ = ["embedded", "evaluation_loaders", "evaluation_mode", "is_due", "run_folder", "thinned"]
-
-
-def run_folder(trainer: Trainer) -> Path:
-    """Return the folder that a run's files go into; a collective call, so on every process.
-
-    On the command line a callback knows it (`run_folder`), whatever the loggers are. Elsewhere it is where Lightning
-    puts the checkpoints: in the folder of the first logger's run, or in the Trainer's `default_root_dir`.
-    """
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if (folder := getattr(callback, "run_folder", None)) is not None:
-            return Path(folder)
-    logger = trainer.logger
-    if logger is None:
-        path = trainer.default_root_dir
-    elif isinstance(logger, (TensorBoardLogger, CSVLogger)):
-        path = logger.log_dir
-    else:
-        version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
-        path = os.path.join(logger.save_dir or trainer.default_root_dir, str(logger.name), version)
-    return Path(trainer.strategy.broadcast(path))
+__all__ = ["embedded", "evaluation_loaders", "is_due", "thinned"]
 
 
 def is_due(trainer: Trainer, every_n_epochs: int) -> bool:
@@ -74,7 +50,7 @@ def embedded(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Images, labels and embeddings of each batch (of the first few in a fast development run).
 
-    To be used within :func:`evaluation_mode`.
+    To be used within `evaluation_mode`.
     """
     for batch in islice(loader, int(trainer.fast_dev_run) or None):  # type: ignore[attr-defined]
         images, labels = trainer.strategy.batch_to_device(batch, module.device)[:2]

@@ -12,9 +12,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from metricloss_pl.callbacks._embed import evaluation_mode
 from metricloss_pl.errors import UserError
 from metricloss_pl.regimes import Classifier
+from metricloss_pl.regimes._evaluation import evaluation_mode
 
 __all__ = ["ExponentialMovingAverage"]
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import csv
-import json
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from metricloss_pl.callbacks._embed import run_folder
+from metricloss_pl.callbacks.run_folder import run_folder
 from metricloss_pl.errors import UserError, plural
-from metricloss_pl.files import replacing, stem_of_result
+from metricloss_pl.files import note_command, replacing, stem_of_result
 from metricloss_pl.regimes import Classifier
 
 __all__ = ["ConfusionMatrixPlot"]
@@ -67,9 +66,7 @@ class ConfusionMatrixPlot(Callback):
             writer = csv.writer(file)
             writer.writerow(["true \\ predicted", *names])
             writer.writerows([name, *row] for name, row in zip(names, counts.tolist(), strict=True))
-        if self.command is not None:
-            with replacing(folder / f"{stem}.json") as beside:
-                beside.write_text(json.dumps({"command": self.command}) + "\n", encoding="utf-8")
+        note_command(table, self.command)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_figure("confusion matrix", figure, trainer.global_step)

@@ -11,16 +11,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from metricloss_pl.callbacks._embed import (
-    embedded,
-    evaluation_loaders,
-    evaluation_mode,
-    is_due,
-    run_folder,
-    thinned,
-)
+from metricloss_pl.callbacks._embed import embedded, evaluation_loaders, is_due, thinned
+from metricloss_pl.callbacks.run_folder import run_folder
 from metricloss_pl.errors import UserError
 from metricloss_pl.regimes import Classifier
+from metricloss_pl.regimes._evaluation import evaluation_mode
 
 __all__ = ["EmbeddingPlot"]
 

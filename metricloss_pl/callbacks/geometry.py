@@ -8,10 +8,11 @@ from torch import Tensor
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
-from metricloss_pl.callbacks._embed import embedded, evaluation_loaders, evaluation_mode, is_due
+from metricloss_pl.callbacks._embed import embedded, evaluation_loaders, is_due
 from metricloss_pl.errors import UserError
 from metricloss_pl.metrics import BalancedAccuracy, EmbeddingGeometry, nearest_mean
 from metricloss_pl.regimes import Classifier
+from metricloss_pl.regimes._evaluation import evaluation_mode
 
 __all__ = ["GeometryMonitor", "measure_parts"]
 

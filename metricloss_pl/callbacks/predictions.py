@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,10 +14,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
-from metricloss_pl.callbacks._embed import run_folder
+from metricloss_pl.callbacks.run_folder import run_folder
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.errors import UserError, plural
-from metricloss_pl.files import replacing, stem_of_result
+from metricloss_pl.files import note_command, replacing, stem_of_result
 from metricloss_pl.regimes import Classifier
 
 __all__ = ["PredictionWriter"]
@@ -106,9 +105,8 @@ class PredictionWriter(BasePredictionWriter):
         assert isinstance(pl_module, Classifier)
         try:
             self._write(path, rows, _files(trainer, rows["index"]), pl_module.class_names)
-            if self.path is None and self.command is not None:
-                with replacing(path.with_suffix(".json")) as beside:
-                    beside.write_text(json.dumps({"command": self.command}) + "\n", encoding="utf-8")
+            if self.path is None:
+                note_command(path, self.command)
         except OSError as error:
             raise UserError(f"predictions can't be written to {path} ({error.strerror}): give another path") from error
 

@@ -1,4 +1,4 @@
-"""The command line: LightningCLI with the data's facts linked into the model, one folder a run, and one-line errors."""
+"""Command line: LightningCLI with the data's facts linked into the model, one folder per run, and one-line errors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from metricloss_pl._compat import HookedCLI, constructor_errors, dumped_config, subcommand_parser
 from metricloss_pl.callbacks import ConfusionMatrixPlot, HierarchyMetrics, PredictionWriter
-from metricloss_pl.callbacks._embed import run_folder
+from metricloss_pl.callbacks.run_folder import run_folder
 from metricloss_pl.checkpoints import AtomicCheckpointIO, import_paths, is_trusted_run, read_checkpoint, trusted_imports
 from metricloss_pl.cli import run
 from metricloss_pl.cli.arguments import (
@@ -53,7 +53,7 @@ from metricloss_pl.cli.program import DESCRIPTIONS
 from metricloss_pl.cli.progress import progress_display
 from metricloss_pl.cli.report import show_report
 from metricloss_pl.cli.run_folder import CONFIG, RunFolder, run_of, settle_ranks, tidy_up
-from metricloss_pl.cli.saved_config import drop_unreadable_defaults
+from metricloss_pl.cli.saved_config import drop_object_defaults
 from metricloss_pl.cli.settings_log import SettingsLog
 from metricloss_pl.cli.split import SplitRecord, choose_images
 from metricloss_pl.data import ImageDataModule
@@ -200,7 +200,7 @@ class MetricLossCLI(HookedCLI):
     # ------------------------------------------------------------------------------------------------------ the run
 
     def before_instantiate_classes(self) -> None:
-        drop_unreadable_defaults(_of_subcommand(self.config))
+        drop_object_defaults(_of_subcommand(self.config))
         # Lightning notes linked values in a dump of the config, and fails where a class has no argument but the linked
         # one, or the regime no backbone: there is then no place for them.
         settings = dumped_config(self)["model"].setdefault("init_args", {})
@@ -278,7 +278,7 @@ class MetricLossCLI(HookedCLI):
         with lightning_refusals("trainer.max_time"):
             timer = timers[0] if timers else Timer(given.max_time)
         ours = [run.EndTogether()] if timers else [timer, run.EndTogether()]
-        self.record = run.TrainingRecord(timer, best)
+        self.record = run.RunRecord(timer, best)
         kwargs["callbacks"] = [self.run_folder, *callbacks, *ours, self.record, SplitRecord()]
         self.settings_log = SettingsLog(_of_subcommand(self.config)) if given.enable_autolog_hparams else None
         if self.settings_log is not None:
@@ -374,9 +374,9 @@ class MetricLossCLI(HookedCLI):
 
     def after_predict(self) -> None:
         if self.config.predict.data.get("init_args", {}).get("predict_dir") is None and self.trainer.is_global_zero:
-            print("these are the images of the test part: --data.predict_dir takes a folder of your own")
-        if self.trainer.is_global_zero and self.datamodule.unreadable is not None:
-            raise self.datamodule.unreadable  # the others are predicted, and the exit status says that some are not
+            print("these are the images of the test set: --data.predict_dir takes a folder of your own")
+        if self.trainer.is_global_zero and (unreadable := self.record.facts(self.trainer)["unreadable"]):
+            raise UserError(unreadable)  # the others are predicted, and the exit status says that some are not
 
     def _finish_evaluation(self) -> None:
         if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Progress of a training: a bar on a terminal, now and then a line elsewhere."""
+"""Progress of a training: a bar on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def progress_display() -> ProgressDisplay:
 
 
 class _Pace:
-    """How far a training is, and the time that it has taken and will take."""
+    """Progress of a training, with its elapsed and remaining time."""
 
     def __init__(self) -> None:
         self.epoch = ""  # counted from 1, such as "epoch 3/40"
@@ -64,7 +64,7 @@ class _Pace:
         remaining = self.remaining(trainer)
         if remaining is not None and not self._told:
             self._told = True
-            print(f"expected time  about {_clock(self.elapsed + remaining)}", flush=True)
+            print(f"expected  about {_clock(self.elapsed + remaining)}", flush=True)
 
     def _share(self, trainer: Trainer) -> float:
         """Return the share of the training that is done: of its epochs or of its steps, whichever end first."""

@@ -21,7 +21,8 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, Timer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 
-from metricloss_pl.callbacks._embed import run_folder
+from metricloss_pl._compat import started_processes
+from metricloss_pl.callbacks.run_folder import run_folder
 from metricloss_pl.cli.run_folder import LAST
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.files import replacing
@@ -90,15 +91,15 @@ class RunBeginning(SaveConfigCallback):
         weights = sum(parameter.numel() for parameter in module.parameters())
         rows.append(("network", f"{type(module.backbone).__name__}, {weights:,} parameters in all"))
         total = trainer.estimated_stepping_batches
-        an_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
         few = "; few: lower --data.batch_size or raise --trainer.max_epochs" if total < _FEW_STEPS else ""
         size = f" of {_global_batch(data, trainer)} images" if isinstance(data, ImageDataModule) else ""
-        rows.append(("training", f"{total} steps{size}, {an_epoch} an epoch{few}"))
+        rows.append(("training", f"{total} steps{size}, {per_epoch} per epoch{few}"))
         if isinstance(data, ImageDataModule) and data.has_validation:
             images = len(data.samples("val"))
             if images < _FEW_IMAGES:
                 points = f"{100 / images:.0f} points"
-                rows.append(("validation", f"{images} images; few: each makes {points} of what chooses the best epoch"))
+                rows.append(("val set", f"{images} images; few: each makes {points} of what chooses the best epoch"))
         rows.append(("run", short(run_folder(trainer))))
         print_rows(rows)
 
@@ -184,8 +185,8 @@ class LastCheckpoint(Checkpoint):
             print(f"\nit goes on from {short(self.path)} with: {command}")
 
 
-class TrainingRecord(Callback):
-    """What a training came to, for the process that started it, which may be another than the one that trained.
+class RunRecord(Callback):
+    """Results of a training or prediction, for the process that started it, which may have spawned others to do it.
 
     Args:
         timer: Timer of the training.
@@ -204,32 +205,45 @@ class TrainingRecord(Callback):
         chosen = next((c for c in checkpoints if c.monitor), None)
         last = next((c.path for c in trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint)), None)
         score = None if chosen is None or chosen.best_model_score is None else chosen.best_model_score.item()
-        self._facts = {
+        facts = {
             "epochs": trainer.current_epoch,
             "steps": trainer.global_step,
             "seconds": round(self.timer.time_elapsed("train"), 1),  # testing loads the checkpoint's time into it
             "metrics": {} if chosen is None or score is None else {chosen.monitor: score},
             "checkpoint": chosen.best_model_path if chosen else str(last) if last and last.is_file() else "",
         }
+        self._keep(trainer, facts)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        unreadable = trainer.datamodule.unreadable  # type: ignore[attr-defined]
+        self._keep(trainer, {"unreadable": unreadable and str(unreadable)})
+
+    def _keep(self, trainer: Trainer, facts: dict[str, Any]) -> None:
+        self._facts = facts
         if os.getpid() != self._process and trainer.is_global_zero:  # one that Lightning has spawned or forked
-            self._file(trainer).write_text(json.dumps(self._facts), encoding="utf-8")
+            self._file(trainer).write_text(json.dumps(facts), encoding="utf-8")
 
     def facts(self, trainer: Trainer) -> dict[str, Any]:
-        """Return epochs, steps, seconds, metrics of the best epoch and the checkpoint to test ("" if there is none)."""
+        """Return the results.
+
+        Of a training: epochs, steps, seconds, metrics of the best epoch and the checkpoint to test ("" if there is
+        none). Of a prediction: the message on its unreadable images, or None.
+        """
         if self._facts is None:
-            if not trainer.is_global_zero:  # the first process knows, and all test what it has loaded
+            # Another node than the first, whose Trainer has spawned its processes. All test what the first has loaded.
+            if not trainer.is_global_zero:
                 return {"metrics": {}, "checkpoint": ""}
             self._facts = json.loads(self._file(trainer).read_text(encoding="utf-8"))
             self._file(trainer).unlink()
         return dict(self._facts)
 
     def _file(self, trainer: Trainer) -> Path:
-        return run_folder(trainer) / ".training.json"
+        return run_folder(trainer) / ".record.json"
 
 
 def has_lost_a_process(trainer: Trainer) -> bool:
     """Return whether a process that this one has started was killed, or has refused to go on."""
-    for process in getattr(trainer.strategy.launcher, "procs", []):
+    for process in started_processes(trainer):
         with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=5)  # its connections close before it ends
         if process.returncode is not None and (process.returncode < 0 or process.returncode == REFUSED):
@@ -241,8 +255,7 @@ class EndTogether(Callback):
     """When the first process fails, end those that it has started, however they hang, once its message is out."""
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        processes = getattr(trainer.strategy.launcher, "procs", [])
-        for process in processes:
+        for process in started_processes(trainer):
             atexit.register(process.kill)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import DummyLogger
@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from metricloss_pl._compat import set_default_root_dir
 from metricloss_pl.callbacks.best import resumed_state
+from metricloss_pl.callbacks.run_folder import RunFolderCallback
 from metricloss_pl.checkpoints import read_checkpoint
 from metricloss_pl.errors import UserError
 
@@ -28,7 +29,7 @@ _CHECKPOINTS = "checkpoints"
 _reserved: list[Path] = []  # by this process
 
 
-class RunFolder(Callback):
+class RunFolder(RunFolderCallback):
     """Folder of a run, the same in all processes.
 
     The first process, as the Trainer counts them, reserves it. The others learn it once they are connected: variables

@@ -1,30 +1,34 @@
-"""Settings as text: what of a parsed config can be written to a file and read back."""
+"""Settings as text: defaults that a file can't hold are left to their classes."""
 
 from __future__ import annotations
 
 import pydoc
-import warnings
 from collections.abc import Iterator
 from enum import Enum
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-__all__ = ["drop_unreadable_defaults"]
+__all__ = ["drop_object_defaults"]
 
 
-def drop_unreadable_defaults(config: Namespace) -> None:
-    """Remove the values of a parsed config that its text could not give back; their classes bring them again.
+def drop_object_defaults(config: Namespace) -> None:
+    """Remove the defaults of classes that are objects and not text, such as a device; their classes bring them again.
 
-    Such a value is a default that is an object, like the device of Lightning's `StochasticWeightAveraging`, since
-    whatever a user has given was text before. Written as text it would make the whole config unreadable.
+    Many an object has no text that gives it back, and would make the whole saved config unreadable.
 
     Args:
-        config: The config, changed in place.
+        config: The parsed config, changed in place.
     """
     for class_path, init_args in _classes(config):
-        for name, value in list(vars(init_args).items()):
-            if not _is_text(value) and not _is_read_back(class_path, name, init_args):
+        objects = {name: value for name, value in vars(init_args).items() if not all(map(_is_text, _leaves(value)))}
+        if not objects:
+            continue
+        defaults = _defaults(class_path)
+        for name, value in objects.items():
+            own = list(_leaves(defaults.get(name)))
+            found = list(_leaves(value))  # the parser copies containers, but not what is in them
+            if len(own) == len(found) and all(a is b for a, b in zip(own, found, strict=True)):
                 del init_args[name]
 
 
@@ -41,25 +45,27 @@ def _classes(value: Any) -> Iterator[tuple[str, Namespace]]:
             yield from _classes(item)
 
 
-def _is_text(value: Any) -> bool:
-    """Return whether a value is written as it is; a class among it is looked at by itself."""
-    if isinstance(value, Namespace):
-        return "class_path" in value or all(_is_text(item) for item in vars(value).values())
+def _leaves(value: Any) -> Iterator[Any]:
+    """Yield what is in a value, however deep; a class among it is looked at by itself."""
+    if isinstance(value, Namespace) and "class_path" not in value:
+        value = vars(value)
     if isinstance(value, dict):
-        return all(_is_text(item) for item in value.values())
+        value = [*value.keys(), *value.values()]
     if isinstance(value, (list, tuple)):
-        return all(_is_text(item) for item in value)
-    return value is None or (isinstance(value, (bool, int, float, str)) and not isinstance(value, Enum))
+        for item in value:
+            yield from _leaves(item)
+    else:
+        yield value
 
 
-def _is_read_back(class_path: str, name: str, init_args: Namespace) -> bool:
-    """Return whether a parser of this one argument writes and reads its value without a change."""
-    parser = ArgumentParser(exit_on_error=False)
-    try:
-        parser.add_class_arguments(pydoc.locate(class_path), skip=set(vars(init_args)) - {name}, fail_untyped=False)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            text = parser.dump(Namespace({name: init_args[name]}), skip_validation=True)
-        return bool(parser.parse_string(text)[name] == init_args[name])
-    except Exception:
-        return False
+def _is_text(value: Any) -> bool:
+    """Return whether a value within no other is written as it is."""
+    return value is None or (isinstance(value, (bool, int, float, str, Namespace)) and not isinstance(value, Enum))
+
+
+def _defaults(class_path: str) -> Namespace:
+    """Return the defaults of a class, also those that it inherits through its keyword arguments."""
+    parser, found = ArgumentParser(exit_on_error=False), pydoc.locate(class_path)
+    add = parser.add_class_arguments if isinstance(found, type) else parser.add_function_arguments
+    add(found, fail_untyped=False)  # type: ignore[arg-type]
+    return parser.get_defaults()

@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from metricloss_pl.callbacks._embed import run_folder
+from metricloss_pl.callbacks.run_folder import run_folder
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.data.held_out import HeldOutDataModule
 from metricloss_pl.data.split_file import digest_of_split, fingerprint_of, has_fingerprint
