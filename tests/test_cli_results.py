@@ -22,7 +22,7 @@ QUIET = ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on images of two classes, beside the folder of its images."""
     folder = tmp_path_factory.mktemp("trained")
-    make_folder(folder / "images", images=8)
+    make_folder(folder / "images", images=20)  # so that each part has some
     config = f"--config={ROOT / 'configs' / 'folder_cosine.yaml'}"
     data = [f"--data.root={folder / 'images'}", "--data.image_size=16", "--data.batch_size=4"]
     flags = ["--model.backbone=TinyConvNet", "--trainer.max_epochs=1", "--trainer.callbacks=null"]

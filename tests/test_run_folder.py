@@ -403,5 +403,5 @@ def test_results_of_processes_that_the_trainer_starts(strategy, tmp_path):
     assert result["metrics"]["val/accuracy"] == best_state(best)["best_model_score"].item()
     assert "test/accuracy" in result["metrics"]
     assert {p.name for p in run.iterdir() if "tfevents" not in p.name} == {
-        *("config.yaml", "result.json", "checkpoints", "hparams.yaml")
+        *("config.yaml", "result.json", "checkpoints", "hparams.yaml", "split.csv")
     }
