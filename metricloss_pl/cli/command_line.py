@@ -291,7 +291,8 @@ class MetricLossCLI(HookedCLI):
         if isinstance(trainer.accelerator, CPUAccelerator) and processes > max(cores, _MOST_PROCESSES):
             raise UserError(f"trainer.devices is {processes}, and there are {cores} CPU cores: give at most as many")
         name = name_of_run(self.arguments) or _of_subcommand(self.config).model.class_path.rpartition(".")[2]
-        self.run_folder.attach(trainer, config.runs_dir, name)
+        with lightning_refusals("trainer"):  # such as a logger whose package is missing
+            self.run_folder.attach(trainer, config.runs_dir, name)
         return trainer
 
     def fit(self, model: Any, **kwargs: Any) -> None:
