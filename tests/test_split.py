@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import shutil
 import warnings
 from pathlib import Path
@@ -90,7 +91,7 @@ def test_images_that_come_and_go_leave_the_split_as_it_is(folder, capsys):
     (folder / gone).unlink()
     row, errors = evaluate(capsys, "test", best(run))
     assert row.endswith("7 test images of 2 classes")
-    assert "not used: 6 images that are not in" in errors
+    assert "not used: 6 images not in" in errors
     assert f"missing: 1 image of {run / 'split.csv'} (1 test), such as {gone!r}; the others are used" in errors
     main(["predict", best(run), *QUIET])
     assert predicted(run) == before["test"] - {gone}
@@ -113,7 +114,7 @@ def test_a_run_and_its_images_may_move(folder, tmp_path, capsys):
     for root in (images, f"{images}/", tmp_path / "link"):
         row, errors = evaluate(capsys, "test", best(Path(moved)), f"--data.root={root}")
         assert row.endswith("8 test images of 2 classes")
-        assert "not used: 4 images that are not in" in errors
+        assert "not used: 4 images not in" in errors
     away = shutil.copy(Path(moved) / "checkpoints" / "best.ckpt", tmp_path / "mine.ckpt")
     other = ["--data=ImageFolderDataModule", f"--data.root={images}"]
     assert "images have come or gone" in refusal(capsys, "test", f"--ckpt_path={away}", *other)
@@ -139,6 +140,61 @@ def test_another_split_is_refused(folder, capsys):
     line = refusal(capsys, "test", best(run))
     assert digest in line
     assert "images have come or gone" in line
+    line = refusal(capsys, "fit", f"--resume={run}", "--trainer.max_epochs=2")
+    assert line.endswith(f"{run / 'split.csv'} is missing: put it back")
+    (run / "split.csv").write_text(text)
+    main(["fit", f"--resume={run}", "--trainer.max_epochs=2"])
+
+
+@pytest.mark.parametrize("case", ["train and test alone", "samples_per_class", "missing images"])
+def test_a_run_on_a_split_file_is_tested_and_resumed(folder, tmp_path, capsys, case):
+    file = tmp_path / "mine.csv"
+    ImageFolderDataModule(root=str(folder)).save_split(file)
+    lines = file.read_text().splitlines()
+    flags = []
+    if case == "train and test alone":
+        lines = [line.replace(",val", ",train") for line in lines]
+    elif case == "samples_per_class":
+        flags = ["--data.samples_per_class=5"]
+    else:
+        lines += ["a/gone.png,a,train", "b/gone.png,b,test"]
+    file.write_text("\n".join(lines))
+    run = fit(folder, f"--data.split_file={file}", *flags)
+    before = sets(run)
+    for given in ([], [f"--data.split_file={file}"], [f"--data.split_file={run / 'split.csv'}"]):
+        assert evaluate(capsys, "test", best(run), *given)[0].endswith("8 test images of 2 classes")
+    make_images(folder, "new", 1)
+    file.unlink()  # the run has a split of its own
+    row, errors = evaluate(capsys, "test", best(run))
+    assert row.endswith("8 test images of 2 classes")
+    assert f"images not in {run / 'split.csv'}" in errors
+    main(["predict", best(run), f"--data.predict_dir={folder / 'a'}", *QUIET])
+    main(["fit", f"--resume={run}", "--trainer.max_epochs=2"])
+    assert sets(run) == before
+    new = make_images(tmp_path / "new", count=5, seed=7)  # images that the file says nothing of
+    assert evaluate(capsys, "test", best(run), f"--data.root={new}")[0].endswith("10 test images of 2 classes")
+
+
+def test_a_split_file_counts_where_the_run_has_lost_its_split(folder, tmp_path, capsys):
+    file = tmp_path / "mine.csv"
+    ImageFolderDataModule(root=str(folder), seed=3).save_split(file)
+    run = fit(folder, f"--data.split_file={file}")
+    (run / "split.csv").unlink()
+    assert evaluate(capsys, "test", best(run))[0].endswith("8 test images of 2 classes")
+    ImageFolderDataModule(root=str(folder), seed=4).save_split(file)
+    assert "is missing: put it back" in refusal(capsys, "test", best(run))
+    assert f"{file} is not the split that" in refusal(capsys, "test", best(run), f"--data.split_file={file}")
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_the_split_is_found_wherever_a_checkpoint_is(folder, tmp_path, capsys, elsewhere):
+    where = [f"--checkpoint.dirpath={tmp_path / 'elsewhere'}"] if elsewhere else []
+    run = fit(folder, "--checkpoint.filename={epoch}-{val/accuracy:.2f}", *where)
+    (path,) = (tmp_path / "elsewhere" if elsewhere else run / "checkpoints").glob("*/*.ckpt")
+    make_images(folder, "new", 1, classes="a")
+    row, errors = evaluate(capsys, "test", f"--ckpt_path={path}")
+    assert row.endswith("8 test images of 2 classes")
+    assert errors.count("not used: 1 image not in") == 1
 
 
 def test_checkpoints_without_a_split_are_tested_as_before(folder, capsys):
@@ -188,6 +244,25 @@ def test_other_images_with_a_test_set_of_their_own(folder, tmp_path, capsys):
     assert row.endswith("6 test images of 2 classes")
 
 
+def test_other_images_that_are_a_test_set_alone(folder, tmp_path, capsys):
+    run = fit(folder)
+    new = make_images(tmp_path / "new" / "test", count=3, classes="a", seed=7).parent
+    assert evaluate(capsys, "test", best(run), f"--data.root={new}")[0].endswith("3 test images of 2 classes")
+    assert ImageFolderDataModule(root=str(new), classes=["test"]).given == ["train"]  # a class of this name
+
+
+def test_training_images_among_those_tested_are_told(tmp_path, capsys):
+    root = tmp_path / "root"
+    make_images(root / "train", count=10)
+    make_images(root / "test", count=3, seed=500)
+    run = fit(root)
+    row, errors = evaluate(capsys, "test", best(run), f"--data.root={root / 'train'}")
+    assert row.endswith("20 test images of 2 classes")
+    assert errors.count("16 of 16 training images looked for are among them") == 1
+    _, errors = evaluate(capsys, "test", best(run), f"--data.root={root / 'test'}")
+    assert "looked for" not in errors
+
+
 def test_equal_names_do_not_make_other_images_those_of_the_run(folder, tmp_path, capsys):
     run = fit(folder)
     new = make_images(tmp_path / "new", seed=7)  # the names of the training images, other pictures
@@ -228,7 +303,7 @@ def test_arrays(tmp_path, capsys):
     )
     row, errors = evaluate(capsys, "test", best(run))
     assert row.endswith("12 test images of 2 classes")
-    assert "not used: 3 images that are not in" in errors
+    assert "not used: 3 images not in" in errors
     other = save_npz(tmp_path / "other.npz", "cab", test=9, seed=3)
     row, errors = evaluate(capsys, "test", best(run), f"--data.path={other}")
     assert row.endswith("6 test images of 2 classes")
@@ -297,6 +372,39 @@ def test_a_set_without_any_of_its_images(tmp_path):
     data = ImageFolderDataModule(root=str(tmp_path / "root"), split_file=str(tmp_path / "split.csv"))
     with pytest.raises(UserError, match="has none of the 4 test images of"):
         data.setup("test")
+
+
+def test_class_folders_are_not_listed_over_and_over(tmp_path, monkeypatch):
+    root = make_images(tmp_path / "root", count=40)
+    listed = 0
+    scan = os.scandir
+
+    class Counted:
+        def __init__(self, path):
+            self.entries = scan(path)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.entries.close()
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            nonlocal listed
+            entry = next(self.entries)
+            listed += 1
+            return entry
+
+    monkeypatch.setattr(os, "scandir", Counted)
+    data = ImageFolderDataModule(root=str(root))
+    assert listed < 20  # entries, of the folders of 80 images
+    data.setup(None)
+    data.left_out()
+    data.save_split(tmp_path / "split.csv")
+    assert listed < 3 * 80
 
 
 def test_equal_arrays_stay_in_their_sets(tmp_path):

@@ -221,10 +221,16 @@ class MetricLossCLI(HookedCLI):
         by_name = self.checkpoint is not None and data_args.get("classes", ()) is None
         if self.checkpoint is not None and by_name:
             data_args.classes = self.checkpoint["class_names"]
+        # Which images were in which set is known from the run, too; the file may be gone.
+        named_split = data_args.get("split_file") if self.checkpoint is not None else None
+        if named_split is not None:
+            data_args.split_file = None
         with self.checkpoint_settings(), constructor_errors(self.parser, build_from_settings):
             super().instantiate_classes()
         if by_name:
             data_args.classes = None
+        if named_split is not None:
+            data_args.split_file = self.datamodule.split_file = named_split
         if self.checkpoint is not None:
             path = Path(_of_subcommand(self.config).ckpt_path)
             choose_images(self.datamodule, str(self.subcommand), option_names(self.arguments), self.checkpoint, path)

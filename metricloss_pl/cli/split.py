@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 
 from metricloss_pl.callbacks.run_folder import run_folder
+from metricloss_pl.cli.run_folder import run_of
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.data.held_out import HeldOutDataModule
-from metricloss_pl.data.split_file import digest_of_split, fingerprint_of, has_fingerprint
-from metricloss_pl.errors import UserError
+from metricloss_pl.data.samples import Samples
+from metricloss_pl.data.split_file import Part, count_known, digest_of_split, fingerprint_of, has_fingerprint
+from metricloss_pl.errors import UserError, plural
 from metricloss_pl.regimes import Classifier
 from metricloss_pl.run_files import HARMLESS
 from metricloss_pl.screen import short
@@ -49,11 +52,12 @@ def choose_images(
 ) -> None:
     """Have data evaluated, or trained on further, in the sets that a checkpoint was trained with.
 
-    If the data are those of the checkpoint's run, wherever they lie by now, the run's split is used. Other labeled
-    images are all evaluated, unless they have a test or validation set of their own or one is asked for.
+    If the data are those of the checkpoint's run, wherever they lie by now, the run's split is used, unless a split
+    file is on the command line. Other labeled images are all evaluated, unless they have a test or validation set of
+    their own or one is asked for.
 
     Args:
-        data: The data module, newly built.
+        data: The data module, newly built, which has not yet used its `split_file`.
         subcommand: `fit`, `validate`, `test` or `predict`.
         given: Names of the options on the command line.
         checkpoint: As it was read.
@@ -66,43 +70,77 @@ def choose_images(
         return
     settings = {name.removeprefix("--data.") for name in given if name.startswith("--data.")}
     if settings & set(_LISTS.get(subcommand, ())):
+        if "split_file" in settings:
+            _use_named_split(data)
         return
     drawn_by = [name for name in _DRAWN_BY if name in settings]
     of_run = not {"-c", "--config", "--data", "--model"} & set(given)
     elsewhere = not of_run or bool(settings & set(_PLACES))
-    record, folder = checkpoint.get("split"), path.absolute().parent.parent
+    record = checkpoint.get("split")
     if not _is_record(record):  # a checkpoint from before splits were recorded
         if drawn_by and not elsewhere:
             raise _other_split(drawn_by[0], subcommand)
+        _use_named_split(data)
         return
     data.prepare_data()
-    if elsewhere and not has_fingerprint(data.all_images(), record["sample"]):
+    if elsewhere and not has_fingerprint(images := data.all_images().identified(), record["sample"]):
+        if subcommand != "fit" and "split_file" not in settings and settings & set(_PLACES):
+            data.split_file = None  # that of a config is about the images that it names
+        _use_named_split(data)
         asked_for = data.split_file is not None or "test_fraction" in settings
+        part: Part = "val" if subcommand == "validate" else "test"
         if subcommand != "fit" and not asked_for and isinstance(data, HeldOutDataModule):
-            data.use_all_for("val" if subcommand == "validate" else "test")
+            data.use_all_for(part)
+        if subcommand in ("validate", "test") and count_known(images, record["sample"]):
+            _warn_of_training_images(data.official(part), record["sample"], path)
         return
-    file = None if data.split_file is None else Path(data.split_file)
-    if file is None and not drawn_by and (folder / SPLIT_FILE).is_file():
-        file = folder / SPLIT_FILE
-    if file is not None:
-        digest = data.use_split(short(file))
+    folder = run_of(path)
+    own = None if folder is None else folder / SPLIT_FILE
+    if own is not None and own.is_file() and not drawn_by and "split_file" not in settings:
         data.samples_per_class = None  # the file says it
-        if digest != record["digest"]:
-            raise UserError(
-                f"{short(file)} is not the split that {short(path)} was trained with (digests {digest} and "
-                f"{record['digest']}): training images may be among those of {subcommand}; give the file as `fit` "
-                "wrote it"
-            )
+        if (digest := data.use_split(short(own))) != record["digest"]:
+            raise _not_the_split(own, path, digest, record["digest"])
+        return
+    if _use_named_split(data) == record["digest"]:
+        data.samples_per_class = None
         return
     digest = digest_of_split(data.split_rows())
-    if digest != record["digest"]:
-        if drawn_by:
-            raise _other_split(drawn_by[0], subcommand)
-        raise UserError(
-            f"the images are divided otherwise than when {short(path)} was trained (digests {digest} and "
-            f"{record['digest']}; images have come or gone), and the run's {SPLIT_FILE} is missing: give it as "
-            "--data.split_file"
+    if digest == record["digest"]:
+        return
+    if "split_file" in settings:
+        raise _not_the_split(Path(str(data.split_file)), path, digest, record["digest"])
+    if drawn_by:
+        raise _other_split(drawn_by[0], subcommand)
+    if own is None:
+        remedy = f"and the run's {SPLIT_FILE} is not known: give it as --data.split_file"
+    else:
+        remedy = f"and {short(own)} is missing: put it back"
+    raise UserError(
+        f"the images are divided otherwise than when {short(path)} was trained (digests {digest} and "
+        f"{record['digest']}; images have come or gone), {remedy}"
+    )
+
+
+def _use_named_split(data: ImageDataModule) -> str | None:
+    """Use the `split_file` of a data module, if it names one, and return its digest."""
+    return None if data.split_file is None else data.use_split(data.split_file)
+
+
+def _warn_of_training_images(images: Samples | None, sample: Mapping[str, str], path: Path) -> None:
+    """Warn in one line if images to be evaluated are among the training images of a checkpoint."""
+    known = 0 if images is None else count_known(images, sample)
+    if known:
+        rank_zero_warn(
+            f"these images are not new to {short(path)}: {known} of {plural(len(sample), 'training image')} looked for "
+            "are among them, so that the metrics are too good"
         )
+
+
+def _not_the_split(file: Path, path: Path, digest: str, trained: str) -> UserError:
+    return UserError(
+        f"{short(file)} is not the split that {short(path)} was trained with (digests {digest} and {trained}): "
+        "another one may put training images among those that are evaluated; give the file as `fit` wrote it"
+    )
 
 
 def _other_split(setting: str, subcommand: str) -> UserError:
@@ -113,5 +151,5 @@ def _other_split(setting: str, subcommand: str) -> UserError:
 
 
 def _is_record(record: Any) -> TypeGuard[dict[str, Any]]:
-    """Whether a checkpoint's entry is one that `SplitRecord` wrote."""
+    """Return whether a checkpoint's entry is one that `SplitRecord` wrote."""
     return isinstance(record, dict) and isinstance(record.get("digest"), str) and isinstance(record.get("sample"), dict)

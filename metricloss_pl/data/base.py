@@ -36,7 +36,7 @@ from metricloss_pl.data.split_file import (
 )
 from metricloss_pl.data.splits import choose_per_class, split_off
 from metricloss_pl.data.store import ImageStore
-from metricloss_pl.errors import UserError, check_choice
+from metricloss_pl.errors import UserError, check_choice, plural
 from metricloss_pl.files import FilePath
 
 __all__ = ["PART_NAMES", "ImageDataModule", "Part"]
@@ -716,13 +716,15 @@ def _describe_changes(unlisted: list[str], missing: list[SplitRow], name: str) -
     """Return the lines on the images that a split lacks, and on those that it names in vain."""
     lines = []
     if unlisted:
-        them = "1 image that is" if len(unlisted) == 1 else f"{len(unlisted)} images that are"
-        lines.append(f"not used: {them} not in {name}, such as {unlisted[0]!r}; it says which image is in which set")
+        lines.append(
+            f"not used: {plural(len(unlisted), 'image')} not in {name}, such as {unlisted[0]!r}; it says which image "
+            "is in which set"
+        )
     if missing:
         counts = {part: sum(row.split == part for row in missing) for part in _PARTS}
         where = ", ".join(f"{count} {_SET_NAMES[part]}" for part, count in counts.items() if count)
         lines.append(
-            f"missing: {len(missing)} image{'s' if len(missing) > 1 else ''} of {name} ({where}), such as "
+            f"missing: {plural(len(missing), 'image')} of {name} ({where}), such as "
             f"{missing[0].file!r}; the others are used"
         )
     return lines

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +43,8 @@ class ImageFolderDataModule(HeldOutDataModule):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._root = Path(self.root).expanduser()
-        self._folders = find_parts(self._root)
+        self._listed: dict[Part, Samples] = {}
+        self._folders = find_parts(self._root, self.classes)
         self._found_classes = find_classes(self._folders, trained=self.classes is None)
 
     @property
@@ -64,6 +68,8 @@ class ImageFolderDataModule(HeldOutDataModule):
         Raises:
             UserError: A class folder of the training set holds no image.
         """
+        if part in self._listed:
+            return self._listed[part]
         files: list[Path] = []
         labels: list[int] = []
         for label, name in enumerate(self._found_classes):
@@ -73,7 +79,8 @@ class ImageFolderDataModule(HeldOutDataModule):
             files += of_class
             labels += [label] * len(of_class)
         names = [file.relative_to(self._root).as_posix() for file in files]
-        return Samples(images=files, labels=torch.tensor(labels, dtype=torch.int64), names=names)
+        self._listed[part] = Samples(images=files, labels=torch.tensor(labels, dtype=torch.int64), names=names)
+        return self._listed[part]
 
     def left_out(self) -> list[str]:
         """Say which files of unknown kinds, images beside the class folders, folders and classes go unused."""
@@ -96,11 +103,15 @@ class ImageFolderDataModule(HeldOutDataModule):
         ]
 
 
-def find_parts(root: Path) -> dict[Part, Path]:
+def find_parts(root: Path, classes: Collection[str] | None = None) -> dict[Part, Path]:
     """Find the folder of each set; a folder of classes is a training set alone.
 
     A class may be called `train` or `test`: folders are sets where `train` is there together with `val` or `test`, or
     where no folder has another name than a set.
+
+    Args:
+        root: The folder.
+        classes: Known classes: a folder of other sets than a training set will do. None: they are to be found.
 
     Raises:
         UserError: `root` is missing or has no sub-folders, two of them are the same set, or `train` may be a set as
@@ -118,6 +129,9 @@ def find_parts(root: Path) -> dict[Part, Path]:
         elif part is not None:
             parts[part] = root / name
     others = [name for name in names if name.lower() not in PART_NAMES]
+    untrained = classes is not None and not ("train" in parts or others or twice or set(names) & set(classes))
+    if untrained and not any(map(_holds_image_directly, parts.values())):
+        return parts
     if "train" not in parts or (len(parts) == 1 and others):
         if "train" in parts and _is_set(parts["train"]):
             raise UserError(
@@ -159,7 +173,9 @@ def find_classes(parts: dict[Part, Path], trained: bool = True) -> list[str]:
 
 def _describe_sets_as_classes(parts: dict[Part, Path]) -> list[str]:
     """Return the line on class folders that are all divided into folders of the same names, or none."""
-    folders = [parts["train"] / name for name in _subfolders(parts["train"])]
+    folders = [parts["train"] / name for name in _subfolders(parts["train"])] if "train" in parts else []
+    if not folders or any(map(_holds_image_directly, folders)):
+        return []
     within = [set(_subfolders(folder)) for folder in folders]
     shared = sorted(set.intersection(*within))
     if len(shared) < 2 or not all(_is_set(folder) for folder in folders):
@@ -171,20 +187,47 @@ def _describe_sets_as_classes(parts: dict[Part, Path]) -> list[str]:
 
 
 def _is_set(folder: Path) -> bool:
-    """Whether a folder looks like one of class folders: it holds images in two sub-folders or more, none directly."""
-    if any(path.suffix.lower() in IMAGE_EXTENSIONS for path in find_files(folder, deep=False).files):
+    """Return whether a folder looks like one of class folders: with images in two folders or more, none directly."""
+    if _holds_image_directly(folder):
         return False
     return sum(_holds_image(folder / name) for name in _subfolders(folder)) > 1
 
 
 def _holds_image(folder: Path) -> bool:
-    return folder.is_dir() and any(path.suffix.lower() in IMAGE_EXTENSIONS for path in find_files(folder).files)
+    if not folder.is_dir():
+        return False
+    if _holds_image_directly(folder):
+        return True
+    return any(path.suffix.lower() in IMAGE_EXTENSIONS for path in find_files(folder).files)
+
+
+def _holds_image_directly(folder: Path) -> bool:
+    """Return whether an image lies in a folder itself; the first that is met decides."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        return any(
+            Path(entry.name).suffix.lower() in IMAGE_EXTENSIONS and not is_passed_over(entry.name) and entry.is_file()
+            for entry in entries
+        )
+    return False
 
 
 def _holds_outputs_alone(folder: Path) -> bool:
-    """Whether a folder is like the program's own `runs`: with runs or comparisons in it, and no other image."""
-    within = (path for pattern in ("*/", "*/*/") for path in folder.glob(pattern))
-    return any(is_output(path) for path in within) and not _holds_image(folder)
+    """Return whether a folder is like the program's own `runs`: with runs or comparisons in it, and no other image."""
+    if _holds_image_directly(folder):  # a class; its many files are not looked at
+        return False
+    within = _folders_in(folder)
+    if not any(map(is_output, within)):
+        within = [path for between in within if not _holds_image_directly(between) for path in _folders_in(between)]
+        if not any(map(is_output, within)):
+            return False
+    return not _holds_image(folder)
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    """Return the folders and links to folders within one, but for those that are hidden; none where it is closed."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        return [folder / entry.name for entry in entries if entry.is_dir() and not is_passed_over(entry.name)]
+    return []
 
 
 def _subfolders(folder: Path) -> list[str]:
@@ -192,16 +235,14 @@ def _subfolders(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise UserError(f"no folder {folder}: a folder with one sub-folder per class is needed")
     try:
-        entries = list(folder.iterdir())
+        with os.scandir(folder) as entries:
+            next(entries, None)
     except OSError as error:
         raise UserError(f"folder {folder} can't be opened ({reason(error)}): allow reading it") from error
-    loops = set(find_files(folder, deep=False).unusable["loop"])
+    found = _folders_in(folder)
+    loops = find_files(folder, deep=False).unusable["loop"] if any(path.is_symlink() for path in found) else []
     names = sorted(
-        entry.name
-        for entry in entries
-        if entry.is_dir()
-        and entry not in loops
-        and not (is_passed_over(entry.name) or is_output(entry) or _holds_outputs_alone(entry))
+        path.name for path in found if path not in loops and not (is_output(path) or _holds_outputs_alone(path))
     )
     for name in names:
         if not name.isprintable():

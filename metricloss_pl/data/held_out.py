@@ -114,9 +114,8 @@ class HeldOutDataModule(ImageDataModule, ABC):
         number = sum(counts[self.found_classes.index(name)] for name in unknown)
         more = ", ..." if len(unknown) > _SHOWN else ""
         return [
-            f"not used: {number} image{'s' if number != 1 else ''} of {len(unknown)} unknown "
-            f"class{'es' if len(unknown) > 1 else ''}, {', '.join(numbers)}{more}; the {self.num_classes} known ones "
-            f"are {_listed(self.class_names)}"
+            f"not used: {plural(number, 'image')} of {plural(len(unknown), 'unknown class')}, {', '.join(numbers)}"
+            f"{more}; the {self.num_classes} known ones are {_listed(self.class_names)}"
         ]
 
     def _hold_out(self, everything: Samples, part: Part) -> Samples:

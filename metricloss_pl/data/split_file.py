@@ -6,7 +6,7 @@ import csv
 import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
 from torch import Tensor
@@ -148,6 +148,14 @@ def has_fingerprint(images: Samples, fingerprint: Mapping[str, str]) -> bool:
     identities = images.identify()
     found = _contents(images.subset([i for i, identity in enumerate(identities) if identity in fingerprint]))
     return 2 * sum(found.get(name) == content for name, content in fingerprint.items()) > len(fingerprint)
+
+
+def count_known(images: Samples, fingerprint: Mapping[str, str]) -> int:
+    """Return how many images of a fingerprint are among these, with the same content and name, in whatever folder."""
+    names = {PurePosixPath(identity).name for identity in fingerprint}
+    identities = images.identify()
+    alike = [i for i, identity in enumerate(identities) if PurePosixPath(identity).name in names]
+    return len(set(_contents(images.subset(alike)).values()) & set(fingerprint.values()))
 
 
 def _contents(images: Samples) -> dict[str, str]:
