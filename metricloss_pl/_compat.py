@@ -21,6 +21,7 @@ __all__ = [
     "dumped_config",
     "import_paths_limited_to",
     "set_default_root_dir",
+    "start_epoch_after_finished_one",
     "started_processes",
     "subcommand_parser",
 ]
@@ -165,3 +166,19 @@ def started_processes(trainer: Trainer) -> list[Popen[bytes]]:
 
     launcher = trainer.strategy.launcher
     return list(launcher.procs) if isinstance(launcher, _SubprocessScriptLauncher) else []
+
+
+def start_epoch_after_finished_one(trainer: Trainer) -> None:
+    """Let a fit that goes on from an epoch's end begin with the next epoch, also where `max_steps` is set.
+
+    With `max_steps`, Lightning takes every checkpoint for one within an epoch: it would enter the finished epoch again,
+    which has no batch left, and count it twice. Its own way to go on from an epoch's end is taken here, which only
+    private names lead to. To be called in `on_train_start`.
+    """
+    loop = trainer.fit_loop
+    epochs: Any = loop.epoch_progress.current
+    if loop.restarting and epochs.ready == epochs.started == epochs.processed:
+        loop._restarting = False  # the public setter is where `max_steps` counts
+        loop.epoch_loop.restarting = False
+        loop.reset()
+        epochs.completed = epochs.processed

@@ -120,15 +120,20 @@ def test_a_schedule_that_waits_for_a_plateau_goes_on_as_if_never_stopped(step, t
         assert found["optimizer_states"][0]["param_groups"] == expected["optimizer_states"][0]["param_groups"]
 
 
+def with_score(score: float, *checkpoints: Path) -> bytes:
+    """Give the best epoch that checkpoints know of a score; the first one's bytes."""
+    for path in checkpoints:
+        checkpoint = load(path)
+        state = best_state(checkpoint)
+        state["best_model_score"] = state["kth_value"] = torch.tensor(score)
+        state["best_k_models"] = dict.fromkeys(state["best_k_models"], torch.tensor(score))
+        torch.save(checkpoint, path)
+    return checkpoints[0].read_bytes()
+
+
 def with_unbeatable_best(run: Path) -> bytes:
     """Give the best epoch a score that no epoch reaches; the checkpoint's bytes."""
-    for name in ("best.ckpt", "last.ckpt"):
-        checkpoint = load(run / "checkpoints" / name)
-        state = best_state(checkpoint)
-        state["best_model_score"] = state["kth_value"] = torch.tensor(2.0)
-        state["best_k_models"] = {path: torch.tensor(2.0) for path in state["best_k_models"]}
-        torch.save(checkpoint, run / "checkpoints" / name)
-    return (run / "checkpoints" / "best.ckpt").read_bytes()
+    return with_score(2.0, *(run / "checkpoints" / name for name in ("best.ckpt", "last.ckpt")))
 
 
 def resume(run: Path | str, epochs: int) -> list[str]:
@@ -190,6 +195,87 @@ def test_a_run_without_its_best_starts_anew_and_says_so(tmp_path):
     (run / "checkpoints" / "best.ckpt").unlink()
     assert [line for line in resume(run, epochs=2) if "best.ckpt" in line and "is missing" in line]
     assert best_state(load(run / "checkpoints" / "best.ckpt"))["best_model_score"] <= 1
+
+
+@pytest.mark.parametrize("own_best", ["there", "replaced", "gone"])
+def test_the_best_of_another_run_in_the_same_folder_is_left_alone(own_best, tmp_path):
+    """It is newer and better, and may have taken the name of this run's."""
+    kept = tmp_path / "kept"
+    first = fit(tmp_path / "a", f"--checkpoint.dirpath={kept}")
+    fit(tmp_path / "b", f"--checkpoint.dirpath={kept}")
+    with_score(-1.0, kept / "best.ckpt", first / "checkpoints" / "last.ckpt")
+    other = kept / "best-v1.ckpt"
+    if own_best == "gone":
+        (kept / "best.ckpt").unlink()
+    elif own_best == "replaced":
+        other = other.rename(kept / "best.ckpt")
+    before = with_score(2.0, other)
+    resume(first, epochs=2)
+    assert other.read_bytes() == before
+    result = json.loads((first / "result.json").read_text())
+    assert not Path(result["checkpoint"]).samefile(other)
+    assert 0 <= result["metrics"]["val/accuracy"] <= 1
+    assert run_id(load(Path(result["checkpoint"]))) == run_id(load(first / "checkpoints" / "last.ckpt"))
+
+
+def run_id(checkpoint: dict) -> str:
+    return checkpoint["callbacks"]["RunFolder"]["id"]
+
+
+OWN_KEPT = (
+    '{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", '
+    '"init_args": {"monitor": "val/loss", "filename": "own", "dirpath": "own"}}'
+)
+
+
+@pytest.mark.parametrize("how", ["copied", "moved"])
+def test_a_copy_of_a_run_leaves_the_checkpoints_of_the_original_alone(how, tmp_path, monkeypatch):
+    """It has its own ones from there on, also when it is resumed again, and what was the best is among them."""
+    monkeypatch.chdir(tmp_path)
+    fit(Path("a"), "--checkpoint.dirpath=kept", callbacks(OWN_KEPT))
+    before = with_score(2.0, Path("kept/best.ckpt"), Path("a/digits_softmax/version_0/checkpoints/last.ckpt"))
+    own = Path("own/own.ckpt").read_bytes()
+    (shutil.copytree if how == "copied" else shutil.move)("a", "b")
+    run = tmp_path / "b" / "digits_softmax" / "version_0"
+    assert [line for line in resume(run, epochs=2) if str(tmp_path / "kept") in line]
+    Path("kept/best.ckpt").write_bytes(b"the original has gone on")
+    assert not [line for line in resume(run, epochs=3) if str(tmp_path / "kept") in line]
+    result = json.loads((run / "result.json").read_text())
+    assert (tmp_path / result["checkpoint"]).samefile(run / "checkpoints" / "best.ckpt")
+    assert (run / "checkpoints" / "best.ckpt").read_bytes() == before
+    assert Path("own/own.ckpt").read_bytes() == own
+    assert {p.name for p in (run / "checkpoints").iterdir()} == {"best.ckpt", "own.ckpt", "last.ckpt"}
+    assert [p.name for p in (*Path("kept").iterdir(), *Path("own").iterdir())] == ["best.ckpt", "own.ckpt"]
+
+
+def test_a_folder_of_checkpoints_within_a_run_is_copied_with_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fit(Path("a"), "--checkpoint.dirpath=a/digits_softmax/version_0/checkpoints/kept")
+    original = Path("a/digits_softmax/version_0")
+    before = {path: path.read_bytes() for path in original.rglob("*.ckpt")}
+    shutil.copytree("a", "b")
+    run = Path("b/digits_softmax/version_0")
+    copied = run / "checkpoints" / "kept" / "best.ckpt"
+    with_score(2.0, copied, run / "checkpoints" / "last.ckpt")
+    resume(run, epochs=2)
+    assert {path: path.read_bytes() for path in original.rglob("*.ckpt")} == before
+    assert Path(json.loads((run / "result.json").read_text())["checkpoint"]).samefile(copied)
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"kept", "last.ckpt"}
+
+
+def test_steps_that_end_a_run_do_not_change_how_it_goes_on(tmp_path):
+    """From an epoch's end; with `max_steps` Lightning would enter that epoch again."""
+    flags = [*FAST, "--data.batch_size=8"]
+    limits = ["--trainer.max_epochs=6", "--trainer.max_steps=9"]
+    expected = load(fit(tmp_path / "whole", *flags, *limits) / "checkpoints" / "last.ckpt")
+    run = fit(tmp_path / "resumed", *flags)
+    assert 0 < load(run / "checkpoints" / "last.ckpt")["global_step"] < 9
+    main(["fit", f"--resume={run}", *limits])
+    found = load(run / "checkpoints" / "last.ckpt")
+    assert found["global_step"] == 9
+    assert all(torch.equal(tensor, found["state_dict"][key]) for key, tensor in expected["state_dict"].items())
+    assert found["loops"]["fit_loop"] == expected["loops"]["fit_loop"]
+    assert best_state(found)["best_model_score"] == best_state(expected)["best_model_score"]
 
 
 def test_torn_checkpoints_of_a_killed_run_are_removed(tmp_path):

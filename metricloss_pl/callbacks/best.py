@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+import shutil
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from torch import Tensor
 
 from metricloss_pl.checkpoints import read_checkpoint
 from metricloss_pl.errors import UserError
+from metricloss_pl.files import replacing
 
-__all__ = ["BestCheckpoint", "resumed_state"]
+__all__ = ["BestCheckpoint", "callback_states", "resumed_state"]
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -30,22 +32,24 @@ class BestCheckpoint(ModelCheckpoint):
         return super().check_monitor_top_k(trainer, current) or trainer.strategy.reduce_boolean_decision(level)
 
 
-def resumed_state(callback: ModelCheckpoint, state: dict[str, Any]) -> dict[str, Any] | None:
+def resumed_state(callback: ModelCheckpoint, state: dict[str, Any], run_id: str | None) -> dict[str, Any] | None:
     """Return the state that a callback goes on with when a run is resumed.
 
     A run that is stopped between two checkpoints may have kept a better epoch than the one resumed from knows, and the
-    folder of a run may have been moved or copied.
+    folder of a run may have been moved or copied. Checkpoints of other runs in the callback's folder do not count, and
+    those of this run that lie elsewhere are copied into it.
 
     Args:
         callback: Callback to restore; its `dirpath` is set.
         state: State of it in the checkpoint that is resumed from.
+        run_id: What the checkpoints of the run record as its id.
 
     Returns:
         The newer state, if the callback keeps one checkpoint and the newest one in its folder is better; with paths of
         existing files. None if the files are gone, so that the callback starts anew.
     """
-    relocated = _relocated(callback, state)
-    newest = _newest_state(callback) if callback.monitor and callback.save_top_k == 1 else None
+    relocated = _relocated(callback, state, run_id)
+    newest = _newest_state(callback, run_id) if callback.monitor and callback.save_top_k == 1 else None
     if newest is not None and (relocated is None or _is_better(callback, newest, relocated)):
         return newest
     if relocated is None:
@@ -56,15 +60,28 @@ def resumed_state(callback: ModelCheckpoint, state: dict[str, Any]) -> dict[str,
     return relocated
 
 
-def _newest_state(callback: ModelCheckpoint) -> dict[str, Any] | None:
-    """Return what the newest checkpoint in the callback's folder holds of it."""
+def _newest_state(callback: ModelCheckpoint, run_id: str | None) -> dict[str, Any] | None:
+    """Return what the run's newest checkpoint in the callback's folder holds of it."""
     files = [file for file in Path(str(callback.dirpath)).rglob("[!.]*.ckpt") if file.name != "last.ckpt"]
-    if files:
-        with suppress(UserError):  # a file of something else
-            checkpoint = read_checkpoint(max(files, key=lambda file: file.stat().st_mtime_ns))
-            state = checkpoint.get("callbacks", {}).get(callback.state_key)
-            return _relocated(callback, state) if state else None
+    for file in sorted(files, key=lambda file: file.stat().st_mtime_ns, reverse=True):
+        states = callback_states(file)
+        if run_id is not None and _recorded_id(states) == run_id and callback.state_key in states:
+            return _relocated(callback, states[callback.state_key], run_id)
     return None
+
+
+def callback_states(checkpoint: Path) -> dict[str, dict[str, Any]]:
+    """Return the states of the callbacks in a checkpoint, as far as there are any."""
+    try:
+        states = read_checkpoint(checkpoint).get("callbacks")
+    except UserError:  # a file of something else
+        return {}
+    return {name: s for name, s in states.items() if isinstance(s, dict)} if isinstance(states, dict) else {}
+
+
+def _recorded_id(states: dict[str, Any]) -> str | None:
+    run_id: str | None = states.get("RunFolder", {}).get("id")
+    return run_id
 
 
 def _is_better(callback: ModelCheckpoint, state: dict[str, Any], than: dict[str, Any]) -> bool:
@@ -74,18 +91,33 @@ def _is_better(callback: ModelCheckpoint, state: dict[str, Any], than: dict[str,
     return bool(score > other if callback.mode == "max" else score < other)
 
 
-def _relocated(callback: ModelCheckpoint, state: dict[str, Any]) -> dict[str, Any] | None:
+def _relocated(callback: ModelCheckpoint, state: dict[str, Any], run_id: str | None) -> dict[str, Any] | None:
     """Return the state with the files that exist, where they are now; None if there were some and all are gone."""
     before, now = str(state["dirpath"]), str(callback.dirpath)
     if "://" in before or "://" in now:
         return state
 
-    def locate(file: str) -> str:
-        name = Path(file).relative_to(before) if Path(file).is_relative_to(before) else Path(file).name
-        return next((str(path) for path in (Path(now) / name, Path(file)) if path.is_file()), "") if file else ""
+    known = state["best_k_models"]
 
-    scores = {locate(file): score for file, score in state["best_k_models"].items() if locate(file)}
-    if state["best_k_models"] and not scores:
+    def is_of_run(states: dict[str, Any]) -> bool:
+        return _recorded_id(states) in (None, run_id)  # weights alone record no run
+
+    @cache
+    def locate(file: str) -> str:
+        if not file:
+            return ""
+        here = Path(now) / (Path(file).relative_to(before) if Path(file).is_relative_to(before) else Path(file).name)
+        if here.is_file() and is_of_run(callback_states(here)):
+            return str(here)
+        states = callback_states(Path(file)) if Path(file).is_file() else {}
+        scores = states.get(callback.state_key, {}).get("best_k_models", {})
+        # A copy of this run that has gone on may have replaced the file.
+        if not Path(file).is_file() or not is_of_run(states) or scores.get(file) not in (None, known.get(file)):
+            return ""
+        return file if here.exists() else str(_copy(Path(file), here))
+
+    scores = {locate(file): score for file, score in known.items() if locate(file)}
+    if known and not scores:
         return None
     state = {**state, "dirpath": callback.dirpath, "best_k_models": scores}
     state |= {name: locate(state[name]) for name in ("best_model_path", "kth_best_model_path", "last_model_path")}
@@ -94,3 +126,9 @@ def _relocated(callback: ModelCheckpoint, state: dict[str, Any]) -> dict[str, An
         state["best_model_path"] = choose(scores, key=lambda file: float(scores[file]))
         state["best_model_score"] = scores[state["best_model_path"]]
     return state
+
+
+def _copy(file: Path, target: Path) -> Path:
+    with replacing(target) as beside:
+        shutil.copyfile(file, beside)
+    return target

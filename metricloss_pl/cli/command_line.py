@@ -29,6 +29,7 @@ from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from metricloss_pl._compat import HookedCLI, constructor_errors, dumped_config, subcommand_parser
@@ -52,7 +53,7 @@ from metricloss_pl.cli.parser import Parser
 from metricloss_pl.cli.program import DESCRIPTIONS
 from metricloss_pl.cli.progress import progress_display
 from metricloss_pl.cli.report import show_report
-from metricloss_pl.cli.run_folder import CONFIG, RunFolder, run_of, settle_ranks, tidy_up
+from metricloss_pl.cli.run_folder import CONFIG, RunFolder, moved_from, run_of, settle_ranks, tidy_up
 from metricloss_pl.cli.saved_config import drop_object_defaults
 from metricloss_pl.cli.settings_log import SettingsLog
 from metricloss_pl.cli.split import SplitRecord, choose_images
@@ -169,8 +170,34 @@ class MetricLossCLI(HookedCLI):
         subcommand = self.config.get("subcommand", "fit")
         if config.get("ckpt_path") is not None:
             self.checkpoint = _read_fitting_checkpoint(config.ckpt_path, config.model.class_path, subcommand)
+            if subcommand == "fit":
+                self._follow_moved_run(config, self.checkpoint)
         elif subcommand != "fit":
             raise UserError(f"{subcommand} needs a trained network: give --ckpt_path with a checkpoint's file")
+
+    def _follow_moved_run(self, config: Any, checkpoint: dict[str, Any]) -> None:
+        """Let a run that was moved or copied write none of the checkpoints of the one that it is a copy of."""
+        folder = run_of(config.ckpt_path)
+        before = None if folder is None else moved_from(checkpoint, folder)
+        if folder is None or before is None:
+            return
+        given = option_names(self.arguments)
+        blocks = [] if "--checkpoint.dirpath" in given else [config.get("checkpoint")]
+        if not any(name.startswith("--trainer.callbacks") for name in given):
+            callbacks = config.trainer.callbacks
+            blocks += [c.get("init_args") for c in (callbacks if isinstance(callbacks, list) else [callbacks]) if c]
+        for block in blocks:
+            if not block or (dirpath := block.get("dirpath")) is None:
+                continue
+            path = Path(os.path.abspath(dirpath))
+            if "://" not in dirpath and path.is_relative_to(before):
+                block.dirpath = str(folder / path.relative_to(before))
+            elif not path.is_relative_to(folder):
+                block.dirpath = None
+                rank_zero_warn(
+                    f"{short(folder)} was moved or copied from {before}: checkpoints are written into it, and no "
+                    f"longer into {dirpath}; --checkpoint.dirpath names another folder"
+                )
 
     def _parse(self, parser: LightningArgumentParser, args: Any) -> Any:
         """Parse the arguments; names that do not exist are told with those that do."""

@@ -16,12 +16,11 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 
 from metricloss_pl._compat import set_default_root_dir
-from metricloss_pl.callbacks.best import resumed_state
+from metricloss_pl.callbacks.best import callback_states, resumed_state
 from metricloss_pl.callbacks.run_folder import RunFolderCallback
-from metricloss_pl.checkpoints import read_checkpoint
 from metricloss_pl.errors import UserError
 
-__all__ = ["CONFIG", "LAST", "RunFolder", "run_of", "settle_ranks", "tidy_up"]
+__all__ = ["CONFIG", "LAST", "RunFolder", "moved_from", "run_of", "settle_ranks", "tidy_up"]
 
 CONFIG = "config.yaml"
 LAST = "last.ckpt"
@@ -93,12 +92,14 @@ class RunFolder(RunFolderCallback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Adapt what the checkpoint says of other checkpoints to where they are, and to those written after it."""
         states = checkpoint["callbacks"]
+        run_id = states.get(RunFolder.__name__, {}).get("id")
         for callback in trainer.checkpoint_callbacks:
             if not isinstance(callback, ModelCheckpoint) or callback.state_key not in states:
                 continue
             state = states.pop(callback.state_key)
             if trainer.state.fn == TrainerFn.FITTING:  # an evaluation writes no checkpoint
-                state = trainer.strategy.broadcast(resumed_state(callback, state) if trainer.is_global_zero else None)
+                state = resumed_state(callback, state, run_id) if trainer.is_global_zero else None
+                state = trainer.strategy.broadcast(state)
                 states |= {callback.state_key: state} if state else {}
 
 
@@ -145,24 +146,26 @@ def run_of(checkpoint: str | Path) -> Path | None:
         for folder in file.parents:
             if folder.name == _CHECKPOINTS and (folder.parent / CONFIG).is_file():
                 return folder.parent
-    states = _states(path)
+    states = callback_states(path)
     places = [state.get("dirpath") for state in states.values()]
     written = any(Path(place) in path.resolve().parents for place in places if isinstance(place, str))
     record = states.get(RunFolder.__name__, {})
     named, run = record.get("folder"), record.get("id")
     if not written or not isinstance(named, str) or run is None or not (Path(named) / CONFIG).is_file():
         return None
-    same = _states(Path(named) / _CHECKPOINTS / LAST).get(RunFolder.__name__, {}).get("id") == run
+    same = callback_states(Path(named) / _CHECKPOINTS / LAST).get(RunFolder.__name__, {}).get("id") == run
     return Path(named) if same else None
 
 
-def _states(checkpoint: Path) -> dict[str, dict[str, Any]]:
-    """Return the states of the callbacks in a checkpoint, as far as there are any."""
-    try:
-        states = read_checkpoint(checkpoint).get("callbacks")
-    except UserError:
-        return {}
-    return {name: s for name, s in states.items() if isinstance(s, dict)} if isinstance(states, dict) else {}
+def moved_from(checkpoint: dict[str, Any], folder: Path) -> Path | None:
+    """Return the folder in which a run wrote a checkpoint, if the run was moved or copied since.
+
+    Args:
+        checkpoint: Content of the checkpoint.
+        folder: Folder of the run, as it was found from the checkpoint's place.
+    """
+    before = Path(checkpoint["callbacks"].get(RunFolder.__name__, {}).get("folder", folder))
+    return None if before.exists() and before.samefile(folder) else before
 
 
 def _reserve(runs_dir: str, name: str) -> Path:

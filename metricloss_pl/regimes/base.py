@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from metricloss_pl._compat import start_epoch_after_finished_one
 from metricloss_pl.backbones import Backbone
 from metricloss_pl.checkpoints import (
     import_paths,
@@ -327,6 +328,7 @@ class Classifier(LightningModule, ABC):
                 plan.scheduler.base_lrs = [value if own is None else own for own in self._own_rates]
 
     def on_train_start(self) -> None:
+        start_epoch_after_finished_one(self.trainer)
         if self._learning_rate is not None:  # Lightning has set it in all groups
             for group, own in zip(self.trainer.optimizers[0].param_groups, self._own_rates, strict=True):
                 group["lr"] = group["lr"] if own is None else own
