@@ -129,17 +129,32 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(
             f"checkpoint {path} can't be read ({type(error).__name__}): it is truncated, or no checkpoint"
         ) from error
-    expected = {"state_dict": dict, "hyper_parameters": dict, "class_names": list}
-    if not isinstance(checkpoint, dict) or not all(
-        isinstance(checkpoint.get(key), kind) for key, kind in expected.items()
-    ):
-        raise UserError(f"checkpoint {path} holds no regime of metricloss_pl: give a file that `fit` has written")
-    tensors = all(isinstance(tensor, Tensor) for tensor in checkpoint["state_dict"].values())
-    if not tensors or not isinstance(checkpoint.get("images"), dict | None):
+    if not _is_of_regime(checkpoint):
         raise UserError(f"checkpoint {path} holds no regime of metricloss_pl: give a file that `fit` has written")
     if _nests_deeply(checkpoint["hyper_parameters"]):
         raise UserError(f"checkpoint {path} has settings that nest too deeply: it is not trusted")
     return checkpoint
+
+
+def _is_of_regime(checkpoint: Any) -> bool:
+    """Return whether everything that is read of a checkpoint is there and of its type."""
+    if not isinstance(checkpoint, dict):
+        return False
+    state, settings, names = (checkpoint.get(key) for key in ("state_dict", "hyper_parameters", "class_names"))
+    images, callbacks = checkpoint.get("images"), checkpoint.get("callbacks", {})
+    return (
+        isinstance(state, dict)
+        and all(isinstance(tensor, Tensor) for tensor in state.values())
+        and isinstance(settings, dict)
+        and isinstance(settings.get("_class_path"), str | None)
+        and isinstance(names, list)
+        and all(isinstance(name, str) for name in names)
+        and isinstance(checkpoint.get("pytorch-lightning_version", ""), str)
+        and isinstance(images, dict | None)
+        and all(isinstance(value, int | None) for value in (images or {}).values())
+        and isinstance(callbacks, dict)
+        and all(isinstance(state, dict) for state in callbacks.values())
+    )
 
 
 def import_paths(settings: Any) -> set[str]:

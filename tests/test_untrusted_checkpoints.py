@@ -114,18 +114,27 @@ def test_a_setting_of_any_type_builds_nothing(tmp_path, monkeypatch, capsys):
     assert not list(Path().rglob("executed"))
 
 
-def test_the_config_beside_a_checkpoint_counts_as_the_checkpoints(run, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("setting", ["callbacks", "plugins"])
+def test_the_config_beside_a_checkpoint_counts_as_the_checkpoints(setting, run, tmp_path, monkeypatch, capsys):
+    """What an evaluation can do without is left out, the rest is refused; the user's own --config is trusted."""
     monkeypatch.chdir(tmp_path)
     copied = shutil.copytree(run, tmp_path / "runs" / "digits_cosine" / "version_0")
     config = yaml.safe_load((copied / "config.yaml").read_text())
-    config["trainer"]["callbacks"] = [{"class_path": "their_module.Callback"}]
+    config["trainer"][setting] = [{"class_path": f"their_{setting}.Theirs"}]
     (copied / "config.yaml").write_text(yaml.safe_dump(config))
     executed = tmp_path / "executed"
-    Path("their_module.py").write_text(f"open({str(executed)!r}, 'w')\nfrom lightning.pytorch import Callback\n")
+    base = {"callbacks": "callbacks import Callback", "plugins": "plugins.io import TorchCheckpointIO"}[setting]
+    Path(f"their_{setting}.py").write_text(
+        f"open({str(executed)!r}, 'w')\nfrom lightning.pytorch.{base} as Base\nclass Theirs(Base):\n    pass\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     checkpoint = f"--ckpt_path={copied / 'checkpoints' / 'best.ckpt'}"
-    line = refusal(capsys, "test", checkpoint)
-    assert "names their_module.Callback, which is not trusted for a checkpoint's sake" in line
+    if setting == "callbacks":
+        with pytest.warns(UserWarning, match="not used: their_callbacks.Theirs, which the config beside"):
+            main(["test", checkpoint, *QUIET])
+    else:
+        line = refusal(capsys, "test", checkpoint)
+        assert "names their_plugins.Theirs, which is not trusted for a checkpoint's sake" in line
     assert not executed.exists()
     main(["test", f"--config={copied / 'config.yaml'}", checkpoint, *QUIET])
     assert executed.exists()

@@ -289,7 +289,7 @@ class MetricLossCLI(HookedCLI):
         callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
         if given.enable_progress_bar is not False and not any(isinstance(c, AnyProgressBar) for c in callbacks):
             callbacks.append(progress_display())
-        if fits and given.logger is not False:
+        if fits and given.logger not in (False, []):
             callbacks.append(LearningRateMonitor())
         if (fits or self.subcommand == "test") and not any(isinstance(c, HierarchyMetrics) for c in callbacks):
             callbacks.append(HierarchyMetrics())
@@ -317,7 +317,7 @@ class MetricLossCLI(HookedCLI):
         if self.settings_log is not None:
             kwargs["callbacks"].append(self.settings_log)
             kwargs["enable_autolog_hparams"] = False  # it is done by that callback
-        with lightning_refusals("trainer"), refusing("lightning", ValueError, "trainer: {}"):
+        with lightning_refusals("trainer"), refusing("lightning", (TypeError, ValueError), "trainer: {}"):
             trainer = super().instantiate_trainer(**kwargs)
         settle_ranks(trainer)
         processes, cores = trainer.num_devices, os.cpu_count() or 1

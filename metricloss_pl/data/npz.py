@@ -165,9 +165,13 @@ def read_labels(file: Path, part: Part) -> Tensor:
         UserError: The part is empty or a label is negative.
     """
     key = f"{part}_labels"
-    labels = _array(file, key).reshape(-1).astype(np.int64)
-    if len(labels) == 0:
+    stored = _array(file, key).reshape(-1)
+    if len(stored) == 0:
         raise UserError(f"{key} in {file} is empty: at least one image is needed")
+    if stored.max() > np.iinfo(np.int64).max:
+        position = int(stored.argmax())
+        raise UserError(f"{key}[{position}] in {file} is {stored[position]}: labels from 0 to C - 1 are needed")
+    labels = stored.astype(np.int64)
     if labels.min() < 0:
         position = int(labels.argmin())
         raise UserError(f"{key}[{position}] in {file} is {labels[position]}: labels from 0 are needed")
