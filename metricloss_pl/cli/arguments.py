@@ -232,10 +232,11 @@ def _config_of_run(run: Path) -> str:
     An evaluation does without them, and the config beside a checkpoint counts as the checkpoint's.
     """
     content = _load(run / CONFIG)
-    trainer = content.get("trainer")
+    trainer: dict[str, Any] = content["trainer"] if isinstance(content.get("trainer"), dict) else {}
     left_out = []
-    for name in ("logger", "callbacks") if isinstance(trainer, dict) else ():
-        listed = trainer[name] if isinstance(trainer.get(name), list) else [trainer.get(name)]
+    for name in ("logger", "callbacks"):
+        given = trainer.get(name)
+        listed = given if isinstance(given, list) else [given]
         kept = [item for item in listed if is_trusted_run(item)]
         if len(kept) < len(listed):
             left_out += [str(item.get("class_path")) for item in listed if item not in kept]
