@@ -90,14 +90,6 @@ class HeldOutDataModule(ImageDataModule, ABC):
             return None
         return self._hold_out(self._list(["train"]), part)
 
-    def setup(self, stage: str | None = None) -> None:
-        """Read what the stage needs; of images that are all for validation, there are none to train on."""
-        if stage == "validate" and self._whole == "val":
-            if "val" not in self._parts and (images := self.official("val")) is not None:
-                self._add({"val": images})
-            return
-        super().setup(stage)
-
     def all_images(self) -> Samples:
         """List all images of `classes`, whatever set they are in."""
         return self._list(self.given)
@@ -117,6 +109,12 @@ class HeldOutDataModule(ImageDataModule, ABC):
             f"not used: {plural(number, 'image')} of {plural(len(unknown), 'unknown class')}, {', '.join(numbers)}"
             f"{more}; the {self.num_classes} known ones are {_listed(self.class_names)}"
         ]
+
+    def _set_up_fit(self) -> None:
+        if self._whole != "val":
+            super()._set_up_fit()
+        elif "val" not in self._parts and (images := self.official("val")) is not None:
+            self._add({"val": images})  # of images that are all for validation, there are none to train on
 
     def _hold_out(self, everything: Samples, part: Part) -> Samples:
         if len(everything) == 0:
