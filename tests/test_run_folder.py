@@ -99,7 +99,10 @@ def test_resumed_run_has_the_best_of_the_whole_one(step, rhythm, whole, tmp_path
         assert expected["global_step"] == found["global_step"]
         assert all(torch.equal(tensor, found["state_dict"][key]) for key, tensor in expected["state_dict"].items())
         assert best_state(expected)["best_model_score"] == best_state(found)["best_model_score"]
-    kept, expected = ({p.name for p in (f / "checkpoints").iterdir()} for f in (run, whole[rhythm]))
+    # A ModelCheckpoint of the user's own, stopped between its file and last.ckpt, writes that step again beside it.
+    kept, expected = (
+        {p.name for p in (f / "checkpoints").iterdir() if not p.name.startswith("own")} for f in (run, whole[rhythm])
+    )
     assert kept == expected
 
 

@@ -713,12 +713,12 @@ class ImageDataModule(LightningDataModule, ABC):
 
 
 def _describe_changes(unlisted: list[str], missing: list[SplitRow], name: str) -> list[str]:
-    """Return the lines on the images that a split lacks, and on those that it names in vain."""
+    """Return the lines on the images that a split lacks, and on those that are gone."""
     lines = []
     if unlisted:
         lines.append(
-            f"not used: {plural(len(unlisted), 'image')} not in {name}, such as {unlisted[0]!r}; it says which image "
-            "is in which set"
+            f"not used: {plural(len(unlisted), 'image')} not in {name}, such as {unlisted[0]!r}; a new run "
+            "uses all images"
         )
     if missing:
         counts = {part: sum(row.split == part for row in missing) for part in _PARTS}
