@@ -164,6 +164,7 @@ def test_checkpoints_of_ones_own_stay_where_there_is_no_validation(tmp_path):
     assert (tmp_path / "mine.ckpt").is_file()
 
 
+@pytest.mark.slow
 def test_the_file_of_first_weights_is_needed_once(tmp_path):
     """What a network was started from is in the checkpoint; the saved config goes on naming it."""
     from metricloss_pl.backbones import TorchvisionBackbone
@@ -243,6 +244,7 @@ def test_resumed_run_ends_as_the_uninterrupted_one(name, extra, tmp_path):
     assert not (tmp_path / name / "version_8").exists()
 
 
+@pytest.mark.slow
 def test_views_of_the_test_images(digits_run, tmp_path):
     """Metrics and predictions over each digit and its mirror image, beside the two directions' mean by hand."""
     from metricloss_pl.backbones import TinyConvNet
@@ -273,6 +275,7 @@ def test_views_of_the_test_images(digits_run, tmp_path):
     assert shares[0] != shares[1]
 
 
+@pytest.mark.slow
 def test_mixing_from_a_file_and_with_the_checkpoint_alone(tmp_path):
     """A model block names it; the checkpoint tells of it, for testing in the run and predicting far from it."""
     block = yaml.safe_load((CONFIGS / "model" / "cosine_tiny.yaml").read_text())
@@ -317,6 +320,7 @@ def test_predict_takes_any_folder_with_the_checkpoint_alone(digits_run, tmp_path
     assert np.load(tmp_path / "out.npz")["embeddings"].shape == (30, 10)
 
 
+@pytest.mark.slow
 def test_a_loss_of_pytorch_metric_learning(tmp_path, capsys):
     """Another than the config's, by flags; the checkpoint alone predicts; one line for mistakes."""
     cosface = ["--model.loss=CosFaceLoss", "--model.loss_args.margin=0.2"]
@@ -740,6 +744,7 @@ def test_evaluating_needs_a_checkpoint(digits_run, tmp_path, capsys):
     assert "there is no such file" in refusal(capsys, "test", f"--ckpt_path={tmp_path / 'bset.ckpt'}")
 
 
+@pytest.mark.slow
 def test_status_and_screen_of_the_launcher():
     """As a shell sees it: one line on standard error, status 1."""
     launcher = Path(__file__).parent.parent / "cli.py"

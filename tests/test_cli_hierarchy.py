@@ -41,6 +41,7 @@ def model_file(tmp_path):
     return tmp_path / "blocks" / "semantic.yaml"
 
 
+@pytest.mark.slow
 def test_a_hierarchy_named_by_a_config(model_file, tmp_path, capsys):
     """Its file is needed once: a checkpoint holds the hierarchy, by which a test measures."""
     tree = model_file.parent / "trees" / "digits.txt"
@@ -145,6 +146,7 @@ def test_embeddings_from_a_file(tmp_path, monkeypatch, capsys):
     assert "(9 of 10 classes are rows); rows without a class: '10'; mend the names, or give class_list" in line
 
 
+@pytest.mark.slow
 def test_a_folder_of_ones_own_with_its_hierarchy(tmp_path, monkeypatch, capsys):
     """The shipped config as it is, but for root, size and epochs; the hierarchy as an editor of Windows writes it."""
     monkeypatch.chdir(tmp_path)

@@ -254,7 +254,8 @@ def test_two_epochs_on_the_digits_draw_their_figures(tmp_path):
         assert (figures / name).is_file()
 
 
-@pytest.mark.parametrize("regime", [REGIMES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in REGIMES[1:])])
+@pytest.mark.slow
+@pytest.mark.parametrize("regime", REGIMES)
 @pytest.mark.usefixtures("miniatures")
 def test_cub_runs_on_a_miniature_of_its_archive(regime, tmp_path, monkeypatch):
     """Only depth and size, epochs, workers and root differ from the shipped config."""

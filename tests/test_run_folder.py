@@ -314,9 +314,13 @@ TENSORBOARD = logger("lightning.pytorch.loggers.TensorBoardLogger", save_dir="lo
     ("flags", "tensorboard"),
     [
         ([f"--trainer.logger={PLAIN}"], False),
-        (["--trainer.logger=lightning.pytorch.loggers.CSVLogger", "--trainer.logger.save_dir=logs"], False),
-        ([f"--trainer.logger=[{PLAIN}, {TENSORBOARD}]"], True),
-        (["--trainer.logger=false"], False),
+        pytest.param(
+            ["--trainer.logger=lightning.pytorch.loggers.CSVLogger", "--trainer.logger.save_dir=logs"],
+            False,
+            marks=pytest.mark.slow,
+        ),
+        pytest.param([f"--trainer.logger=[{PLAIN}, {TENSORBOARD}]"], True, marks=pytest.mark.slow),
+        pytest.param(["--trainer.logger=false"], False, marks=pytest.mark.slow),
         ([], True),
     ],
 )
@@ -353,11 +357,11 @@ def test_without_the_command_line_files_go_where_the_checkpoints_go(tmp_path):
     "flags",
     [
         ["--checkpoint.filename={epoch}-{val/accuracy:.2f}"],
-        ["--checkpoint.filename={epoch}={step} it's"],
-        ["--checkpoint.dirpath=kept"],
+        pytest.param(["--checkpoint.filename={epoch}={step} it's"], marks=pytest.mark.slow),
+        pytest.param(["--checkpoint.dirpath=kept"], marks=pytest.mark.slow),
         ["--checkpoint.dirpath=my kept/it's", "--checkpoint.filename={epoch}-{val/accuracy:.2f}"],
-        ["--checkpoint.save_top_k=2"],
-        ["--data.val_fraction=0"],
+        pytest.param(["--checkpoint.save_top_k=2"], marks=pytest.mark.slow),
+        pytest.param(["--data.val_fraction=0"], marks=pytest.mark.slow),
     ],
 )
 def test_the_printed_test_command_works(flags, tmp_path, monkeypatch, capsys):

@@ -140,6 +140,7 @@ def test_the_config_beside_a_checkpoint_counts_as_the_checkpoints(setting, run, 
     assert executed.exists()
 
 
+@pytest.mark.slow
 def test_classes_of_a_users_own(tmp_path):
     """In a process that has not imported them: named by the config, and in the command that `fit` ends with."""
     (tmp_path / "their_project.py").write_text(

@@ -114,6 +114,7 @@ def test_a_refusal_names_what_shortens_it(measured, tmp_path):
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.slow
 def test_a_run_is_measured_with_the_threads_of_a_job(measured, tmp_path, monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 6)
     before = torch.get_num_threads()
@@ -191,6 +192,7 @@ def test_what_a_folder_holds_of_another_plan(measured, tmp_path, monkeypatch, ca
         assert "also holds 5 results of another plan: they stay" in of_other_plans(results, earlier_plan(results), {})
 
 
+@pytest.mark.slow
 def test_the_report_is_on_the_plan_that_was_asked_for(measured, tmp_path, monkeypatch, capsys):
     """Though another start in the same folder has been at another one meanwhile."""
     work = running._work
@@ -208,6 +210,7 @@ def test_the_report_is_on_the_plan_that_was_asked_for(measured, tmp_path, monkey
     assert out.startswith("note: plan.json was another plan's by now; it is written again, and the report is on this")
 
 
+@pytest.mark.slow
 def test_a_finished_folder_of_an_older_version_gets_its_parts(measured, tmp_path, monkeypatch):
     finished(tmp_path, tiny(("softmax",)), monkeypatch)
     stored = json.loads((tmp_path / "plan.json").read_text())
@@ -264,6 +267,7 @@ def test_failed_runs_are_done_again_where_asked_for(measured, tmp_path, monkeypa
     assert "--retry_failed" not in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "rows"),
     [

@@ -32,6 +32,8 @@ from tests.helpers import make_folder, make_image
 from tests.processes import START_METHOD
 from tests.systems import needs_signals
 
+pytestmark = pytest.mark.slow  # whole comparisons
+
 pytest.importorskip("optuna")
 
 
