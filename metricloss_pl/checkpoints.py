@@ -122,7 +122,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{shell_command('fit', '--resume')} runs/<config>/<version>)"
         )
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, MemoryError) as error:
         raise UserError(f"checkpoint {path} can't be read ({reason(error)})") from error
     except UNREADABLE_PICKLE as error:

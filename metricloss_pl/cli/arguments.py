@@ -236,7 +236,7 @@ def _config_of_run(run: Path) -> str:
     left_out = []
     for name in ("logger", "callbacks"):
         given = trainer.get(name)
-        listed = given if isinstance(given, list) else [given]
+        listed: list[Any] = given if isinstance(given, list) else [given]
         kept = [item for item in listed if is_trusted_run(item)]
         if len(kept) < len(listed):
             left_out += [str(item.get("class_path")) for item in listed if item not in kept]
