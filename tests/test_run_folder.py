@@ -87,7 +87,7 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.parametrize("rhythm", RHYTHMS)
-@pytest.mark.parametrize("step", [4, *(pytest.param(step, marks=pytest.mark.slow) for step in range(5, 14))])
+@pytest.mark.parametrize("step", [4, *(pytest.param(step, marks=pytest.mark.slow) for step in range(5, 10))])
 def test_resumed_run_has_the_best_of_the_whole_one(step, rhythm, whole, tmp_path):
     """Bit for bit, wherever it was stopped."""
     with pytest.raises(Stopped):
@@ -106,7 +106,8 @@ def test_resumed_run_has_the_best_of_the_whole_one(step, rhythm, whole, tmp_path
     assert kept == expected
 
 
-@pytest.mark.parametrize("step", [6, pytest.param(9, marks=pytest.mark.slow)])
+# Not within the last epoch: what it came to is told at once where it was resumed, and else is still to be told.
+@pytest.mark.parametrize("step", [6, pytest.param(7, marks=pytest.mark.slow)])
 def test_a_schedule_that_waits_for_a_plateau_goes_on_as_if_never_stopped(step, tmp_path):
     """Stopped within an epoch, after one at whose end, or within which, last.ckpt was written."""
     schedule = {"monitor": "val/loss", "patience": 0, "threshold": 0.2}
