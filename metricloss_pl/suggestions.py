@@ -143,7 +143,7 @@ def _merge(tree: Tree, given: Any) -> None:
 
 
 class _Accepted(NamedTuple):
-    """What a type takes."""
+    """Classes, choices and other values that a type accepts."""
 
     classes: list[type]
     choices: list[Any]

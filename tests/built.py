@@ -1,4 +1,4 @@
-"""What the command line builds for a training that does not begin."""
+"""Build the objects of a `fit` command without training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happens at a run's beginning and end: its config, its last state, its results, and what the screen says."""
+"""A run: its saved config, last state and results, and what the screen says as it begins and ends."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ class HeldOutDataModule(ImageDataModule, ABC):
 
     @property
     def has_validation(self) -> bool:
-        """Whether there is a validation set; answered right after construction."""
+        """Return whether there is a validation set; answered right after construction."""
         return super().has_validation or self._whole == "val"
 
     def use_all_for(self, part: Part) -> None:

@@ -215,7 +215,7 @@ class Classifier(LightningModule, ABC):
 
     @property
     def is_fitting(self) -> bool:
-        """Whether a Trainer is at work on a `fit`, such as one that goes on from a checkpoint."""
+        """Return whether a Trainer is running `fit`, possibly resumed from a checkpoint."""
         try:
             return self.trainer.state.fn == TrainerFn.FITTING
         except RuntimeError:  # no Trainer is attached
