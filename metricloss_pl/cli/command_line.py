@@ -58,6 +58,7 @@ from metricloss_pl.cli.saved_config import drop_object_defaults
 from metricloss_pl.cli.settings_log import SettingsLog
 from metricloss_pl.cli.split import SplitRecord, choose_images
 from metricloss_pl.data import ImageDataModule
+from metricloss_pl.data.base import SET_NAMES
 from metricloss_pl.errors import DEBUG_HELP, UserError, is_debugging, plural, raised_in, refusing
 from metricloss_pl.files import stem_of_result
 from metricloss_pl.messages import (
@@ -75,7 +76,6 @@ from metricloss_pl.suggestions import find_mistake
 
 __all__ = ["MetricLossCLI", "main"]
 
-_SET_NAMES = {"val": "validation", "test": "test"}
 _MOST_PROCESSES = 8  # on fewer CPU cores than that, to try things out
 _USAGE = {
     "fit": "(--config FILE | --resume RUN) [options]",
@@ -442,7 +442,7 @@ class MetricLossCLI(HookedCLI):
             facts["images"] = len(labels)
             present = len(labels.unique())
             classes = f"{number} classes" if present == number else f"{present} of {number} classes"
-            rows.append(("images", f"{plural(len(labels), _SET_NAMES[part] + ' image')} of {classes}"))
+            rows.append(("images", f"{plural(len(labels), SET_NAMES[part] + ' image')} of {classes}"))
         facts["metrics"] = {name.removeprefix("best "): value for name, value in metrics.items()}
         rows += [(name, f"{metrics[name]:.4f}") for name in sorted(metrics)]
         if checkpoint:

@@ -39,10 +39,10 @@ from metricloss_pl.data.store import ImageStore
 from metricloss_pl.errors import UserError, check_choice, plural
 from metricloss_pl.files import FilePath
 
-__all__ = ["PART_NAMES", "ImageDataModule", "Part"]
+__all__ = ["PART_NAMES", "SET_NAMES", "ImageDataModule", "Part"]
 
 _PARTS: tuple[Part, ...] = ("train", "val", "test")
-_SET_NAMES: dict[str, str] = {"train": "training", "val": "validation", "test": "test"}
+SET_NAMES: dict[str, str] = {"train": "training", "val": "validation", "test": "test"}
 _MEASURED_FILES = 2000  # images from which mean and deviation of files on disk are measured
 
 
@@ -434,7 +434,7 @@ class ImageDataModule(LightningDataModule, ABC):
                 wanted = sum(row.split == part for row in self._split)
                 if wanted and part not in parts:
                     raise UserError(
-                        f"{type(self).__name__} has none of the {wanted} {_SET_NAMES[part]} images of "
+                        f"{type(self).__name__} has none of the {wanted} {SET_NAMES[part]} images of "
                         f"{self._split_name}"
                     )
             self._warn(_describe_changes(unlisted, missing, self._split_name))
@@ -483,7 +483,7 @@ class ImageDataModule(LightningDataModule, ABC):
         if not absent:
             return []
         of = f"class {absent[0]!r}" if len(absent) == 1 else f"{len(absent)} classes, such as {absent[0]!r}"
-        name, present = _SET_NAMES[part], self.num_classes - len(absent)
+        name, present = SET_NAMES[part], self.num_classes - len(absent)
         return [f"no {name} image of {of}: {name} metrics are over {present} of {self.num_classes} classes"]
 
     def _store(self, part: str, samples: Samples) -> ImageStore:
@@ -722,7 +722,7 @@ def _describe_changes(unlisted: list[str], missing: list[SplitRow], name: str) -
         )
     if missing:
         counts = {part: sum(row.split == part for row in missing) for part in _PARTS}
-        where = ", ".join(f"{count} {_SET_NAMES[part]}" for part, count in counts.items() if count)
+        where = ", ".join(f"{count} {SET_NAMES[part]}" for part, count in counts.items() if count)
         lines.append(
             f"missing: {plural(len(missing), 'image')} of {name} ({where}), such as "
             f"{missing[0].file!r}; the others are used"
