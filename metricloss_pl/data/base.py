@@ -434,8 +434,7 @@ class ImageDataModule(LightningDataModule, ABC):
                 wanted = sum(row.split == part for row in self._split)
                 if wanted and part not in parts:
                     raise UserError(
-                        f"{type(self).__name__} has none of the {wanted} {SET_NAMES[part]} images of "
-                        f"{self._split_name}"
+                        f"{type(self).__name__} has none of the {wanted} {SET_NAMES[part]} images of {self._split_name}"
                     )
             self._warn(_describe_changes(unlisted, missing, self._split_name))
             self._divided_by_split = parts
