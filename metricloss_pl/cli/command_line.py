@@ -185,8 +185,7 @@ class MetricLossCLI(HookedCLI):
         given = option_names(self.arguments)
         blocks = [] if "--checkpoint.dirpath" in given else [config.get("checkpoint")]
         if not any(name.startswith("--trainer.callbacks") for name in given):
-            callbacks = config.trainer.callbacks
-            blocks += [c.get("init_args") for c in (callbacks if isinstance(callbacks, list) else [callbacks]) if c]
+            blocks += [callback.get("init_args") for callback in _as_list(config.trainer.callbacks)]
         for block in blocks:
             if not block or (dirpath := block.get("dirpath")) is None:
                 continue
@@ -282,12 +281,9 @@ class MetricLossCLI(HookedCLI):
         path = run_of(config.ckpt_path) if config.get("ckpt_path") else None
         tensorboard = self.subcommand != "predict" and given.logger in (None, True)
         self.run_folder = RunFolder(path, tensorboard)
-        if tensorboard:
-            kwargs["logger"] = False  # until the folder is known
-        elif given.logger is None:
-            kwargs["logger"] = False
-        callbacks = given.callbacks or []
-        callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
+        if tensorboard or given.logger is None:
+            kwargs["logger"] = False  # TensorBoard's comes when the folder is known
+        callbacks = _as_list(given.callbacks)
         if given.enable_progress_bar is not False and not any(isinstance(c, AnyProgressBar) for c in callbacks):
             callbacks.append(progress_display())
         if fits and given.logger not in (False, []):
@@ -300,8 +296,7 @@ class MetricLossCLI(HookedCLI):
         else:
             best = config.checkpoint
             callbacks.append(run.LastCheckpoint(config.save_every_n_steps))
-        plugins = given.plugins or []
-        plugins = list(plugins) if isinstance(plugins, list) else [plugins]
+        plugins = _as_list(given.plugins)
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
         run.limit_waiting(config.timeout_minutes)
@@ -470,6 +465,11 @@ class MetricLossCLI(HookedCLI):
 def _of_subcommand(config: Any) -> Any:
     """Return the options of the subcommand, or all where there is none."""
     return config.get(str(config.get("subcommand")), config)
+
+
+def _as_list(given: Any) -> list[Any]:
+    """Return the items of a setting that is one item, a list of them, or nothing."""
+    return list(given) if isinstance(given, list) else [given] if given else []
 
 
 def _check_folder(config: Any) -> None:
