@@ -9,8 +9,8 @@ import signal
 import sys
 import warnings
 from argparse import ArgumentError
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -236,33 +236,25 @@ class MetricLossCLI(HookedCLI):
         settings["backbone"].setdefault("init_args", {})
 
     def instantiate_classes(self) -> None:
-        # A checkpoint's weights replace those that the backbone started from, whose file may be gone, and it may hold
-        # more; the run's config goes on naming the files.
-        init_args = _of_subcommand(self.config).model.get("init_args", {})
-        backbone = init_args.get("backbone")
-        settings: Any = backbone.get("init_args") if self.checkpoint is not None and backbone else None
-        weights = settings.get("weights") if settings else None
-        if weights is not None:
-            settings.weights = None
-        data_args = _of_subcommand(self.config).data.get("init_args", {})
-        by_name = self.checkpoint is not None and data_args.get("classes", ()) is None
-        if self.checkpoint is not None and by_name:
-            data_args.classes = self.checkpoint["class_names"]
-        # Which images were in which set is known from the run, too; the file may be gone.
-        named_split = data_args.get("split_file") if self.checkpoint is not None else None
-        if named_split is not None:
-            data_args.split_file = None
-        with self.checkpoint_settings(), constructor_errors(self.parser, build_from_settings):
-            super().instantiate_classes()
-        if by_name:
-            data_args.classes = None
-        if named_split is not None:
-            data_args.split_file = self.datamodule.split_file = named_split
+        config = _of_subcommand(self.config)
+        init_args, data_args = config.model.get("init_args", {}), config.data.get("init_args", {})
+        with ExitStack() as restored:
+            if self.checkpoint is not None:
+                # What the checkpoint or the run's folder holds; the config goes on naming files that may be gone.
+                if (backbone := (init_args.get("backbone") or {}).get("init_args")) and backbone.get("weights"):
+                    restored.enter_context(_replaced(backbone, "weights", None))
+                if data_args.get("classes", ()) is None:
+                    restored.enter_context(_replaced(data_args, "classes", self.checkpoint["class_names"]))
+                named_split = data_args.get("split_file")
+                if named_split is not None:
+                    restored.enter_context(_replaced(data_args, "split_file", None))
+            with self.checkpoint_settings(), constructor_errors(self.parser, build_from_settings):
+                super().instantiate_classes()
         if self.checkpoint is not None:
-            path = Path(_of_subcommand(self.config).ckpt_path)
-            choose_images(self.datamodule, str(self.subcommand), option_names(self.arguments), self.checkpoint, path)
-        if weights is not None:
-            settings.weights = weights
+            if named_split is not None:
+                self.datamodule.split_file = named_split
+            given, path = option_names(self.arguments), Path(config.ckpt_path)
+            choose_images(self.datamodule, str(self.subcommand), given, self.checkpoint, path)
         for name, value in self.kept_in_checkpoint.items():
             init_args[name] = value
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
@@ -465,6 +457,16 @@ class MetricLossCLI(HookedCLI):
 def _of_subcommand(config: Any) -> Any:
     """Return the options of the subcommand, or all where there is none."""
     return config.get(str(config.get("subcommand")), config)
+
+
+@contextmanager
+def _replaced(settings: Any, name: str, value: Any) -> Iterator[None]:
+    """Put a value in place of a setting for the time of the context."""
+    before, settings[name] = settings[name], value
+    try:
+        yield
+    finally:
+        settings[name] = before
 
 
 def _as_list(given: Any) -> list[Any]:
