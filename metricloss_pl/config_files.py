@@ -11,9 +11,9 @@ import yaml
 from metricloss_pl.errors import UserError
 from metricloss_pl.files import replacing
 
-__all__ = ["copy_config", "describe_config", "find_config", "list_configs", "shipped_configs"]
+__all__ = ["BLOCKS", "copy_config", "describe_config", "find_config", "list_configs", "shipped_configs"]
 
-_BLOCKS = ("data", "model", "trainer")
+BLOCKS = ("data", "model", "trainer")
 
 
 def shipped_configs() -> Path:
@@ -84,7 +84,7 @@ def _self_contained(file: Path) -> str:
     text = file.read_text(encoding="utf-8")
     root = yaml.compose(text)
     assert isinstance(root, yaml.MappingNode)
-    blocks = [value for key, value in root.value if key.value in _BLOCKS]
+    blocks = [value for key, value in root.value if key.value in BLOCKS]
     for node in reversed(list(_scalars(root))):
         named = (file.parent / node.value).resolve()
         if not named.is_file():

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from metricloss_pl.checkpoints import import_paths, is_trusted_run, read_checkpoint
 from metricloss_pl.cli.run_folder import CONFIG, LAST, run_of
-from metricloss_pl.config_files import find_config
+from metricloss_pl.config_files import BLOCKS, find_config
 from metricloss_pl.errors import UserError, reason
 from metricloss_pl.run_files import HARMLESS, LINKED
 from metricloss_pl.screen import shell_command, short
@@ -31,7 +31,6 @@ __all__ = [
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 _CONFIG = ("-c", "--config")
-_BLOCKS = ("data", "model", "trainer")
 
 
 def prepare(args: Sequence[str]) -> list[str]:
@@ -77,9 +76,9 @@ def with_shipped_configs(args: Sequence[str], kind: str = "") -> list[str]:
     args = list(args)
     for name, value, place in reversed(list(options_of(args))):
         block = name.removeprefix("--")
-        if value is None or not _is_yaml(value) or not (name in _CONFIG or block in _BLOCKS):
+        if value is None or not _is_yaml(value) or not (name in _CONFIG or block in BLOCKS):
             continue
-        found = find_config(value, block if block in _BLOCKS else kind)
+        found = find_config(value, block if block in BLOCKS else kind)
         if found != value:
             args[place] = [f"{'--config' if name in _CONFIG else name}={found}"]
         elif name in _CONFIG and not Path(value).exists():
@@ -142,7 +141,7 @@ def _check_order(args: Sequence[str]) -> None:
     """A config overrides the flags before it, and a block its settings that stand before it, without a word."""
     seen: list[str] = []
     for name, _, _ in options_of(args):
-        whole = name in _CONFIG or name[2:] in _BLOCKS
+        whole = name in _CONFIG or name[2:] in BLOCKS
         overridden = [flag for flag in seen if name in _CONFIG or (whole and flag.startswith(f"{name}."))]
         if overridden:
             name = "--config" if name in _CONFIG else name
@@ -253,13 +252,13 @@ def _config_of_run(run: Path) -> str:
 def _replace_blocks(args: Sequence[str]) -> list[str]:
     """A block's file given as a flag takes the place of the config's block, whose settings would else shine through."""
     options = list(options_of(args))
-    swapped = {name[2:] for name, value, _ in options if name[2:] in _BLOCKS and _is_yaml(value)}
+    swapped = {name[2:] for name, value, _ in options if name[2:] in BLOCKS and _is_yaml(value)}
     args = list(args)
     for name, value, place in reversed(options if swapped else []):
         if name in _CONFIG and value and _is_yaml(value):
             content = _load(Path(value))
             kept = {key: setting for key, setting in content.items() if key not in swapped}
-            for block in _BLOCKS:
+            for block in BLOCKS:
                 if isinstance(kept.get(block), str):
                     kept[block] = str(Path(value).absolute().parent / kept[block])
             args[place] = ["--config", yaml.safe_dump(kept)]
