@@ -16,7 +16,7 @@ from metricloss_pl.checkpoints import read_checkpoint
 from metricloss_pl.errors import UserError
 from metricloss_pl.files import replacing
 
-__all__ = ["BestCheckpoint", "callback_states", "resumed_state"]
+__all__ = ["BestCheckpoint", "callback_states", "recorded_id", "resumed_state"]
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -65,7 +65,7 @@ def _newest_state(callback: ModelCheckpoint, run_id: str | None) -> dict[str, An
     files = [file for file in Path(str(callback.dirpath)).rglob("[!.]*.ckpt") if file.name != "last.ckpt"]
     for file in sorted(files, key=lambda file: file.stat().st_mtime_ns, reverse=True):
         states = callback_states(file)
-        if run_id is not None and _recorded_id(states) == run_id and callback.state_key in states:
+        if run_id is not None and recorded_id(states) == run_id and callback.state_key in states:
             return _relocated(callback, states[callback.state_key], run_id)
     return None
 
@@ -73,13 +73,14 @@ def _newest_state(callback: ModelCheckpoint, run_id: str | None) -> dict[str, An
 def callback_states(checkpoint: Path) -> dict[str, dict[str, Any]]:
     """Return the states of the callbacks in a checkpoint, as far as there are any."""
     try:
-        states = read_checkpoint(checkpoint).get("callbacks")
+        states: dict[str, dict[str, Any]] = read_checkpoint(checkpoint).get("callbacks", {})
     except UserError:  # a file of something else
         return {}
-    return {name: s for name, s in states.items() if isinstance(s, dict)} if isinstance(states, dict) else {}
+    return states
 
 
-def _recorded_id(states: dict[str, Any]) -> str | None:
+def recorded_id(states: dict[str, Any]) -> str | None:
+    """Return the id of the run that the states of callbacks are of, if it was recorded."""
     run_id: str | None = states.get("RunFolder", {}).get("id")
     return run_id
 
@@ -100,7 +101,7 @@ def _relocated(callback: ModelCheckpoint, state: dict[str, Any], run_id: str | N
     known = state["best_k_models"]
 
     def is_of_run(states: dict[str, Any]) -> bool:
-        return _recorded_id(states) in (None, run_id)  # weights alone record no run
+        return recorded_id(states) in (None, run_id)  # weights alone record no run
 
     @cache
     def locate(file: str) -> str:

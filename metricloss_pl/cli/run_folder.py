@@ -16,7 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 
 from metricloss_pl._compat import set_default_root_dir
-from metricloss_pl.callbacks.best import callback_states, resumed_state
+from metricloss_pl.callbacks.best import callback_states, recorded_id, resumed_state
 from metricloss_pl.callbacks.run_folder import RunFolderCallback
 from metricloss_pl.errors import UserError
 
@@ -92,7 +92,7 @@ class RunFolder(RunFolderCallback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Adapt what the checkpoint says of other checkpoints to where they are, and to those written after it."""
         states = checkpoint["callbacks"]
-        run_id = states.get(RunFolder.__name__, {}).get("id")
+        run_id = recorded_id(states)
         for callback in trainer.checkpoint_callbacks:
             if not isinstance(callback, ModelCheckpoint) or callback.state_key not in states:
                 continue
@@ -149,11 +149,10 @@ def run_of(checkpoint: str | Path) -> Path | None:
     states = callback_states(path)
     places = [state.get("dirpath") for state in states.values()]
     written = any(Path(place) in path.resolve().parents for place in places if isinstance(place, str))
-    record = states.get(RunFolder.__name__, {})
-    named, run = record.get("folder"), record.get("id")
+    named, run = states.get(RunFolder.__name__, {}).get("folder"), recorded_id(states)
     if not written or not isinstance(named, str) or run is None or not (Path(named) / CONFIG).is_file():
         return None
-    same = callback_states(Path(named) / _CHECKPOINTS / LAST).get(RunFolder.__name__, {}).get("id") == run
+    same = recorded_id(callback_states(Path(named) / _CHECKPOINTS / LAST)) == run
     return Path(named) if same else None
 
 
