@@ -76,7 +76,9 @@ FITS = [
 
 def options_of(command: str) -> list[tuple[str, str]]:
     """Names and values of a command's options."""
-    words = [part for word in shlex.split(command)[3:] for part in (word.split("=", 1) if word[:2] == "--" else [word])]
+    program, *given = shlex.split(command)
+    given = given[1:] if program == "metricloss" else given[2:]  # python cli.py
+    words = [part for word in given for part in (word.split("=", 1) if word[:2] == "--" else [word])]
     return list(zip(words[::2], words[1::2], strict=True))
 
 
