@@ -195,11 +195,11 @@ def _complete_from_checkpoint(args: Sequence[str]) -> list[str]:
     if path is None or given & {*_CONFIG, "--model"}:
         return list(args)
     checkpoint = read_checkpoint(path)
-    unlabelled = args[0] == "predict" and "--data.predict_dir" in given and "--data" not in given
+    unlabeled = args[0] == "predict" and "--data.predict_dir" in given and "--data" not in given
     run = run_of(path)
-    if run is not None and not unlabelled:
+    if run is not None and not unlabeled:
         return [args[0], f"--config={_config_of_run(run)}", *args[1:]]
-    if not unlabelled and "--data" not in given:
+    if not unlabeled and "--data" not in given:
         raise UserError(
             f"--ckpt_path {path} lies in no run's folder: give the --config that it was trained with too, or --data "
             "with the kind of data, such as --data ImageFolderDataModule --data.root FOLDER"
@@ -214,7 +214,7 @@ def _complete_from_checkpoint(args: Sequence[str]) -> list[str]:
     backbone = hparams.get("backbone")
     if isinstance(backbone, dict) and isinstance(settings := backbone.get("init_args"), dict):
         settings.pop("in_channels", None)
-    if not unlabelled:
+    if not unlabeled:
         as_trained = {name: value for name, value in images.items() if f"--data.{name}" not in given}
         prepared = [f"--data.{name}={json.dumps(value)}" for name, value in as_trained.items()]
         return [args[0], f"--model={json.dumps(model)}", *args[1:], *prepared]

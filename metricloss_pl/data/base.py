@@ -148,14 +148,14 @@ class ImageDataModule(LightningDataModule, ABC):
         """
 
     def all_images(self) -> Samples:
-        """List all labelled images, whatever set they are in.
+        """List all labeled images, whatever set they are in.
 
         Raises:
             UserError: There is none.
         """
         found = [samples for part in _PARTS if (samples := self.read(part)) is not None]
         if not found:
-            raise UserError(f"{type(self).__name__} has no labelled image")
+            raise UserError(f"{type(self).__name__} has no labeled image")
         return functools.reduce(concatenate, found)
 
     def published_statistics(self) -> Statistics | None:
