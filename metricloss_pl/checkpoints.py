@@ -17,9 +17,8 @@ from torch import Tensor
 
 import metricloss_pl
 from metricloss_pl._compat import import_paths_limited_to
-from metricloss_pl.errors import UserError, reason
+from metricloss_pl.errors import UserError, reason, shell_command
 from metricloss_pl.files import UNREADABLE_PICKLE, replacing
-from metricloss_pl.screen import shell_command
 
 __all__ = [
     "AtomicCheckpointIO",

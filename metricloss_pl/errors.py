@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import shlex
+import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import get_args
 
 
@@ -26,6 +29,25 @@ def plural(count: int, noun: str) -> str:
     """Return a count with its noun: "1 class", "2 classes", "1,200 images"."""
     ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
     return f"{count:,} {noun}{ending}"
+
+
+def shell_command(*arguments: str) -> str:
+    """Return the command that runs this program with these arguments, spelled the way it was started.
+
+    Args:
+        arguments: Arguments such as `"test"`, `"--ckpt_path"`, `"best.ckpt"`.
+
+    Returns:
+        `python cli.py ...`, `python -m metricloss_pl ...` or `metricloss ...`, quoted for a shell.
+    """
+    script = Path(sys.argv[0])
+    if script.name == "cli.py":
+        program = ["python", sys.argv[0]]
+    elif script.name == "__main__.py" and script.absolute().parent == Path(__file__).absolute().parent:
+        program = ["python", "-m", "metricloss_pl"]
+    else:
+        program = ["metricloss"]
+    return shlex.join([*program, *arguments])
 
 
 DEBUG_HELP = "With --debug after a subcommand, or METRICLOSS_DEBUG=1, an error shows its traceback."

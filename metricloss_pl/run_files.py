@@ -13,10 +13,17 @@ from metricloss_pl import backbones, schedules  # noqa: F401  imported so that Y
 from metricloss_pl.callbacks import BestCheckpoint, PredictionWriter
 from metricloss_pl.errors import UserError
 
-__all__ = ["HARMLESS", "LINKED", "add_run_arguments", "check_settings", "link_facts_of_data", "with_absolute_paths"]
+__all__ = [
+    "LINKED",
+    "RESULT_INVARIANT",
+    "add_run_arguments",
+    "check_settings",
+    "link_facts_of_data",
+    "with_absolute_paths",
+]
 
 # Settings of the data that decide no result: where they lie and how they are fetched.
-HARMLESS = ("root", "csv", "images_dir", "path", "download", "num_workers", "cache_gb")
+RESULT_INVARIANT = ("root", "csv", "images_dir", "path", "download", "num_workers", "cache_gb")
 # Settings that are paths. A relative one is taken from the folder that the program was started in.
 _PATHS = (
     *("root", "test_root", "csv", "images_dir", "path", "predict_dir"),  # of data and predictions

@@ -46,7 +46,7 @@ def standalone(**options):
 
 
 REGIMES = {
-    "softmax": lambda **o: SoftmaxClassifier(10, Dense(), label_smoothing=0.1, smoothing="others", **o),
+    "softmax": lambda **o: SoftmaxClassifier(10, Dense(), label_smoothing=0.1, smoothing_target="non_target", **o),
     "softmax_classes": lambda **o: SoftmaxClassifier(10, Dense(), weight_decay_on="weights", **o),
     "softmax_squared_error": lambda **o: SoftmaxClassifier(10, Dense(), loss="squared_error", **o),
     "cosine": cosine_with_frozen_norm,
@@ -55,7 +55,7 @@ REGIMES = {
     "center": lambda **o: CenterSoftmaxClassifier(10, Dense(), center_weight=0.1, **o),
     "center_averaged": lambda **o: CenterSoftmaxClassifier(10, Dense(), center_weight=0.1, **o),
     "center_gradient": lambda **o: CenterSoftmaxClassifier(10, Dense(), center_rule="gradient", **o),
-    "center_means": lambda **o: CenterSoftmaxClassifier(10, Dense(), center_init="class-means", **o),
+    "center_means": lambda **o: CenterSoftmaxClassifier(10, Dense(), center_init="class_means", **o),
     "arcface": lambda **o: MetricLearningClassifier(10, Dense(), loss_args={"scale": 16}, **o),
     "standalone": standalone(),
     "standalone_log": standalone(inter="log"),
@@ -93,7 +93,7 @@ def fit(name: str, processes: int) -> dict[str, dict]:
     trainer, data = build_run(processes, *([ExponentialMovingAverage(decay=0.8)] if name == "center_averaged" else []))
     class_weights = "balanced"
     if name == "softmax_classes":  # batches of five images of each of six classes
-        data.per_class_in_batch, class_weights = 5, None
+        data.samples_per_class_in_batch, class_weights = 5, None
     model = REGIMES[name](optimizer=lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9), class_weights=class_weights)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     trainer.fit(model, data)
@@ -108,8 +108,8 @@ def fit(name: str, processes: int) -> dict[str, dict]:
 def fit_mixed(processes: int) -> dict[str, torch.Tensor]:
     """What each process has drawn, and the weights that each ends with."""
     trainer, data = build_run(processes)
-    model, shares = CosineClassifier(10, Dense(), mixing=CutMix(probability=0.7)), []
-    model.mixing.register_forward_hook(lambda module, images, mixed: shares.append(mixed[2]))
+    model, shares = CosineClassifier(10, Dense(), batch_mixing=CutMix(probability=0.7)), []
+    model.batch_mixing.register_forward_hook(lambda module, images, mixed: shares.append(mixed[2]))
     trainer.fit(model, data)
     return {
         "shares": trainer.strategy.all_gather(torch.tensor(shares)),

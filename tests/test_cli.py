@@ -225,7 +225,7 @@ def test_training_on_everything_takes_the_last_checkpoint(tmp_path, capsys):
         ("digits_standalone", []),
         (
             "digits_softmax",
-            ["--model.lr_scheduler=WarmRestarts", "--model.lr_scheduler.T_0=1", "--data.per_class_in_batch=8"],
+            ["--model.lr_scheduler=WarmRestarts", "--model.lr_scheduler.T_0=1", "--data.samples_per_class_in_batch=8"],
         ),
     ],
 )
@@ -255,7 +255,7 @@ def test_views_of_the_test_images(digits_run, tmp_path):
     run = shutil.copytree(digits_run, tmp_path / "digits_cosine" / "version_0", ignore=fresh)
     checkpoint = run / "checkpoints" / "best.ckpt"
     accuracies, shares = [], []
-    for flags, number in (([], ""), (["--data.test_views=flip"], "_2")):
+    for flags, number in (([], ""), (["--data.tta=flip"], "_2")):
         main(["test", f"--ckpt_path={checkpoint}", *flags, *QUIET])
         accuracies.append(json.loads((run / f"test{number}.json").read_text())["metrics"]["test/accuracy"])
         main(["predict", f"--ckpt_path={checkpoint}", *flags, *QUIET])
@@ -295,7 +295,7 @@ def test_mixing_from_a_file_and_with_the_checkpoint_alone(tmp_path):
         main(["test", f"--ckpt_path={run / 'checkpoints' / 'best.ckpt'}", *QUIET])
         away = shutil.copy(run / "checkpoints" / "best.ckpt", tmp_path / "model.ckpt")
         predictions = tmp_path / f"{number}.csv"
-        flags = [f"--data.predict_dir={make_folder(tmp_path / 'new', images=2)}", "--data.test_views=flip"]
+        flags = [f"--data.predict_dir={make_folder(tmp_path / 'new', images=2)}", "--data.tta=flip"]
         flags += [f"--runs_dir={tmp_path / 'others'}"]
         main(["predict", f"--ckpt_path={away}", f"--predictions.path={predictions}", *flags, *QUIET])
         assert len(predictions.read_text().splitlines()) == 1 + 4
@@ -449,18 +449,21 @@ DIGITS = ["fit", f"--config={CONFIGS / 'digits_center.yaml'}", "--trainer.callba
         (["--model.center_weight=much"], "center_weight"),
         (["--model.center_weight=-1"], "center_weight is -1.0; it must be at least 0"),
         (
-            ["--model.mixing=CutMix"],
+            ["--model.batch_mixing=CutMix"],
             "mixing is CutMix, which CenterSoftmaxClassifier can't take: an image mixed of two classes has no one",
         ),
-        (["--model.mixing=CutMix", "--model.mixing.alpha=0"], "alpha of CutMix is 0.0; it must be above 0 and finite"),
-        (["--model.mixing=Mixup"], "there is no class Mixup: is it MixUp"),
+        (
+            ["--model.batch_mixing=CutMix", "--model.batch_mixing.alpha=0"],
+            "alpha of CutMix is 0.0; it must be above 0 and finite",
+        ),
+        (["--model.batch_mixing=Mixup"], "there is no class Mixup: is it MixUp"),
         (
             ["--trainer.callbacks=[{class_path: GeometryMonitr}]"],
             "no class GeometryMonitr: is it GeometryMonitor; ",
         ),
         (["--model.lr_scheduler=CosinDecay"], "there is no class CosinDecay: is it CosineDecay"),
-        (["--data.test_views=mirror"], "test_views is mirror; it must be one of 'flip', 'crops', 'crops_and_flips'"),
-        (["--data.test_views=[flip]"], "is ['flip']; it must be one of 'flip', 'crops', 'crops_and_flips', alone and"),
+        (["--data.tta=mirror"], "tta is mirror; it must be one of 'flip', 'crops', 'crops_and_flips'"),
+        (["--data.tta=[flip]"], "is ['flip']; it must be one of 'flip', 'crops', 'crops_and_flips', alone and"),
         (["--data.in_channels=2"], "in_channels is 2; it must be one of 1, 3"),
         (["--model.center_optimizer=torch.optim.Adam"], "center_optimizer is Adam, which takes no sparse gradients"),
         (["--model.center_optimizer.momentum=0.9"], "has momentum 0.9: leave it out"),

@@ -86,7 +86,7 @@ def test_lists_of_classes_are_shortened_and_all_else_is_kept(monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     long, short = Parser(prog="p"), Parser.__mro__[1](prog="p", usage="unused")
     for parser in (long, short):
-        parser.add_argument("--number", type=int, default=3, help="A number with one-hot words, and a very " * 5)
+        parser.add_argument("--number", type=int, default=3, help="A number with one_hot words, and a very " * 5)
     assert long.format_help() == short.format_help().partition("\n\n")[2]
 
 

@@ -102,13 +102,13 @@ def test_a_hierarchy_called_by_its_name(tmp_path, monkeypatch):
     """It is fetched once; a checkpoint goes without it."""
     (tmp_path / "cub_flat.txt").write_text("".join(f"2{digit % 3} {digit}\n30 2{digit % 3}\n" for digit in range(10)))
     file = Resource("cub_flat.txt", (tmp_path / "cub_flat.txt").as_uri(), md5(tmp_path / "cub_flat.txt"))
-    monkeypatch.setattr(published, "_FILES", {**published._FILES, "cub-flat": (file,)})
+    monkeypatch.setattr(published, "_FILES", {**published._FILES, "cub_flat": (file,)})
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
-    flags = ["--model.class_embeddings=cub-flat", "--trainer.limit_train_batches=2"]
+    flags = ["--model.class_embeddings=cub_flat", "--trainer.limit_train_batches=2"]
     run = fit("digits_cosine", tmp_path / "runs", *flags)
     (tmp_path / "cub_flat.txt").unlink()
     assert json.loads((run / "result.json").read_text())["metrics"].keys() >= MEASURES
-    assert yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["class_embeddings"] == "cub-flat"
+    assert yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["class_embeddings"] == "cub_flat"
     checkpoint = run / "checkpoints" / "best.ckpt"
     targets = torch.load(checkpoint, weights_only=True)["state_dict"]["criterion.class_embeddings"].double()
     same_group = torch.arange(10) % 3 == (torch.arange(10) % 3)[:, None]
@@ -266,7 +266,7 @@ def test_ones_own_metrics_take_the_place_of_those_that_come_by_themselves(model_
 @pytest.mark.parametrize(
     ("text", "flags", "message"),
     [
-        (None, [], "'cifar100-superclasses' or the file of a hierarchy or of embeddings, and there is no such file"),
+        (None, [], "'cifar100_superclasses' or the file of a hierarchy or of embeddings, and there is no such file"),
         ("a b\nc b\na d\n", [], "tree.txt: 'b' has two parents, 'a' and 'c'"),
         ("r\n-- 0\n-- 1\n", [], "class '2' is no leaf of hierarchy"),
         (TREE, ["--model.embedding_dim=11"], "11 dimensions of semantic class embeddings: they must be 1 to 10"),
@@ -330,13 +330,13 @@ def test_a_hierarchy_is_shown(tmp_path, capsys):
 
 
 def test_a_hierarchy_is_shown_by_its_name(capsys):
-    main(["hierarchy", "cifar100-superclasses"])
+    main(["hierarchy", "cifar100_superclasses"])
     screen = capsys.readouterr().out
     assert re.search(r"classes +100, from beaver to tractor", screen)
     assert re.search(r"similarity +0\.5 \(4\.0 %\), 0 \(96\.0 %\) of the pairs", screen)
     _, tree = screen.split("\n\n")
     assert tree.splitlines()[60:] == ["# and 61 more lines, shown by --tree true"]
-    main(["hierarchy", "cifar100-superclasses", "--tree=true"])
+    main(["hierarchy", "cifar100_superclasses", "--tree=true"])
     assert len(capsys.readouterr().out.split("\n\n")[1].splitlines()) == 121
 
 

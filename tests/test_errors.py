@@ -9,8 +9,8 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from metricloss_pl.cli import main
+from metricloss_pl.cli.errors import format_user_error, hint_of
 from metricloss_pl.errors import UserError
-from metricloss_pl.messages import hint_of, message_of
 from metricloss_pl.regimes import SoftmaxClassifier, StandaloneCenterClassifier
 
 CONFIG = Path(__file__).parent.parent / "configs" / "digits_center.yaml"
@@ -135,12 +135,12 @@ def test_only_causes_count():
         except Exception as caught:
             return caught
 
-    assert message_of(raised(ValueError("outer"), raised(UserError("a  mistake\n of two lines")))) == (
+    assert format_user_error(raised(ValueError("outer"), raised(UserError("a  mistake\n of two lines")))) == (
         "a mistake of two lines"
     )
-    assert message_of(raised(UserError("outer"), UserError("inner"))) == "outer"
-    assert message_of(raised(RuntimeError("outer"), argparse.ArgumentError(None, "parser"))) == "parser"
-    assert message_of(ValueError("no mistake")) is None
+    assert format_user_error(raised(UserError("outer"), UserError("inner"))) == "outer"
+    assert format_user_error(raised(RuntimeError("outer"), argparse.ArgumentError(None, "parser"))) == "parser"
+    assert format_user_error(ValueError("no mistake")) is None
     try:
         try:
             raise UserError("handled")
@@ -148,7 +148,7 @@ def test_only_causes_count():
             raise KeyError("bug")  # noqa: B904
     except KeyError as error:
         bug = error
-    assert message_of(bug) is None
+    assert format_user_error(bug) is None
 
 
 def test_a_bug_in_a_module_that_the_parser_imports():
@@ -215,12 +215,12 @@ def test_an_error_of_a_process_among_others(monkeypatch):
     of_torch = torch.distributed.DistError("any words")
     monkeypatch.setenv("WORLD_SIZE", "2")  # left over from another job
     for error in (failed, backward):
-        assert message_of(error) is hint_of(error) is None
+        assert format_user_error(error) is hint_of(error) is None
     assert hint_of(of_torch).startswith("hint: if another process has died")
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     for error in (failed, backward, of_torch):
-        assert message_of(error) is None
+        assert format_user_error(error) is None
         assert hint_of(error).startswith("hint: if another process has died")
     assert hint_of(raised_in("torch.nn.functional", RuntimeError("shape"))) is None
 

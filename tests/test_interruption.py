@@ -16,8 +16,8 @@ REGIMES = ("softmax", "cosine", "center", "standalone")
 
 # Chance within the training step; the center regimes take no mixing.
 MIXING = {
-    "softmax": ["--model.mixing=MixUp", "--model.mixing.alpha=0.5"],
-    "cosine": ["--model.mixing=CutMix", "--model.mixing.probability=0.8"],
+    "softmax": ["--model.batch_mixing=MixUp", "--model.batch_mixing.alpha=0.5"],
+    "cosine": ["--model.batch_mixing=CutMix", "--model.batch_mixing.probability=0.8"],
 }
 
 

@@ -18,27 +18,27 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "metricloss_pl"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 GROUND = ("losses", "class_embeddings", "backbones", "data", "metrics", "plots")
-BASICS = {"errors", "_compat", "files", "checkpoints", "download", "screen"}
+BASICS = {"errors", "_compat", "files", "checkpoints", "download"}
 # What a single run and a comparison have in common.
-SHARED = {"config_files", "run_files", "messages", "suggestions", "surroundings"}
+SHARED = {"config_files", "run_files", "environment", "cli.console", "cli.errors", "cli.suggestions"}
 # What each part may import besides itself, from the ground up; "" is the package's own version.
 LAYERS = {
     "_compat": set(),
     "errors": set(),
-    "screen": set(),
     "files": {"errors"},
     "download": {"errors"},
     "schedules": {"errors"},
     "mixing": {"errors"},
     "config_files": {"errors", "files"},
-    "checkpoints": {"_compat", "errors", "files", "screen", ""},
+    "checkpoints": {"_compat", "errors", "files", ""},
     **dict.fromkeys(GROUND[1:], BASICS),
     "regimes": {*GROUND, *BASICS, "schedules", "mixing"},
     "callbacks": {*GROUND, *BASICS, "regimes"},
     "run_files": {"errors", "backbones", "schedules", "callbacks"},
-    "messages": {"errors", "files", "screen"},
-    "suggestions": {"_compat", "errors", "messages", "data", "regimes", "callbacks"},
-    "surroundings": {""},
+    "environment": {""},
+    "cli.console": set(),
+    "cli.errors": {"errors", "files"},
+    "cli.suggestions": {"_compat", "errors", "cli.errors", "data", "regimes", "callbacks"},
     "loading": {*GROUND, *BASICS, "schedules", "mixing", "regimes"},
     "compare": {*GROUND, *BASICS, *SHARED, "regimes", "callbacks"},
     "cli": {*GROUND, *BASICS, *SHARED, "schedules", "mixing", "regimes", "callbacks", "compare", ""},
@@ -61,12 +61,13 @@ def imported(source: str) -> set[str]:
 
 def part(module: str) -> str:
     """The package's part that a dotted name lies in: metricloss_pl.losses.center -> losses."""
-    return (*module.split("."), "")[1]
+    names = module.split(".")[1:]
+    return next((".".join(names[:n]) for n in (2, 1) if ".".join(names[:n]) in LAYERS), ".".join(names[:1]))
 
 
 def within(file: Path) -> str:
     """The package's part that a file lies in."""
-    return file.relative_to(PACKAGE).with_suffix("").parts[0]
+    return part(".".join(["metricloss_pl", *file.relative_to(PACKAGE).with_suffix("").parts]))
 
 
 def test_imports_are_read_wherever_they_stand():

@@ -255,7 +255,7 @@ def test_hours_follow_from_the_networks():
         of_backbone["side"] = config.get("data.image_size") or module.image_size or side
         cost = cost_of(channels=channels, **of_backbone)
         batch_size = config["data.batch_size"]
-        of_data = [config.get(f"data.{name}") for name in ("samples_per_class", "repeat_up_to")]
+        of_data = [config.get(f"data.{name}") for name in ("samples_per_class", "oversample_to")]
         steps = training_images(module, config.get("data.val_fraction", module.val_fraction), *of_data) // batch_size
         seconds = max(3 * cost.flops * batch_size / SUSTAINED, LAUNCH * cost.layers)
         hours = config["trainer.max_epochs"] * steps * seconds / 3600

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Subset
 
 from metricloss_pl.data import ImageDataModule
 
-__all__ = ["embedded", "evaluation_loaders", "is_due", "thinned"]
+__all__ = ["embedded", "evaluation_loaders", "is_due", "subsample"]
 
 
 def is_due(trainer: Trainer, every_n_epochs: int) -> bool:
@@ -33,7 +33,7 @@ def evaluation_loaders(trainer: Trainer) -> dict[str, DataLoader[Any]]:
     return {"train": data.train_eval_dataloader(), **({"val": val} if isinstance(val, DataLoader) else {})}
 
 
-def thinned(loader: DataLoader[Any], limit: int) -> DataLoader[Any]:
+def subsample(loader: DataLoader[Any], limit: int) -> DataLoader[Any]:
     """A loader of at most so many images, the same at each call.
 
     They are drawn by chance: the first ones are often of one class, and so are evenly spaced ones where classes take

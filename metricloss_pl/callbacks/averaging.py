@@ -120,5 +120,5 @@ def _correct_on_validation(trainer: Trainer, module: LightningModule) -> Tensor 
     with evaluation_mode(trainer, module):
         for batch in islice(loader, limit if isinstance(limit, int) else None):
             images, labels = trainer.strategy.batch_to_device(batch, module.device)[:2]
-            correct.append(module.class_scores(module.embed(images)).argmax(1) == labels)
+            correct.append(module.class_scores(module.embed_views(images)).argmax(1) == labels)
     return torch.cat(correct)

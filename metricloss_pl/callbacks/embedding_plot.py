@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from metricloss_pl.callbacks._embed import embedded, evaluation_loaders, is_due, thinned
+from metricloss_pl.callbacks._embed import embedded, evaluation_loaders, is_due, subsample
 from metricloss_pl.callbacks.run_folder import run_folder
 from metricloss_pl.errors import UserError
 from metricloss_pl.regimes import Classifier
@@ -89,13 +89,13 @@ class EmbeddingPlot(Callback):
         if not all(part[1].isfinite().all() for part in parts.values()):
             rank_zero_warn(f"EmbeddingPlot draws nothing after epoch {epoch}: there are embeddings that are not finite")
             return
-        prototypes = pl_module.class_prototypes
+        prototypes = pl_module.class_anchors
         points, stars = self._project([part[1].numpy() for part in parts.values()], prototypes, pl_module)
         figure = plots.embedding_scatter(
             {_TITLES[name]: (p, part[2].numpy()) for (name, part), p in zip(parts.items(), points, strict=True)},
             pl_module.class_names,
             prototypes=stars,
-            prototype_name=pl_module.prototype_name,
+            anchor_name=pl_module.anchor_name,
             title=f"{type(pl_module).__name__}, epoch {epoch}",
             axis_labels=self._axis_labels(pl_module.embedding_dim),
         )
@@ -130,9 +130,13 @@ class EmbeddingPlot(Callback):
         with evaluation_mode(trainer, module):
             for name, loader in evaluation_loaders(trainer).items():
                 batches = [
-                    (images.cpu() if limit else images[:0].cpu(), module.points(embeddings).float().cpu(), labels.cpu())
+                    (
+                        images.cpu() if limit else images[:0].cpu(),
+                        module.metric_embeddings(embeddings).float().cpu(),
+                        labels.cpu(),
+                    )
                     for images, labels, embeddings in embedded(
-                        trainer, module, thinned(loader, min(limit or self.max_images, self.max_images))
+                        trainer, module, subsample(loader, min(limit or self.max_images, self.max_images))
                     )
                 ]
                 images, embeddings, labels = (torch.cat(column) for column in zip(*batches, strict=True))

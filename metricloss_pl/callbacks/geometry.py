@@ -95,7 +95,7 @@ def measure_parts(trainer: Trainer, module: Classifier) -> dict[str, dict[str, T
         seen: list[tuple[Tensor, Tensor]] = []  # training images, whose means are known only at the end
         with evaluation_mode(trainer, module):
             for _, labels, embeddings in embedded(trainer, module, loader):
-                scores, points = module.class_scores(embeddings), module.points(embeddings)
+                scores, points = module.class_scores(embeddings), module.metric_embeddings(embeddings)
                 for accuracy in accuracies.values():
                     accuracy.update(scores, labels)
                 norm.update(embeddings.float().norm(dim=1))

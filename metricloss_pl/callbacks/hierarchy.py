@@ -63,7 +63,7 @@ class HierarchyMetrics(Callback):
         self._severity = MistakeSeverity(heights).to(device)
         self._precision = HierarchicalPrecision(heights, tree.height).to(device)
         none = torch.zeros(0, pl_module.embedding_dim, device=device)  # also where this process has no image
-        self._precision.update(pl_module.points(none), none[:, 0].long())
+        self._precision.update(pl_module.metric_embeddings(none), none[:, 0].long())
 
     def on_test_batch_end(
         self,
@@ -81,7 +81,7 @@ class HierarchyMetrics(Callback):
         self._accuracy.update(predictions, labels)
         self._severity.update(predictions, labels)
         if self.retrieval:
-            self._precision.update(pl_module.points(outputs["embeddings"]), labels)
+            self._precision.update(pl_module.metric_embeddings(outputs["embeddings"]), labels)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._measures:

@@ -17,7 +17,7 @@ def one_hot(num_classes: int) -> Tensor:
     Raises:
         UserError: for fewer than two classes.
     """
-    _check(num_classes, "one-hot")
+    _check(num_classes, "one_hot")
     return torch.eye(num_classes)
 
 

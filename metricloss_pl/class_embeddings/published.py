@@ -26,11 +26,11 @@ _FILES = {
         _of_authors("Cifar-Hierarchy/cifar.parent-child.txt", "7cdbaf9443fe897e4ab3f73b6fa24ee5"),
         _of_authors("Cifar-Hierarchy/class_names.txt", "5c5f4aeddd4bf620d32e54efe675e545"),
     ),
-    "cub-flat": (_of_authors("CUB-Hierarchy/cub_flat.parent-child.txt", "55eb40ff1ceabd564764b823488f1315"),),
-    "cub-wikispecies": (
+    "cub_flat": (_of_authors("CUB-Hierarchy/cub_flat.parent-child.txt", "55eb40ff1ceabd564764b823488f1315"),),
+    "cub_wikispecies": (
         _of_authors("CUB-Hierarchy/cub_wikispecies.parent-child.txt", "6b33c0630cbd77a62fe8c5cca3c3ac02"),
     ),
-    "cub-deep": (_of_authors("CUB-Hierarchy/cub_balanced.parent-child.txt", "cf9c0b9a2027c65e3b3a868f126a34af"),),
+    "cub_deep": (_of_authors("CUB-Hierarchy/cub_balanced.parent-child.txt", "cf9c0b9a2027c65e3b3a868f126a34af"),),
 }
 
 # CIFAR-100's own (Krizhevsky 2009): its coarse labels, each with its five classes.
@@ -57,7 +57,7 @@ _SUPERCLASSES = {
     "vehicles_2": "lawn_mower rocket streetcar tank tractor",
 }
 
-HIERARCHIES = (*_FILES, "cifar100-superclasses")
+HIERARCHIES = (*_FILES, "cifar100_superclasses")
 
 
 def open_hierarchy(
@@ -65,9 +65,9 @@ def open_hierarchy(
 ) -> Hierarchy:
     """The hierarchy of a name, or of a file.
 
-    ``cub-flat``, ``cub-wikispecies`` and ``cub-deep`` (for CUB-200-2011) and ``cifar100`` are those of Barz & Denzler
+    ``cub_flat``, ``cub_wikispecies`` and ``cub_deep`` (for CUB-200-2011) and ``cifar100`` are those of Barz & Denzler
     (2019, 2020); their files are downloaded once, into ``metricloss_pl`` in torch.hub's folder.
-    ``cifar100-superclasses`` has CIFAR-100's twenty superclasses between its root and its classes.
+    ``cifar100_superclasses`` has CIFAR-100's twenty superclasses between its root and its classes.
 
     Args:
         hierarchy: The name or the file.
@@ -79,7 +79,7 @@ def open_hierarchy(
         UserError: The file is missing, cannot be downloaded, or holds no tree.
     """
     name = str(hierarchy)
-    if name == "cifar100-superclasses":
+    if name == "cifar100_superclasses":
         pairs = [(coarse, fine) for coarse, classes in _SUPERCLASSES.items() for fine in classes.split()]
         names = {} if class_list is None else read_class_list(class_list)
         return Hierarchy.from_pairs([("CIFAR-100", coarse) for coarse in _SUPERCLASSES] + pairs, names, name)

@@ -11,11 +11,11 @@ import yaml
 from lightning.pytorch.utilities import rank_zero_warn
 
 from metricloss_pl.checkpoints import import_paths, is_trusted_run, read_checkpoint
+from metricloss_pl.cli.console import relative_path
 from metricloss_pl.cli.run_folder import CONFIG, LAST, run_of
 from metricloss_pl.config_files import BLOCKS, find_config
-from metricloss_pl.errors import UserError, reason
-from metricloss_pl.run_files import HARMLESS, LINKED
-from metricloss_pl.screen import shell_command, short
+from metricloss_pl.errors import UserError, reason, shell_command
+from metricloss_pl.run_files import LINKED, RESULT_INVARIANT
 
 __all__ = [
     "SUBCOMMANDS",
@@ -180,7 +180,11 @@ def _resume(args: Sequence[str]) -> list[str]:
             raise UserError(f"--resume {run}: nothing to resume, {file} is missing; give a run's folder")
     for name, _, _ in options_of(args):
         block, _, setting = name.partition(".")
-        if name in (*_CONFIG, "--ckpt_path") or block == "--model" or (block == "--data" and setting not in HARMLESS):
+        if (
+            name in (*_CONFIG, "--ckpt_path")
+            or block == "--model"
+            or (block == "--data" and setting not in RESULT_INVARIANT)
+        ):
             raise UserError(
                 f"{name} with --resume: a run goes on with its own config, checkpoint, model and data; for others "
                 "start a new run"
@@ -244,7 +248,7 @@ def _config_of_run(run: Path) -> str:
         return str(run / CONFIG)
     rank_zero_warn(
         f"not used: {', '.join(left_out)}, which the config beside the checkpoint names; to use "
-        f"{'it' if len(left_out) == 1 else 'them'} give --config {short(run / CONFIG)}"
+        f"{'it' if len(left_out) == 1 else 'them'} give --config {relative_path(run / CONFIG)}"
     )
     return yaml.safe_dump(content)
 

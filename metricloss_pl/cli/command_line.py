@@ -47,6 +47,15 @@ from metricloss_pl.cli.arguments import (
     prepare,
 )
 from metricloss_pl.cli.compare import compare
+from metricloss_pl.cli.console import print_table, relative_path
+from metricloss_pl.cli.errors import (
+    build_from_settings,
+    format_user_error,
+    hint_of,
+    is_of_collective,
+    lightning_refusals,
+    lost_contact,
+)
 from metricloss_pl.cli.figure import draw_figure
 from metricloss_pl.cli.hierarchy import show_hierarchy
 from metricloss_pl.cli.parser import Parser
@@ -57,22 +66,13 @@ from metricloss_pl.cli.run_folder import CONFIG, RunFolder, moved_from, run_of, 
 from metricloss_pl.cli.saved_config import drop_object_defaults
 from metricloss_pl.cli.settings_log import SettingsLog
 from metricloss_pl.cli.split import SplitRecord, choose_images
+from metricloss_pl.cli.suggestions import find_mistake
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.data.base import SET_NAMES
-from metricloss_pl.errors import DEBUG_HELP, UserError, is_debugging, plural, raised_in, refusing
+from metricloss_pl.errors import DEBUG_HELP, UserError, is_debugging, plural, raised_in, refusing, shell_command
 from metricloss_pl.files import stem_of_result
-from metricloss_pl.messages import (
-    build_from_settings,
-    hint_of,
-    is_of_collective,
-    lightning_refusals,
-    lost_contact,
-    message_of,
-)
 from metricloss_pl.regimes import Classifier
 from metricloss_pl.run_files import add_run_arguments, check_settings, link_facts_of_data
-from metricloss_pl.screen import print_rows, shell_command, short
-from metricloss_pl.suggestions import find_mistake
 
 __all__ = ["MetricLossCLI", "main"]
 
@@ -94,7 +94,7 @@ class MetricLossCLI(HookedCLI):
     Args:
         model_class: Regime that `--model` names, or the base class of those that it may name.
         datamodule_class: Data module that `--data` names, or the base class of those that it may name.
-        save_config_callback: Callback that saves the config of a run, a subclass of `RunBeginning`.
+        save_config_callback: Callback that saves the config of a run, a subclass of `SaveConfigAndSummary`.
         args: Arguments, the subcommand first. Default: those of the process.
         run: Whether to run the subcommand that `args` begin with; otherwise they have none, and model, data and Trainer
             are built as for `fit`.
@@ -105,7 +105,7 @@ class MetricLossCLI(HookedCLI):
         self,
         model_class: type[Classifier] = Classifier,
         datamodule_class: type[ImageDataModule] = ImageDataModule,
-        save_config_callback: type[SaveConfigCallback] | None = run.RunBeginning,
+        save_config_callback: type[SaveConfigCallback] | None = run.SaveConfigAndSummary,
         *,
         args: Sequence[str] | None = None,
         run: bool = True,
@@ -195,7 +195,8 @@ class MetricLossCLI(HookedCLI):
             elif not path.is_relative_to(folder):
                 block.dirpath = None
                 rank_zero_warn(
-                    f"{short(folder)} was moved or copied from {before}: checkpoints are written into it, and no "
+                    f"{relative_path(folder)} was moved or copied from {before}: checkpoints are written into it, and "
+                    f"no "
                     f"longer into {dirpath}; --checkpoint.dirpath names another folder"
                 )
 
@@ -298,7 +299,7 @@ class MetricLossCLI(HookedCLI):
         # In the checkpoints too, so that a resumed run counts on.
         with lightning_refusals("trainer.max_time"):
             timer = timers[0] if timers else Timer(given.max_time)
-        ours = [run.EndTogether()] if timers else [timer, run.EndTogether()]
+        ours = [run.TerminateChildrenOnError()] if timers else [timer, run.TerminateChildrenOnError()]
         self.record = run.RunRecord(timer, best)
         kwargs["callbacks"] = [self.run_folder, *callbacks, *ours, self.record, SplitRecord()]
         self.settings_log = SettingsLog(_of_subcommand(self.config)) if given.enable_autolog_hparams else None
@@ -367,7 +368,7 @@ class MetricLossCLI(HookedCLI):
         for done, most, flag in ((epochs - added, most_epochs, "max_epochs"), (steps, most_steps, "max_steps")):
             if most is not None and 0 <= most <= done:
                 raise UserError(
-                    f"nothing is left to train: {short(run_folder(self.trainer))} has {epochs} epochs and "
+                    f"nothing is left to train: {relative_path(run_folder(self.trainer))} has {epochs} epochs and "
                     f"{steps} steps behind it; give --trainer.{flag} more than {most}"
                 )
 
@@ -433,25 +434,25 @@ class MetricLossCLI(HookedCLI):
         facts["metrics"] = {name.removeprefix("best "): value for name, value in metrics.items()}
         rows += [(name, f"{metrics[name]:.4f}") for name in sorted(metrics)]
         if checkpoint:
-            facts["checkpoint"] = short(checkpoint)
-            rows.append(("checkpoint", short(checkpoint)))
+            facts["checkpoint"] = relative_path(checkpoint)
+            rows.append(("checkpoint", relative_path(checkpoint)))
         if self.subcommand == "fit" and checkpoint and not any(name.startswith("test/") for name in metrics):
             named = config.as_dict()
             brought = is_trusted_run({block: named[block] for block in ("data", "model", "trainer")})
-            found = [] if brought and run_of(checkpoint) == folder else ["--config", short(folder / CONFIG)]
-            rows.append(("test", shell_command("test", *found, "--ckpt_path", short(checkpoint))))
+            found = [] if brought and run_of(checkpoint) == folder else ["--config", relative_path(folder / CONFIG)]
+            rows.append(("test", shell_command("test", *found, "--ckpt_path", relative_path(checkpoint))))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                watch = shlex.join(["tensorboard", "--logdir", short(logger.root_dir)])
-                rows.append(("log", f"{short(logger.log_dir)}  ({watch})"))
+                watch = shlex.join(["tensorboard", "--logdir", relative_path(logger.root_dir)])
+                rows.append(("log", f"{relative_path(logger.log_dir)}  ({watch})"))
         if (folder / "figures").is_dir():
-            rows.append(("figures", short(folder / "figures")))
+            rows.append(("figures", relative_path(folder / "figures")))
         file = folder / "result.json"
         if self.subcommand != "fit":
             file = folder / f"{stem_of_result(folder, str(self.subcommand), facts['command'])}.json"
-            rows.append(("result", short(file)))
+            rows.append(("result", relative_path(file)))
         run.write_result(file, trainer, facts)
-        print_rows(rows)
+        print_table(rows)
 
 
 def _of_subcommand(config: Any) -> Any:
@@ -544,7 +545,7 @@ def main(args: Sequence[str]) -> None:
         raise
     except Exception as error:
         failed = True
-        refusal = None if debug else message_of(error)
+        refusal = None if debug else format_user_error(error)
         if refusal is None:
             if hint := hint_of(error):
                 error.add_note(hint)

@@ -10,8 +10,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-d
 
 from metricloss_pl.cli.arguments import option, with_shipped_configs
 from metricloss_pl.config_files import find_config
-from metricloss_pl.errors import DEBUG_HELP, UserError
-from metricloss_pl.screen import shell_command
+from metricloss_pl.errors import DEBUG_HELP, UserError, shell_command
 
 __all__ = ["compare"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from metricloss_pl.cli.console import print_table, relative_path
 from metricloss_pl.config_files import copy_config, describe_config, list_configs, shipped_configs
-from metricloss_pl.errors import DEBUG_HELP
-from metricloss_pl.screen import print_rows, shell_command, short
+from metricloss_pl.errors import DEBUG_HELP, shell_command
 
 __all__ = ["configs"]
 
@@ -39,10 +39,10 @@ def configs(arguments: Sequence[str]) -> None:
     copy.add_argument("--out", metavar="FILE", help="File to write. Default: the config's own name, here.")
     given = parser.parse_args(arguments)
     if given.action == "copy":
-        print_rows([("config", short(copy_config(given.name, given.out)))])
+        print_table([("config", relative_path(copy_config(given.name, given.out)))])
         return
     for kind, title, command in _KINDS:
         print(f"{title} ({shell_command(*command)} NAME):")
-        print_rows([(f"  {name}", describe_config(name)) for name in list_configs(kind)])
+        print_table([(f"  {name}", describe_config(name)) for name in list_configs(kind)])
         print()
-    print(f"Blocks for --model and --trainer are in {short(shipped_configs())}.")
+    print(f"Blocks for --model and --trainer are in {relative_path(shipped_configs())}.")

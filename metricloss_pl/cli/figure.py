@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import Tensor
 
+from metricloss_pl.cli.console import print_table, relative_path
 from metricloss_pl.errors import UserError
 from metricloss_pl.losses import functional as F
-from metricloss_pl.losses.shapes import pair_weight, surface
-from metricloss_pl.screen import print_rows, short
+from metricloss_pl.losses.loss_landscape import pair_weight, surface
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,7 +54,7 @@ def draw_figure(
     path = Path(out if out is not None else f"{figure}.png")
     drawn = _embeddings(results, samples_per_class) if figure == "embeddings" else _of_losses(figure)
     plots.save_figure(drawn, path)
-    print_rows([("figure", short(path))])
+    print_table([("figure", relative_path(path))])
 
 
 def _of_losses(figure: str) -> Figure:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from metricloss_pl.class_embeddings import open_hierarchy
 from metricloss_pl.class_embeddings.hierarchy import Format
+from metricloss_pl.cli.console import print_table, relative_path
 from metricloss_pl.errors import plural
 from metricloss_pl.files import FilePath
-from metricloss_pl.screen import print_rows, short
 
 __all__ = ["show_hierarchy"]
 
@@ -31,8 +31,8 @@ def show_hierarchy(
     """Prints the classes, levels, heights and similarities of a class hierarchy, and its tree, in the indented form.
 
     Args:
-        path: The file: lines ``<parent> <child>`` or ``<child> <parent>``, or an indented tree; or a name: cub-flat,
-            cub-wikispecies, cub-deep, cifar100 or cifar100-superclasses.
+        path: The file: lines ``<parent> <child>`` or ``<child> <parent>``, or an indented tree; or a name: cub_flat,
+            cub_wikispecies, cub_deep, cifar100 or cifar100_superclasses.
         format: How to read it; ``auto`` tells the three apart.
         class_list: File of lines ``<id> <class name>``.
         allow_dag: Whether nodes may have several parents; each keeps the one furthest from the root.
@@ -53,9 +53,9 @@ def show_hierarchy(
     similarities = [
         f"{1 - height / hierarchy.height:.3g} ({100 * share:.1f} %)" for height, share in shares.items() if share
     ]
-    print_rows(
+    print_table(
         [
-            ("hierarchy", short(Path(path))),
+            ("hierarchy", relative_path(Path(path))),
             ("classes", f"{len(classes)}, from {names[classes[0]]} to {names[classes[-1]]}"),
             ("nodes", f"{len(hierarchy.nodes)}, root {names[hierarchy.nodes[0]]}"),
             ("levels", f"{_counted(hierarchy.levels[leaf] for leaf in classes)} (level: classes; the root's is 0)"),
@@ -78,10 +78,10 @@ def show_hierarchy(
         title = f"{Path(path).stem}: {part}{plural(len(classes), 'class')}, height {hierarchy.height}"
         figure = plots.similarity_matrix(hierarchy.similarities(drawn), [names[leaf] for leaf in drawn], title)
         plots.save_figure(figure, Path(picture))
-        print_rows([("picture", short(picture))])
+        print_table([("picture", relative_path(picture))])
     if save is not None:
         hierarchy.save(save)
-        print_rows([("saved", short(save))])
+        print_table([("saved", relative_path(save))])
 
 
 def _counted(numbers: Iterable[int]) -> str:

@@ -11,8 +11,7 @@ from io import TextIOWrapper
 
 import metricloss_pl
 from metricloss_pl.cli.configs import configs
-from metricloss_pl.errors import DEBUG_HELP, UserError, is_debugging
-from metricloss_pl.screen import shell_command
+from metricloss_pl.errors import DEBUG_HELP, UserError, is_debugging, shell_command
 
 __all__ = ["DESCRIPTIONS", "main"]
 

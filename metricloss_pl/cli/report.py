@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from metricloss_pl.screen import print_rows, short
+from metricloss_pl.cli.console import print_table, relative_path
 
 __all__ = ["show_report"]
 
@@ -22,4 +22,4 @@ def show_report(folder: str) -> None:
 
     page = write_report(Path(folder))
     rows = [("report", page), ("Markdown", page.with_suffix(".md")), ("table", page.with_suffix(".csv"))]
-    print_rows([(name, short(path)) for name, path in rows])
+    print_table([(name, relative_path(path)) for name, path in rows])

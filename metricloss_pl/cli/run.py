@@ -23,12 +23,13 @@ from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 
 from metricloss_pl._compat import started_processes
 from metricloss_pl.callbacks.run_folder import run_folder
+from metricloss_pl.cli.console import print_table, relative_path
 from metricloss_pl.cli.run_folder import LAST
 from metricloss_pl.data import ImageDataModule
+from metricloss_pl.environment import versions
+from metricloss_pl.errors import shell_command
 from metricloss_pl.files import replacing
 from metricloss_pl.run_files import with_absolute_paths
-from metricloss_pl.screen import print_rows, shell_command, short
-from metricloss_pl.surroundings import versions
 
 REFUSED = 3  # status of a process after a user's mistake, where it is not the first one
 _FEW_STEPS = 200
@@ -61,7 +62,7 @@ def limit_waiting(minutes: float) -> None:
 # --------------------------------------------------------------------------------------------------------- callbacks
 
 
-class RunBeginning(SaveConfigCallback):
+class SaveConfigAndSummary(SaveConfigCallback):
     """Save the whole config and say what is about to be trained: in ``fit`` alone, once the training really begins."""
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
@@ -100,8 +101,8 @@ class RunBeginning(SaveConfigCallback):
             if images < _FEW_IMAGES:
                 points = f"{100 / images:.0f} points"
                 rows.append(("val set", f"{images} images; few: each makes {points} of what chooses the best epoch"))
-        rows.append(("run", short(run_folder(trainer))))
-        print_rows(rows)
+        rows.append(("run", relative_path(run_folder(trainer))))
+        print_table(rows)
 
 
 def _global_batch(data: ImageDataModule, trainer: Trainer) -> int:
@@ -181,8 +182,8 @@ class LastCheckpoint(Checkpoint):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero and self.path.is_file():
-            command = shell_command("fit", "--resume", short(run_folder(trainer)))
-            print(f"\nit goes on from {short(self.path)} with: {command}")
+            command = shell_command("fit", "--resume", relative_path(run_folder(trainer)))
+            print(f"\nit goes on from {relative_path(self.path)} with: {command}")
 
 
 class RunRecord(Callback):
@@ -251,7 +252,7 @@ def has_lost_a_process(trainer: Trainer) -> bool:
     return False
 
 
-class EndTogether(Callback):
+class TerminateChildrenOnError(Callback):
     """When the first process fails, end those that it has started, however they hang, once its message is out."""
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

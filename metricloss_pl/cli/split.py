@@ -10,22 +10,22 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from metricloss_pl.callbacks.run_folder import run_folder
+from metricloss_pl.cli.console import relative_path
 from metricloss_pl.cli.run_folder import run_of
 from metricloss_pl.data import ImageDataModule
-from metricloss_pl.data.held_out import HeldOutDataModule
 from metricloss_pl.data.samples import Samples
 from metricloss_pl.data.split_file import Part, count_known, digest_of_split, fingerprint_of, has_fingerprint
+from metricloss_pl.data.test_split import HeldOutDataModule
 from metricloss_pl.errors import UserError, plural
 from metricloss_pl.regimes import Classifier
-from metricloss_pl.run_files import HARMLESS
-from metricloss_pl.screen import short
+from metricloss_pl.run_files import RESULT_INVARIANT
 
 __all__ = ["SPLIT_FILE", "SplitRecord", "choose_images"]
 
 SPLIT_FILE = "split.csv"
 _DRAWN_BY = ("seed", "val_fraction", "test_fraction", "samples_per_class")
 _LISTS = {"test": ("test", "test_root"), "predict": ("test", "test_root"), "validate": ("val",)}
-_PLACES = (*HARMLESS, "train", "val", "test", "test_root", "lists", "split")
+_PLACES = (*RESULT_INVARIANT, "train", "val", "test", "test_root", "lists", "split")
 
 
 class SplitRecord(Callback):
@@ -98,7 +98,7 @@ def choose_images(
     own = None if folder is None else folder / SPLIT_FILE
     if own is not None and own.is_file() and not drawn_by and "split_file" not in settings:
         data.samples_per_class = None  # the file says it
-        if (digest := data.use_split(short(own))) != record["digest"]:
+        if (digest := data.use_split(relative_path(own))) != record["digest"]:
             raise _not_the_split(own, path, digest, record["digest"])
         return
     if _use_named_split(data) == record["digest"]:
@@ -114,9 +114,9 @@ def choose_images(
     if own is None:
         remedy = f"and the run's {SPLIT_FILE} is not known: give it as --data.split_file"
     else:
-        remedy = f"and {short(own)} is missing: put it back"
+        remedy = f"and {relative_path(own)} is missing: put it back"
     raise UserError(
-        f"the images are divided otherwise than when {short(path)} was trained (digests {digest} and "
+        f"the images are divided otherwise than when {relative_path(path)} was trained (digests {digest} and "
         f"{record['digest']}; images have come or gone), {remedy}"
     )
 
@@ -131,14 +131,16 @@ def _warn_of_training_images(images: Samples | None, sample: Mapping[str, str], 
     known = 0 if images is None else count_known(images, sample)
     if known:
         rank_zero_warn(
-            f"these images are not new to {short(path)}: {known} of {plural(len(sample), 'training image')} looked for "
+            f"these images are not new to {relative_path(path)}: {known} of {plural(len(sample), 'training image')} "
+            f"looked for "
             "are among them, so that the metrics are too good"
         )
 
 
 def _not_the_split(file: Path, path: Path, digest: str, trained: str) -> UserError:
     return UserError(
-        f"{short(file)} is not the split that {short(path)} was trained with (digests {digest} and {trained}): "
+        f"{relative_path(file)} is not the split that {relative_path(path)} was trained with (digests {digest} and "
+        f"{trained}): "
         "another one may put training images among those that are evaluated; give the file as `fit` wrote it"
     )
 

@@ -6,10 +6,10 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from metricloss_pl.cli.console import relative_path
 from metricloss_pl.compare.results import Results
 from metricloss_pl.compare.words import count, shortened
 from metricloss_pl.errors import UserError
-from metricloss_pl.screen import short
 
 __all__ = ["earlier_plan", "of_other_plans"]
 
@@ -43,7 +43,8 @@ def of_other_plans(results: Results, before: Mapping[str, Any], now: Mapping[str
     command = before.get("command") if of_last else None
     back = f"; the one on that plan comes back with: {command}" if command and command != now.get("command") else ""
     return (
-        f"{short(results.folder)} also holds {count(len(results.others), 'result')} of another plan{how}: they stay, "
+        f"{relative_path(results.folder)} also holds {count(len(results.others), 'result')} of another plan{how}: "
+        f"they stay, "
         f"and the report will be without them; --folder takes another place{back}"
     )
 

@@ -51,7 +51,7 @@ class Pictures:
     def __init__(self, comparison: Findings, mark: str) -> None:
         self.comparison = comparison
         self.mark = mark
-        self.style = plots.looks(comparison.variants)
+        self.style = plots.series_styles(comparison.variants)
         self.several = len(comparison.sizes) > 1
         seen = [size for size in comparison.sizes if any(comparison.finals_of(v, size) for v in comparison.variants)]
         self.size: Size = (seen or comparison.sizes)[-1]

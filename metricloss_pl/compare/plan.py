@@ -30,7 +30,7 @@ _PLANNED = {
 _LENGTH = "trainer.max_epochs"
 # On what, and for how long, trials train and are validated: no matter of choice among them.
 _NOT_TUNED = (
-    *(f"data.{name}" for name in ("repeat", "repeat_up_to", "test_fraction", "root", "csv", "path", "class_path")),
+    *(f"data.{name}" for name in ("repeat", "oversample_to", "test_fraction", "root", "csv", "path", "class_path")),
     *("config", "data", "trainer", "trainer.max_steps", "trainer.max_time"),
 )
 

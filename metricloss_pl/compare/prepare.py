@@ -12,6 +12,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
+from metricloss_pl.cli.errors import format_user_error
 from metricloss_pl.compare.costs import Costs
 from metricloss_pl.compare.folds import digest, images_root, official_parts
 from metricloss_pl.compare.plan import Plan, Range, Run
@@ -20,7 +21,6 @@ from metricloss_pl.compare.worker import Worker
 from metricloss_pl.data.duplicates import describe_duplicates, find_duplicates
 from metricloss_pl.errors import UserError
 from metricloss_pl.files import FilePath
-from metricloss_pl.messages import message_of
 
 __all__ = ["Known", "check_parts", "measure", "prepare"]
 
@@ -136,7 +136,7 @@ def _check_range(worker: Worker, variant: str, name: str, values: Range) -> None
         try:
             _check_whole(worker.files.parse(file, {**overriding, name: value}))
         except Exception as error:
-            line = message_of(error)
+            line = format_user_error(error)
             if line is None:
                 raise
             unfit = values.choices is None and isinstance(error, argparse.ArgumentError)

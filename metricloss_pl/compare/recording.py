@@ -80,7 +80,7 @@ class Scores(Callback):
     def _take(self, trainer: Trainer, outputs: Any) -> None:
         embeddings = outputs["embeddings"]
         with torch.no_grad(), trainer.precision_plugin.forward_context():
-            scores, points = self._model.class_scores(embeddings), self._model.points(embeddings)
+            scores, points = self._model.class_scores(embeddings), self._model.metric_embeddings(embeddings)
         self._batches.append((scores.float().cpu(), outputs["labels"].cpu(), points.float().cpu()))
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:

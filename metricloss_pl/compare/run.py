@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from metricloss_pl.cli.console import print_table, relative_path, silence_lightning
 from metricloss_pl.compare import remarks
 from metricloss_pl.compare.costs import Costs, check_cost, shorter, threads_of, time_of
 from metricloss_pl.compare.other_plans import earlier_plan, of_other_plans
@@ -30,7 +31,6 @@ from metricloss_pl.compare.tuning import check_optuna
 from metricloss_pl.compare.words import count, duration, size_name, span
 from metricloss_pl.compare.worker import Worker
 from metricloss_pl.errors import UserError, plural
-from metricloss_pl.screen import print_rows, quiet, short
 
 if TYPE_CHECKING:
     from multiprocessing.context import ForkServerContext, SpawnContext
@@ -79,7 +79,7 @@ def run_comparison(
     comparison = comparison.checked()
     if comparison.tuning.trials:
         check_optuna()
-    with quiet():
+    with silence_lightning():
         worker = Worker(comparison)
         plan, facts = prepare(worker)
         results = Results(place)
@@ -116,7 +116,7 @@ def run_comparison(
         try:
             _do(worker, plan, results, jobs, costs)
         except (KeyboardInterrupt, SystemExit):
-            print(f"stopped; the same command goes on with what is in {short(place)}")
+            print(f"stopped; the same command goes on with what is in {relative_path(place)}")
             raise
     done = results.read(plan.places)
     for run in plan.runs:
@@ -126,7 +126,7 @@ def run_comparison(
         print(f"note: the same command with --retry_failed true does {count(len(in_vain), 'failed run')} again")
     if _describe(results, described):
         print("note: plan.json was another plan's by now; it is written again, and the report is on this plan")
-    print_rows([("report", short(write_report(place)))])
+    print_table([("report", relative_path(write_report(place)))])
     return place
 
 
@@ -169,8 +169,8 @@ def _announce(
         if seconds > _LONG:
             rows += [("" if number else "shorter", text) for number, text in enumerate(ways)]
         rows.append(("memory", f"about {max(cost.gigabytes for cost in costs.values()):.1f} GB a run"))
-    rows.append(("folder", short(place)))
-    print_rows(rows)
+    rows.append(("folder", relative_path(place)))
+    print_table(rows)
     for warning in [*facts.warnings, *(_few_images(plan, facts) if missing else [])]:
         print(f"warning: {warning}")
 
@@ -249,14 +249,14 @@ def _say_what_is_held(missing: Sequence[Run], results: Results) -> None:
         more = f" and {count(len(held) - 1, 'other run')}" if len(held) > 1 else ""
         print(
             f"note: {first.title}{more}: held by another process, and waited for until that is done or ends "
-            f"(the claim: {short(held[first.key])})"
+            f"(the claim: {relative_path(held[first.key])})"
         )
 
 
 def _do(worker: Worker, plan: Plan, results: Results, jobs: int, costs: Costs) -> None:
     with PlanProgress(plan, results, costs) as progress:
         if jobs == 1:
-            with quiet():
+            with silence_lightning():
                 _work(worker, plan, results, progress.look)
             return
         context = _context()
@@ -308,7 +308,7 @@ def _work_alone(plan: Plan, folder: Path, number: int, jobs: int) -> None:
     gpus = visible.split(",") if visible else [str(gpu) for gpu in range(torch.cuda.device_count())]
     if gpus and not torch.cuda.is_initialized():
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
-    with quiet(), contextlib.suppress(KeyboardInterrupt):
+    with silence_lightning(), contextlib.suppress(KeyboardInterrupt):
         try:
             _work(Worker(plan.comparison), plan, Results(folder))
         except UserError as error:

@@ -18,14 +18,14 @@ from lightning.pytorch.cli import LightningArgumentParser
 from metricloss_pl._compat import constructor_errors
 from metricloss_pl.callbacks import ConfusionMatrixPlot, EmbeddingPlot, GeometryMonitor, PredictionWriter
 from metricloss_pl.class_embeddings import Hierarchy
+from metricloss_pl.cli.errors import build_from_settings, format_user_error
+from metricloss_pl.cli.suggestions import find_mistake
 from metricloss_pl.config_files import find_config
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.errors import UserError
 from metricloss_pl.files import FilePath
-from metricloss_pl.messages import build_from_settings, message_of
 from metricloss_pl.regimes import Classifier
-from metricloss_pl.run_files import HARMLESS, add_run_arguments, check_settings, link_facts_of_data
-from metricloss_pl.suggestions import find_mistake
+from metricloss_pl.run_files import RESULT_INVARIANT, add_run_arguments, check_settings, link_facts_of_data
 
 __all__ = ["Built", "RunFiles", "for_each"]
 
@@ -107,7 +107,7 @@ class RunFiles:
         trainer, data = plain["trainer"], plain["data"]
         names = tuple(kind.__name__ for kind in _NOT_HERE)
         callbacks = [one for one in _listed(trainer["callbacks"]) if not one["class_path"].endswith(names)]
-        for name in HARMLESS:
+        for name in RESULT_INVARIANT:
             data.get("init_args", {}).pop(name, None)
         for name in _NO_SETTING:
             trainer.pop(name, None)
@@ -148,7 +148,7 @@ def for_each(variants: Iterable[str], do: Callable[[str], T]) -> dict[str, T]:
         try:
             given[name] = do(name)
         except Exception as error:
-            line = message_of(error)
+            line = format_user_error(error)
             if line is None:
                 raise
             shared = not given and all(_mistake(do, other) == line for other in names if other != name)
@@ -160,7 +160,7 @@ def _mistake(do: Callable[[str], Any], variant: str) -> str | None:
     try:
         do(variant)
     except Exception as error:
-        return message_of(error)
+        return format_user_error(error)
     return None
 
 

@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 
 from metricloss_pl.checkpoints import tensor_not_finite
+from metricloss_pl.cli.errors import format_user_error, lightning_refusals
 from metricloss_pl.compare.costs import Cost
 from metricloss_pl.compare.folds import FoldDataModule
 from metricloss_pl.compare.plan import Comparison, Plan, Run
@@ -22,10 +23,9 @@ from metricloss_pl.compare.recording import Clock, Recorder, Scores
 from metricloss_pl.compare.results import Line
 from metricloss_pl.compare.settings import Built, RunFiles
 from metricloss_pl.compare.tuning import MEASUREMENTS, Search, best_trial
+from metricloss_pl.environment import collect_environment, peak_memory
 from metricloss_pl.errors import UserError, plural, reason, refusing
-from metricloss_pl.messages import lightning_refusals, message_of
 from metricloss_pl.metrics import Temperature
-from metricloss_pl.surroundings import peak_memory, surroundings
 
 __all__ = ["Worker"]
 
@@ -80,7 +80,7 @@ class Worker:
                 arrays = self._final(run, [done[other.key] for other in plan.awaited(run)], line)
         except Exception as error:  # whatever it is, the other runs go on
             line["status"] = "failed"
-            line["reason"] = message_of(error)
+            line["reason"] = format_user_error(error)
             if line["reason"] is None:  # a bug
                 traceback.print_exc()
                 line["reason"] = f"{type(error).__name__}: {reason(error)}"
@@ -89,7 +89,7 @@ class Worker:
             gc.collect()
             torch.cuda.empty_cache()
         line["seconds"] = round(time.perf_counter() - begin, 3)
-        return {**line, **surroundings(), "date": datetime.now(UTC).isoformat(timespec="seconds")}, arrays
+        return {**line, **collect_environment(), "date": datetime.now(UTC).isoformat(timespec="seconds")}, arrays
 
     def _trial(self, plan: Plan, run: Run, before: Sequence[Line], line: Line) -> None:
         tuning, space = self.comparison.tuning, self.comparison.space(run.variant)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from metricloss_pl.data.base import ImageDataModule, Part
-from metricloss_pl.data.index_files import anew
+from metricloss_pl.data.index_files import reinstall_hint
 from metricloss_pl.data.samples import Samples, file_samples
 from metricloss_pl.download import Resource, fetch
 from metricloss_pl.files import read_lines
@@ -32,7 +32,7 @@ def index_by_folder(folder: Path, images: str, lists: dict[Part, str]) -> Index:
     Raises:
         UserError: A list is missing, cannot be read, or is empty.
     """
-    remedy = anew(folder)
+    remedy = reinstall_hint(folder)
     files = {part: [line.text for line in read_lines(folder / name, remedy=remedy)] for part, name in lists.items()}
     names = sorted({_class(file) for of_part in files.values() for file in of_part})
     position = {name: label for label, name in enumerate(names)}

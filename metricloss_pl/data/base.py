@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from metricloss_pl.data.augment import Augmentation
-from metricloss_pl.data.dataset import ImageDataset, Views, as_it_is
+from metricloss_pl.data.dataset import ImageDataset, Views, identity_collate
 from metricloss_pl.data.duplicates import Duplicate, describe_duplicates, find_duplicates
 from metricloss_pl.data.reading import UnreadableImages, check_readable, describe_unread, find_broken, image_files
 from metricloss_pl.data.sampler import EvaluationSampler, TrainSampler, process_group
@@ -56,7 +56,7 @@ class ImageDataModule(LightningDataModule, ABC):
 
     Batches are images (B, C, S, S), uint8 or (16-bit and floating-point sources) float32 in [0, 1], not normalised,
     and labels (B,) int64; batches of `predict` add each image's index (B,), and the label is -1 where it is unknown.
-    With `test_views`, the images of `test` and `predict` are (B, V, C, S, S).
+    With `tta`, the images of `test` and `predict` are (B, V, C, S, S).
 
     Args:
         batch_size: Images a step and process.
@@ -69,12 +69,14 @@ class ImageDataModule(LightningDataModule, ABC):
             have, or that are cut from them.
         augment: Augmentations of the training images, applied in this order.
         repeat: Times that each training image comes in an epoch, augmented anew each time.
-        repeat_up_to: In place of `repeat`, images N of the largest class in an epoch: each image comes floor(N / n)
+        oversample_to: In place of `repeat`, images N of the largest class in an epoch: each image comes floor(N / n)
             times, at least once, n being how many that class has. An epoch of few images is then about as long as one
             of many. None: `repeat` times.
         balanced_sampling: Draw each class equally often in training; images of small classes then come repeatedly.
-        per_class_in_batch: Images of each class in a training batch, for sets of far more classes than a batch can
-            hold: a global batch has so many of each of batch_size x processes / per_class_in_batch classes, and the
+        samples_per_class_in_batch: Images of each class in a training batch, for sets of far more classes than a batch
+            can
+            hold: a global batch has so many of each of batch_size x processes / samples_per_class_in_batch classes, and
+                the
             classes come equally often. An epoch has as many batches as without. None: batches are drawn at random.
         in_channels: 3 for colour, 1 for grey; images of the other kind are converted.
         resize: Shorter side in px to which images are resized before the crop. None: `image_size`.
@@ -87,7 +89,7 @@ class ImageDataModule(LightningDataModule, ABC):
         num_workers: Processes that prepare batches. 0: none but the main one, which is the fastest for small images.
         cache_gb: Image files of a part are decoded once and kept in memory if they fit into so many GB.
         predict_dir: Folder of unlabelled images for `predict`. None: `predict` runs over the test part.
-        test_views: Views of each image of `test` and `predict`, whose embeddings are averaged: ``flip``, the image and
+        tta: Views of each image of `test` and `predict`, whose embeddings are averaged: ``flip``, the image and
             its mirror image; ``crops``, at the centre and in the four corners of the image as resized;
             ``crops_and_flips``, all ten. None: the image alone.
 
@@ -102,9 +104,9 @@ class ImageDataModule(LightningDataModule, ABC):
     split_file: FilePath | None = None
     augment: list[Augmentation] = field(default_factory=list)
     repeat: int = 1
-    repeat_up_to: int | None = None
+    oversample_to: int | None = None
     balanced_sampling: bool = False
-    per_class_in_batch: int | None = None
+    samples_per_class_in_batch: int | None = None
     in_channels: Literal[1, 3] = 3
     resize: int | None = None
     train_resize: int | None = None
@@ -114,7 +116,7 @@ class ImageDataModule(LightningDataModule, ABC):
     num_workers: int = 0
     cache_gb: float = 2.0
     predict_dir: str | None = None
-    test_views: Views | None = None
+    tta: Views | None = None
 
     statistics: ClassVar[Statistics | None] = None  # of a published set; checked when it is read
 
@@ -362,11 +364,11 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def test_dataloader(self) -> DataLoader[Any]:
         """The test part in order, each image once."""
-        return self._evaluation_loader("test", views=self.test_views)
+        return self._evaluation_loader("test", views=self.tta)
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """The images of `predict_dir`, else the test part, in order; batches are (images, labels, index)."""
-        return self._evaluation_loader("predict", with_index=True, views=self.test_views)
+        return self._evaluation_loader("predict", with_index=True, views=self.tta)
 
     # How.
 
@@ -377,8 +379,8 @@ class ImageDataModule(LightningDataModule, ABC):
             "samples_per_class": (self.samples_per_class, 1),
             "seed": (self.seed, 0),
             "repeat": (self.repeat, 1),
-            "repeat_up_to": (self.repeat_up_to, 1),
-            "per_class_in_batch": (self.per_class_in_batch, 1),
+            "oversample_to": (self.oversample_to, 1),
+            "samples_per_class_in_batch": (self.samples_per_class_in_batch, 1),
             "resize": (self.resize, 1),
             "train_resize": (self.train_resize, 1),
             "image_size": (self.image_size, 1),
@@ -393,18 +395,21 @@ class ImageDataModule(LightningDataModule, ABC):
                 f"train_resize {where} is {self.train_resize} without resize and image_size: one of them has to give "
                 "the size in evaluation"
             )
-        if self.balanced_sampling and self.per_class_in_batch is not None:
+        if self.balanced_sampling and self.samples_per_class_in_batch is not None:
             raise UserError(
-                f"per_class_in_batch {where} is {self.per_class_in_batch} and balanced_sampling is true: both even out "
+                f"samples_per_class_in_batch {where} is {self.samples_per_class_in_batch} and balanced_sampling is "
+                f"true: both even out "
                 "the classes; choose one of them"
             )
-        if self.repeat > 1 and self.repeat_up_to is not None:
-            raise UserError(f"repeat {where} is {self.repeat} and repeat_up_to {self.repeat_up_to}: choose one of them")
+        if self.repeat > 1 and self.oversample_to is not None:
+            raise UserError(
+                f"repeat {where} is {self.repeat} and oversample_to {self.oversample_to}: choose one of them"
+            )
         if self.seed >= 2**63:
             raise UserError(f"seed {where} is {self.seed}: below 2**63 is needed")
         if not 0 <= self.val_fraction < 1:
             raise UserError(f"val_fraction {where} is {self.val_fraction}: a number from 0 to below 1 is needed")
-        check_choice(f"test_views {where}", self.test_views, Views | None)
+        check_choice(f"tta {where}", self.tta, Views | None)
         if self.in_channels not in (1, 3):
             raise UserError(f"in_channels {where} is {self.in_channels}: 1 (grey) or 3 (colour) is needed")
         for name, values in {"mean": self.mean, "std": self.std}.items():
@@ -607,8 +612,8 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def _train_sampler(self, labels: Tensor) -> TrainSampler:
         repeat = self.repeat
-        if self.repeat_up_to is not None:
-            repeat = max(1, self.repeat_up_to // int(torch.bincount(labels).max()))
+        if self.oversample_to is not None:
+            repeat = max(1, self.oversample_to // int(torch.bincount(labels).max()))
         num_replicas, rank = self._processes()
         return TrainSampler(
             labels,
@@ -616,7 +621,7 @@ class ImageDataModule(LightningDataModule, ABC):
             seed=self.seed,
             repeat=repeat,
             balanced=self.balanced_sampling,
-            per_class=self.per_class_in_batch,
+            per_class=self.samples_per_class_in_batch,
             num_replicas=num_replicas,
             rank=rank,
         )
@@ -704,7 +709,7 @@ class ImageDataModule(LightningDataModule, ABC):
             dataset=dataset,
             batch_size=self.batch_size,
             sampler=sampler,
-            collate_fn=as_it_is,
+            collate_fn=identity_collate,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available() if device is None else device == "cuda",

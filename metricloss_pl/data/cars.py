@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from metricloss_pl.data.archives import ArchiveDataModule, Index
-from metricloss_pl.data.index_files import anew, read_mat
+from metricloss_pl.data.index_files import read_mat, reinstall_hint
 from metricloss_pl.data.samples import Samples, Statistics, file_samples
 from metricloss_pl.download import Resource
 
@@ -43,13 +43,13 @@ class StanfordCarsDataModule(ArchiveDataModule):
 
     def read_index(self, folder: Path) -> Index:
         """Reads the MATLAB files; their classes count from 1."""
-        names = read_mat(folder / "devkit" / "cars_meta.mat", "class_names", anew(folder))
+        names = read_mat(folder / "devkit" / "cars_meta.mat", "class_names", reinstall_hint(folder))
         train = _read(folder, "devkit/cars_train_annos.mat", "cars_train")
         test = _read(folder, "cars_test_annos_withlabels.mat", "cars_test")
         return Index([str(name) for name in names], {"train": train, "test": test})
 
 
 def _read(folder: Path, annotations: str, images: str) -> Samples:
-    cars = read_mat(folder / annotations, "annotations", anew(folder), fields=("fname", "class"))
+    cars = read_mat(folder / annotations, "annotations", reinstall_hint(folder), fields=("fname", "class"))
     files = [f"{images}/{name}" for name in cars["fname"]]
     return file_samples(folder, files, [int(number) - 1 for number in cars["class"]])

@@ -9,7 +9,7 @@ from metricloss_pl.data.archives import ArchiveDataModule, Index
 from metricloss_pl.data.base import Part
 from metricloss_pl.data.file_list import read_file_lists
 from metricloss_pl.data.image_list import samples_of
-from metricloss_pl.data.index_files import anew, read_numbered
+from metricloss_pl.data.index_files import read_numbered, reinstall_hint
 from metricloss_pl.data.samples import Samples, Statistics, file_samples
 from metricloss_pl.download import Resource
 from metricloss_pl.errors import UserError
@@ -79,7 +79,7 @@ def read_bird_index(folder: Path, split_file: Path | None = None, image_id: str 
     Raises:
         UserError: A file is missing or broken, or they contradict one another.
     """
-    remedy = anew(folder)
+    remedy = reinstall_hint(folder)
     classes = read_numbered(folder / "classes.txt", remedy)
     files = read_numbered(folder / "images.txt", remedy, image_id)
     of_class = read_numbered(folder / "image_class_labels.txt", remedy, image_id)

@@ -24,7 +24,8 @@ _CROP_STREAM = 2**32  # a stream of draws that no position in a list of augmenta
 class ImageDataset(Dataset[Any]):
     """The images and labels of one part, fetched a whole batch at a time.
 
-    Give it to a DataLoader with `collate_fn=as_it_is`. An item is a position in the part, or (position, draw) as the
+    Give it to a DataLoader with `collate_fn=identity_collate`. An item is a position in the part, or (position, draw)
+    as the
     training sampler gives them; the draw (the epoch, for an image that comes once an epoch) chooses the augmentation.
 
     Args:
@@ -61,8 +62,8 @@ class ImageDataset(Dataset[Any]):
         whole = isinstance(store.images, Tensor) and store.images.shape[-2:] == (image_size, image_size)
         if views in ("crops", "crops_and_flips") and (image_size is None or whole):
             raise UserError(
-                f"test_views is {views!r} and image_size {image_size}, so there is nothing to crop: resize must be "
-                "above image_size; or set test_views to flip"
+                f"tta is {views!r} and image_size {image_size}, so there is nothing to crop: resize must be "
+                "above image_size; or set tta to flip"
             )
         self.store = store
         self.labels = labels
@@ -191,6 +192,6 @@ class _WorkerUserError(UserError):
         super().__init__(text.strip().splitlines()[-1].removeprefix(f"{__name__}.{type(self).__name__}: "))
 
 
-def as_it_is(batch: Any) -> Any:
+def identity_collate(batch: Any) -> Any:
     """The `collate_fn` of a data set that fetches finished batches."""
     return batch

@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 
 from metricloss_pl.data.base import Part
-from metricloss_pl.data.held_out import HeldOutDataModule
 from metricloss_pl.data.samples import Samples, array_samples
+from metricloss_pl.data.test_split import HeldOutDataModule
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

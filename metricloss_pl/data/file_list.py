@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metricloss_pl.data.base import Part
-from metricloss_pl.data.held_out import HeldOutDataModule
 from metricloss_pl.data.image_list import Row, check_parts, check_unique, samples_of, sorted_classes
 from metricloss_pl.data.index_files import read_list
 from metricloss_pl.data.reading import IMAGE_EXTENSIONS
 from metricloss_pl.data.samples import Samples
+from metricloss_pl.data.test_split import HeldOutDataModule
 from metricloss_pl.errors import UserError
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from metricloss_pl.data.archives import ArchiveDataModule, Index
 from metricloss_pl.data.base import Part
-from metricloss_pl.data.index_files import anew, read_mat
+from metricloss_pl.data.index_files import read_mat, reinstall_hint
 from metricloss_pl.data.samples import Statistics, file_samples
 from metricloss_pl.download import Resource
 from metricloss_pl.errors import UserError
@@ -59,11 +59,11 @@ class Flowers102DataModule(ArchiveDataModule):
 
     def read_index(self, folder: Path) -> Index:
         """Reads `imagelabels.mat` and `setid.mat`; their classes and images count from 1."""
-        labels = read_mat(folder / "imagelabels.mat", "labels", anew(folder)).tolist()
+        labels = read_mat(folder / "imagelabels.mat", "labels", reinstall_hint(folder)).tolist()
         index = Index(list(self.classes), {})
         variables: dict[Part, str] = {"train": "trnid", "val": "valid", "test": "tstid"}
         for part, variable in variables.items():
-            images = read_mat(folder / "setid.mat", variable, anew(folder)).tolist()
+            images = read_mat(folder / "setid.mat", variable, reinstall_hint(folder)).tolist()
             if not 1 <= min(images) <= max(images) <= len(labels):
                 raise UserError(f"{folder / 'setid.mat'}: {variable!r} names images that imagelabels.mat lacks")
             files = [f"jpg/image_{image:05d}.jpg" for image in images]

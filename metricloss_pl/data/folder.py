@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 
 from metricloss_pl.data.base import PART_NAMES, Part
-from metricloss_pl.data.held_out import HeldOutDataModule
 from metricloss_pl.data.reading import (
     IMAGE_EXTENSIONS,
     describe_unread,
@@ -22,6 +21,7 @@ from metricloss_pl.data.reading import (
     not_used,
 )
 from metricloss_pl.data.samples import Samples
+from metricloss_pl.data.test_split import HeldOutDataModule
 from metricloss_pl.errors import UserError, reason
 
 

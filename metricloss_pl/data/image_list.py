@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 
 from metricloss_pl.data.base import PART_NAMES, Part
-from metricloss_pl.data.held_out import HeldOutDataModule
 from metricloss_pl.data.samples import Samples, path_identity
 from metricloss_pl.data.splits import group_numbers
+from metricloss_pl.data.test_split import HeldOutDataModule
 from metricloss_pl.errors import UserError, reason
 
 _COLUMNS = ("file", "label", "split", "group")  # others are ignored

@@ -15,7 +15,7 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 
 from metricloss_pl.data.base import ImageDataModule, Part
-from metricloss_pl.data.index_files import anew, read_list, read_mat
+from metricloss_pl.data.index_files import read_list, read_mat, reinstall_hint
 from metricloss_pl.data.samples import Samples, Statistics, file_samples
 from metricloss_pl.download import UNREADABLE_ARCHIVE, Resource, check_present, check_sum, make_folder, unpack
 from metricloss_pl.errors import UserError, check_choice, reason
@@ -255,14 +255,14 @@ def read_ground_truth(folder: Path, files: list[str], position: dict[str, int]) 
         UserError: A file of the kit is missing or broken, or has not all of the images and classes.
     """
     data = folder / "ILSVRC2012_devkit_t12" / "data"
-    synsets = read_mat(data / "meta.mat", "synsets", anew(folder), fields=("ILSVRC2012_ID", "WNID"))
-    truth = read_lines(data / "ILSVRC2012_validation_ground_truth.txt", remedy=anew(folder))
+    synsets = read_mat(data / "meta.mat", "synsets", reinstall_hint(folder), fields=("ILSVRC2012_ID", "WNID"))
+    truth = read_lines(data / "ILSVRC2012_validation_ground_truth.txt", remedy=reinstall_hint(folder))
     label = {str(synset["ILSVRC2012_ID"]): position.get(synset["WNID"]) for synset in synsets}
     labels = []
     for file in files:
         number = int(PurePosixPath(file).stem.rpartition("_")[2])
         found = label.get(truth[number - 1].text) if 0 < number <= len(truth) else None
         if found is None:
-            raise UserError(f"{data} has no class of the lists for {file}: {anew(folder)}")
+            raise UserError(f"{data} has no class of the lists for {file}: {reinstall_hint(folder)}")
         labels.append(found)
     return labels

@@ -14,7 +14,7 @@ from metricloss_pl.errors import UserError, reason
 from metricloss_pl.files import UNREADABLE_PICKLE, Line, read_lines
 
 
-def anew(folder: Path) -> str:
+def reinstall_hint(folder: Path) -> str:
     """What a person can do about a broken index file in a set's own folder."""
     return f"remove {folder} to have it unpacked anew"
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from metricloss_pl.data.base import Part
-from metricloss_pl.data.held_out import HeldOutDataModule
 from metricloss_pl.data.samples import Samples, array_samples
+from metricloss_pl.data.test_split import HeldOutDataModule
 from metricloss_pl.errors import UserError, plural, reason
 
 _PARTS: tuple[Part, ...] = ("train", "val", "test")

@@ -121,7 +121,8 @@ class TrainSampler(DistributedSampler[Any]):
         in_batch, rest = divmod(global_batch, per_class)
         if rest or not 2 <= in_batch <= classes:
             raise UserError(
-                f"per_class_in_batch is {per_class} and batch_size {self.batch_size} x {self.num_replicas} processes: "
+                f"samples_per_class_in_batch is {per_class} and batch_size {self.batch_size} x {self.num_replicas} "
+                f"processes: "
                 f"they must make whole classes, at least 2 and at most the {classes} that there are"
             )
 

@@ -24,7 +24,7 @@ class UnlabelledFolderDataModule(ImageDataModule):
         batch_size: Images a step and process.
         num_workers: Processes that prepare batches. 0: none but the main one.
         cache_gb: The images are all decoded at the start if they fit into so many GB, else batch by batch.
-        test_views: Views of each image, whose embeddings are averaged: ``flip``, ``crops`` or ``crops_and_flips``, as
+        tta: Views of each image, whose embeddings are averaged: ``flip``, ``crops`` or ``crops_and_flips``, as
             in :class:`~metricloss_pl.data.ImageDataModule`. None: the image alone.
     """
 
@@ -39,7 +39,7 @@ class UnlabelledFolderDataModule(ImageDataModule):
         batch_size: int = 64,
         num_workers: int = 0,
         cache_gb: float = 0.0,
-        test_views: Views | None = None,
+        tta: Views | None = None,
     ) -> None:
         self._class_names = list(class_names)
         super().__init__(
@@ -50,7 +50,7 @@ class UnlabelledFolderDataModule(ImageDataModule):
             batch_size=batch_size,
             num_workers=num_workers,
             cache_gb=cache_gb,
-            test_views=test_views,
+            tta=tta,
         )
 
     @classmethod
@@ -61,7 +61,7 @@ class UnlabelledFolderDataModule(ImageDataModule):
         predict_dir: str,
         batch_size: int = 64,
         num_workers: int = 0,
-        test_views: Views | None = None,
+        tta: Views | None = None,
     ) -> UnlabelledFolderDataModule:
         """Prepares the folder's images as those that the checkpoint was trained on.
 
@@ -70,7 +70,7 @@ class UnlabelledFolderDataModule(ImageDataModule):
             predict_dir: The folder of images.
             batch_size: Images a step and process.
             num_workers: Processes that prepare batches.
-            test_views: Views of each image, whose embeddings are averaged. None: the image alone.
+            tta: Views of each image, whose embeddings are averaged. None: the image alone.
 
         Raises:
             UserError: The checkpoint cannot be read, or does not hold these facts.
@@ -86,7 +86,7 @@ class UnlabelledFolderDataModule(ImageDataModule):
             class_names=checkpoint["class_names"],
             batch_size=batch_size,
             num_workers=num_workers,
-            test_views=test_views,
+            tta=tta,
             **images,
         )
 

@@ -23,7 +23,7 @@ __all__ = [
     "PairReduction",
     "PairTerm",
     "Reduction",
-    "Smoothing",
+    "SmoothingTarget",
     "center_delta",
     "center_gradient",
     "center_inter",
@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 Reduction = Literal["mean", "sum", "none"]
-Smoothing = Literal["all", "others"]
+SmoothingTarget = Literal["all", "non_target"]
 PairTerm = Literal["log1p", "log", "margin", "negative"]
 PairReduction = Literal["sum", "mean"]
 IntraTerm = Literal["squared", "exp"]
@@ -221,28 +221,28 @@ def cross_entropy(
     logits: Tensor,
     labels: Tensor,
     label_smoothing: float = 0.0,
-    smoothing: Smoothing = "all",
+    smoothing_target: SmoothingTarget = "all",
     reduction: Reduction = "mean",
 ) -> Tensor:
     """Softmax cross-entropy with label smoothing in either convention.
 
-    ``smoothing="all"`` spreads epsilon over all C classes (torch, Szegedy et al. 2016); ``"others"`` gives the true
-    class 1 - epsilon and each other class epsilon / (C - 1) (Barz & Denzler 2020).
+    ``smoothing_target="all"`` spreads epsilon over all C classes (torch, Szegedy et al. 2016); ``"non_target"`` gives
+    the true class 1 - epsilon and each other class epsilon / (C - 1) (Barz & Denzler 2020).
 
     Args:
         logits: (B, C).
         labels: (B,).
         label_smoothing: epsilon in [0, 1].
-        smoothing: The convention.
+        smoothing_target: The convention.
         reduction: Over the batch.
 
     Returns:
         A scalar, or (B,) for ``reduction="none"``.
     """
     _check_labels(logits, labels)
-    if smoothing not in ("all", "others"):
-        raise ValueError(f"smoothing is {smoothing!r}; it must be 'all' or 'others'")
-    if smoothing == "all" or label_smoothing == 0:
+    if smoothing_target not in ("all", "non_target"):
+        raise ValueError(f"smoothing_target is {smoothing_target!r}; it must be 'all' or 'non_target'")
+    if smoothing_target == "all" or label_smoothing == 0:
         return nnf.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction=reduction)
     log_probabilities = nnf.log_softmax(logits, dim=1)
     own = log_probabilities.gather(1, labels[:, None]).squeeze(1)

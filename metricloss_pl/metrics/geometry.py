@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from metricloss_pl.errors import UserError
-from metricloss_pl.metrics.double import DoubleMetric
+from metricloss_pl.metrics.float64 import Float64Metric
 
 _BLOCK = 256  # classes whose distances to all the others are held at once
 
 
-class EmbeddingGeometry(DoubleMetric):
+class EmbeddingGeometry(Float64Metric):
     """Spread of the embeddings around their class means and distances between these means.
 
     With mu_c the mean embedding of class c over the N images seen, and K the number of classes seen, `compute` gives

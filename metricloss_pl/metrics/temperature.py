@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metricloss_pl.errors import UserError
-from metricloss_pl.metrics.double import DoubleMetric
+from metricloss_pl.metrics.float64 import Float64Metric
 
 
-class Temperature(DoubleMetric):
+class Temperature(Float64Metric):
     """The most probable T > 0 of softmax(class_scores / T): of the least negative log-likelihood (Guo et al. 2017).
 
     log T is normal around 0 before any image is seen, with a deviation of `spread`: so few images, of which all are

@@ -7,27 +7,27 @@ and Pillow are imported at the first use, so that importing this package costs n
 from metricloss_pl.plots._style import MAX_COUNTED_CLASSES, MAX_LEGEND_CLASSES, MAX_TICKS, class_colours
 from metricloss_pl.plots.comparison import (
     WIDTH,
-    Look,
+    SeriesStyle,
     accuracy_against_rate,
     accuracy_against_size,
     class_differences,
     embedding_maps,
     geometry_curves,
     learning_curves,
-    looks,
     reliability_diagram,
+    series_styles,
 )
 from metricloss_pl.plots.embeddings import align, embedding_scatter, project
 from metricloss_pl.plots.matrices import confusion_matrix, similarity_matrix
+from metricloss_pl.plots.paper_figures import loss_surfaces, pair_weights
 from metricloss_pl.plots.saving import figure_bytes, save_figure, save_gif
-from metricloss_pl.plots.sources import loss_surfaces, pair_weights
 
 __all__ = [
     "MAX_COUNTED_CLASSES",
     "MAX_LEGEND_CLASSES",
     "MAX_TICKS",
     "WIDTH",
-    "Look",
+    "SeriesStyle",
     "accuracy_against_rate",
     "accuracy_against_size",
     "align",
@@ -39,12 +39,12 @@ __all__ = [
     "figure_bytes",
     "geometry_curves",
     "learning_curves",
-    "looks",
     "loss_surfaces",
     "pair_weights",
     "project",
     "reliability_diagram",
     "save_figure",
     "save_gif",
+    "series_styles",
     "similarity_matrix",
 ]

@@ -24,7 +24,7 @@ _WIDEST, _FINEST = 1.5, 0.75
 _LEAST_SPAN = 4  # points of accuracy; less would make much of little
 
 
-class Look(NamedTuple):
+class SeriesStyle(NamedTuple):
     """How one variant is drawn in every figure."""
 
     colour: tuple[float, float, float]
@@ -32,18 +32,19 @@ class Look(NamedTuple):
     scale: float = 1.0  # of lines and marks
 
 
-def looks(variants: Sequence[str]) -> dict[str, Look]:
+def series_styles(variants: Sequence[str]) -> dict[str, SeriesStyle]:
     """A colour and a marker for each variant, in their order, and a scale that falls, so that equal curves nest."""
     colours, scales = class_colours(max(len(variants), 1)), np.linspace(_WIDEST, _FINEST, max(len(variants), 2))
     return {
-        name: Look(tuple(colours[k]), _MARKERS[k % len(_MARKERS)], float(scales[k])) for k, name in enumerate(variants)
+        name: SeriesStyle(tuple(colours[k]), _MARKERS[k % len(_MARKERS)], float(scales[k]))
+        for k, name in enumerate(variants)
     }
 
 
 def accuracy_against_size(
     sizes: Sequence[int | None],
     series: Mapping[str, tuple[Array, Array, Array]],
-    style: Mapping[str, Look],
+    style: Mapping[str, SeriesStyle],
     name: str = "test accuracy",
 ) -> Figure:
     """Draws accuracy against training images a class, with bands; of one size, a mark a variant with its interval.
@@ -87,7 +88,7 @@ def accuracy_against_size(
 
 
 def _marks_of_one_size(
-    series: Mapping[str, tuple[Array, Array, Array]], style: Mapping[str, Look], name: str
+    series: Mapping[str, tuple[Array, Array, Array]], style: Mapping[str, SeriesStyle], name: str
 ) -> Figure:
     figure, (ax,) = _axes(0.9 + 0.42 * len(series))
     for row, (variant, ends) in enumerate(series.items()):
@@ -103,7 +104,7 @@ def _marks_of_one_size(
 
 
 def learning_curves(
-    curves: Mapping[str, Mapping[str, Curve]], ends: Mapping[str, float], style: Mapping[str, Look]
+    curves: Mapping[str, Mapping[str, Curve]], ends: Mapping[str, float], style: Mapping[str, SeriesStyle]
 ) -> Figure:
     """Draws accuracy over the epochs, and below it the gap between training and what was held out.
 
@@ -155,7 +156,7 @@ def learning_curves(
 
 
 def accuracy_against_rate(
-    points: Mapping[str, tuple[Array, Array]], style: Mapping[str, Look], name: str = "validation accuracy"
+    points: Mapping[str, tuple[Array, Array]], style: Mapping[str, SeriesStyle], name: str = "validation accuracy"
 ) -> Figure:
     """Draws an accuracy against the learning rate of the trials: how much a badly chosen rate costs each.
 
@@ -200,7 +201,7 @@ def accuracy_against_rate(
 
 
 def class_differences(
-    differences: Mapping[str, Array], class_names: Sequence[str], baseline: str, style: Mapping[str, Look]
+    differences: Mapping[str, Array], class_names: Sequence[str], baseline: str, style: Mapping[str, SeriesStyle]
 ) -> Figure:
     """Draws how much more of each class a variant recognises than the baseline does.
 
@@ -240,7 +241,7 @@ def class_differences(
     return figure
 
 
-def reliability_diagram(points: Mapping[str, tuple[Array, Array]], style: Mapping[str, Look]) -> Figure:
+def reliability_diagram(points: Mapping[str, tuple[Array, Array]], style: Mapping[str, SeriesStyle]) -> Figure:
     """Draws the share of right predictions against the probability that was predicted; on the diagonal they agree.
 
     Args:
@@ -272,7 +273,7 @@ def reliability_diagram(points: Mapping[str, tuple[Array, Array]], style: Mappin
     return figure
 
 
-def geometry_curves(measures: Mapping[str, Mapping[str, Curve]], style: Mapping[str, Look]) -> Figure:
+def geometry_curves(measures: Mapping[str, Mapping[str, Curve]], style: Mapping[str, SeriesStyle]) -> Figure:
     """Draws measures of the embeddings over the epochs, one above the other.
 
     Args:
@@ -401,7 +402,7 @@ def _widen(ax: Any, which: Literal["x", "y"]) -> None:
 def _legend(
     figure: Figure,
     variants: Mapping[str, Any],
-    style: Mapping[str, Look],
+    style: Mapping[str, SeriesStyle],
     extra: Sequence[Any] = (),
     lines_only: bool = False,
 ) -> None:

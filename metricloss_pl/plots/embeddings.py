@@ -78,7 +78,7 @@ def embedding_scatter(
     panels: Mapping[str, tuple[Array, Array]],
     class_names: Sequence[str],
     prototypes: Array | None = None,
-    prototype_name: str = "center",
+    anchor_name: str = "center",
     title: str = "",
     axis_labels: tuple[str, str] = ("embedding 1", "embedding 2"),
 ) -> Figure:
@@ -88,7 +88,7 @@ def embedding_scatter(
         panels: Title of each panel to its points (N, 2) and labels (N,); label -1 (unknown) is drawn in grey.
         class_names: Names of the C classes in label order; the legend, outside the axes, names at most 20.
         prototypes: Centers or class embeddings (C, 2), drawn as stars above the points in every panel.
-        prototype_name: What the legend calls them.
+        anchor_name: What the legend calls them.
         title: Title of the whole figure.
         axis_labels: What the two axes are.
 
@@ -102,7 +102,7 @@ def embedding_scatter(
     num_classes = len(class_names)
     colours = class_colours(num_classes)
     palette = np.vstack([colours, [to_rgb(UNKNOWN)]])  # [-1] is unknown
-    longest = max(len(legible(name)) for name in [*class_names[:MAX_LEGEND_CLASSES], prototype_name])
+    longest = max(len(legible(name)) for name in [*class_names[:MAX_LEGEND_CLASSES], anchor_name])
     width = 4.1 * len(panels) + 0.6 + 0.085 * longest  # the last two for the legend, in inches
     figure = Figure(figsize=(width, 4.5), dpi=120, layout="compressed", facecolor="white")
     star_size = float(np.clip(4000 / num_classes, 20, 230))
@@ -141,7 +141,7 @@ def embedding_scatter(
         handles.append(Line2D([], [], linestyle="", label=f"and {rest} more"))
     if prototypes is not None:
         star = Line2D([], [], linestyle="", marker="*", markersize=11, color="white", markeredgecolor="black")
-        star.set_label(prototype_name)
+        star.set_label(anchor_name)
         handles.append(star)
     figure.legend(
         handles=handles, loc="outside right center", frameon=False, labelcolor=INK, handletextpad=0.3,

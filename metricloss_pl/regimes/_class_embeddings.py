@@ -10,7 +10,7 @@ from metricloss_pl.files import FilePath
 
 __all__ = ["ClassEmbeddings"]
 
-_Name: TypeAlias = Literal["one-hot", "simplex", "semantic", "checkpoint"]
+_Name: TypeAlias = Literal["one_hot", "simplex", "semantic", "checkpoint"]
 
 # A tensor is for Python alone: the command line, which reads the types when it runs, would offer all of its subclasses.
 if TYPE_CHECKING:

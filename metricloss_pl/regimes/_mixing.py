@@ -29,14 +29,15 @@ def keep_statistics(module: nn.Module) -> Iterator[None]:
             norm.track_running_stats = True
 
 
-def refuse_mixing(mixing: Mixing | None, regime: str) -> None:
+def refuse_mixing(batch_mixing: Mixing | None, regime: str) -> None:
     """For a regime of centers.
 
     Raises:
         UserError: There is a mixing.
     """
-    if mixing is not None:
+    if batch_mixing is not None:
         raise UserError(
-            f"mixing is {type(mixing).__name__}, which {regime} can't take: an image mixed of two classes has no one "
-            "center to be drawn to or to move; take a regime without centers, or leave model.mixing out"
+            f"batch_mixing is {type(batch_mixing).__name__}, which {regime} can't take: an image mixed of two classes "
+            f"has no one "
+            "center to be drawn to or to move; take a regime without centers, or leave model.batch_mixing out"
         )

@@ -87,7 +87,8 @@ class Classifier(LightningModule, ABC):
         lr_scheduler: From an optimizer to a learning-rate schedule.
         lr_scheduler_interval: Whether the schedule steps each ``epoch`` or each ``step``.
         class_weights: ``balanced``: an image's loss weighs N / (C * N_class), counts of the training part. None: 1.
-        mixing: ``CutMix`` or ``MixUp`` of the training images, each process within its own batch. None: no mixing.
+        batch_mixing: ``CutMix`` or ``MixUp`` of the training images, each process within its own batch. None: no
+            mixing.
         weight_decay_on: What the optimizer's weight decay acts on: ``all`` parameters, or ``weights`` of convolutions
             and dense layers alone, not biases and the parameters of norms.
 
@@ -111,7 +112,7 @@ class Classifier(LightningModule, ABC):
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_scheduler_interval: Interval = "epoch",
         class_weights: ClassWeights | None = None,
-        mixing: Mixing | None = None,
+        batch_mixing: Mixing | None = None,
         weight_decay_on: Decayed = "all",
     ) -> None:
         super().__init__()
@@ -144,7 +145,7 @@ class Classifier(LightningModule, ABC):
         self.lr_scheduler_interval = lr_scheduler_interval
         self.weight_decay_on = weight_decay_on
         self.balance_classes = class_weights == "balanced"
-        self.mixing = mixing
+        self.batch_mixing = batch_mixing
         self.image_format: dict[str, int | None] | None = None
         self.split: dict[str, Any] | None = None  # what tells the images' split from others, in a run's checkpoints
         self.register_buffer("mean", torch.zeros(1))
@@ -191,18 +192,19 @@ class Classifier(LightningModule, ABC):
     def class_scores(self, embeddings: Tensor) -> Tensor:
         """Scores (B, C) of embeddings (B, D); the largest is the prediction."""
 
-    def points(self, embeddings: Tensor) -> Tensor:
+    def metric_embeddings(self, embeddings: Tensor) -> Tensor:
         """Embeddings (B, D) in the space in which the regime compares them, to be drawn and measured; as they are."""
         return embeddings
 
-    class_hierarchy: Hierarchy | None = None  # that the class_prototypes are of
+    class_hierarchy: Hierarchy | None = None  # that the class_anchors are of
     kept_in_checkpoint: tuple[str, ...] = ()  # arguments that name what a checkpoint holds, and may be gone then
 
-    prototype_name = "prototype"  # what pictures call one of the class_prototypes
+    anchor_name = "prototype"  # what pictures call one of the class_anchors
 
     @property
-    def class_prototypes(self) -> Tensor | None:
-        """Points (C, D) that stand for the classes among :meth:`points`, to be drawn; None where there are none."""
+    def class_anchors(self) -> Tensor | None:
+        """Points (C, D) that stand for the classes among :meth:`metric_embeddings`, to be drawn; None where there "
+        "are none."""
         return None
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -221,7 +223,7 @@ class Classifier(LightningModule, ABC):
         except RuntimeError:  # no Trainer is attached
             return False
 
-    def average(self, values: Tensor, labels: Tensor) -> Tensor:
+    def reduce_loss(self, values: Tensor, labels: Tensor) -> Tensor:
         """Mean over the batch of per-image losses (B,), weighted by class where the regime was told to.
 
         The weights have mean 1 over the training images, so the divisor stays B and processes average exactly.
@@ -246,8 +248,8 @@ class Classifier(LightningModule, ABC):
         embeddings: Tensor = self.embedding(self.backbone(images.contiguous(memory_format=torch.channels_last)))
         return embeddings
 
-    def embed(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) to embeddings (B, D), or views (B, V, C, H, W) to the mean of their :meth:`points`.
+    def embed_views(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) to embeddings (B, D); of views (B, V, C, H, W), the mean of :meth:`metric_embeddings`.
 
         The mean point has the logits that are the views' mean. Its cosines and its negative squared distances are the
         views' mean too, up to a factor or a term that is the same for all classes.
@@ -255,7 +257,7 @@ class Classifier(LightningModule, ABC):
         if images.ndim < 5:
             embeddings: Tensor = self(images)
             return embeddings
-        return torch.stack([self.points(self(view)) for view in images.unbind(1)]).mean(0)
+        return torch.stack([self.metric_embeddings(self(view)) for view in images.unbind(1)]).mean(0)
 
     def probabilities(self, class_scores: Tensor) -> Tensor:
         """softmax(class_scores / T), (B, C); T is fitted on the validation part and 1 where there is none."""
@@ -277,8 +279,8 @@ class Classifier(LightningModule, ABC):
         if self.balance_classes:
             if not isinstance(data, ImageDataModule):
                 raise UserError("class_weights is 'balanced', which needs an ImageDataModule that counts the classes")
-            if data.balanced_sampling or data.per_class_in_batch is not None:
-                setting = "balanced_sampling" if data.balanced_sampling else "per_class_in_batch"
+            if data.balanced_sampling or data.samples_per_class_in_batch is not None:
+                setting = "balanced_sampling" if data.balanced_sampling else "samples_per_class_in_batch"
                 raise UserError(f"class_weights and {setting} both even out the classes: choose one of them")
             counts = data.class_counts.to(self.device)
             self.class_weights.copy_(counts.sum() / (self.num_classes * counts))
@@ -356,9 +358,9 @@ class Classifier(LightningModule, ABC):
         return losses["loss"]
 
     def _training_losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        if self.mixing is None:
+        if self.batch_mixing is None:
             return self.losses(self(images), labels)
-        images, partners, share = self.mixing(images)
+        images, partners, share = self.batch_mixing(images)
         return self._mixed_losses(self(images), labels, labels[partners], share)
 
     def _mixed_losses(self, embeddings: Tensor, labels: Tensor, others: Tensor, share: float) -> dict[str, Tensor]:
@@ -410,7 +412,7 @@ class Classifier(LightningModule, ABC):
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], part: str, metrics: MetricCollection) -> dict[str, Tensor]:
         images, labels = batch
-        embeddings = self.embed(images)
+        embeddings = self.embed_views(images)
         losses, scores = self.losses(embeddings, labels), self.class_scores(embeddings)
         metrics.update(scores, labels)
         if part == "val":
@@ -454,7 +456,7 @@ class Classifier(LightningModule, ABC):
         """Probabilities and embeddings of a batch: images, or (images, labels[, index])."""
         images, *rest = batch if isinstance(batch, (tuple, list)) else [batch]
         index = rest[1] if len(rest) > 1 else None
-        embeddings = self.embed(images)
+        embeddings = self.embed_views(images)
         predictions = {"probabilities": self.probabilities(self.class_scores(embeddings)), "embeddings": embeddings}
         return predictions if index is None else {"index": index, **predictions}
 

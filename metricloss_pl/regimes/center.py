@@ -47,16 +47,17 @@ class CenterSoftmaxClassifier(Classifier):
         center_weight: lambda, at least 0; the centers move alike for every value.
         center_rule: ``wen``: Eq. 4, delta_j = sum (c_j - x_i) / (1 + n_j). ``gradient``: pytorch-center-loss's
             sum 2 (c_j - x_i) / B, with its loss value, which has no 1/2.
-        center_init: ``normal``, ``zeros``, or ``class-means`` of the un-augmented training images at the start.
+        center_init: ``normal``, ``zeros``, or ``class_means`` of the un-augmented training images at the start.
         center_optimizer: From parameters to an optimizer that takes sparse gradients: SGD without momentum and weight
             decay (its lr is alpha), Adagrad or SparseAdam.
         label_smoothing: epsilon in [0, 1), for the cross-entropy.
-        smoothing: ``all``: epsilon spread over all C classes (torch); ``others``: over the C - 1 wrong ones (Barz).
+        smoothing_target: ``all``: epsilon spread over all C classes (torch); ``non_target``: over the C - 1 wrong ones
+            (Barz).
         optimizer: From parameters to an optimizer, for all but the centers.
         lr_scheduler: From an optimizer to a learning-rate schedule.
         lr_scheduler_interval: Whether the schedule steps each ``epoch`` or each ``step``.
         class_weights: ``balanced``: an image's loss weighs N / (C * N_class), counts of the training part. None: 1.
-        mixing: Not for this regime, since an image mixed of two classes has no one center.
+        batch_mixing: Not for this regime, since an image mixed of two classes has no one center.
         weight_decay_on: What the optimizer's weight decay acts on: ``all`` parameters, or ``weights`` of convolutions
             and dense layers alone, not biases and the parameters of norms.
 
@@ -72,18 +73,18 @@ class CenterSoftmaxClassifier(Classifier):
         embedding_dim: int | None = None,
         center_weight: float = 0.01,
         center_rule: CenterRule = "wen",
-        center_init: Literal["normal", "zeros", "class-means"] = "normal",
+        center_init: Literal["normal", "zeros", "class_means"] = "normal",
         center_optimizer: OptimizerCallable = center_sgd,
         label_smoothing: float = 0.0,
-        smoothing: F.Smoothing = "all",
+        smoothing_target: F.SmoothingTarget = "all",
         optimizer: OptimizerCallable = sgd,
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_scheduler_interval: Interval = "epoch",
         class_weights: ClassWeights | None = None,
-        mixing: Mixing | None = None,
+        batch_mixing: Mixing | None = None,
         weight_decay_on: Decayed = "all",
     ) -> None:
-        refuse_mixing(mixing, type(self).__name__)
+        refuse_mixing(batch_mixing, type(self).__name__)
         super().__init__(
             num_classes=num_classes,
             backbone=backbone,
@@ -95,7 +96,7 @@ class CenterSoftmaxClassifier(Classifier):
             class_weights=class_weights,
             weight_decay_on=weight_decay_on,
         )
-        check_choice("smoothing", smoothing, F.Smoothing)
+        check_choice("smoothing_target", smoothing_target, F.SmoothingTarget)
         if center_weight < 0:
             raise UserError(f"center_weight is {center_weight}; it must be at least 0")
         if not 0 <= label_smoothing < 1:
@@ -104,14 +105,14 @@ class CenterSoftmaxClassifier(Classifier):
         self.center_init = center_init
         self.center_optimizer = center_optimizer
         self.label_smoothing = label_smoothing
-        self.smoothing: F.Smoothing = smoothing
+        self.smoothing_target: F.SmoothingTarget = smoothing_target
         self.head = nn.Linear(self.embedding_dim, num_classes)
         with refusing("metricloss_pl.losses", ValueError):
             self.criterion = CenterLoss(
                 num_classes,
                 self.embedding_dim,
                 center_rule,
-                "zeros" if center_init == "class-means" else center_init,
+                "zeros" if center_init == "class_means" else center_init,
                 reduction="none",
             )
         with refusing("torch.optim", ValueError, "center_optimizer: {}"):
@@ -121,9 +122,9 @@ class CenterSoftmaxClassifier(Classifier):
 
     def losses(self, embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Cross-entropy and center loss of a batch: embeddings (B, D), labels (B,)."""
-        values = F.cross_entropy(self.head(embeddings), labels, self.label_smoothing, self.smoothing, "none")
-        cross_entropy = self.average(values, labels)
-        center_loss = self.average(self.criterion(embeddings, labels), labels)
+        values = F.cross_entropy(self.head(embeddings), labels, self.label_smoothing, self.smoothing_target, "none")
+        cross_entropy = self.reduce_loss(values, labels)
+        center_loss = self.reduce_loss(self.criterion(embeddings, labels), labels)
         # At lambda = 0 the product would still be nan for an infinite distance.
         loss = cross_entropy + self.center_weight * center_loss if self.center_weight else cross_entropy
         return {"loss": loss, "cross_entropy": cross_entropy, "center_loss": center_loss}
@@ -133,10 +134,10 @@ class CenterSoftmaxClassifier(Classifier):
         logits: Tensor = self.head(embeddings)
         return logits
 
-    prototype_name = "center"
+    anchor_name = "center"
 
     @property
-    def class_prototypes(self) -> Tensor:
+    def class_anchors(self) -> Tensor:
         """The centers (C, D)."""
         return self.criterion.centers.detach()
 
@@ -190,14 +191,14 @@ class CenterSoftmaxClassifier(Classifier):
             self.criterion.forget()  # what a batch without a backward pass has left
 
     def on_fit_start(self) -> None:
-        if self.center_init == "class-means" and self.trainer.global_step == 0:
+        if self.center_init == "class_means" and self.trainer.global_step == 0:
             self._set_centers_to_class_means()
 
     @torch.no_grad()
     def _set_centers_to_class_means(self) -> None:
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, ImageDataModule):
-            raise UserError("center_init is 'class-means', which needs an ImageDataModule for the first pass")
+            raise UserError("center_init is 'class_means', which needs an ImageDataModule for the first pass")
         sums = torch.zeros(self.num_classes, self.embedding_dim, dtype=torch.float64)
         counts = torch.zeros(self.num_classes)
         with evaluation_mode(self.trainer, self):

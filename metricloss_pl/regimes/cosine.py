@@ -31,8 +31,8 @@ from metricloss_pl.regimes.base import Classifier, ClassWeights, Decayed, Interv
 
 __all__ = ["CosineClassifier"]
 
-Head = Literal["paper", "none"]
-_NAMED = ("one-hot", "simplex")
+Head = Literal["bn_linear", "none"]
+_NAMED = ("one_hot", "simplex")
 
 
 class CosineHead(nn.Module):
@@ -61,9 +61,9 @@ class CosineClassifier(Classifier):
         num_classes: C; linked from the data on the command line.
         backbone: Network from images to features, with an attribute ``num_features``.
         class_names: Names in the labels' order; linked from the data on the command line.
-        class_embeddings: phi: ``one-hot``, ``simplex`` (C directions of largest equal angles), or the file of a class
-            hierarchy, whose similarities of classes become the dot products, or the name of one: ``cub-flat``,
-            ``cub-wikispecies``, ``cub-deep``, ``cifar100`` (all downloaded once), ``cifar100-superclasses``; for
+        class_embeddings: phi: ``one_hot``, ``simplex`` (C directions of largest equal angles), or the file of a class
+            hierarchy, whose similarities of classes become the dot products, or the name of one: ``cub_flat``,
+            ``cub_wikispecies``, ``cub_deep``, ``cifar100`` (all downloaded once), ``cifar100_superclasses``; for
             ImageNet give the file ``ILSVRC/wordnet.parent-child.mintree.txt`` of cvjena/semantic-embeddings. Or
             ``semantic``: of the hierarchy that comes with the data. Or a file of embeddings themselves, ``.npz`` or
             ``.pickle``, with arrays ``embedding`` (C, D) and ``ind2label``; in Python also any (C, D) tensor. Rows are
@@ -77,14 +77,15 @@ class CosineClassifier(Classifier):
             they are) must agree with them; those of a hierarchy are approximated in so many dimensions as an integer
             says.
         ce_weight: lambda, the weight of the cross-entropy.
-        head: ``paper``: the learned head; ``none``: cross-entropy of the bare cosines.
+        head: ``bn_linear``: the learned head; ``none``: cross-entropy of the bare cosines.
         head_weight_decay: Weight decay of the head's Linear weight alone, added to the optimizer as a group of its own;
             None: as all other parameters.
         optimizer: From parameters to an optimizer.
         lr_scheduler: From an optimizer to a learning-rate schedule.
         lr_scheduler_interval: Whether the schedule steps each ``epoch`` or each ``step``.
         class_weights: ``balanced``: an image's loss weighs N / (C * N_class), counts of the training part. None: 1.
-        mixing: ``CutMix`` or ``MixUp`` of the training images, each process within its own batch. None: no mixing.
+        batch_mixing: ``CutMix`` or ``MixUp`` of the training images, each process within its own batch. None: no
+            mixing.
         weight_decay_on: What the optimizer's weight decay acts on: ``all`` parameters, or ``weights`` of convolutions
             and dense layers alone, not biases and the parameters of norms.
 
@@ -98,18 +99,18 @@ class CosineClassifier(Classifier):
         num_classes: int,
         backbone: Backbone,
         class_names: Sequence[str] | None = None,
-        class_embeddings: ClassEmbeddings = "one-hot",
+        class_embeddings: ClassEmbeddings = "one_hot",
         class_list: FilePath | None = None,
         hierarchy: FilePath | None = None,
         embedding_dim: Literal["auto"] | int | None = "auto",
         ce_weight: float = 0.1,
-        head: Head = "paper",
+        head: Head = "bn_linear",
         head_weight_decay: float | None = None,
         optimizer: OptimizerCallable = sgd,
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_scheduler_interval: Interval = "epoch",
         class_weights: ClassWeights | None = None,
-        mixing: Mixing | None = None,
+        batch_mixing: Mixing | None = None,
         weight_decay_on: Decayed = "all",
     ) -> None:
         dim = embedding_dim if isinstance(embedding_dim, int) else None
@@ -131,7 +132,7 @@ class CosineClassifier(Classifier):
             lr_scheduler=lr_scheduler,
             lr_scheduler_interval=lr_scheduler_interval,
             class_weights=class_weights,
-            mixing=mixing,
+            batch_mixing=batch_mixing,
             weight_decay_on=weight_decay_on,
         )
         check_choice("head", head, Head)
@@ -147,18 +148,18 @@ class CosineClassifier(Classifier):
         self.class_hierarchy = tree
         self.ce_weight = ce_weight
         self.head_weight_decay = head_weight_decay
-        self.head = CosineHead(self.embedding_dim, num_classes) if ce_weight > 0 and head == "paper" else None
+        self.head = CosineHead(self.embedding_dim, num_classes) if ce_weight > 0 and head == "bn_linear" else None
 
     def losses(self, embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Cosine loss and cross-entropy of a batch: embeddings (B, D), labels (B,)."""
-        cosine = self.average(self.criterion(embeddings, labels), labels)
+        cosine = self.reduce_loss(self.criterion(embeddings, labels), labels)
         if self.ce_weight == 0:
             return {"loss": cosine}
         if self.head is None:
             values = F.cosine_cross_entropy(embeddings, labels, self.criterion.class_embeddings, "none")
         else:
             values = F.cross_entropy(self.head(embeddings), labels, reduction="none")
-        cross_entropy = self.average(values, labels)
+        cross_entropy = self.reduce_loss(values, labels)
         loss = cosine + self.ce_weight * cross_entropy
         return {"loss": loss, "cosine_loss": cosine, "cross_entropy": cross_entropy}
 
@@ -169,15 +170,15 @@ class CosineClassifier(Classifier):
         logits: Tensor = self.head(embeddings)
         return logits
 
-    def points(self, embeddings: Tensor) -> Tensor:
+    def metric_embeddings(self, embeddings: Tensor) -> Tensor:
         """Directions (B, D): embeddings on the unit sphere, since the loss is blind to their norm."""
         return F.normalize(embeddings)
 
-    prototype_name = "class embedding"
+    anchor_name = "class embedding"
     kept_in_checkpoint = ("class_embeddings", "class_list")
 
     @property
-    def class_prototypes(self) -> Tensor:
+    def class_anchors(self) -> Tensor:
         """The class embeddings (C, D)."""
         targets = self.criterion.class_embeddings
         return one_hot(self.num_classes).to(self.device) if targets is None else targets
@@ -186,7 +187,7 @@ class CosineClassifier(Classifier):
         super().on_train_start()
         if (targets := self.criterion.class_embeddings) is not None and targets.isnan().any():
             raise UserError(
-                "class_embeddings is 'checkpoint', and no checkpoint was loaded: it must be 'one-hot', 'simplex', "
+                "class_embeddings is 'checkpoint', and no checkpoint was loaded: it must be 'one_hot', 'simplex', "
                 "'semantic', the file of a hierarchy or a (C, D) tensor"
             )
 
@@ -249,7 +250,7 @@ def _class_embeddings(
         return _checked(given, "class_embeddings"), None
     if given in _NAMED and class_list is not None:
         raise UserError(f"class_list is {str(class_list)!r}: it is for a hierarchy, and class_embeddings is {given!r}")
-    if given == "one-hot":
+    if given == "one_hot":
         return None, None
     if given == "simplex":
         return simplex(num_classes), None

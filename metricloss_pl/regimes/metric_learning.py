@@ -132,7 +132,8 @@ class MetricLearningClassifier(Classifier):
         lr_scheduler: From an optimizer to a learning-rate schedule.
         lr_scheduler_interval: Whether the schedule steps each ``epoch`` or each ``step``.
         class_weights: ``balanced``: an image's loss weighs N / (C * N_class), counts of the training part. None: 1.
-        mixing: ``CutMix`` or ``MixUp`` of the training images, each process within its own batch. None: no mixing.
+        batch_mixing: ``CutMix`` or ``MixUp`` of the training images, each process within its own batch. None: no
+            mixing.
         weight_decay_on: What the optimizer's weight decay acts on: ``all`` parameters, or ``weights`` of convolutions
             and dense layers alone, not biases, the parameters of norms and the class weights of the loss.
 
@@ -152,7 +153,7 @@ class MetricLearningClassifier(Classifier):
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_scheduler_interval: Interval = "epoch",
         class_weights: ClassWeights | None = None,
-        mixing: Mixing | None = None,
+        batch_mixing: Mixing | None = None,
         weight_decay_on: Decayed = "all",
     ) -> None:
         super().__init__(
@@ -164,7 +165,7 @@ class MetricLearningClassifier(Classifier):
             lr_scheduler=lr_scheduler,
             lr_scheduler_interval=lr_scheduler_interval,
             class_weights=class_weights,
-            mixing=mixing,
+            batch_mixing=batch_mixing,
             weight_decay_on=weight_decay_on,
         )
         check_choice("loss", loss, MetricLearningLoss)
@@ -175,23 +176,23 @@ class MetricLearningClassifier(Classifier):
 
     def losses(self, embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The loss of a batch: embeddings (B, D), labels (B,)."""
-        return {"loss": self.average(self.criterion(embeddings, labels), labels)}
+        return {"loss": self.reduce_loss(self.criterion(embeddings, labels), labels)}
 
     def class_scores(self, embeddings: Tensor) -> Tensor:
         """Logits (B, C) of embeddings (B, D), without margin."""
         return self.criterion.scores(embeddings)
 
-    def points(self, embeddings: Tensor) -> Tensor:
+    def metric_embeddings(self, embeddings: Tensor) -> Tensor:
         """Directions (B, D): embeddings on the unit sphere; as they are for the losses that see their norm."""
         return embeddings if self.loss in _SEEING_NORMS else F.normalize(embeddings)
 
-    prototype_name = "class weight"
+    anchor_name = "class weight"
 
     @property
-    def class_prototypes(self) -> Tensor | None:
-        """The class weights (C, D), as :meth:`points`; None where a class has several."""
+    def class_anchors(self) -> Tensor | None:
+        """The class weights (C, D), as :meth:`metric_embeddings`; None where a class has several."""
         weight = self.criterion.weight.detach()
-        return self.points(weight.t()) if weight.shape[1] == self.num_classes else None
+        return self.metric_embeddings(weight.t()) if weight.shape[1] == self.num_classes else None
 
 
 def _check_settings(loss: str, settings: Mapping[str, float]) -> None:

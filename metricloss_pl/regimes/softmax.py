@@ -29,12 +29,14 @@ class SoftmaxClassifier(Classifier):
         embedding_dim: D of a linear layer on the features; None: the features as they are.
         loss: ``cross_entropy``, or ``squared_error`` of the logits to the one-hot, summed over classes.
         label_smoothing: epsilon in [0, 1), for cross-entropy.
-        smoothing: ``all``: epsilon spread over all C classes (torch); ``others``: over the C - 1 wrong ones (Barz).
+        smoothing_target: ``all``: epsilon spread over all C classes (torch); ``non_target``: over the C - 1 wrong ones
+            (Barz).
         optimizer: From parameters to an optimizer.
         lr_scheduler: From an optimizer to a learning-rate schedule.
         lr_scheduler_interval: Whether the schedule steps each ``epoch`` or each ``step``.
         class_weights: ``balanced``: an image's loss weighs N / (C * N_class), counts of the training part. None: 1.
-        mixing: ``CutMix`` or ``MixUp`` of the training images, each process within its own batch. None: no mixing.
+        batch_mixing: ``CutMix`` or ``MixUp`` of the training images, each process within its own batch. None: no
+            mixing.
         weight_decay_on: What the optimizer's weight decay acts on: ``all`` parameters, or ``weights`` of convolutions
             and dense layers alone, not biases and the parameters of norms.
 
@@ -50,12 +52,12 @@ class SoftmaxClassifier(Classifier):
         embedding_dim: int | None = None,
         loss: SoftmaxLoss = "cross_entropy",
         label_smoothing: float = 0.0,
-        smoothing: F.Smoothing = "all",
+        smoothing_target: F.SmoothingTarget = "all",
         optimizer: OptimizerCallable = sgd,
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_scheduler_interval: Interval = "epoch",
         class_weights: ClassWeights | None = None,
-        mixing: Mixing | None = None,
+        batch_mixing: Mixing | None = None,
         weight_decay_on: Decayed = "all",
     ) -> None:
         super().__init__(
@@ -67,18 +69,18 @@ class SoftmaxClassifier(Classifier):
             lr_scheduler=lr_scheduler,
             lr_scheduler_interval=lr_scheduler_interval,
             class_weights=class_weights,
-            mixing=mixing,
+            batch_mixing=batch_mixing,
             weight_decay_on=weight_decay_on,
         )
         check_choice("loss", loss, SoftmaxLoss)
-        check_choice("smoothing", smoothing, F.Smoothing)
+        check_choice("smoothing_target", smoothing_target, F.SmoothingTarget)
         if not 0 <= label_smoothing < 1:
             raise UserError(f"label_smoothing is {label_smoothing}; it must be in [0, 1)")
         if loss == "squared_error" and label_smoothing:
             raise UserError(f"label_smoothing is {label_smoothing}, of no use to loss 'squared_error'; set it to 0")
         self.loss = loss
         self.label_smoothing = label_smoothing
-        self.smoothing: F.Smoothing = smoothing
+        self.smoothing_target: F.SmoothingTarget = smoothing_target
         self.head = nn.Linear(self.embedding_dim, num_classes)
 
     def losses(self, embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -87,8 +89,8 @@ class SoftmaxClassifier(Classifier):
         if self.loss == "squared_error":
             values = F.squared_error(logits, labels, reduction="none")
         else:
-            values = F.cross_entropy(logits, labels, self.label_smoothing, self.smoothing, "none")
-        return {"loss": self.average(values, labels)}
+            values = F.cross_entropy(logits, labels, self.label_smoothing, self.smoothing_target, "none")
+        return {"loss": self.reduce_loss(values, labels)}
 
     def class_scores(self, embeddings: Tensor) -> Tensor:
         """Logits (B, C) of embeddings (B, D)."""

@@ -48,7 +48,7 @@ class StandaloneCenterClassifier(Classifier):
         lr_scheduler: From an optimizer to a learning-rate schedule; it scales center_lr too.
         lr_scheduler_interval: Whether the schedule steps each ``epoch`` or each ``step``.
         class_weights: ``balanced``: an image's loss weighs N / (C * N_class), counts of the training part. None: 1.
-        mixing: Not for this regime, since an image mixed of two classes has no one center.
+        batch_mixing: Not for this regime, since an image mixed of two classes has no one center.
         weight_decay_on: What the optimizer's weight decay acts on: ``all`` parameters, or ``weights`` of convolutions
             and dense layers alone, not biases and the parameters of norms.
 
@@ -75,10 +75,10 @@ class StandaloneCenterClassifier(Classifier):
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_scheduler_interval: Interval = "epoch",
         class_weights: ClassWeights | None = None,
-        mixing: Mixing | None = None,
+        batch_mixing: Mixing | None = None,
         weight_decay_on: Decayed = "all",
     ) -> None:
-        refuse_mixing(mixing, type(self).__name__)
+        refuse_mixing(batch_mixing, type(self).__name__)
         super().__init__(
             num_classes=num_classes,
             backbone=backbone,
@@ -117,8 +117,8 @@ class StandaloneCenterClassifier(Classifier):
             # over processes the gradient of that one loss.
             embeddings, labels = self.gather_rows(embeddings), self.gather_rows(labels)
         intra, inter = self.criterion.parts(embeddings, labels)
-        intra = self.average(intra, labels)
-        inter = self.average(inter, labels) if inter.ndim else inter
+        intra = self.reduce_loss(intra, labels)
+        inter = self.reduce_loss(inter, labels) if inter.ndim else inter
         loss = self.criterion.intra_weight * intra - self.criterion.inter_weight * inter
         return {"loss": loss, "intra_loss": intra, "inter_loss": inter}
 
@@ -126,10 +126,10 @@ class StandaloneCenterClassifier(Classifier):
         """Minus squared distance (B, C) of embeddings (B, D) to each center."""
         return self.criterion.scores(embeddings)
 
-    prototype_name = "center"
+    anchor_name = "center"
 
     @property
-    def class_prototypes(self) -> Tensor:
+    def class_anchors(self) -> Tensor:
         """The centers (C, D)."""
         return self.criterion.centers.detach()
 

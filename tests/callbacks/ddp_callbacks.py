@@ -26,7 +26,7 @@ def run_all(processes: int, file: Path, folder: Path) -> None:
         strategy="ddp" if processes > 1 else "auto",
         max_epochs=1,
     )
-    data = digits(batch_size=8, samples_per_class=None, test_fraction=0.95, val_fraction=0.19, test_views="flip")
+    data = digits(batch_size=8, samples_per_class=None, test_fraction=0.95, val_fraction=0.19, tta="flip")
     run.fit(model, data)
     geometry = {name: float(value) for name, value in run.callback_metrics.items() if name.startswith("geometry/")}
     run.test(model, data, verbose=False)

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from metricloss_pl import plots
 from metricloss_pl.callbacks import EmbeddingPlot
-from metricloss_pl.callbacks._embed import thinned
+from metricloss_pl.callbacks._embed import subsample
 from metricloss_pl.errors import UserError
 from tests.callbacks.runs import digits, fit, regime, trainer
 
@@ -19,9 +19,9 @@ def figures(monkeypatch):
     calls = []
     draw = plots.embedding_scatter
 
-    def record(panels, class_names, prototypes=None, prototype_name="", title="", axis_labels=("", "")):
+    def record(panels, class_names, prototypes=None, anchor_name="", title="", axis_labels=("", "")):
         calls.append({"panels": panels, "names": class_names, "prototypes": prototypes, "labels": axis_labels})
-        return draw(panels, class_names, prototypes, prototype_name, title, axis_labels)
+        return draw(panels, class_names, prototypes, anchor_name, title, axis_labels)
 
     monkeypatch.setattr(plots, "embedding_scatter", record)
     return calls
@@ -141,12 +141,12 @@ def test_fast_development_run_writes_nothing(tmp_path, monkeypatch):
 def test_thinned_takes_all_classes_in_any_order_of_the_data():
     for labels in (torch.arange(2000) % 10, torch.arange(2000) // 200):
         loader = DataLoader(TensorDataset(torch.arange(2000), labels), batch_size=64)
-        index, seen = (torch.cat(column) for column in zip(*thinned(loader, 200), strict=True))
+        index, seen = (torch.cat(column) for column in zip(*subsample(loader, 200), strict=True))
         assert len(index.unique()) == 200
         assert torch.bincount(seen, minlength=10).min() > 5
-        again, _ = (torch.cat(column) for column in zip(*thinned(loader, 200), strict=True))
+        again, _ = (torch.cat(column) for column in zip(*subsample(loader, 200), strict=True))
         assert torch.equal(index, again)
-    assert len(thinned(loader, 5000).dataset) == 2000
+    assert len(subsample(loader, 5000).dataset) == 2000
 
 
 @pytest.mark.parametrize("options", [{"every_n_epochs": 0}, {"max_images": 1}])

@@ -40,7 +40,7 @@ def expected(model, data, hierarchy) -> dict[str, float]:
         embeddings = model.eval()(samples.images)
         for metric in metrics[:2]:
             metric.update(model.class_scores(embeddings).argmax(1), samples.labels)
-        metrics[2].update(model.points(embeddings), samples.labels)
+        metrics[2].update(model.metric_embeddings(embeddings), samples.labels)
     accuracy, severity, precision = (metric.compute() for metric in metrics)
     return {
         "test/hierarchical_accuracy": accuracy.item(),

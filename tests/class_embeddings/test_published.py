@@ -44,9 +44,9 @@ BIRDS = ["001.Black_footed_Albatross", "002.Laysan_Albatross", "017.Cardinal"]
 @pytest.mark.parametrize(
     ("name", "classes", "heights"),
     [
-        ("cub-flat", BIRDS, [[0, 1, 2], [1, 0, 2], [2, 2, 0]]),
-        ("cub-wikispecies", BIRDS, [[0, 1, 1], [1, 0, 1], [1, 1, 0]]),
-        ("cub-deep", BIRDS, [[0, 1, 2], [1, 0, 2], [2, 2, 0]]),
+        ("cub_flat", BIRDS, [[0, 1, 2], [1, 0, 2], [2, 2, 0]]),
+        ("cub_wikispecies", BIRDS, [[0, 1, 1], [1, 0, 1], [1, 1, 0]]),
+        ("cub_deep", BIRDS, [[0, 1, 2], [1, 0, 2], [2, 2, 0]]),
         ("cifar100", ["bed", "cow", "bear"], [[0, 2, 2], [2, 0, 1], [2, 1, 0]]),
     ],
 )
@@ -62,30 +62,30 @@ def test_a_name_is_downloaded_once(name, classes, heights, web, tmp_path):
 def test_what_comes_is_checked(web, tmp_path):
     (web / "cub_flat.parent-child.txt").write_text("another\n")
     with pytest.raises(UserError, match=r"the download of file:.*cub_flat.parent-child.txt is incomplete or altered"):
-        open_hierarchy("cub-flat")
+        open_hierarchy("cub_flat")
     (web / "cub_flat.parent-child.txt").unlink()
     cache = tmp_path / "cache" / "hub" / "metricloss_pl"
-    assert [file.name for file in cache.iterdir()] == [".cub-flat.lock"]
+    assert [file.name for file in cache.iterdir()] == [".cub_flat.lock"]
     by_hand = rf"cub_flat.parent-child.txt \(MD5 \w+\) can be put into {re.escape(str(cache))} "
     with pytest.raises(UserError, match=f"cannot download .*; {by_hand}"):
-        open_hierarchy("cub-flat")
+        open_hierarchy("cub_flat")
     (cache / "cub_flat.parent-child.txt").write_text("204 203\n203 2\n203 1\n204 205\n205 17\n")
-    assert open_hierarchy("cub-flat").leaves == ["1", "2", "17"]
+    assert open_hierarchy("cub_flat").leaves == ["1", "2", "17"]
 
 
 def test_ones_own_class_list_in_place_of_the_published_one(web, tmp_path):
     (tmp_path / "names.txt").write_text("0 ours\n1 cow\n2 Bett\n")
     assert open_hierarchy("cifar100", tmp_path / "names.txt").leaves_of(["Bett", "ours"]) == ["2", "0"]
-    assert open_hierarchy("cub-flat", tmp_path / "names.txt").leaves_of(["Bett", "cow"]) == ["2", "1"]
+    assert open_hierarchy("cub_flat", tmp_path / "names.txt").leaves_of(["Bett", "cow"]) == ["2", "1"]
     (tmp_path / "names.txt").write_text("apple Apfel\n")
-    assert open_hierarchy("cifar100-superclasses", tmp_path / "names.txt").leaves_of(["Apfel"]) == ["apple"]
+    assert open_hierarchy("cifar100_superclasses", tmp_path / "names.txt").leaves_of(["Apfel"]) == ["apple"]
 
 
 @pytest.mark.usefixtures("miniatures")
 def test_classes_as_the_data_sets_call_them(web, tmp_path):
     make_cub(tmp_path, classes=3)
     birds = CUB200DataModule(root=str(tmp_path)).class_names
-    assert open_hierarchy("cub-deep").leaves_of(birds[:2]) == ["1", "2"]
+    assert open_hierarchy("cub_deep").leaves_of(birds[:2]) == ["1", "2"]
     make_nab(tmp_path)  # whose hierarchy comes with it
     folder, data = tmp_path / "nabirds", NABirdsDataModule(root=str(tmp_path))
     names = data.class_names
@@ -99,7 +99,7 @@ def test_any_other_name_is_a_file(tmp_path):
         open_hierarchy("cub")
     (tmp_path / "dag.txt").write_text("1 r\n2 1\n3 2\n3 1\n4 r\n")
     assert open_hierarchy(tmp_path / "dag.txt", allow_dag=True).parents["3"] == "2"
-    assert set(HIERARCHIES) == {*FILES, "cifar100-superclasses"}
+    assert set(HIERARCHIES) == {*FILES, "cifar100_superclasses"}
 
 
 # The coarse label of each class, as the data set's own files number them.
@@ -111,7 +111,7 @@ COARSE = """
 
 
 def test_superclasses_of_cifar100():
-    tree, coarse = open_hierarchy("cifar100-superclasses"), np.array(COARSE.split(), dtype=int)
+    tree, coarse = open_hierarchy("cifar100_superclasses"), np.array(COARSE.split(), dtype=int)
     names = CIFAR100DataModule.classes
     leaves = tree.leaves_of(names)
     assert leaves == list(names)

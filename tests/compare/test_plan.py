@@ -232,7 +232,7 @@ def test_a_range_with_nothing_to_choose_from_is_refused(values, message):
 @pytest.mark.parametrize(
     "name",
     [
-        *("data.repeat", "data.repeat_up_to", "data.test_fraction", "data.root", "data.csv", "data.path"),
+        *("data.repeat", "data.oversample_to", "data.test_fraction", "data.root", "data.csv", "data.path"),
         *("data.class_path", "config", "data", "trainer", "trainer.max_steps", "trainer.max_time"),
     ],
 )

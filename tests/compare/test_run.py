@@ -222,7 +222,7 @@ def test_a_trial_is_ended_by_the_metric_of_the_plan(metric, status, tmp_path):
     config.write_text(json.dumps({"data": data, "model": model, "trainer": {"accumulate_grad_batches": 1}}))
     tuning = Tuning(4, space={"model.optimizer.lr": Range(0.02, 0.03)}, val_fraction=0.4)
     comparison = tiny(variants={"softmax": Variant(str(config))}, epochs=4, samples_per_class=[None], overrides={})
-    with running.quiet():
+    with running.silence_lightning():
         worker = Worker(replace(comparison, tuning=tuning, metric=metric).checked())
         plan, _ = prepare(worker)
         *before, trial = plan.runs[:4]
@@ -243,7 +243,7 @@ def test_a_trial_is_ended_by_the_metric_of_the_plan(metric, status, tmp_path):
 @pytest.mark.parametrize("folds", [None, 2])
 def test_trials_see_no_test_image(folds, monkeypatch):
     comparison = tiny(("softmax",), folds=folds).checked()
-    with running.quiet():
+    with running.silence_lightning():
         worker = Worker(comparison)
         plan, _ = prepare(worker)
         tested = set(worker.build(plan.runs[-1]).data.read("test").names)

@@ -255,7 +255,7 @@ def test_balanced_sampling(toy: Make, samples: Make) -> None:
 
 def test_batches_of_some_images_a_class(toy: Make, samples: Make) -> None:
     parts = {"train": samples([50, 30, 2, 9])}
-    module = toy(parts=parts, names=[*"abcd"], per_class_in_batch=4, batch_size=8, val_fraction=0)
+    module = toy(parts=parts, names=[*"abcd"], samples_per_class_in_batch=4, batch_size=8, val_fraction=0)
     module.setup("fit")
     batches = [labels for _, labels in module.train_dataloader()]
     assert len(batches) == 91 // 8
@@ -299,7 +299,7 @@ def test_few_images_are_repeated_up_to_a_number_of_each_class(
     toy: Make, official: dict[str, Samples], given: dict[str, int], times: int
 ) -> None:
     del official["val"]
-    module = toy(parts=official, batch_size=2, val_fraction=0, repeat_up_to=30, **given)
+    module = toy(parts=official, batch_size=2, val_fraction=0, oversample_to=30, **given)
     module.setup("fit")
     labels = torch.cat([labels for _, labels in module.train_dataloader()])
     images = int(module.class_counts.sum())
@@ -356,11 +356,11 @@ def test_predict_dir(toy: Make, tmp_path: Path) -> None:
         ({"samples_per_class": 0}, "samples_per_class .* is 0"),
         ({"seed": -1}, "seed .* is -1"),
         ({"repeat": 0}, "repeat .* is 0"),
-        ({"repeat_up_to": 0}, "repeat_up_to .* is 0"),
-        ({"repeat": 2, "repeat_up_to": 30}, "is 2 and repeat_up_to 30: choose one"),
-        ({"per_class_in_batch": 0}, "per_class_in_batch .* is 0"),
+        ({"oversample_to": 0}, "oversample_to .* is 0"),
+        ({"repeat": 2, "oversample_to": 30}, "is 2 and oversample_to 30: choose one"),
+        ({"samples_per_class_in_batch": 0}, "samples_per_class_in_batch .* is 0"),
         (
-            {"per_class_in_batch": 4, "balanced_sampling": True},
+            {"samples_per_class_in_batch": 4, "balanced_sampling": True},
             "is 4 and balanced_sampling is true",
         ),
         ({"train_resize": 9}, "train_resize .* is 9 without resize and image_size"),

@@ -16,7 +16,7 @@ from metricloss_pl.data.augment import (
     image_keys,
     stream,
 )
-from metricloss_pl.data.dataset import ImageDataset, as_it_is
+from metricloss_pl.data.dataset import ImageDataset, identity_collate
 from metricloss_pl.data.reading import read_image
 from metricloss_pl.data.sampler import TrainSampler
 from metricloss_pl.data.samples import Samples
@@ -32,7 +32,7 @@ def test_an_error_in_a_worker_stays_one_line(tmp_path: Path, photos: list[Path])
     bad.write_bytes(photos[0].read_bytes()[:200])
     files = [photos[0], bad]
     dataset = ImageDataset(store_of(files, cache_gb=0), torch.tensor([0, 1]), ["a", "b"], image_size=8)
-    loader = DataLoader(dataset, batch_size=2, collate_fn=as_it_is, num_workers=1)
+    loader = DataLoader(dataset, batch_size=2, collate_fn=identity_collate, num_workers=1)
     with pytest.raises(UserError, match=r"^[^\n]*bad\.png cannot be read[^\n]*$"):
         next(iter(loader))
 
@@ -217,7 +217,7 @@ def test_an_image_looks_the_same_in_an_epoch_in_every_batch_and_worker(samples: 
     for seed, batch_size in ((0, 24), (1, 6)):
         sampler = TrainSampler(whole.labels, batch_size, seed=seed)
         loader = DataLoader(
-            dataset, batch_size=batch_size, sampler=sampler, collate_fn=as_it_is, num_workers=num_workers
+            dataset, batch_size=batch_size, sampler=sampler, collate_fn=identity_collate, num_workers=num_workers
         )
         for epoch in (0, 1):
             sampler.set_epoch(epoch)

@@ -207,7 +207,9 @@ def test_a_part_smaller_than_a_batch_gives_one_of_classes() -> None:
     ("batch_size", "world", "per_class"), [(10, 1, 4), (5, 2, 4), (8, 1, 8), (96, 1, 4), (48, 2, 4)]
 )
 def test_impossible_class_batches_are_refused(batch_size: int, world: int, per_class: int) -> None:
-    message = f"per_class_in_batch is {per_class} and batch_size {batch_size} x {world} processes: .* the 23 that"
+    message = (
+        f"samples_per_class_in_batch is {per_class} and batch_size {batch_size} x {world} processes: .* the 23 that"
+    )
     with pytest.raises(UserError, match=message):
         TrainSampler(MANY, batch_size, per_class=per_class, num_replicas=world, rank=0)
 

@@ -31,7 +31,7 @@ def folder(tmp_path):
 def test_views_are_torchvisions(views, image_size, folder):
     options = {"root": folder, "image_size": image_size, "resize": image_size + 5, "batch_size": 50}
     options |= {"val_fraction": 0.3, "test_fraction": 0.5}
-    data = ImageFolderDataModule(**options, test_views=views)
+    data = ImageFolderDataModule(**options, tta=views)
     usual = ImageFolderDataModule(**options)
     whole = ImageFolderDataModule(**{**options, "image_size": None, "batch_size": 1})
     for part in (data, usual, whole):
@@ -52,7 +52,7 @@ def test_views_are_torchvisions(views, image_size, folder):
 
 
 def test_training_and_validation_have_none():
-    data = DigitsDataModule(test_views="flip", samples_per_class=20, batch_size=32)
+    data = DigitsDataModule(tta="flip", samples_per_class=20, batch_size=32)
     data.setup()
     for loader in (data.train_dataloader(), data.train_eval_dataloader(), data.val_dataloader()):
         assert next(iter(loader))[0].shape[1:] == (1, 8, 8)
@@ -62,19 +62,17 @@ def test_training_and_validation_have_none():
 
 
 def test_nothing_to_crop(tmp_path):
-    with pytest.raises(
-        UserError, match="test_views of DigitsDataModule is 'mirror'; it must be one of 'flip', 'crops', "
-    ):
-        DigitsDataModule(test_views="mirror")
-    data = DigitsDataModule(test_views="crops")
+    with pytest.raises(UserError, match="tta of DigitsDataModule is 'mirror'; it must be one of 'flip', 'crops', "):
+        DigitsDataModule(tta="mirror")
+    data = DigitsDataModule(tta="crops")
     data.setup("test")
-    with pytest.raises(UserError, match="test_views is 'crops' and image_size None, so there is nothing to crop"):
+    with pytest.raises(UserError, match="tta is 'crops' and image_size None, so there is nothing to crop"):
         data.test_dataloader()
     images, labels = np.zeros((6, 12, 12), dtype=np.uint8), np.arange(6) % 2
     arrays = {f"{part}_{name}": a for part in ("train", "test") for name, a in (("images", images), ("labels", labels))}
     np.savez(tmp_path / "set.npz", **arrays)
     for resize, refused in ((None, True), (14, False)):
-        data = NpzDataModule(path=tmp_path / "set.npz", image_size=12, resize=resize, test_views="crops_and_flips")
+        data = NpzDataModule(path=tmp_path / "set.npz", image_size=12, resize=resize, tta="crops_and_flips")
         data.setup("test")
         if refused:
             with pytest.raises(UserError, match="image_size 12, so there is nothing to crop: resize must be above"):

@@ -98,7 +98,7 @@ def test_cosine_cross_entropy_equals_loop_and_its_bound():
         value = F.cosine_cross_entropy(best, torch.tensor([0])).item()
         assert value == pytest.approx(math.log(1 + (classes - 1) * math.exp(-math.sqrt(classes / (classes - 1)))))
         assert value == pytest.approx(bound, abs=1e-4)
-    # Perfect one-hot directions: log(1 + (C - 1) / e).
+    # Perfect one_hot directions: log(1 + (C - 1) / e).
     perfect = F.cosine_cross_entropy(torch.eye(1000), torch.arange(1000))
     assert perfect.item() == pytest.approx(math.log(1 + 999 / math.e), abs=1e-4)
 
@@ -106,17 +106,17 @@ def test_cosine_cross_entropy_equals_loop_and_its_bound():
 # ------------------------------------------------------------------------------------------- softmax, squared error
 
 
-@pytest.mark.parametrize("smoothing", ["all", "others"])
-def test_cross_entropy_with_label_smoothing_equals_loop(smoothing):
+@pytest.mark.parametrize("smoothing_target", ["all", "non_target"])
+def test_cross_entropy_with_label_smoothing_equals_loop(smoothing_target):
     logits, labels, epsilon = torch.randn(5, C, dtype=torch.float64), torch.tensor([0, 3, 1, 1, 2]), 0.1
     expected = []
     for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
-        if smoothing == "all":
+        if smoothing_target == "all":
             target = [epsilon / C + (1 - epsilon) * (k == label) for k in range(C)]
         else:
             target = [1 - epsilon if k == label else epsilon / (C - 1) for k in range(C)]
         expected.append(slow_cross_entropy(row, target))
-    assert F.cross_entropy(logits, labels, epsilon, smoothing, "none").tolist() == pytest.approx(expected)
+    assert F.cross_entropy(logits, labels, epsilon, smoothing_target, "none").tolist() == pytest.approx(expected)
 
 
 def test_cross_entropy_worked_example():
@@ -306,7 +306,7 @@ def test_half_embeddings_do_not_overflow():
         (lambda x, y, c: F.center_loss(x, y, c[:, :2]), "of one width D"),
         (lambda x, y, c: F.cosine_loss(x, y, c[:, :2]), "of one width D"),
         (lambda x, y, c: F.center_loss(x, y, c, "avg"), "reduction is 'avg'"),
-        (lambda x, y, c: F.cross_entropy(x, y, 0.1, "otters"), "smoothing is 'otters'"),
+        (lambda x, y, c: F.cross_entropy(x, y, 0.1, "otters"), "smoothing_target is 'otters'"),
         (lambda x, y, c: F.center_loss(x, y[:, None], c), r"labels are torch.int64 of shape \(7, 1\)"),
         (lambda x, y, c: F.cosine_loss(x, y[:3]), r"labels are torch.int64 of shape \(3,\)"),
         (lambda x, y, c: F.squared_error(x, y.byte(), c), "labels are torch.uint8"),

@@ -9,7 +9,7 @@ from PIL import Image
 from metricloss_pl import plots
 
 NAMES = ["softmax", "cosine", "a rather long name of a variant", "$x_1$ <b>"]
-STYLE = plots.looks(NAMES)
+STYLE = plots.series_styles(NAMES)
 
 
 def series(rows, generator):
@@ -150,7 +150,7 @@ def test_next_to_nothing_looks_like_it():
 
 
 def test_letters_that_the_font_lacks_are_left_to_the_browser(recwarn):
-    names, style = ["\u65e5\u672c", "b"], plots.looks(["\u65e5\u672c"])
+    names, style = ["\u65e5\u672c", "b"], plots.series_styles(["\u65e5\u672c"])
     figure = plots.class_differences({names[0]: np.array([0.1, 0.2])}, names, "softmax", style)
     assert names[0].encode() in plots.figure_bytes(figure, "svg")
     assert not [str(warning.message) for warning in recwarn]

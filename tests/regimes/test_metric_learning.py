@@ -144,13 +144,13 @@ def test_each_loss_learns_its_weights(name, tmp_path):
 
 def test_prototypes_are_the_directions_of_one_weight_a_class():
     model = build("ArcFaceLoss")
-    prototypes = model.class_prototypes
+    prototypes = model.class_anchors
     assert prototypes.shape == (C, D)
     torch.testing.assert_close(model.class_scores(3 * prototypes).diagonal(), torch.full((C,), 8.0))
-    torch.testing.assert_close(model.points(3 * prototypes), prototypes)
-    assert build("SubCenterArcFaceLoss").class_prototypes is None
+    torch.testing.assert_close(model.metric_embeddings(3 * prototypes), prototypes)
+    assert build("SubCenterArcFaceLoss").class_anchors is None
     model = build("LargeMarginSoftmaxLoss")  # of dot products
-    scores = 0.5 * model.points(3 * prototypes) @ model.class_prototypes.t()
+    scores = 0.5 * model.metric_embeddings(3 * prototypes) @ model.class_anchors.t()
     torch.testing.assert_close(model.class_scores(3 * prototypes), scores)
 
 

@@ -60,7 +60,11 @@ def step(model, folder, batch):
     logged, seen = {}, []
     model.trainer = trainer(folder)
     model.log = lambda name, value, **_: logged.__setitem__(name.removeprefix("train/"), value)
-    hook = model.mixing.register_forward_hook(lambda module, args, mixed: seen.append(mixed)) if model.mixing else None
+    hook = (
+        model.batch_mixing.register_forward_hook(lambda module, args, mixed: seen.append(mixed))
+        if model.batch_mixing
+        else None
+    )
     assert torch.equal(model.training_step(batch, 0), logged["loss"])
     if hook is not None:
         hook.remove()
@@ -71,7 +75,7 @@ def step(model, folder, batch):
 @pytest.mark.parametrize("name", REGIMES)
 def test_each_part_is_the_weighted_mean_over_both_labels(name, mixing, tmp_path):
     torch.manual_seed(3)
-    model = REGIMES[name](mixing=mixing)
+    model = REGIMES[name](batch_mixing=mixing)
     model.balance_classes = True
     model.class_weights.copy_(WEIGHTS)
     images, labels = next(iter(loader()))
@@ -105,7 +109,7 @@ def test_lambda_1_is_no_mixing(name, mixing, tmp_path):
     ends, plain = [], REGIMES[name]()
     for chosen in (None, mixing):
         model, fitted = copy.deepcopy(plain), copy.deepcopy(plain)
-        model.mixing = fitted.mixing = chosen
+        model.batch_mixing = fitted.mixing = chosen
         logged, _ = step(model, tmp_path, next(iter(loader())))
         trainer(tmp_path).fit(fitted, loader())
         ends.append((logged, model.state_dict(), fitted.state_dict()))
@@ -115,6 +119,6 @@ def test_lambda_1_is_no_mixing(name, mixing, tmp_path):
 
 
 def test_the_heads_batch_norm_sees_each_batch_once(tmp_path):
-    model = CosineClassifier(C, Flat(), mixing=CutMix())
+    model = CosineClassifier(C, Flat(), batch_mixing=CutMix())
     trainer(tmp_path, max_epochs=1).fit(model, loader())
     assert model.head.norm.num_batches_tracked == 4

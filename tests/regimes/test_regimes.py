@@ -30,11 +30,11 @@ from tests.regimes.blobs import C, D, Flat, loader, trainer
 
 REGIMES = {
     "softmax": lambda **o: SoftmaxClassifier(C, Flat(), **o),
-    "smooth": lambda **o: SoftmaxClassifier(C, Flat(), label_smoothing=0.1, smoothing="others", **o),
-    "mixed": lambda **o: SoftmaxClassifier(C, Flat(), mixing=MixUp(probability=0.5), **o),
+    "smooth": lambda **o: SoftmaxClassifier(C, Flat(), label_smoothing=0.1, smoothing_target="non_target", **o),
+    "mixed": lambda **o: SoftmaxClassifier(C, Flat(), batch_mixing=MixUp(probability=0.5), **o),
     "squared": lambda **o: SoftmaxClassifier(C, Flat(), loss="squared_error", **o),
     "cosine": lambda **o: CosineClassifier(C, Flat(), **o),
-    "cosine_mixed": lambda **o: CosineClassifier(C, Flat(), ce_weight=1.0, mixing=CutMix(probability=0.5), **o),
+    "cosine_mixed": lambda **o: CosineClassifier(C, Flat(), ce_weight=1.0, batch_mixing=CutMix(probability=0.5), **o),
     "cosine_no_head": lambda **o: CosineClassifier(C, Flat(), head="none", class_embeddings="simplex", **o),
     "cosine_alone": lambda **o: CosineClassifier(C, Flat(), ce_weight=0, **o),
     "center": lambda **o: CenterSoftmaxClassifier(C, Flat(), **o),
@@ -251,7 +251,7 @@ def test_cosine_without_cross_entropy_has_no_head_and_predicts_the_nearest_class
     assert model.head is None
     assert model.embedding_dim == C - 1
     assert model.class_scores(7 * targets).argmax(1).tolist() == list(range(C))
-    torch.testing.assert_close(model.class_prototypes, targets)
+    torch.testing.assert_close(model.class_anchors, targets)
 
 
 def test_cosine_head_has_a_weight_decay_of_its_own():
@@ -362,7 +362,7 @@ def test_centers_move_and_are_in_the_checkpoint(name, tmp_path):
     run.save_checkpoint(tmp_path / "model.ckpt")
     saved = torch.load(tmp_path / "model.ckpt", weights_only=True)["state_dict"]["criterion.centers"]
     assert (saved - before).norm(dim=1).min() > 0.05
-    assert torch.equal(saved, model.class_prototypes)
+    assert torch.equal(saved, model.class_anchors)
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.01, 10.0])
@@ -463,10 +463,13 @@ def test_a_skipped_step_moves_no_center_and_drops_its_embeddings(tmp_path):
             "has weight_decay 0.1",
         ),
         (
-            lambda: CenterSoftmaxClassifier(3, Flat(), mixing=CutMix()),
+            lambda: CenterSoftmaxClassifier(3, Flat(), batch_mixing=CutMix()),
             "CutMix, which CenterSoftmaxClassifier can't take",
         ),
-        (lambda: StandaloneCenterClassifier(3, Flat(), mixing=MixUp()), "has no one center to be drawn to or to move"),
+        (
+            lambda: StandaloneCenterClassifier(3, Flat(), batch_mixing=MixUp()),
+            "has no one center to be drawn to or to move",
+        ),
         (lambda: StandaloneCenterClassifier(3, Flat(), center_lr=-1), "center_lr is -1"),
         (lambda: StandaloneCenterClassifier(3, Flat(), inter_weight=-0.1), "inter_weight is -0.1"),
     ],
@@ -485,7 +488,7 @@ def test_wrong_optimizer_settings_show_at_construction():
 
 
 def test_options_that_need_the_data_say_so(tmp_path):
-    for options in ({"class_weights": "balanced"}, {"center_init": "class-means"}):
+    for options in ({"class_weights": "balanced"}, {"center_init": "class_means"}):
         with pytest.raises(UserError, match="needs an ImageDataModule"):
             trainer(tmp_path).fit(CenterSoftmaxClassifier(C, Flat(), **options), loader())
 
@@ -538,7 +541,7 @@ def test_balanced_class_weights(tmp_path):
     torch.testing.assert_close(model.losses(embeddings, labels)["loss"], expected)
 
 
-@pytest.mark.parametrize("setting", [{"balanced_sampling": True}, {"per_class_in_batch": 8}])
+@pytest.mark.parametrize("setting", [{"balanced_sampling": True}, {"samples_per_class_in_batch": 8}])
 def test_classes_are_evened_out_once(setting, tmp_path):
     model = SoftmaxClassifier(10, TinyConvNet(width=8), class_weights="balanced")
     with pytest.raises(UserError, match=f"class_weights and {next(iter(setting))} both even out"):
@@ -552,7 +555,7 @@ def test_centers_start_at_the_class_means(tmp_path):
 
     torch.manual_seed(0)
     data = digits()
-    model = FirstCenters(10, TinyConvNet(width=8), center_init="class-means")
+    model = FirstCenters(10, TinyConvNet(width=8), center_init="class_means")
     untrained = copy.deepcopy(model).eval()
     trainer(tmp_path, max_epochs=1).fit(model, data)
     samples = data.samples("train")
@@ -573,7 +576,7 @@ def test_centers_start_at_the_class_means(tmp_path):
         {"lr_scheduler_interval": "batch"},
         {"weight_decay_on": "biases"},
         {"loss": "mse"},
-        {"smoothing": "some"},
+        {"smoothing_target": "some"},
     ],
 )
 def test_unknown_options_are_refused(options):

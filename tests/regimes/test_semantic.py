@@ -22,7 +22,7 @@ def tree(tmp_path):
 def test_products_are_the_similarities_of_the_classes(tree):
     model = CosineClassifier(C, Flat(), NAMES, tree)
     assert model.embedding_dim == C
-    targets = model.class_prototypes
+    targets = model.class_anchors
     assert targets.dtype == torch.float32
     torch.testing.assert_close(targets @ targets.T, SIMILARITIES)
     torch.testing.assert_close(targets, semantic(Hierarchy.from_file(tree), NAMES).float())
@@ -35,7 +35,7 @@ def test_an_integer_embedding_dim_is_that_of_approximate_embeddings(tree):
     model = CosineClassifier(C, Flat(num_features=7), NAMES, str(tree), embedding_dim=2)
     assert model.embedding.weight.shape == (2, 7)
     expected = semantic(Hierarchy.from_file(tree), NAMES, 2).float()
-    assert torch.equal(model.class_prototypes, expected)
+    assert torch.equal(model.class_anchors, expected)
     assert CosineClassifier(C, Flat(num_features=C), NAMES, tree, embedding_dim=None).embedding_dim == C
 
 
@@ -43,10 +43,10 @@ def test_names_of_ones_own(tmp_path):
     (tmp_path / "pairs.txt").write_text("9 0\n9 1\n8 9\n8 2\n")
     (tmp_path / "names.txt").write_text("0 cat\n1 dog\n2 car\n9 pet\n")
     listed = CosineClassifier(C, Flat(), NAMES, tmp_path / "pairs.txt", tmp_path / "names.txt")
-    torch.testing.assert_close(listed.class_prototypes @ listed.class_prototypes.T, SIMILARITIES)
+    torch.testing.assert_close(listed.class_anchors @ listed.class_anchors.T, SIMILARITIES)
     unnamed = CosineClassifier(C, Flat(), class_embeddings=tmp_path / "pairs.txt")
     order = [0, 2, 1]
-    torch.testing.assert_close(unnamed.class_prototypes @ unnamed.class_prototypes.T, SIMILARITIES[order][:, order])
+    torch.testing.assert_close(unnamed.class_anchors @ unnamed.class_anchors.T, SIMILARITIES[order][:, order])
 
 
 @pytest.mark.parametrize(("given", "embedding_dim"), [("file", "auto"), ("file", 2), ("tensor", None)])
@@ -64,12 +64,12 @@ def test_a_checkpoint_needs_neither_file_nor_tensor(given, embedding_dim, tree, 
     settings = torch.load(path, weights_only=True)["hyper_parameters"]
     assert settings["class_embeddings"] == "checkpoint"
     loaded = CosineClassifier.load_from_checkpoint(path, backbone=Flat(**backbone)).eval()
-    assert torch.equal(loaded.class_prototypes, embeddings.float())
+    assert torch.equal(loaded.class_anchors, embeddings.float())
     images, _ = next(iter(loader()))
     torch.testing.assert_close(loaded(images), model.eval()(images))
     resumed = CosineClassifier(**{**settings, "backbone": Flat(**backbone)})
     trainer(tmp_path, max_epochs=2).fit(resumed, loader(), ckpt_path=path, weights_only=True)
-    assert torch.equal(resumed.class_prototypes, embeddings.float())
+    assert torch.equal(resumed.class_anchors, embeddings.float())
     if given == "file":
         assert resumed.class_hierarchy.lines() == loaded.class_hierarchy.lines() == model.class_hierarchy.lines()
     forged = torch.load(path, weights_only=True) | {"class_hierarchy": {"parents": {"a": "b", "b": "a"}}}
@@ -79,7 +79,7 @@ def test_a_checkpoint_needs_neither_file_nor_tensor(given, embedding_dim, tree, 
 
 
 def test_a_checkpoint_of_named_class_embeddings_goes_on_naming_them(tmp_path):
-    for name in ("one-hot", "simplex"):
+    for name in ("one_hot", "simplex"):
         run = trainer(tmp_path, max_epochs=1)
         run.fit(CosineClassifier(C, Flat(), NAMES, name), loader())
         run.save_checkpoint(tmp_path / "model.ckpt")
@@ -92,9 +92,9 @@ def test_those_of_a_checkpoint_without_one_are_refused(tmp_path):
         trainer(tmp_path).fit(model, loader())
     with pytest.raises(UserError, match="embedding_dim is -5; it must be at least 1"):
         CosineClassifier(C, Flat(), NAMES, "checkpoint", embedding_dim=-5)
-    with pytest.raises(UserError, match="class_embeddings is '10': it must be 'one-hot'"):
+    with pytest.raises(UserError, match="class_embeddings is '10': it must be 'one_hot'"):
         CosineClassifier(C, Flat(), NAMES, 10)
-    with pytest.raises(UserError, match="class_embeddings is 'None': it must be 'one-hot'"):
+    with pytest.raises(UserError, match="class_embeddings is 'None': it must be 'one_hot'"):
         CosineClassifier(C, Flat(), NAMES, None)
 
 
@@ -102,7 +102,7 @@ def test_embeddings_from_a_file_agree_with_the_embedding_dim_and_have_norm_1(tmp
     rows = torch.tensor([[0.6, 0.8], [1.0, 0.0], [0.0, 1.0]]).numpy()
     file = tmp_path / "e.npz"
     np.savez(file, embedding=rows, ind2label=["dog", "car", "cat"])
-    assert CosineClassifier(C, Flat(), NAMES, file).class_prototypes.tolist() == rows[[2, 1, 0]].tolist()
+    assert CosineClassifier(C, Flat(), NAMES, file).class_anchors.tolist() == rows[[2, 1, 0]].tolist()
     assert CosineClassifier(C, Flat(), NAMES, file, embedding_dim=2).embedding_dim == 2
     with pytest.raises(UserError, match="embedding_dim are 3 wide and the class embeddings 2"):
         CosineClassifier(C, Flat(), NAMES, file, embedding_dim=3)
@@ -118,7 +118,7 @@ def test_embeddings_from_a_file_agree_with_the_embedding_dim_and_have_norm_1(tmp
     [
         (
             {"class_embeddings": "onehot"},
-            "class_embeddings is 'onehot': it must be 'one-hot', 'simplex', 'semantic', 'cifar100', 'cub-flat', ",
+            "class_embeddings is 'onehot': it must be 'one_hot', 'simplex', 'semantic', 'cifar100', 'cub_flat', ",
         ),
         ({"class_names": ["cat", "car", "cow"]}, r"class 'cow' is no leaf of hierarchy .*tree.txt \(2 of 3 classes"),
         ({"class_names": ["cat", "dog", "pet"]}, "class 'pet' is an inner node"),

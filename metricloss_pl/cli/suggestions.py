@@ -18,9 +18,9 @@ import yaml
 from lightning.pytorch import Trainer
 
 from metricloss_pl.callbacks import BestCheckpoint, PredictionWriter
+from metricloss_pl.cli.errors import format_user_error
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.errors import UserError, reason
-from metricloss_pl.messages import message_of
 from metricloss_pl.regimes import Classifier
 
 __all__ = ["find_mistake"]
@@ -46,7 +46,7 @@ def find_mistake(error: Exception, options: Iterable[tuple[str, str | None]]) ->
     Raises:
         UserError: A config or a block that it names is missing or unreadable.
     """
-    if isinstance(error, ArgumentError) and message_of(error) is None:
+    if isinstance(error, ArgumentError) and format_user_error(error) is None:
         return None
     tree: Tree = {}
     for name, value in options:

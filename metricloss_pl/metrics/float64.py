@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 
-class DoubleMetric(Metric):
+class Float64Metric(Metric):
     """A metric whose states stay float64: a change of precision of the module around it changes its device alone.
 
     Where the device knows no float64 (Apple's MPS) they stay where they are, so `update` has to move its input to them.

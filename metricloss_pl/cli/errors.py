@@ -10,11 +10,17 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from metricloss_pl.errors import UserError, raised_in, reason
+from metricloss_pl.errors import UserError, raised_in, reason, shell_command
 from metricloss_pl.files import is_no_room, no_room
-from metricloss_pl.screen import shell_command
 
-__all__ = ["build_from_settings", "hint_of", "is_of_collective", "lightning_refusals", "lost_contact", "message_of"]
+__all__ = [
+    "build_from_settings",
+    "format_user_error",
+    "hint_of",
+    "is_of_collective",
+    "lightning_refusals",
+    "lost_contact",
+]
 
 _LIBRARIES = ("lightning", "torch", "torchvision")
 _SETTINGS = tuple(  # of Lightning: what looks at the user's settings once a run has begun
@@ -36,7 +42,7 @@ _SETTINGS = tuple(  # of Lightning: what looks at the user's settings once a run
 _READERS = ("argparse", "codecs", "enum", "importlib", "json", "jsonargparse", "metricloss_pl.files", "yaml")
 
 
-def message_of(error: BaseException) -> str | None:
+def format_user_error(error: BaseException) -> str | None:
     """Return the line that tells a user what was wrong, or None for a bug, whose traceback is due.
 
     A user's mistake is a `UserError`, an error of the argument parser, or what `raise ... from` ties to one of them.

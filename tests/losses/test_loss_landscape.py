@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from metricloss_pl.losses import functional as F
-from metricloss_pl.losses.shapes import pair_weight, surface
+from metricloss_pl.losses.loss_landscape import pair_weight, surface
 
 
 def test_surfaces_are_the_losses():

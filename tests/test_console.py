@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 import metricloss_pl
-from metricloss_pl.screen import shell_command
+from metricloss_pl.errors import shell_command
 
 PACKAGE = Path(metricloss_pl.__file__).parent
 

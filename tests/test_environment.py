@@ -3,8 +3,8 @@ import subprocess
 import pytest
 import torch
 
-from metricloss_pl import surroundings as module
-from metricloss_pl.surroundings import surroundings
+from metricloss_pl import collect_environment as module
+from metricloss_pl.environment import collect_environment
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def test_threads_are_those_of_the_moment():
     """A run's own: the number differs between the runs of one process."""
     for number in (1, 2, 1):
         torch.set_num_threads(number)
-        assert surroundings()["hardware"]["threads"] == number
+        assert collect_environment()["hardware"]["threads"] == number
 
 
 @pytest.mark.parametrize("tracked", [True, False])

@@ -15,10 +15,10 @@ import torch
 
 import metricloss_pl
 
-__all__ = ["peak_memory", "surroundings", "versions"]
+__all__ = ["collect_environment", "peak_memory", "versions"]
 
 
-def surroundings() -> dict[str, Any]:
+def collect_environment() -> dict[str, Any]:
     """Versions, hardware and the threads of this moment, and the commit that this process first found."""
     accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
