@@ -57,6 +57,8 @@ InterTerm = Literal["log1p", "log", "margin", "negative", "centers", "softmax"]
 _MIN_NORM = 1e-12
 # The smallest squared distance a logarithm sees; coincident points are finite and repel no further.
 _MIN_SQUARED_DISTANCE = 1e-12
+# Rows of the other points whose distances are computed at once.
+_CHUNK = 4096
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -377,26 +379,30 @@ def _class_sums(offsets: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor
 
 @_full_precision
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    """Squared Euclidean distance of each row of x to each row of y, from differences, so never negative.
+    """Compute the squared Euclidean distance of each row of x to each row of y.
+
+    Computed by a matrix product, which exports to ONNX, in float64 about a point amid y: a distance that is small
+    beside the norms keeps its float32 digits.
 
     Args:
         x: (N, D).
         y: (M, D).
 
     Returns:
-        (N, M).
+        (N, M), at least 0.
 
     Raises:
         ValueError: The widths differ.
     """
     _check_width(x, y, "the other points")
-    # ||x||^2 + ||y||^2 - 2xy would lose all digits where a distance is small beside the norms.
-    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square()
+    reference = _reference(y)
+    chunks = [_distances_by_product(x, chunk, reference).to(x.dtype) for chunk in y.split(_CHUNK)]
+    return torch.cat(chunks, dim=1)
 
 
 @_full_precision
-def nearest_center(embeddings: Tensor, centers: Tensor, chunk_size: int = 4096) -> Tensor:
-    """The center nearest to each embedding, in memory for B x chunk_size distances, however many centers there are.
+def nearest_center(embeddings: Tensor, centers: Tensor, chunk_size: int = _CHUNK) -> Tensor:
+    """Find the center nearest to each embedding with B x chunk_size distances in memory.
 
     Args:
         embeddings: (B, D).
@@ -422,20 +428,26 @@ def nearest_center(embeddings: Tensor, centers: Tensor, chunk_size: int = 4096) 
 
 
 def _reference(points: Tensor) -> Tensor:
-    """A place (D,) amid points (N, D): coordinates of some of them, so that differences on a grid stay exact."""
-    return points[:256].detach().nanmedian(0).values
+    """Return the median (D,) of points (N, D): one of their coordinates, so that differences on a grid stay exact."""
+    some = points[:256].detach()
+    return some.sort(0).values[(len(some) - 1) // 2]  # median() has no ONNX form
 
 
 def _distances_by_product(x: Tensor, y: Tensor, reference: Tensor) -> Tensor:
-    """Squared distances (N, M) by ||x||^2 + ||y||^2 - 2xy: many times faster than from differences.
+    """Return squared distances (N, M) by ||x||^2 + ||y||^2 - 2xy, many times faster than from differences.
 
-    In float64, about a reference amid the points, the digits that this form loses are none of float32's, except between
-    points that all but coincide far from the others.
+    In float64, about a reference amid the points, this form loses no digit of float32, except between points that
+    nearly coincide far from all others.
     """
     if x.device.type == "mps":  # has no float64
-        return squared_distances(x, y)
+        return _distances_by_differences(x, y)
     x, y = x.double() - reference.double(), y.double() - reference.double()
     return (x.square().sum(1)[:, None] + y.square().sum(1) - 2 * x @ y.T).clamp_min(0)
+
+
+def _distances_by_differences(x: Tensor, y: Tensor) -> Tensor:
+    """Return squared distances (N, M) with every digit, for terms that weigh a pair by 1 / d2; no form for ONNX."""
+    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square()
 
 
 @_full_precision
@@ -477,8 +489,8 @@ def standalone_center_loss(
     """
     intra = center_offsets(embeddings, labels, centers).square().sum(1)
     different = labels[:, None] != labels[None, :]
-    if inter == "log":  # weighs a pair by 1 / d2, so that every digit of a small distance counts
-        distances = squared_distances(embeddings, embeddings)
+    if inter == "log":
+        distances = _distances_by_differences(embeddings, embeddings)
     else:
         distances = _distances_by_product(embeddings, embeddings, _reference(embeddings)).to(embeddings.dtype)
     if inter == "log1p":
@@ -531,7 +543,7 @@ def center_inter(centers: Tensor) -> Tensor:
     Returns:
         A scalar; the loss to minimise subtracts it. 0 for a single class.
     """
-    distances = squared_distances(centers, centers)
+    distances = _distances_by_differences(centers, centers)
     others = ~torch.eye(len(centers), dtype=torch.bool, device=centers.device)
     logs = torch.log(distances.clamp_min(_MIN_SQUARED_DISTANCE))
     return torch.where(others, logs, torch.zeros_like(logs)).sum() / len(centers)

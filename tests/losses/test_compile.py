@@ -12,7 +12,7 @@ CALLS = {
     "cosine": lambda x, y: F.cosine_loss(x, y),
     "cosine to class embeddings": CosineLoss(F.normalize(CENTERS)),
     "cosine cross-entropy": lambda x, y: F.cosine_cross_entropy(x, y),
-    "cross-entropy": lambda x, y: F.cross_entropy(x, y, 0.1, "others"),
+    "cross-entropy": lambda x, y: F.cross_entropy(x, y, 0.1, "non_target"),
     "squared error": lambda x, y: F.squared_error(x, y),
     "center": lambda x, y: F.center_loss(x, y, CENTERS),
     "center delta": lambda x, y: F.center_delta(x, y, CENTERS)[1],

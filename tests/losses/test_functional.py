@@ -252,7 +252,7 @@ def all_losses(labels, phi):
     return {
         "cosine": lambda x, c: F.cosine_loss(x, labels, phi),
         "cosine_cross_entropy": lambda x, c: F.cosine_cross_entropy(x, labels, phi),
-        "cross_entropy": lambda x, c: F.cross_entropy(x, labels % D, 0.1, "others"),
+        "cross_entropy": lambda x, c: F.cross_entropy(x, labels % D, 0.1, "non_target"),
         "squared_error": lambda x, c: F.squared_error(x, labels, phi),
         "center": lambda x, c: F.center_loss(x, labels, c),
         "exponential": lambda x, c: F.exponential_intra(x, labels, c, 0.3),
@@ -349,4 +349,4 @@ def test_pairs_far_from_the_origin_keep_their_digits():
 def test_smoothing_over_the_others_is_exact_for_every_epsilon():
     logits, labels = torch.tensor([[0.3, -0.2]], dtype=torch.float64), torch.tensor([0])
     first, second = torch.log_softmax(logits, 1)[0].tolist()
-    assert F.cross_entropy(logits, labels, 0.9, "others").item() == pytest.approx(-0.1 * first - 0.9 * second)
+    assert F.cross_entropy(logits, labels, 0.9, "non_target").item() == pytest.approx(-0.1 * first - 0.9 * second)

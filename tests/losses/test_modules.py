@@ -187,3 +187,25 @@ def test_standalone_module_trains_its_centers(batch, intra, inter):
 def test_errors(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_standalone_scores_export_with_a_dynamic_batch():
+    """Without `cdist`, which has no ONNX form."""
+
+    class Scores(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.criterion = StandaloneCenterLoss(C, D)
+
+        def forward(self, embeddings):
+            return self.criterion.scores(embeddings)
+
+    model = Scores().eval()
+    batch = {"embeddings": {0: torch.export.Dim("batch")}}
+    program = torch.export.export(model, (torch.randn(2, D),), dynamic_shapes=batch).run_decompositions()
+    assert not [node for node in program.graph.nodes if "cdist" in str(node.target)]
+    for size in (1, 2, 7):
+        embeddings = torch.randn(size, D)
+        torch.testing.assert_close(program.module()(embeddings), model(embeddings))
+        slow = -(embeddings[:, None] - model.criterion.centers).square().sum(2)
+        torch.testing.assert_close(model(embeddings), slow)
