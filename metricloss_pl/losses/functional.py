@@ -430,7 +430,7 @@ def nearest_center(embeddings: Tensor, centers: Tensor, chunk_size: int = _CHUNK
 def _reference(points: Tensor) -> Tensor:
     """Return the median (D,) of points (N, D): one of their coordinates, so that differences on a grid stay exact."""
     some = points[:256].detach()
-    return some.sort(0).values[(len(some) - 1) // 2]  # median() has no ONNX form
+    return some.topk((len(some) + 1) // 2, dim=0, largest=False).values[-1]  # median() has no ONNX form
 
 
 def _distances_by_product(x: Tensor, y: Tensor, reference: Tensor) -> Tensor:
