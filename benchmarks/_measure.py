@@ -1,10 +1,9 @@
-"""What every benchmark here shares: times of two sides taken turn by turn, peak memory, and the line that reports them.
+"""Measurements shared by all benchmarks: interleaved times of two sides, peak memory, and lines that report them.
 
-A benchmark is run as ``python benchmarks/<name>.py [--quick]`` and prints JSON lines. Every line has ``subject``,
-``kind`` and ``machine``; a line of kind ``ratio`` also has the names ``ours`` and ``against``, the medians
-``ours_median`` and ``against_median`` in ``unit``, and their ``ratio``: against / ours, so above 1 ours is better, and
-where there is one, ``goal``, the least ratio. Lines of kind ``skipped`` and ``arithmetic`` say what did not fit into
-memory. ``OMP_NUM_THREADS`` sets the threads.
+Run a benchmark as `python benchmarks/<name>.py [--quick]`. It prints JSON lines with `subject`, `kind` and `machine`. A
+line of kind `ratio` also has the names `ours` and `against`, the medians `ours_median` and `against_median` in `unit`,
+their `ratio` (against / ours, so above 1 ours is better), and optionally `goal`, the smallest acceptable ratio. Lines
+of kind `skipped` and `arithmetic` report what did not fit into memory. `OMP_NUM_THREADS` sets the number of threads.
 """
 
 from __future__ import annotations
@@ -31,27 +30,27 @@ _MOST_BYTES = 8 * 2**30
 
 
 def quick_asked(description: str | None) -> bool:
-    """Whether the command line asks for ``--quick``: small sizes that only show that the benchmark runs."""
+    """Return whether `--quick` is given: small sizes that only show that the benchmark runs."""
     parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="small sizes, in seconds: a smoke test, no measurement")
     return bool(parser.parse_args().quick)
 
 
 def report(subject: str, kind: str, **facts: Any) -> None:
-    """Print one JSON line: the subject, the kind of line, its facts, and the machine that measured them."""
+    """Print one JSON line with the subject, the kind of line, its facts, and the machine."""
     print(json.dumps({"subject": subject, "kind": kind, **facts, "machine": machine()}), flush=True)
 
 
 def report_ratio(
     subject: str, ours: tuple[str, float], against: tuple[str, float], *, unit: str = "s", **facts: Any
 ) -> None:
-    """Print a line of kind ``ratio``.
+    """Print a line of kind `ratio`.
 
     Args:
-        subject: What is measured.
+        subject: Quantity that is measured.
         ours: Name and median of our side.
         against: Name and median of the alternative.
-        unit: Of the medians, less being better: ``s`` or ``bytes``.
+        unit: Unit of the medians, `s` or `bytes`; less is better.
         **facts: Sizes, repetitions, the goal of the ratio.
     """
     medians = {"ours_median": _rounded(ours[1]), "against_median": _rounded(against[1]), "unit": unit}
@@ -66,23 +65,22 @@ def _rounded(value: float) -> float:
 def compare(
     subject: str, ours: tuple[str, Step], against: tuple[str, Step], *, quick: bool = False, **facts: Any
 ) -> tuple[float, float]:
-    """Time two named steps turn by turn, print the line of their ratio, and return both medians in seconds."""
+    """Time two named steps in turn, print the line of their ratio, and return both medians in seconds."""
     (ours_s, against_s), turns = interleaved(ours[1], against[1], quick=quick)
     report_ratio(subject, (ours[0], ours_s), (against[0], against_s), repetitions=turns, **facts)
     return ours_s, against_s
 
 
 def interleaved(*steps: Step, quick: bool = False, turns: int = 5, budget_s: float = 10.0) -> tuple[list[float], int]:
-    """Median seconds of each step. They take turns, A B A B, so that a drift of the machine meets all alike.
+    """Return the median seconds of each step, taken in turn (A B A B), so that a drift of the machine affects all.
 
-    A step below 0.1 s runs once unclocked at each of its turns: it would else pay for the caches that another, longer
-    side has just swept, which no loop of its own would do.
+    In each turn, a step below 0.1 s runs once without the clock, because the other step may have evicted its caches.
 
     Args:
-        *steps: Each runs twice before the clock starts.
-        quick: Two turns alone.
-        turns: At least so many.
-        budget_s: They go on for so long, up to 1,000 turns.
+        *steps: Functions to time; each runs twice before the clock starts.
+        quick: Whether to take two turns only.
+        turns: Minimum number of turns.
+        budget_s: Seconds during which turns are repeated, up to 1,000 turns.
 
     Returns:
         The medians and the number of turns.
@@ -107,15 +105,15 @@ def _seconds(step: Step, once_unclocked: bool = False) -> float:
 
 
 def peak_growth(prepare: Callable[..., Step], *sizes: int, small: tuple[int, ...]) -> int | None:
-    """Bytes that a few steps need at their peak beyond what is held before them, in a fresh process.
+    """Return the peak memory in bytes of a few steps beyond what is allocated before them, in a new process.
 
     Args:
-        prepare: Makes a step of the given sizes, and all that it holds; a function of the script's top level.
-        *sizes: The sizes measured.
-        small: Sizes of a first step, which loads the libraries' code.
+        prepare: Top-level function of the script that returns a step for the given sizes.
+        *sizes: Sizes to measure.
+        small: Sizes of a first step, which loads the code of the libraries.
 
     Returns:
-        None where there is no /proc: ru_maxrss can't stand in, since a child's starts from its parent's.
+        Bytes, or None without /proc (`ru_maxrss` of a child process starts from that of its parent).
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(_growth, prepare, sizes, small).result()
@@ -132,7 +130,7 @@ def _growth(prepare: Callable[..., Step], sizes: tuple[int, ...], small: tuple[i
 
 
 def too_large(bytes_needed: int) -> dict[str, int] | None:
-    """None where so many bytes fit into 8 GiB and into the machine's free memory; else the figures that say why not."""
+    """Return None if the bytes fit into 8 GiB and into free memory, else bytes needed and allowed."""
     available = _kilobytes("/proc/meminfo", "MemAvailable")
     allowed = _MOST_BYTES if available is None else min(_MOST_BYTES, 1024 * available * 4 // 5)
     return {"bytes_needed": bytes_needed, "bytes_allowed": allowed} if bytes_needed > allowed else None
@@ -143,7 +141,7 @@ def _kilobytes(file: str, name: str) -> int | None:
 
 
 def _field(file: str, name: str) -> str:
-    """Value of the first ``name: value`` line of a file under /proc; empty where there is none."""
+    """Return the value of the first line `name: value` of a file in /proc, or an empty string."""
     if not Path(file).exists():
         return ""
     pairs = (line.partition(":") for line in Path(file).read_text().splitlines())
@@ -151,7 +149,7 @@ def _field(file: str, name: str) -> str:
 
 
 def machine() -> dict[str, str | int | None]:
-    """Processor, threads and versions."""
+    """Return processor, threads and versions."""
     return {
         "cpu": _field("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
         "cores": os.cpu_count(),

@@ -1,4 +1,4 @@
-"""Generated images to train on, and a Trainer that does nothing but train."""
+"""Generated images for training, and a Trainer without extras."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from metricloss_pl.data.samples import Samples
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class NoiseDataModule(ImageDataModule):
-    """Images of uniform noise with random labels, in memory; there is a training part alone.
+    """Training set of uniform noise with balanced labels, in memory.
 
     Args:
-        side: Of the images, in px.
-        count: Images in all.
-        classes: C.
+        side: Side of the images in px.
+        count: Number of images.
+        classes: Number of classes.
     """
 
     side: int
@@ -32,11 +32,11 @@ class NoiseDataModule(ImageDataModule):
 
     @property
     def class_names(self) -> list[str]:
-        """The labels as text."""
+        """Names of the classes: their labels."""
         return [str(label) for label in range(self.classes)]
 
     def read(self, part: Part) -> Samples | None:
-        """Draws the training part."""
+        """Draw the training set."""
         if part != "train":
             return None
         generator = torch.Generator().manual_seed(0)
@@ -49,7 +49,7 @@ class NoiseDataModule(ImageDataModule):
 
 
 def bare_trainer(**settings: Any) -> Trainer:
-    """A Trainer without logger, checkpoints, progress bar and summary that says nothing."""
+    """Return a silent Trainer without logger, checkpoints, progress bar and summary."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning.*")
     return Trainer(

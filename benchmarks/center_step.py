@@ -1,7 +1,7 @@
-"""One training step of the center loss alone, against other ways to write it, as the classes grow.
+"""Training step of the center loss alone, against other implementations, for up to a million classes.
 
-A step is the loss, the gradient of the embeddings and the update of the centers. Each step takes the next of many
-batches of labels, so that its centers come from memory rather than from a cache.
+A step is the loss, the gradient of the embeddings and the update of the centers. Each step uses another
+batch of labels, so that its centers come from memory rather than from a cache.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FLOAT_BYTES = 4
 
 
 def batches(num_classes: int, batch_size: int, dim: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endlessly, embeddings (B, D) that require a gradient and have none, and labels (B,) drawn uniformly."""
+    """Yield embeddings (B, D) that require a gradient, and uniformly drawn labels (B,), endlessly."""
     generator = torch.Generator().manual_seed(0)
     embeddings = torch.randn(batch_size, dim, generator=generator, requires_grad=True)
     for labels in itertools.cycle(torch.randint(num_classes, (1000, batch_size), generator=generator)):
@@ -59,7 +59,7 @@ def autograd_step(loss_of: Callable[[Tensor, Tensor], Tensor], optimizer: SGD, d
 
 
 def distance_matrix(num_classes: int, batch_size: int, dim: int) -> Step:
-    """x^2 + c^2 - 2xc for every pair, all but the own center masked; centers by autograd, as in pytorch-center-loss."""
+    """Compute x^2 + c^2 - 2xc for all pairs and mask other centers; centers by autograd, as pytorch-center-loss."""
     torch.manual_seed(0)
     centers = nn.Parameter(torch.randn(num_classes, dim))
 
@@ -71,7 +71,7 @@ def distance_matrix(num_classes: int, batch_size: int, dim: int) -> Step:
     return autograd_step(loss_of, SGD([centers], lr=ALPHA), batches(num_classes, batch_size, dim))
 
 
-class CountNormalised(torch.autograd.Function):
+class CountNormalized(torch.autograd.Function):
     """Half mean squared distance whose backward gives Eq. 4's step to each of the C centers, present or not."""
 
     @staticmethod
@@ -92,11 +92,11 @@ def dense_backward(num_classes: int, batch_size: int, dim: int) -> Step:
     torch.manual_seed(0)
     centers = nn.Parameter(torch.randn(num_classes, dim))
     drawn = batches(num_classes, batch_size, dim)
-    return autograd_step(lambda x, y: CountNormalised.apply(x, y, centers), SGD([centers], lr=ALPHA), drawn)
+    return autograd_step(lambda x, y: CountNormalized.apply(x, y, centers), SGD([centers], lr=ALPHA), drawn)
 
 
 def embedding(num_classes: int, batch_size: int, dim: int, sparse: bool) -> Step:
-    """A look-up in ``nn.Embedding`` whose gradient is the loss's own, (c - x) / B: another rule, cheaper than Eq. 4."""
+    """Look up centers in `nn.Embedding`; their gradient (c - x) / B is another, cheaper rule than Eq. 4."""
     torch.manual_seed(0)
     centers = nn.Embedding(num_classes, dim, sparse=sparse)
     optimizer, drawn = SGD(centers.parameters(), lr=ALPHA), batches(num_classes, batch_size, dim)
@@ -104,7 +104,7 @@ def embedding(num_classes: int, batch_size: int, dim: int, sparse: bool) -> Step
 
 
 def softmax_head(num_classes: int, batch_size: int, dim: int) -> Step:
-    """Linear layer, cross-entropy and SGD with momentum: what a classifier of as many classes pays besides."""
+    """Run a linear head, cross-entropy and SGD with momentum: the rest of a classifier with as many classes."""
     head = nn.Linear(dim, num_classes)
     optimizer = SGD(head.parameters(), lr=0.1, momentum=0.9)
     drawn = batches(num_classes, batch_size, dim)
@@ -112,7 +112,7 @@ def softmax_head(num_classes: int, batch_size: int, dim: int) -> Step:
 
 
 class Sizes(NamedTuple):
-    """C, B and D."""
+    """Number of classes C, batch size B and embedding dimension D."""
 
     num_classes: int
     batch_size: int
@@ -120,7 +120,7 @@ class Sizes(NamedTuple):
 
 
 class Peer(NamedTuple):
-    """Another way to do the step, and how many (C, D) tables and (B, C) matrices it holds at its peak."""
+    """Another implementation of the step, with its peak number of (C, D) tables and (B, C) matrices."""
 
     prepare: Callable[[int, int, int], Step]
     tables: int
@@ -141,7 +141,7 @@ HEAD = Peer(softmax_head, tables=3, matrices=1)
 
 
 def against_peers(sizes: Sizes, quick: bool) -> dict[str, tuple[float, float]]:
-    """A line for each peer; the medians of ours and theirs by name, of those that fit."""
+    """Print a line for each peer, and return the medians of ours and theirs by name, if they fit into memory."""
     step, medians, facts = ours(*sizes), {}, sizes._asdict()
     for name, peer in PEERS.items():
         if reason := too_large(peer.bytes_needed(sizes)):
@@ -152,7 +152,7 @@ def against_peers(sizes: Sizes, quick: bool) -> dict[str, tuple[float, float]]:
 
 
 def best_dense(medians: dict[str, tuple[float, float]], sizes: Sizes) -> None:
-    """A line for the best of the peers whose gradient is dense, which also names the fastest of all."""
+    """Print a line for the best peer with a dense gradient, which also names the fastest of all."""
     relative = {"ours": 1.0} | {name: theirs / own for name, (own, theirs) in medians.items()}
     best = min(medians.keys() - {"embedding_sparse"}, key=relative.__getitem__, default=None)
     if best is not None:
@@ -162,7 +162,7 @@ def best_dense(medians: dict[str, tuple[float, float]], sizes: Sizes) -> None:
 
 
 def beside_the_head(sizes: Sizes, quick: bool) -> None:
-    """A line against the softmax head of as many classes; where that does not fit, its bytes, then of a tenth."""
+    """Print a line against the softmax head; if it does not fit, its bytes and a line with a tenth of the classes."""
     subject, facts = "center step beside the softmax head", sizes._asdict()
     if reason := too_large(HEAD.bytes_needed(sizes)):
         table, logits = (FLOAT_BYTES * sizes.num_classes * width for width in (sizes.dim, sizes.batch_size))
@@ -174,7 +174,7 @@ def beside_the_head(sizes: Sizes, quick: bool) -> None:
 
 
 def many_classes(many: Sizes, few: Sizes, quick: bool) -> None:
-    """Lines of ours with many classes against ours with few: peak memory beyond the centers, and time."""
+    """Print our peak memory beyond the centers and our time with many classes, against those with few."""
     subject, names = "center step, many classes", [f"ours at C = {sizes.num_classes}" for sizes in (many, few)]
     shape = {"batch_size": many.batch_size, "dim": many.dim}
     grown = [peak_growth(ours, *sizes, small=(10, 8, 16)) for sizes in (many, few)]

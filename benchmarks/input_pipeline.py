@@ -1,8 +1,7 @@
 """Training epochs of our loaders, against torchvision's data sets with PIL transforms in torch's DataLoader.
 
-Both give augmented batches that are not normalised yet. A second group of lines sets our loader's time for a batch
-against the training step that it feeds, for the data blocks and networks of the shipped configs: above 1 the network
-never waits for images.
+Both yield augmented batches before normalization. A second group of lines compares the time of our loader per batch
+with that of a training step, for the data blocks and networks of the shipped configs: above 1 the network never waits.
 """
 
 from __future__ import annotations
@@ -40,11 +39,11 @@ FLIP = transforms.RandomHorizontalFlip()
 
 
 class PilImages(Dataset[Any]):
-    """What torchvision's MNIST and CIFAR10 do with each image: array to PIL, then the transforms."""
+    """Data set that treats images as torchvision's MNIST and CIFAR10 do: array to PIL, then the transforms."""
 
     def __init__(self, images: Tensor, labels: Tensor, transform: Any) -> None:
-        grey = images.shape[1] == 1
-        self.arrays = images[:, 0].numpy() if grey else images.permute(0, 2, 3, 1).contiguous().numpy()
+        gray = images.shape[1] == 1
+        self.arrays = images[:, 0].numpy() if gray else images.permute(0, 2, 3, 1).contiguous().numpy()
         self.labels = labels.tolist()
         self.transform = transform
 
@@ -52,7 +51,7 @@ class PilImages(Dataset[Any]):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """The image (C, S, S), float32 in [0, 1], and its label."""
+        """Return the image (C, S, S), float32 in [0, 1], and its label."""
         return self.transform(Image.fromarray(self.arrays[index])), self.labels[index]
 
 
@@ -63,7 +62,7 @@ def peer_loader(dataset: Dataset[Any], batch_size: int, workers: int) -> DataLoa
 
 
 def batches(loader: DataLoader[Any]) -> Iterator[Any]:
-    """Endlessly, each epoch in another order."""
+    """Yield batches endlessly, each epoch in another order."""
     for epoch in itertools.count():
         if hasattr(loader.sampler, "set_epoch"):
             loader.sampler.set_epoch(epoch)
@@ -75,13 +74,13 @@ def epoch_of(loader: DataLoader[Any]) -> Step:
 
     def step() -> None:
         for _ in range(len(loader)):
-            next(endless)  # and let go: kept batches would cost memory that training does not
+            next(endless)  # not kept, as in training
 
     return step
 
 
 def versus(ours: str, step: Step, peers: dict[int, Step], images: int, goal: float, quick: bool) -> None:
-    """A line for each of the peers, which are named by their number of workers."""
+    """Print a line for each peer; peers are named by their number of workers."""
     (ours_s, *peers_s), turns = interleaved(step, *peers.values(), quick=quick)
     for workers, peer_s in zip(peers, peers_s, strict=True):
         report_ratio(
@@ -110,7 +109,7 @@ def in_memory(side: int, in_channels: Any, quick: bool) -> None:
 
 
 def write_photos(root: Path, count: int) -> None:
-    """JPEG files of smooth random images: `count` for training, and one of each of two classes for test."""
+    """Write JPEG files of smooth random images: `count` for training, and one per class for test."""
     generator = np.random.default_rng(0)
     for part, images in (("train", count), ("test", 2)):
         for index in range(images):
@@ -133,23 +132,23 @@ def in_folder(root: Path, count: int, quick: bool) -> None:
 
     def ours_from_nothing() -> None:
         data = photos(root, **sizes)
-        assert len(data.normalization[0]) == 3  # measured at the first use
+        assert len(data.normalization[0]) == 3  # computed at the first use
         epoch_of(data.train_dataloader())()
 
     def theirs(workers: int) -> DataLoader[Any]:
         return peer_loader(ImageFolder(root / "train", transform), sizes["batch_size"], workers)
 
     name = f"JPEG files of {PHOTO[0]} px to 224 px, num_workers 0"
-    anew: dict[int, Step] = {0: lambda: epoch_of(theirs(0))(), 2: lambda: epoch_of(theirs(2))()}
+    first_epochs: dict[int, Step] = {0: lambda: epoch_of(theirs(0))(), 2: lambda: epoch_of(theirs(2))()}
     first = f"{name}, first epoch with set-up, mean and deviation"
-    versus(first, ours_from_nothing, anew, count, GOAL_FIRST_EPOCH, quick)
+    versus(first, ours_from_nothing, first_epochs, count, GOAL_FIRST_EPOCH, quick)
     later = {workers: epoch_of(theirs(workers)) for workers in (0, 2)}
     versus(f"{name}, a later epoch", epoch_of(kept), later, count, GOAL, quick)
     versus(f"{name}, cache_gb 0", epoch_of(not_kept), {0: later[0]}, count, GOAL_FIRST_EPOCH, quick)
 
 
 def shipped(block: str, quick: bool) -> dict[str, Any]:
-    """Batch size, small where it is to be quick, and augmentations of a shipped data block."""
+    """Return batch size (small if `quick`) and augmentations of a shipped data block."""
     settings = yaml.safe_load((BLOCKS / f"{block}.yaml").read_text(encoding="utf-8"))["init_args"]
     named: list[Any] = [{"class_path": entry} if isinstance(entry, str) else entry for entry in settings["augment"]]
     augment = [getattr(data_modules, entry["class_path"])(**entry.get("init_args", {})) for entry in named]
@@ -157,7 +156,7 @@ def shipped(block: str, quick: bool) -> dict[str, Any]:
 
 
 def feeds(block: str, data: ImageDataModule, backbone: nn.Module, quick: bool, **facts: object) -> None:
-    """Time of our loader for a batch, against the training step on one."""
+    """Compare the time of our loader per batch with that of a training step."""
     endless = batches(data.train_dataloader())
     images, labels = next(endless)
     model = SoftmaxClassifier(10, backbone)
@@ -192,6 +191,6 @@ if __name__ == "__main__":
         size, resize = (64, 72) if quick else (448, 512)
         settings = shipped("cub", quick) | {"batch_size": 2}
         cub = photos(Path(name), image_size=size, resize=resize, cache_gb=0.0, **settings)
-        # At 512 px the training part of CUB is beyond cache_gb: its files are decoded anew at each use.
-        note = "2 images instead of the config's 96, which would take too long here; both sides go by the image"
+        # At 512 px the training set of CUB exceeds cache_gb, so its files are decoded at each use.
+        note = "2 images instead of the config's 96, to be fast; both times are proportional to the number of images"
         feeds("cub", cub, TorchvisionBackbone("resnet50"), quick, note=note)

@@ -1,9 +1,9 @@
-"""Training in two processes against one (weak scaling), and what each regime sends and holds as ranks and classes grow.
+"""Training in two processes against one (weak scaling), and bytes that each regime sends and holds.
 
-Measured: the time of a step of 64 images a process, under DDP over gloo with one thread a process, against a single
-process (the ratio is the efficiency), and against two processes that know nothing of each other, which tells what the
-machine itself loses when both of its cores work. Where others use the machine, the seconds on the processor tell more
-than those on the wall. Arithmetic: bytes a step and bytes held, from the sizes alone.
+Measured: the time of a step with 64 images per process, under DDP over gloo with one thread per process, against a
+single process (the ratio is the efficiency), and against two independent processes, which shows the loss of the machine
+itself when both of its cores work. On a shared machine, processor time is more reliable than wall time. Arithmetic:
+bytes per step and bytes held, from the sizes alone.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ REGIMES = {
     "center": CenterSoftmaxClassifier,
     "standalone": StandaloneCenterClassifier,
 }
-BATCH_SIZE = 64  # a process
+BATCH_SIZE = 64  # per process
 EMBEDDING_DIM = 32
 WARM_UP = 5  # steps
 
 FLOAT = 4  # bytes
 RANKS = (1, 8, 64)
 CLASSES = (1_000, 100_000, 1_000_000)
-D, B = 128, 128  # of the arithmetic: embedding length, and images a process
+D, B = 128, 128  # for the arithmetic: embedding dimension, and images per process
 P = sum(parameter.numel() for parameter in PreActResNet().parameters())
-PAIR_MATRICES = 5  # float32 (WB, WB) that the push between embeddings holds at its peak
+PAIR_MATRICES = 5  # peak number of float32 (WB, WB) matrices of the inter term
 
-Seconds = dict[str, list[float]]  # of each regime: seconds a step on the wall and on the processor
+Seconds = dict[str, list[float]]  # wall and processor seconds per step of each regime
 
 
-class Clock(Callback):
-    """Seconds a step, from the first step after the warm-up: those on the wall and those of this process's threads."""
+class StepTimer(Callback):
+    """Wall and processor seconds per step, after the warm-up."""
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if batch_idx == WARM_UP:
@@ -59,7 +59,7 @@ class Clock(Callback):
 
 
 def fit_all(processes: int, steps: int) -> Seconds:
-    """A fit of every regime; seconds a step of the first process."""
+    """Fit every regime, and return the seconds per step of the first process."""
     torch.set_num_threads(1)
     seconds = {}
     for name, regime in REGIMES.items():
@@ -72,14 +72,16 @@ def fit_all(processes: int, steps: int) -> Seconds:
             std=[0.3],
         )
         strategy = "ddp_fork" if processes > 1 else "auto"
-        trainer = bare_trainer(max_epochs=1, accelerator="cpu", devices=processes, strategy=strategy, callbacks=Clock())
+        trainer = bare_trainer(
+            max_epochs=1, accelerator="cpu", devices=processes, strategy=strategy, callbacks=StepTimer()
+        )
         trainer.fit(regime(10, TinyConvNet(), embedding_dim=EMBEDDING_DIM), data)
         seconds[name] = [float(trainer.callback_metrics[kind]) for kind in ("wall", "processor")]
     return seconds
 
 
 def run(steps: int, *processes: int) -> Seconds:
-    """Fits of so many processes each, side by side; the mean of their seconds a step."""
+    """Run fits of so many processes each in parallel, and return the mean of their seconds per step."""
     context = get_context("forkserver")
     context.set_forkserver_preload(["metricloss_pl.regimes"])
     with ProcessPoolExecutor(len(processes), mp_context=context) as pool:
@@ -109,10 +111,10 @@ def measure(quick: bool) -> None:
 
 
 def traffic(regime: str, ranks: int, classes: int) -> dict[str, int]:
-    """Bytes that each rank receives a step, by what they are.
+    """Return the bytes that each rank receives per step, by purpose.
 
-    All-reduce goes round a ring: 2 (W - 1) / W times what is reduced. Gathering: what the others have. An int64 label
-    is as long as two floats. Of the buffers, which DDP broadcasts, the weight a class counts; batch norm's do not.
+    A ring all-reduce transfers 2 (W - 1) / W times its data, a gather the data of the other ranks. An int64 label
+    counts as two floats. Of the buffers that DDP broadcasts, only class weights are counted, not those of batch norm.
     """
     ring, others = 2 * (ranks - 1) / ranks, ranks - 1
     parts = {"all_reduce_network": ring * P, "broadcast_class_weights": classes * (ranks > 1)}
@@ -127,7 +129,7 @@ def traffic(regime: str, ranks: int, classes: int) -> dict[str, int]:
 
 
 def held(regime: str, ranks: int, classes: int) -> dict[str, int]:
-    """Bytes that each rank holds at the peak of a step besides the activations, by what they are."""
+    """Return the peak bytes of each rank in a step, besides activations, by purpose."""
     copies = 3 if ranks > 1 else 2  # the weights, their gradients, and DDP's buckets
     parts = {"network": (copies + 1) * P}  # and momentum
     if regime != "standalone":

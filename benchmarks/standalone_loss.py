@@ -1,7 +1,6 @@
 """Forward and backward of the standalone center loss against its source's form, and nearest-center prediction.
 
-Both sides of the loss end in autograd's dense (C, D) gradient of the centers, which is part of either time: the more
-classes, the more it hides of what the losses themselves cost.
+Both times include autograd's dense (C, D) gradient of the centers, which dominates with many classes.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ SEARCH = "nearest center"
 
 
 def draw(num_classes: int, batch_size: int, dim: int) -> tuple[Tensor, Tensor]:
-    """Embeddings (B, D) that require a gradient, and labels (B,)."""
+    """Draw embeddings (B, D) that require a gradient, and labels (B,)."""
     torch.manual_seed(0)
     return torch.randn(batch_size, dim, requires_grad=True), torch.randint(num_classes, (batch_size,))
 
@@ -40,13 +39,13 @@ def ours(num_classes: int, batch_size: int, dim: int) -> Step:
 
 
 def expanded_distances(x: Tensor, y: Tensor) -> Tensor:
-    """x^2 + y^2 - 2xy, (N, M)."""
+    """Compute x^2 + y^2 - 2xy, (N, M)."""
     squares = x.square().sum(1, keepdim=True) + y.square().sum(1)
     return torch.addmm(squares, x, y.T, alpha=-2)
 
 
 def source_form(num_classes: int, batch_size: int, dim: int) -> Step:
-    """The whole (B, C) matrix of distances to the centers, then (B, B) of pairs, masked and clamped."""
+    """Compute the (B, C) distances to all centers and the (B, B) distances of pairs, masked and clamped."""
     embeddings, labels = draw(num_classes, batch_size, dim)
     centers = nn.Parameter(torch.randn(num_classes, dim))
 
@@ -64,7 +63,7 @@ def source_form(num_classes: int, batch_size: int, dim: int) -> Step:
 
 
 def source_bytes(num_classes: int, batch_size: int, dim: int) -> int:
-    """At the peak: four (C, D) tables, and four of (B, C + B)."""
+    """Return the peak: four (C, D) tables and four (B, C + B) matrices."""
     return FLOAT_BYTES * 4 * (num_classes * dim + batch_size * (num_classes + batch_size))
 
 
@@ -75,7 +74,7 @@ def nearest(num_centers: int, batch_size: int, dim: int) -> Step:
 
 
 def whole_matrix(num_centers: int, batch_size: int, dim: int) -> Step:
-    """All (B, C) distances from differences at once, and the class of the least."""
+    """Compute all (B, C) distances from differences at once, and the class of the smallest."""
     torch.manual_seed(0)
     embeddings, centers = torch.randn(batch_size, dim), torch.randn(num_centers, dim)
     exact = "donot_use_mm_for_euclid_dist"
@@ -83,7 +82,7 @@ def whole_matrix(num_centers: int, batch_size: int, dim: int) -> Step:
 
 
 def against_the_source(num_classes: int, batch_size: int, dim: int, quick: bool, **facts: Any) -> None:
-    """A line of the loss; where the source's form does not fit, of our time alone."""
+    """Print a line for the loss, with our time alone if the source's form does not fit into memory."""
     sizes = {"num_classes": num_classes, "batch_size": batch_size, "dim": dim}
     if reason := too_large(source_bytes(**sizes)):
         (ours_s,), turns = interleaved(ours(**sizes), quick=quick)
@@ -94,7 +93,7 @@ def against_the_source(num_classes: int, batch_size: int, dim: int, quick: bool,
 
 
 def search(num_centers: int, batch_size: int, dim: int, quick: bool) -> None:
-    """A line of time and one of peak memory, against the scores of all centers at once."""
+    """Print lines of time and peak memory against computing the scores of all centers at once."""
     sizes = {"num_centers": num_centers, "batch_size": batch_size, "dim": dim}
     names = "nearest_center", "whole_matrix"
     peaks = [peak_growth(prepare, *sizes.values(), small=(10, 2, 4)) for prepare in (nearest, whole_matrix)]

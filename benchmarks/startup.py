@@ -1,7 +1,7 @@
-"""From the command to the end of the first training step, and to the help's end, against what cannot be done without.
+"""Start-up time: from the command to the end of the first training step, and of the help.
 
-The first step's peer is a bare script over Lightning: the same digits, network, loss and Trainer settings, written out
-in one file. The help's peer is the mere import of the libraries. Each run is a process of its own.
+The first step is compared with a plain Lightning script that has the same data, network, loss and Trainer settings in
+one file, the help with the imports of the libraries alone. Each run is a new process.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ Side = tuple[str, Sequence[str]]  # its name and command
 
 
 class FirstStep(Callback):
-    """Ends the process once the first training step is done."""
+    """Callback that ends the process after the first training step."""
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         os._exit(FIRST_STEP_DONE)
@@ -98,7 +98,7 @@ def seconds_of(command: Sequence[str], status: int) -> float:
 
 
 def versus(ours: Side, against: Side, status: int, quick: bool, **facts: Any) -> None:
-    """Runs of both commands by turns; the first of each only warms the disk's cache."""
+    """Run both commands in turn; the first run of each warms the disk cache."""
     turns = [[seconds_of(command, status) for _, command in (ours, against)] for _ in range(1 if quick else 8)]
     measured = turns[1:] or turns
     medians = [median(seconds) for seconds in zip(*measured, strict=True)]

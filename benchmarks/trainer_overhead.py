@@ -1,7 +1,7 @@
-"""Epochs of ``Trainer.fit`` with a regime, against a hand-written loop over the same network, loader and optimizer.
+"""Epochs of `Trainer.fit` with a regime, against a hand-written loop over the same network, loader and optimizer.
 
-Both take turns epoch by epoch within one ``fit``; everything between two epochs of the Trainer is counted as its own.
-The loop keeps nothing but a running loss. Both go through the images that our loader gives.
+Both take turns epoch by epoch within one `fit`; all time between two epochs of the Trainer counts as its own. The loop
+keeps only a running loss. Both use our loader.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Epoch = Callable[[int], object]
 
 
 class Case(NamedTuple):
-    """A training to be measured: what, on what, and how long."""
+    """Training to be measured: regime, images and length."""
 
     regime: type[Regime]
     backbone: type[nn.Module]
@@ -75,7 +75,7 @@ def center_sgd(parameters: Any) -> SGD:
 
 
 def hand_written(model: Regime, loader: Any, normalization: Any, precision: str, device: torch.device) -> Epoch:
-    """The loop that one would write without Lightning, on a copy of the regime's network."""
+    """Return the loop that one would write without Lightning, on a copy of the regime's network."""
     network = nn.Sequential(model.backbone, model.embedding)
     network, head = copy.deepcopy(network).to(device), copy.deepcopy(model.head).to(device)
     optimizer = sgd([*network.parameters(), *head.parameters()])
@@ -112,7 +112,7 @@ def hand_written(model: Regime, loader: Any, normalization: Any, precision: str,
 
 
 class TurnByTurn(Callback):
-    """After each epoch of the Trainer one of the loop; seconds of both."""
+    """Callback that runs an epoch of the loop after each epoch of the Trainer, and measures the seconds of both."""
 
     def __init__(self, prepare: Callable[[torch.device], Epoch]) -> None:
         self.prepare = prepare

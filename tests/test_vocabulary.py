@@ -65,11 +65,6 @@ PENDING = {
     "tests/test_progress.py",
     "tests/test_untrusted_checkpoints.py",
     # documents and configs
-    "CONTRIBUTING.md",
-    "README.md",
-    "benchmarks",
-    "configs",
-    "docs",
     "tests/reproduced.py",
     "tests/test_benchmarks.py",
     "tests/test_mixing.py",
