@@ -5,15 +5,57 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, TypeGuard
 
 import yaml
 
-from metricloss_pl.errors import UserError
+from metricloss_pl.errors import UserError, reason
 from metricloss_pl.files import replacing
 
-__all__ = ["BLOCKS", "copy_config", "describe_config", "find_config", "list_configs", "shipped_configs"]
+__all__ = [
+    "BLOCKS",
+    "CONFIG_FLAGS",
+    "copy_config",
+    "describe_config",
+    "find_config",
+    "is_yaml",
+    "list_configs",
+    "parse_yaml",
+    "read_yaml",
+    "shipped_configs",
+]
 
 BLOCKS = ("data", "model", "trainer")
+CONFIG_FLAGS = ("-c", "--config")
+
+
+def is_yaml(value: object) -> TypeGuard[str]:
+    """Return whether a value is the name of a YAML file."""
+    return isinstance(value, str) and value.endswith((".yaml", ".yml"))
+
+
+def read_yaml(file: Path, source: str) -> Any:
+    """Return the content of a YAML file.
+
+    Args:
+        file: File to read.
+        source: Name of the file in messages, such as `--config run.yaml`.
+
+    Raises:
+        UserError: The file can't be read.
+    """
+    try:
+        return yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{source} can't be read: {reason(error)}") from error
+
+
+def parse_yaml(text: str) -> Any:
+    """Return the value of a text as YAML, or the text where it is no YAML."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 def shipped_configs() -> Path:

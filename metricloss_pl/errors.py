@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import shlex
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
@@ -29,6 +30,12 @@ def plural(count: int, noun: str) -> str:
     """Return a count with its noun: "1 class", "2 classes", "1,200 images"."""
     ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
     return f"{count:,} {noun}{ending}"
+
+
+def is_it(name: str, known: Iterable[str]) -> str:
+    """Return ": is it NAME" with the known name that is nearest to an unknown one, or an empty string."""
+    by_lower = {one.lower(): one for one in known}
+    return "".join(f": is it {by_lower[one]}" for one in difflib.get_close_matches(name.lower(), by_lower, 1, 0.65))
 
 
 def shell_command(*arguments: str) -> str:

@@ -34,7 +34,7 @@ LINKED = ("num_classes", "class_names", "hierarchy")  # what a model learns from
 
 def add_run_arguments(parser: LightningArgumentParser) -> None:
     """Add a run's own options to a parser."""
-    parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
+    parser.add_class_arguments(BestCheckpoint, "checkpoint", sub_configs=True, fail_untyped=False)
     parser.set_defaults(
         {
             "checkpoint.monitor": "val/accuracy",

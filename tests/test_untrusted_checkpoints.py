@@ -17,7 +17,6 @@ import yaml
 from PIL import Image
 from torch import nn
 
-from metricloss_pl._compat import HookedCLI
 from metricloss_pl.backbones import TinyConvNet
 from metricloss_pl.cli import main
 from metricloss_pl.cli.run_folder import run_of
@@ -61,7 +60,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *args: str) -> str:
         {"backbone": {"class_path": "this_must_not_be_imported.Net"}},
         {"backbone": {"class_path": "torch.utils.collect_env.run", "init_args": {"command": "touch executed"}}},
         {"lr_scheduler": {"class_path": "torch.optim.lr_scheduler.LambdaLR", "init_args": {"lr_lambda": TOUCH}}},
-        {"mixing": TOUCH},
+        {"batch_mixing": TOUCH},
     ],
     ids=str,
 )
@@ -209,13 +208,6 @@ def test_a_bug_of_a_constructor_is_not_blamed_on_the_checkpoint(run, monkeypatch
         with pytest.raises(kind):
             CosineClassifier.load_from_checkpoint(checkpoint, weights_only=True)
         monkeypatch.undo()
-
-
-def test_without_lightnings_method_there_is_no_command_line(monkeypatch):
-    """An override that is never called would let any settings through."""
-    monkeypatch.delattr("lightning.pytorch.cli.LightningCLI._parse_ckpt_path")
-    with pytest.raises(ImportError, match="checkpoint"):
-        type("Other", (HookedCLI,), {})
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from metricloss_pl.checkpoints import import_paths, is_trusted_run, read_checkpoint
 from metricloss_pl.cli.console import relative_path
 from metricloss_pl.cli.run_folder import CONFIG, LAST, run_of
-from metricloss_pl.config_files import BLOCKS, find_config
-from metricloss_pl.errors import UserError, reason, shell_command
+from metricloss_pl.config_files import BLOCKS, CONFIG_FLAGS, find_config, is_yaml, read_yaml
+from metricloss_pl.errors import UserError, shell_command
 from metricloss_pl.run_files import LINKED, RESULT_INVARIANT
 
 __all__ = [
@@ -30,7 +30,6 @@ __all__ = [
 ]
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
-_CONFIG = ("-c", "--config")
 
 
 def prepare(args: Sequence[str]) -> list[str]:
@@ -51,12 +50,12 @@ def prepare(args: Sequence[str]) -> list[str]:
 def name_of_run(args: Sequence[str]) -> str | None:
     """The stem of the config, and what was put in its blocks' place: ``digits_softmax-center_tiny``."""
     options = list(options_of(args))
-    configs = [Path(value).absolute() for name, value, _ in options if name in _CONFIG and value]
+    configs = [Path(value).absolute() for name, value, _ in options if name in CONFIG_FLAGS and value]
     stems = [  # the saved config of a run means that run's name
         config.parent.parent.name if config.parent.name.startswith("version_") else config.stem for config in configs
     ]
     replaced = [
-        Path(value).stem if _is_yaml(value) else value.rpartition(".")[2]
+        Path(value).stem if is_yaml(value) else value.rpartition(".")[2]
         for name, value, _ in options
         if name in ("--data", "--model") and value and not value.lstrip().startswith("{")
     ]
@@ -76,12 +75,12 @@ def with_shipped_configs(args: Sequence[str], kind: str = "") -> list[str]:
     args = list(args)
     for name, value, place in reversed(list(options_of(args))):
         block = name.removeprefix("--")
-        if value is None or not _is_yaml(value) or not (name in _CONFIG or block in BLOCKS):
+        if value is None or not is_yaml(value) or not (name in CONFIG_FLAGS or block in BLOCKS):
             continue
         found = find_config(value, block if block in BLOCKS else kind)
         if found != value:
-            args[place] = [f"{'--config' if name in _CONFIG else name}={found}"]
-        elif name in _CONFIG and not Path(value).exists():
+            args[place] = [f"{'--config' if name in CONFIG_FLAGS else name}={found}"]
+        elif name in CONFIG_FLAGS and not Path(value).exists():
             raise UserError(
                 f"--config {value}: there is no such file and no shipped config of this name; "
                 f"{shell_command('configs')} lists those"
@@ -122,14 +121,14 @@ def options_of(args: Sequence[str]) -> Iterator[tuple[str, str | None, slice]]:
 
 def has_own_config(args: Sequence[str]) -> bool:
     """Return whether a user names the config or the run; else both come with the checkpoint."""
-    return any(name in (*_CONFIG, "--model", "--resume") for name, _, _ in options_of(args))
+    return any(name in (*CONFIG_FLAGS, "--model", "--resume") for name, _, _ in options_of(args))
 
 
 def named_in(args: Sequence[str]) -> set[str]:
     """Return the import paths in the arguments' values, which may be YAML or name a file of it."""
     paths: set[str] = set()
     for _, value, _ in options_of(args):
-        is_file = _is_yaml(value) and Path(str(value)).is_file()
+        is_file = is_yaml(value) and Path(str(value)).is_file()
         try:
             paths |= import_paths(_load(Path(str(value))) if is_file else yaml.safe_load(value or ""))
         except (yaml.YAMLError, UserError):  # the parser says what is wrong
@@ -141,12 +140,12 @@ def _check_order(args: Sequence[str]) -> None:
     """A config overrides the flags before it, and a block its settings that stand before it, without a word."""
     seen: list[str] = []
     for name, _, _ in options_of(args):
-        whole = name in _CONFIG or name[2:] in BLOCKS
-        overridden = [flag for flag in seen if name in _CONFIG or (whole and flag.startswith(f"{name}."))]
+        whole = name in CONFIG_FLAGS or name[2:] in BLOCKS
+        overridden = [flag for flag in seen if name in CONFIG_FLAGS or (whole and flag.startswith(f"{name}."))]
         if overridden:
-            name = "--config" if name in _CONFIG else name
+            name = "--config" if name in CONFIG_FLAGS else name
             raise UserError(f"{overridden[0]} stands before {name}, which would override it: give {name} first")
-        if name not in _CONFIG:
+        if name not in CONFIG_FLAGS:
             seen.append(name)
 
 
@@ -155,9 +154,14 @@ def _check_completeness(args: Sequence[str]) -> None:
     given = {name for name, _, _ in options_of(args)}
     for name in given:
         block, *rest = name.split(".")
-        if rest[-1:] == ["help"] and len(rest) > 1 and block in ("--data", "--model") and not given & {*_CONFIG, block}:
+        if (
+            rest[-1:] == ["help"]
+            and len(rest) > 1
+            and block in ("--data", "--model")
+            and not given & {*CONFIG_FLAGS, block}
+        ):
             raise UserError(f"{name} is about a part of {block}: give {block} CLASS or --config FILE before it")
-    if given & {*_CONFIG, "-h", "--help"} or any(name.endswith(".help") for name in given):
+    if given & {*CONFIG_FLAGS, "-h", "--help"} or any(name.endswith(".help") for name in given):
         return
     if args[0] != "fit" and "--ckpt_path" not in given:
         raise UserError(f"{args[0]} needs a trained network: give --ckpt_path with a checkpoint's file")
@@ -181,7 +185,7 @@ def _resume(args: Sequence[str]) -> list[str]:
     for name, _, _ in options_of(args):
         block, _, setting = name.partition(".")
         if (
-            name in (*_CONFIG, "--ckpt_path")
+            name in (*CONFIG_FLAGS, "--ckpt_path")
             or block == "--model"
             or (block == "--data" and setting not in RESULT_INVARIANT)
         ):
@@ -196,7 +200,7 @@ def _complete_from_checkpoint(args: Sequence[str]) -> list[str]:
     """Without a config, a checkpoint brings its run's, or the network and how images were prepared for other data."""
     path = option(args, "--ckpt_path")
     given = option_names(args)
-    if path is None or given & {*_CONFIG, "--model"}:
+    if path is None or given & {*CONFIG_FLAGS, "--model"}:
         return list(args)
     checkpoint = read_checkpoint(path)
     unlabeled = args[0] == "predict" and "--data.predict_dir" in given and "--data" not in given
@@ -256,10 +260,10 @@ def _config_of_run(run: Path) -> str:
 def _replace_blocks(args: Sequence[str]) -> list[str]:
     """A block's file given as a flag takes the place of the config's block, whose settings would else shine through."""
     options = list(options_of(args))
-    swapped = {name[2:] for name, value, _ in options if name[2:] in BLOCKS and _is_yaml(value)}
+    swapped = {name[2:] for name, value, _ in options if name[2:] in BLOCKS and is_yaml(value)}
     args = list(args)
     for name, value, place in reversed(options if swapped else []):
-        if name in _CONFIG and value and _is_yaml(value):
+        if name in CONFIG_FLAGS and value and is_yaml(value):
             content = _load(Path(value))
             kept = {key: setting for key, setting in content.items() if key not in swapped}
             for block in BLOCKS:
@@ -269,15 +273,8 @@ def _replace_blocks(args: Sequence[str]) -> list[str]:
     return args
 
 
-def _is_yaml(value: str | None) -> bool:
-    return value is not None and value.endswith((".yaml", ".yml"))
-
-
 def _load(config: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"--config {config} can't be read: {reason(error)}") from error
+    content = read_yaml(config, f"--config {config}")
     if not isinstance(content, dict):
         raise UserError(f"--config {config} holds no settings: a run file such as digits_cosine.yaml is needed")
     return content

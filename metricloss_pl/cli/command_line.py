@@ -26,13 +26,13 @@ from lightning.pytorch.callbacks import (
     Timer,
 )
 from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, SaveConfigCallback
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from metricloss_pl._compat import HookedCLI, constructor_errors, dumped_config, subcommand_parser
+from metricloss_pl._compat import dumped_config
 from metricloss_pl.callbacks import ConfusionMatrixPlot, HierarchyMetrics, PredictionWriter
 from metricloss_pl.callbacks.run_folder import run_folder
 from metricloss_pl.checkpoints import AtomicCheckpointIO, import_paths, is_trusted_run, read_checkpoint, trusted_imports
@@ -49,7 +49,7 @@ from metricloss_pl.cli.arguments import (
 from metricloss_pl.cli.compare import compare
 from metricloss_pl.cli.console import print_table, relative_path
 from metricloss_pl.cli.errors import (
-    build_from_settings,
+    constructor_errors,
     format_user_error,
     hint_of,
     is_of_collective,
@@ -85,7 +85,7 @@ _USAGE = {
 }
 
 
-class MetricLossCLI(HookedCLI):
+class MetricLossCLI(LightningCLI):
     """LightningCLI for a `Classifier` on an `ImageDataModule`, to be subclassed like LightningCLI itself.
 
     The number of classes, their names, the number of image channels and a hierarchy of the classes are linked from the
@@ -126,16 +126,17 @@ class MetricLossCLI(HookedCLI):
             },
             "auto_configure_optimizers": False,
         }
-        super().__init__(
-            model_class,
-            datamodule_class,
-            save_config_callback,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            args=prepared,
-            run=run,
-            **{**ours, **kwargs},
-        )
+        with ExitStack() as self.limits:  # of imports for a checkpoint's sake, until all is built
+            super().__init__(
+                model_class,
+                datamodule_class,
+                save_config_callback,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                args=prepared,
+                run=run,
+                **{**ours, **kwargs},
+            )
 
     # ----------------------------------------------------------------------------------------------------- arguments
 
@@ -173,6 +174,9 @@ class MetricLossCLI(HookedCLI):
             self.checkpoint = _read_fitting_checkpoint(config.ckpt_path, config.model.class_path, subcommand)
             if subcommand == "fit":
                 self._follow_moved_run(config, self.checkpoint)
+            own = has_own_config(self.arguments)
+            others = import_paths(config.as_dict()) if own else named_in(self.arguments)
+            self.limits.enter_context(trusted_imports(f"checkpoint {config.ckpt_path}", others, run=True))
         elif subcommand != "fit":
             raise UserError(f"{subcommand} needs a trained network: give --ckpt_path with a checkpoint's file")
 
@@ -212,18 +216,9 @@ class MetricLossCLI(HookedCLI):
             with limits:
                 return parser.parse_args(args)
         except (ArgumentError, UnicodeDecodeError) as error:
-            if line := find_mistake(error, options):
+            if line := find_mistake(options):
                 raise UserError(line) from error
             raise
-
-    def checkpoint_settings(self) -> AbstractContextManager[None]:
-        """Return the context in which the settings in a checkpoint are read and built."""
-        if self.checkpoint is None:
-            return nullcontext()
-        config = _of_subcommand(self.config)
-        own = has_own_config(self.arguments)
-        others = import_paths(config.as_dict()) if own else named_in(self.arguments)
-        return trusted_imports(f"checkpoint {config.ckpt_path}", others, run=True)
 
     # ------------------------------------------------------------------------------------------------------ the run
 
@@ -249,8 +244,9 @@ class MetricLossCLI(HookedCLI):
                 named_split = data_args.get("split_file")
                 if named_split is not None:
                     restored.enter_context(_replaced(data_args, "split_file", None))
-            with self.checkpoint_settings(), constructor_errors(self.parser, build_from_settings):
+            with constructor_errors():
                 super().instantiate_classes()
+        self.limits.close()
         if self.checkpoint is not None:
             if named_split is not None:
                 self.datamodule.split_file = named_split
@@ -284,11 +280,9 @@ class MetricLossCLI(HookedCLI):
         if (fits or self.subcommand == "test") and not any(isinstance(c, HierarchyMetrics) for c in callbacks):
             callbacks.append(HierarchyMetrics())
         best = None
-        if given.enable_checkpointing is False:
-            subcommand_parser(self).callback_keys.remove("checkpoint")
-        else:
+        if given.enable_checkpointing is not False:
             best = config.checkpoint
-            callbacks.append(run.LastCheckpoint(config.save_every_n_steps))
+            callbacks += [best, run.LastCheckpoint(config.save_every_n_steps)]
         plugins = _as_list(given.plugins)
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]

@@ -5,16 +5,18 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from contextvars import ContextVar
+from typing import Any, TypeVar
 
 import torch
+from jsonargparse import add_instantiator
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from metricloss_pl.errors import UserError, raised_in, reason, shell_command
 from metricloss_pl.files import is_no_room, no_room
 
 __all__ = [
-    "build_from_settings",
+    "constructor_errors",
     "format_user_error",
     "hint_of",
     "is_of_collective",
@@ -46,17 +48,15 @@ def format_user_error(error: BaseException) -> str | None:
     """Return the line that tells a user what was wrong, or None for a bug, whose traceback is due.
 
     A user's mistake is a `UserError`, an error of the argument parser, or what `raise ... from` ties to one of them.
-    An exception that only came up while another one was handled says nothing about it.
+    An exception that only came up while another one was handled does not count.
     """
     causes = list(_causes(error))
-    for cause in causes:
-        if isinstance(cause, UserError):
-            return " ".join(str(cause).split())
-    if any(isinstance(cause, argparse.ArgumentError) for cause in causes):
-        if causes[-1].__traceback__ is not None and not raised_in(causes[-1], *_READERS):
-            return None
-        return next(" ".join(str(cause).split()) for cause in causes if isinstance(cause, argparse.ArgumentError))
-    return None
+    mistakes: list[Exception] = []
+    mistakes += [cause for cause in causes if isinstance(cause, UserError)][:1]
+    if causes[-1].__traceback__ is None or raised_in(causes[-1], *_READERS):
+        # The innermost error of nested parsers is the one about the setting itself.
+        mistakes += [cause for cause in reversed(causes) if isinstance(cause, argparse.ArgumentError)]
+    return " ".join(str(mistakes[0]).split()) if mistakes else None
 
 
 def lost_contact(rank: int) -> str:
@@ -104,26 +104,60 @@ def lightning_refusals(setting: str | None = None) -> Iterator[None]:
         raise no_room(error.filename or "the run's folder", error) from error
 
 
-def build_from_settings(cls: type, *args: Any, **kwargs: Any) -> Any:
-    """Build an object that a config names; a library that refuses the settings of its own class raises a `UserError`.
+class _ConstructorFailed(BaseException):
+    """Carrier of a constructor's exception past `except Exception`."""
 
-    Args:
-        cls: Its class.
-        args: Positional arguments.
-        kwargs: The settings.
+
+_T = TypeVar("_T")
+_uncaught = ContextVar("_uncaught", default=False)
+
+
+@contextmanager
+def constructor_errors() -> Iterator[None]:
+    """Let exceptions of constructors that jsonargparse calls come out as they were raised.
+
+    For a value of several possible types jsonargparse tries each, catches any exception of a constructor, and ties only
+    the first to its own; for a value of any type it drops the exception. A bug would lose its traceback.
 
     Raises:
-        UserError: The settings are refused, or a package is missing.
+        UserError: A library refuses the settings of its own class, or a package is missing.
     """
-    name = cls.__name__
-    is_theirs = cls.__module__.partition(".")[0] in _LIBRARIES
-    with lightning_refusals(name):
-        try:
-            return cls(*args, **kwargs)
-        except ValueError as error:
-            if isinstance(error, UserError) or not is_theirs:
-                raise
-            raise UserError(f"{name}: {reason(error)}") from error
+    failed: BaseException | None = None
+    token = _uncaught.set(True)
+    try:
+        yield
+    except _ConstructorFailed as carrier:
+        failed = carrier.__cause__
+    except ValueError as error:  # of a model or data, which Lightning's own instantiators build
+        failed = next((cause for cause in _causes(error) if not raised_in(cause, "jsonargparse")), None)
+        if failed in (error, None):
+            raise
+    finally:
+        _uncaught.reset(token)
+    if failed is not None:
+        raise failed
+
+
+def _build(class_type: type[_T], *args: Any, **kwargs: Any) -> _T:
+    """Build an object for jsonargparse."""
+    if not _uncaught.get():
+        return class_type(*args, **kwargs)
+    token = _uncaught.set(False)  # a constructor may handle the exceptions of others that it calls
+    try:
+        with lightning_refusals(class_type.__name__):
+            try:
+                return class_type(*args, **kwargs)
+            except ValueError as error:
+                if isinstance(error, UserError) or class_type.__module__.partition(".")[0] not in _LIBRARIES:
+                    raise
+                raise UserError(f"{class_type.__name__}: {reason(error)}") from error
+    except Exception as error:
+        raise _ConstructorFailed from error
+    finally:
+        _uncaught.reset(token)
+
+
+add_instantiator(_build, object)  # for all classes without an instantiator of their own, which Lightning's have
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

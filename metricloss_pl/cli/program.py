@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import sys
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from io import TextIOWrapper
 
 import metricloss_pl
 from metricloss_pl.cli.configs import configs
-from metricloss_pl.errors import DEBUG_HELP, UserError, is_debugging, shell_command
+from metricloss_pl.errors import DEBUG_HELP, UserError, is_debugging, is_it, shell_command
 
 __all__ = ["DESCRIPTIONS", "main"]
 
@@ -64,10 +63,7 @@ def _subcommand(arguments: Sequence[str]) -> str:
     if first in DESCRIPTIONS:
         return first
     if first not in ("-h", "--help", "--version"):
-        near = difflib.get_close_matches(first, DESCRIPTIONS, n=1)
-        raise UserError(
-            f"{first} is no subcommand{f': is it {near[0]}' if near else ''}; there are {', '.join(DESCRIPTIONS)}"
-        )
+        raise UserError(f"{first} is no subcommand{is_it(first, DESCRIPTIONS)}; there are {', '.join(DESCRIPTIONS)}")
     parser = argparse.ArgumentParser(
         prog=shell_command(),
         usage="%(prog)s SUBCOMMAND [options]",

@@ -15,10 +15,9 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, ProgressBar, Timer
 from lightning.pytorch.cli import LightningArgumentParser
 
-from metricloss_pl._compat import constructor_errors
 from metricloss_pl.callbacks import ConfusionMatrixPlot, EmbeddingPlot, GeometryMonitor, PredictionWriter
 from metricloss_pl.class_embeddings import Hierarchy
-from metricloss_pl.cli.errors import build_from_settings, format_user_error
+from metricloss_pl.cli.errors import constructor_errors, format_user_error
 from metricloss_pl.cli.suggestions import find_mistake
 from metricloss_pl.config_files import find_config
 from metricloss_pl.data import ImageDataModule
@@ -88,7 +87,7 @@ class RunFiles:
             config = self._parser.parse_args(["--config", str(file), *flags])
         except (ArgumentError, UnicodeDecodeError) as error:
             options = [("--config", str(file)), *((f"--{name}", text) for name, text in texts.items())]
-            if line := find_mistake(error, options):
+            if line := find_mistake(options):
                 raise UserError(line) from error
             raise
         if config.ckpt_path is not None or config.resume is not None:
@@ -123,7 +122,7 @@ class RunFiles:
 
     def build(self, config: Namespace) -> Built:
         """The network, the data and what a Trainer needs; it draws from the global seed."""
-        with constructor_errors(self._parser, build_from_settings):
+        with constructor_errors():
             made = self._parser.instantiate(config)
         trainer = dict(made.trainer)
         callbacks = [callback for callback in _listed(trainer.get("callbacks")) if not isinstance(callback, _NOT_HERE)]
