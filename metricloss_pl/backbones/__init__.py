@@ -1,4 +1,4 @@
-"""Networks from images to features, each a class with `num_features` and `in_channels`."""
+"""Networks from images to features, each a class with `num_features` and any number of `in_channels`."""
 
 from metricloss_pl.backbones.base import Backbone
 from metricloss_pl.backbones.cifar_resnet import CifarResNet

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 else:
 
     class _AnyModule(ABCMeta):
-        """Take any module for a backbone, so that the command line accepts a network that is no subclass."""
+        """Metaclass that takes any module for a backbone, so that the command line accepts one that is no subclass."""
 
         def __instancecheck__(cls, instance: Any) -> bool:
             return isinstance(instance, nn.Module) if cls is Backbone else super().__instancecheck__(instance)
@@ -25,7 +25,7 @@ else:
     class Backbone(nn.Module, metaclass=_AnyModule):
         """Network from images (B, C, H, W) to features (B, F), with the attribute `num_features` (F).
 
-        As the type of an argument it stands for any `nn.Module`; help lists its subclasses alone.
+        As the type of an argument it stands for any `nn.Module`; the help lists only its subclasses.
         """
 
         num_features: int

@@ -20,18 +20,18 @@ class CifarResNet(Backbone):
 
     He et al. 2016 ("Deep residual learning for image recognition", section 4.2): the stages have 16, 32 and 64 maps,
     the second and the third halve the sides, and the last maps are averaged. Shortcuts have no parameters (option A):
-    missing channels are zeros, as many before as behind. ``depth=110, width_factor=2`` is the network that Barz &
-    Denzler (WACV 2020) train on CIFAR-100, resnet-110-wfc; its last linear layer is a regime's ``embedding_dim``.
+    missing channels are zeros, as many before as behind. `depth=110, width_factor=2` is the network that Barz &
+    Denzler (WACV 2020) train on CIFAR-100, resnet-110-wfc; its last linear layer is a regime's `embedding_dim`.
 
     Args:
-        in_channels: channels of the images.
-        depth: layers with weights, a classifier included: 20, 32, 44, 56, 110 or any other 6n + 2.
-        width_factor: multiplies the stages' maps; there are 64 * width_factor features.
-        shortcut: where a block halves the sides, ``average`` over 2x2 (Barz & Denzler) or ``subsample``: every other
-            pixel (He et al.).
+        in_channels: Channels of the images, at least 1.
+        depth: Layers with weights, a classifier included: 20, 32, 44, 56, 110 or any other 6n + 2.
+        width_factor: Factor of the stages' maps, at least 1; there are 64 * width_factor features.
+        shortcut: Shortcut of a block that halves the sides: `average` over 2x2 (Barz & Denzler) or `subsample`, every
+            other pixel (He et al.).
 
     Raises:
-        UserError: a depth that is not 6n + 2, or a width_factor below 1.
+        UserError: A depth that is not 6n + 2, or an unknown shortcut.
     """
 
     def __init__(
@@ -41,8 +41,6 @@ class CifarResNet(Backbone):
         check_choice("shortcut", shortcut, Shortcut)
         if depth < 8 or depth % 6 != 2:
             raise UserError(f"depth of CifarResNet is {depth}; it must be 6n + 2, as 20, 32, 44, 56 or 110")
-        if width_factor < 1:
-            raise UserError(f"width_factor of CifarResNet is {width_factor}; it must be at least 1")
         widths = [width_factor * width for width in (16, 32, 64)]
         self.num_features = widths[-1]
         layers: list[nn.Module] = [*_convolution(in_channels, widths[0], 1), nn.ReLU(inplace=True)]
@@ -58,13 +56,13 @@ class CifarResNet(Backbone):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, in_channels, H, W) to features (B, num_features)."""
+        """Return the features (B, num_features) of images (B, in_channels, H, W)."""
         maps: Tensor = self.maps(images)
         return maps.mean((2, 3))
 
 
 class _BasicBlock(nn.Module):
-    """relu(x + BN-conv-ReLU-BN-conv(x)), x pooled and filled up with zero channels where the shape changes."""
+    """Block relu(x + BN-conv-ReLU-BN-conv(x)), x pooled and padded with zero channels where the shape changes."""
 
     def __init__(self, in_channels: int, width: int, stride: int, shortcut: Shortcut) -> None:
         super().__init__()

@@ -12,10 +12,10 @@ __all__ = ["use_full_convolution"]
 def use_full_convolution(network: ResNet) -> None:
     """Turn a ResNet's convolutions into full ones, in place (Kayhan & van Gemert, CVPR 2020).
 
-    A k x k convolution gets k - 1 zeros on each side, so that every weight of the kernel meets every pixel, also those
-    at the border. A first max-pooling becomes 2x2 with stride 2 and without padding. Since the maps grow, a block's
-    shortcut gets as many zeros on each side as its convolutions add: for 3x3 kernels 1 in a bottleneck, and 1 + stride
-    in a basic block. Parameters and their names stay, so that weights of the plain network fit.
+    A k x k convolution gets k - 1 zeros on each side, so that every weight of the kernel meets every pixel, also at the
+    border. A first max-pooling becomes 2x2 with stride 2 and without padding. Since the maps grow, a block's shortcut
+    gets as many zeros on each side as its convolutions add: for 3x3 kernels 1 in a bottleneck, and 1 + stride in a
+    basic block. Parameters and their names stay, so that weights of the plain network fit.
     """
     blocks = [module for module in network.modules() if isinstance(module, BasicBlock | Bottleneck)]
     growths = [_growth(block) for block in blocks]
@@ -32,7 +32,7 @@ def use_full_convolution(network: ResNet) -> None:
 
 
 def _growth(block: nn.Module) -> int:
-    """Pixels that full convolutions add to each side of a block's maps, counted in those of its input."""
+    """Return how many pixels, as of its input, full convolutions add to each side of a block's maps."""
     growth, stride = 0, 1
     for convolution in block.children():
         if isinstance(convolution, nn.Conv2d):

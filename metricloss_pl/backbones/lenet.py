@@ -11,13 +11,13 @@ _SIDE = 3  # of the last feature maps: what 28 px leaves after three poolings
 
 
 class LeNetPlusPlus(Backbone):
-    """Three pairs of 5x5 convolutions with PReLU and 2x2 max-pooling (Wen et al. 2016, Table 1).
+    """LeNet++: three pairs of 5x5 convolutions with PReLU and 2x2 max-pooling (Wen et al. 2016, Table 1).
 
     Images of 28 px leave 128 maps of 3x3, flattened to 1152 features. Other sizes, from 8 px, are averaged to 3x3.
 
     Args:
-        in_channels: channels of the images.
-        num_features: length of the features; null for the 1152 as they are, a number for a fully connected layer with
+        in_channels: Channels of the images, at least 1.
+        num_features: Length of the features; null for the 1152 as they are, a number for a fully connected layer with
             PReLU on top (2 for features that can be drawn).
     """
 
@@ -37,7 +37,7 @@ class LeNetPlusPlus(Backbone):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, in_channels, H, W) to features (B, num_features)."""
+        """Return the features (B, num_features) of images (B, in_channels, H, W)."""
         maps = self.maps(images)
         if maps.shape[-2:] != (_SIDE, _SIDE):  # left out at 28 px: its CUDA backward is not deterministic
             maps = F.adaptive_avg_pool2d(maps, _SIDE)

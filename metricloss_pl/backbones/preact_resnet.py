@@ -8,14 +8,14 @@ from metricloss_pl.backbones.base import Backbone
 
 
 class PreActResNet(Backbone):
-    """Five pre-activation blocks of widths 32, 32, 64, 64, 128 on a 3x3 convolution to 16 maps; 128 features.
+    """ResNet of five pre-activation blocks of widths 32, 32, 64, 64, 128 on a 3x3 convolution to 16 maps; 128 features.
 
     Blocks are those of He et al. 2016 ("Identity mappings in deep residual networks"); the second and the fourth halve
     the sides. The first convolution has no padding. Convolutions start Kaiming-normal, biases at zero. The last maps
-    are averaged, so any size from 3 px will do.
+    are averaged, so any size from 3 px fits.
 
     Args:
-        in_channels: channels of the images.
+        in_channels: Channels of the images, at least 1.
     """
 
     def __init__(self, in_channels: int = 3) -> None:
@@ -37,13 +37,13 @@ class PreActResNet(Backbone):
                     nn.init.zeros_(module.bias)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, in_channels, H, W) to features (B, 128)."""
+        """Return the features (B, 128) of images (B, in_channels, H, W)."""
         maps: Tensor = self.last(self.blocks(self.stem(images)))
         return maps.mean((2, 3))
 
 
 class _PreActBlock(nn.Module):
-    """BN-ReLU-conv-BN-ReLU-conv, and a 1x1 convolution of the activated input as skip: each block changes the shape."""
+    """Block BN-ReLU-conv-BN-ReLU-conv with a 1x1 convolution of the activated input as skip."""
 
     def __init__(self, in_channels: int, width: int, stride: int) -> None:
         super().__init__()

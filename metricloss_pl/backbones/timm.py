@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
@@ -17,30 +16,34 @@ __all__ = ["TimmBackbone"]
 
 
 class TimmBackbone(Backbone):
-    """A network of timm; its features are what its classifier would read. Needs the extra ``timm``.
+    """Network of timm; its features are the input of its classifier. Needs the extra `timm`.
 
-    With other than 3 channels, pre-trained first kernels are fitted to them.
+    The first convolution takes any number of channels. From pretrained weights, its kernels are summed over color for
+    1 channel; for n channels they are repeated (R, G, B, R, ...) and scaled by 3 / n.
 
     Args:
-        name: name of the network in timm, as "resnet50d" or "vit_small_patch16_224.augreg_in1k": what follows the dot
-            chooses among its weights.
-        in_channels: channels of the images.
+        name: Name of the network in timm, such as "resnet50d" or "vit_small_patch16_224.augreg_in1k". The part behind
+            the dot chooses among its weights.
+        in_channels: Channels of the images, at least 1.
         weights: null for a random start; "pretrained" for timm's own weights (downloaded once); or a file with a state
             dict of the network, whose classifier may have any size and is left out.
 
     Raises:
-        UserError: without timm, for an unknown name, weights that can't be had or do not fit, and images of a size that
-            the network does not take.
+        UserError: timm is missing; an unknown name; weights that can't be had or do not fit; images of a size that the
+            network does not take.
     """
 
     def __init__(self, name: str, in_channels: int = 3, weights: str | None = None) -> None:
         super().__init__()
-        timm = _timm()
+        try:
+            import timm
+        except ImportError as error:
+            raise UserError(
+                'backbone TimmBackbone needs the extra timm, which is not installed: pip install "metricloss_pl[timm]"'
+            ) from error
         file = None if weights in (None, "pretrained") else Path(str(weights))
         if file is not None and not file.is_file():
             raise UserError(f"weights: {weights!r} is neither a file nor 'pretrained' (backbone {name})")
-        if in_channels < 1:
-            raise UserError(f"in_channels: {in_channels} given, must be at least 1 (backbone {name})")
         if ":" not in name and not timm.is_model(name):  # with a colon it may lie on a hub
             close = get_close_matches(name, timm.list_models()) or ["resnet18"]
             raise UserError(f"name: timm has no network {name!r}; close names: {', '.join(close)}")
@@ -53,14 +56,13 @@ class TimmBackbone(Backbone):
         self.num_features = int(network.head_hidden_size)
         if file is not None:
             classifier = network.pretrained_cfg.get("classifier") or ()
-            load_state(
-                network, read_state(file), name, str(file), (classifier,) if isinstance(classifier, str) else classifier
-            )
+            leave_out = (classifier,) if isinstance(classifier, str) else classifier
+            load_state(network, read_state(file), name, str(file), leave_out)
         elif weights is not None:
             rank_zero_info(f"{name}: all of its tensors loaded from timm's {network.pretrained_cfg.get('tag') or name}")
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, in_channels, H, W) to features (B, num_features)."""
+        """Return the features (B, num_features) of images (B, in_channels, H, W)."""
         try:
             features: Tensor = self.network(images)
         except AssertionError as error:  # transformers with positions for one size
@@ -69,13 +71,3 @@ class TimmBackbone(Backbone):
                 f"images of {height} x {width} px: {self.name} takes others: {reason(error)} (image_size of the data)"
             ) from error
         return features
-
-
-def _timm() -> Any:
-    try:
-        import timm
-    except ImportError as error:
-        raise UserError(
-            'backbone TimmBackbone needs the extra timm, which is not installed: pip install "metricloss_pl[timm]"'
-        ) from error
-    return timm

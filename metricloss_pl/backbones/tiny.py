@@ -8,12 +8,12 @@ from metricloss_pl.backbones.base import Backbone
 
 
 class TinyConvNet(Backbone):
-    """Four 3x3 convolutions with batch norm, two 2x2 max-poolings, global average; for images of 4 to some 40 px.
+    """Network of four 3x3 convolutions with batch norm, two 2x2 max-poolings and a global average, for 4 to some 40 px.
 
     Args:
-        in_channels: channels of the images.
-        width: channels of the first two convolutions; the last two, and so the features, have twice as many.
-        dropout: share of the features set to zero in training, in [0, 1).
+        in_channels: Channels of the images, at least 1.
+        width: Channels of the first two convolutions; the last two, and so the features, have twice as many.
+        dropout: Share of the features set to zero in training, in [0, 1).
     """
 
     def __init__(self, in_channels: int = 1, width: int = 32, dropout: float = 0.0) -> None:
@@ -30,7 +30,7 @@ class TinyConvNet(Backbone):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, in_channels, H, W) to features (B, 2 * width)."""
+        """Return the features (B, 2 * width) of images (B, in_channels, H, W)."""
         maps: Tensor = self.maps(images)
         features: Tensor = self.dropout(maps.mean((2, 3)))
         return features

@@ -10,7 +10,7 @@ from metricloss_pl.backbones import PreActResNet
     ("in_channels", "embedding_dim", "parameters"),
     [(1, 2, 401_056), (1, 128, 418_570), (3, 2, 401_344), (3, 128, 418_858)],
 )
-def test_parameters_are_those_of_the_published_network(in_channels: int, embedding_dim: int, parameters: int) -> None:
+def test_parameters_are_those_of_the_published_network(in_channels: int, embedding_dim: int, parameters: int):
     backbone = PreActResNet(in_channels)
     rest = nn.Sequential(nn.Linear(backbone.num_features, embedding_dim), nn.Linear(embedding_dim, 10))
     assert sum(weight.numel() for module in (backbone, rest) for weight in module.parameters()) == parameters
@@ -39,7 +39,7 @@ def _reference(state: dict[str, Tensor], images: Tensor) -> tuple[Tensor, list[i
 
 
 @pytest.mark.parametrize(("side", "sides"), [(28, [26, 26, 13, 13, 7, 7]), (32, [30, 30, 15, 15, 8, 8])])
-def test_equals_the_network_written_out(side: int, sides: list[int]) -> None:
+def test_equals_the_network_written_out(side: int, sides: list[int]):
     backbone = PreActResNet(3)
     with torch.no_grad():  # norms away from their neutral start
         for tensor in backbone.state_dict().values():
@@ -52,7 +52,7 @@ def test_equals_the_network_written_out(side: int, sides: list[int]) -> None:
     torch.testing.assert_close(backbone.eval()(images), expected)
 
 
-def test_start() -> None:
+def test_start():
     torch.manual_seed(0)
     convolutions = [module for module in PreActResNet(1).modules() if isinstance(module, nn.Conv2d)]
     assert len(convolutions) == 1 + 5 * 3

@@ -55,7 +55,7 @@ def _parameters(network: nn.Module) -> int:
 
 
 @pytest.mark.parametrize("name", sorted({*RESNETS, *EFFICIENTNETS, *SMALL} - {"inception_v3"}))
-def test_parameters_are_those_published(name: str) -> None:
+def test_parameters_are_those_published(name: str):
     """All but inception_v3, whose published number counts its auxiliary head."""
     published = models.get_model_weights(name).DEFAULT.meta["num_params"]
     with torch.device("cpu" if name in REGNETS else "meta"):
@@ -73,23 +73,21 @@ def test_parameters_are_those_published(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if name not in REGNETS])
-def test_every_network_has_its_features_found(name: str) -> None:
+def test_every_network_has_its_features_found(name: str):
     with torch.device("meta"):
         backbone = TorchvisionBackbone(name, in_channels=1).eval()
-        convolution = next(module for module in backbone.modules() if isinstance(module, nn.Conv2d))
-        assert convolution.in_channels == 1
         assert backbone.num_features >= 400
         if name in SMALL or name.startswith(("vit", "maxvit")):
             side = SMALL.get(name, 224)
             assert backbone(torch.empty(2, 1, side, side)).shape == (2, backbone.num_features)
 
 
-def test_every_family_is_looked_at() -> None:
+def test_every_family_is_looked_at():
     assert not {name[:3] for name in ALL} - {name[:3] for name in SMALL} - {"max", "vit", "wid"}
 
 
 @pytest.mark.parametrize(("name", "side"), [item for item in SMALL.items() if item[0] != "vgg11"])  # vgg is large
-def test_features_are_what_the_classifier_reads(name: str, side: int, tmp_path: Path) -> None:
+def test_features_are_what_the_classifier_reads(name: str, side: int, tmp_path: Path):
     """The last layer of the whole network, put on the features, gives the whole network's answer."""
     torch.manual_seed(0)
     whole = _with_classifier(name).eval()
@@ -107,34 +105,12 @@ def test_features_are_what_the_classifier_reads(name: str, side: int, tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
-def test_no_auxiliary_heads_in_training(name: str) -> None:
+def test_no_auxiliary_heads_in_training(name: str):
     backbone = TorchvisionBackbone(name).train()
     features = backbone(torch.rand(2, 3, 80, 80))
     assert isinstance(features, Tensor)
     features.sum().backward()
     assert all(weight.grad is not None for weight in backbone.parameters())
-
-
-@pytest.mark.parametrize("name", ["resnet18", "convnext_tiny", "squeezenet1_1"])
-def test_kernels_are_summed_over_colour(name: str, tmp_path: Path) -> None:
-    weights = _save(_with_classifier(name), tmp_path)
-    colour = TorchvisionBackbone(name, weights=weights).eval()
-    grey = torch.rand(2, 1, 32, 32)
-    expected = colour(grey.expand(-1, 3, -1, -1))
-    for in_channels in (1, 2, 4):
-        backbone = TorchvisionBackbone(name, in_channels, weights).eval()
-        torch.testing.assert_close(backbone(grey.expand(-1, in_channels, -1, -1)), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_untrained_kernels_of_other_channels_differ() -> None:
-    torch.manual_seed(0)
-    three = TorchvisionBackbone("resnet18").network.conv1.weight
-    for in_channels in (1, 4):
-        kernel = TorchvisionBackbone("resnet18", in_channels).network.conv1.weight
-        assert kernel.shape == (64, in_channels, 7, 7)
-        assert kernel.std().item() == pytest.approx(three.std().item() * (3 / in_channels) ** 0.5, rel=0.1)
-    assert not torch.equal(kernel[:, 0], kernel[:, 1])
-    assert not TorchvisionBackbone("convnext_tiny", 1).network.features[0][0].bias.any()  # as torchvision starts it
 
 
 @pytest.mark.parametrize(
@@ -151,7 +127,7 @@ def test_untrained_kernels_of_other_channels_differ() -> None:
         "efficientnet_b0": 1,
     }.items(),
 )
-def test_small_stem_keeps_the_side(name: str, halved: int) -> None:
+def test_small_stem_keeps_the_side(name: str, halved: int):
     """The last maps of the small stem on 32 px are as large as the usual ones on 64 or 128 px."""
     sides = []
     for small_stem, side in ((True, 32), (False, 32 * 2**halved)):
@@ -168,24 +144,22 @@ def test_small_stem_keeps_the_side(name: str, halved: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["vit_b_16", "swin_t", "vgg11", "convnext_tiny", "alexnet", "maxvit_t"])
-def test_small_stem_without_meaning(name: str) -> None:
-    with pytest.raises(UserError, match=f"small_stem: has no meaning for {name}"):
+def test_small_stem_without_meaning(name: str):
+    with pytest.raises(UserError, match=f"small_stem: .* {name}"):
         TorchvisionBackbone(name, small_stem=True)
 
 
-def test_small_stem_takes_other_weights_and_leaves_its_own(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_small_stem_takes_other_weights_and_leaves_its_own(tmp_path: Path):
     whole = _with_classifier("resnet18")
-    with caplog.at_level(logging.INFO):
+    with pytest.warns(UserWarning, match=r"resnet18: 119 of 120 .*\(conv1\.weight\)"):
         backbone = TorchvisionBackbone("resnet18", weights=_save(whole, tmp_path), small_stem=True)
-    tensors = len(backbone.network.state_dict())
-    assert f"resnet18: {tensors - 1} of {tensors} tensors loaded" in caplog.text
     torch.testing.assert_close(backbone.network.layer1[0].conv1.weight, whole.layer1[0].conv1.weight)
     again = TorchvisionBackbone("resnet18", 1, _save(backbone, tmp_path), small_stem=True)
     expected = backbone.network.conv1.weight.sum(1, keepdim=True)
     torch.testing.assert_close(again.network.conv1.weight, expected)
 
 
-def test_weights_out_of_a_checkpoint(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_weights_out_of_a_checkpoint(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     trained = TorchvisionBackbone("mnasnet0_5")
     state = {f"backbone.{key}": value for key, value in trained.state_dict().items()}
     path = tmp_path / "last.ckpt"
@@ -193,12 +167,12 @@ def test_weights_out_of_a_checkpoint(tmp_path: Path, caplog: pytest.LogCaptureFi
     with caplog.at_level(logging.INFO):
         backbone = TorchvisionBackbone("mnasnet0_5", weights=str(path))
     tensors = len(state)
-    assert f"mnasnet0_5: {tensors} of {tensors} tensors loaded from {path}" in caplog.text
+    assert f"mnasnet0_5: {tensors} of {tensors} tensors" in caplog.text
     for key, value in trained.state_dict().items():
         torch.testing.assert_close(backbone.state_dict()[key], value, rtol=0, atol=0)
 
 
-def test_old_densenet_names_and_missing_batch_counts(tmp_path: Path) -> None:
+def test_old_densenet_names_and_missing_batch_counts(tmp_path: Path):
     whole = _with_classifier("densenet121")
     state = {
         key.replace("norm1.", "norm.1.").replace("conv2.", "conv.2."): value
@@ -211,7 +185,7 @@ def test_old_densenet_names_and_missing_batch_counts(tmp_path: Path) -> None:
     torch.testing.assert_close(backbone.network.get_parameter(kernel), whole.get_parameter(kernel))
 
 
-def test_named_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_named_weights(monkeypatch: pytest.MonkeyPatch):
     """What torchvision would download is put in its place."""
     whole = models.resnet18()
     monkeypatch.setattr(models.ResNet18_Weights, "get_state_dict", lambda *_args, **_settings: whole.state_dict())
@@ -224,7 +198,7 @@ def test_named_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("in_channels", "rescales"), [(3, True), (1, False)])
 def test_named_weights_of_networks_with_auxiliary_heads(
     in_channels: int, rescales: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+):
     whole = models.inception_v3(init_weights=False)
     monkeypatch.setattr(models.Inception_V3_Weights, "get_state_dict", lambda *_args, **_settings: whole.state_dict())
     backbone = TorchvisionBackbone("inception_v3", in_channels, "DEFAULT")
@@ -233,58 +207,55 @@ def test_named_weights_of_networks_with_auxiliary_heads(
     torch.testing.assert_close(backbone.network.Mixed_7c.branch1x1.conv.weight, whole.Mixed_7c.branch1x1.conv.weight)
 
 
-def test_download_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_args: object, **_settings: object) -> None:
+def test_download_that_fails(monkeypatch: pytest.MonkeyPatch):
+    def fail(*_args: object, **_settings: object):
         raise ConnectionError("no route")
 
     monkeypatch.setattr(models.ResNet18_Weights, "get_state_dict", fail)
-    with pytest.raises(UserError, match="download of DEFAULT for resnet18 failed: no route"):
+    with pytest.raises(UserError, match=r"DEFAULT for resnet18 .*: no route"):
         TorchvisionBackbone("resnet18", weights="DEFAULT")
 
 
-def test_unknown_names() -> None:
-    with pytest.raises(UserError, match=r"no classification network 'ResNet51'; close names: .*resnet50"):
+def test_unknown_names():
+    with pytest.raises(UserError, match=r"'ResNet51'.*resnet50"):
         TorchvisionBackbone("ResNet51")
     with pytest.raises(UserError, match=r"'fcn_resnet50'"):  # a network, but for segmentation
         TorchvisionBackbone("fcn_resnet50")
-    with pytest.raises(UserError, match=r"'imagenet1k_v9' is neither a file nor weights of resnet50.*IMAGENET1K_V1"):
+    with pytest.raises(UserError, match=r"'imagenet1k_v9' .*resnet50.*IMAGENET1K_V1"):
         TorchvisionBackbone("resnet50", weights="imagenet1k_v9")
-    with pytest.raises(UserError, match="in_channels: 0"):
-        TorchvisionBackbone("resnet18", in_channels=0)
 
 
-@pytest.mark.parametrize(
-    ("name", "small_stem", "smallest"),
-    [
-        ("alexnet", False, 63),
-        ("convnext_tiny", False, 32),
-        ("densenet121", False, 29),
-        ("densenet121", True, 8),
-        ("googlenet", False, 15),
-        ("inception_v3", False, 75),
-        ("resnet18", False, 1),
-        ("squeezenet1_0", False, 21),
-        ("squeezenet1_1", False, 17),
-        ("swin_t", False, 4),
-        ("vgg11", False, 32),
-    ],
-)
-def test_smallest_side(name: str, small_stem: bool, smallest: int) -> None:
+SMALLEST = {
+    "alexnet": 63,
+    "convnext_tiny": 32,
+    "densenet121": 29,
+    "googlenet": 15,
+    "inception_v3": 75,
+    "resnet18": 1,
+    "squeezenet1_0": 21,
+    "squeezenet1_1": 17,
+    "swin_t": 4,
+    "vgg11": 32,
+}
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_smallest_side(name: str):
     """One pixel less is refused, and rightly: the network itself fails there."""
     with torch.device("cpu" if name == "convnext_tiny" else "meta"):  # where torch 2.6 lets convolutions of it pass
-        backbone = TorchvisionBackbone(name, small_stem=small_stem).eval()
+        backbone, smallest = TorchvisionBackbone(name).eval(), SMALLEST[name]
         assert backbone(torch.empty(2, 3, smallest, smallest)).shape == (2, backbone.num_features)
         if smallest > 1:
             images = torch.empty(2, 3, smallest + 1, smallest - 1)
-            with pytest.raises(UserError, match=f"{name} takes at least {smallest} x {smallest} px"):
+            with pytest.raises(UserError, match=f"{name} .* {smallest} x {smallest} px"):
                 backbone(images)
             with pytest.raises((RuntimeError, ValueError)):
                 backbone.network(images)
 
 
 @pytest.mark.parametrize("name", ["vit_b_16", "maxvit_t"])
-def test_fixed_side(name: str) -> None:
+def test_fixed_side(name: str):
     with torch.device("meta"):
         backbone = TorchvisionBackbone(name).eval()
-        with pytest.raises(UserError, match=f"images of 224 x 192 px: {name} takes exactly 224 x 224 px"):
+        with pytest.raises(UserError, match=f"224 x 192 px: {name} .* 224 x 224 px"):
             backbone(torch.empty(2, 3, 224, 192))

