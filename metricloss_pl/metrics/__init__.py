@@ -1,4 +1,4 @@
-"""Metrics that torchmetrics lacks; exact under data-parallel training, for they sum or gather what is exact."""
+"""Metrics that torchmetrics lacks, exact for any split over batches and processes."""
 
 from metricloss_pl.metrics.balanced import BalancedAccuracy
 from metricloss_pl.metrics.geometry import EmbeddingGeometry, nearest_mean

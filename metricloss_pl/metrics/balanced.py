@@ -10,10 +10,10 @@ __all__ = ["BalancedAccuracy"]
 
 
 class BalancedAccuracy(Metric):
-    """Mean over the classes seen of the share of their images that are right, in [0, 1].
+    """Mean recall over the classes seen, in [0, 1].
 
-    A class without images is left out, where a macro average would count it as wrong as soon as it is predicted; small
-    or grouped validation parts do lack classes. NaN without images.
+    A class without images is left out, as may happen in small or grouped validation sets; a macro average would count
+    it as wrong as soon as it is predicted. NaN without images.
 
     Args:
         num_classes: C.
@@ -31,12 +31,12 @@ class BalancedAccuracy(Metric):
         self.add_state("images", torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, scores: Tensor, labels: Tensor) -> None:
-        """Take in scores (B, C), whose largest is the prediction, and labels (B,) int64 in [0, C)."""
+        """Add scores (B, C), whose largest is the prediction, and labels (B,) int64 in [0, C)."""
         num_classes = len(self.images)
         self.images += torch.bincount(labels, minlength=num_classes)
         self.right += torch.bincount(labels[scores.argmax(1) == labels], minlength=num_classes)
 
     def compute(self) -> Tensor:
-        """The scalar, float32."""
+        """Return the scalar, float32."""
         seen = self.images > 0
         return (self.right[seen].float() / self.images[seen].float()).mean()

@@ -1,12 +1,11 @@
-"""How the embeddings of the classes lie: tight within, far between."""
+"""Geometry of the embeddings: spread within the classes, distances between them."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from metricloss_pl.errors import UserError
-from metricloss_pl.metrics.float64 import Float64Metric
+from metricloss_pl._compat import Float64Metric
 
 _BLOCK = 256  # classes whose distances to all the others are held at once
 
@@ -14,17 +13,16 @@ _BLOCK = 256  # classes whose distances to all the others are held at once
 class EmbeddingGeometry(Float64Metric):
     """Spread of the embeddings around their class means and distances between these means.
 
-    With mu_c the mean embedding of class c over the N images seen, and K the number of classes seen, `compute` gives
-    scalars (float32):
+    With mu_c the mean embedding of class c over the N images seen, `compute` returns float32 scalars:
 
     - `intra_variance`: 1/N sum_i ||x_i - mu_{y_i}||^2, at least 0; 0 is full collapse of each class;
     - `mean_distance`, `min_distance`: mean and least ||mu_a - mu_b|| over the pairs of different classes seen;
-    - `intra_inter_ratio`: sqrt(intra_variance) / mean_distance; it has no unit, lower is better separated;
+    - `intra_inter_ratio`: sqrt(intra_variance) / mean_distance, without unit; lower is better separated;
     - `norm`: 1/N sum_i ||x_i||.
 
-    What is not defined is NaN: everything without images, distances and ratio with fewer than two classes. States are
-    sums (float64) of C x D numbers, so memory does not depend on N, and any split over batches and processes gives
-    the same result.
+    Undefined values are NaN: all of them without images, distances and ratio with fewer than two classes. The states
+    are sums of C x D numbers in float64, so memory does not depend on N, and any split over batches and processes
+    gives the same result.
 
     Args:
         num_classes: C.
@@ -38,17 +36,14 @@ class EmbeddingGeometry(Float64Metric):
 
     def __init__(self, num_classes: int, embedding_dim: int) -> None:
         super().__init__()
-        if num_classes < 1 or embedding_dim < 1:
-            raise UserError(f"num_classes, embedding_dim: {num_classes}, {embedding_dim} given, must be at least 1")
-        double = torch.float64
         self.add_state("counts", torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("sums", torch.zeros(num_classes, embedding_dim, dtype=double), dist_reduce_fx="sum")
-        self.add_state("squared_norm", torch.zeros((), dtype=double), dist_reduce_fx="sum")
-        self.add_state("norm", torch.zeros((), dtype=double), dist_reduce_fx="sum")
+        self.add_state("sums", torch.zeros(num_classes, embedding_dim, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("squared_norm", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("norm", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self._class_means: Tensor | None = None
 
     def update(self, embeddings: Tensor, labels: Tensor) -> None:
-        """Take in embeddings (B, D) and labels (B,) int64 in [0, C)."""
+        """Add embeddings (B, D) and labels (B,) int64 in [0, C)."""
         embeddings = embeddings.detach().to(self.sums.device, torch.float64)
         labels = labels.to(self.sums.device)
         self.counts += torch.bincount(labels, minlength=len(self.counts))
@@ -58,7 +53,7 @@ class EmbeddingGeometry(Float64Metric):
         self.norm += squared.sqrt().sum()
 
     def compute(self) -> dict[str, Tensor]:
-        """The five scalars by name, float32."""
+        """Return the five scalars by name, float32."""
         seen = self.counts > 0
         counts = self.counts[seen]
         means = self.sums[seen] / counts[:, None]
@@ -79,9 +74,9 @@ class EmbeddingGeometry(Float64Metric):
 
     @property
     def class_means(self) -> Tensor:
-        """Mean embedding of each class (C, D), float32, over all processes; NaN rows for classes without images.
+        """Mean embedding per class (C, D), float32, over all processes; NaN rows for classes without images.
 
-        Calls `compute` where that has not been done since the last update: under DDP ask on every process.
+        It calls `compute`, so under DDP every process has to ask for it.
         """
         self.compute()
         assert self._class_means is not None
@@ -89,11 +84,11 @@ class EmbeddingGeometry(Float64Metric):
 
 
 def nearest_mean(embeddings: Tensor, class_means: Tensor) -> Tensor:
-    """The class whose mean is nearest in Euclidean distance: (B,) int64.
+    """Return the class (B,) int64 whose mean is nearest in Euclidean distance.
 
     Args:
         embeddings: (B, D).
-        class_means: (C, D), as of `EmbeddingGeometry.class_means`; classes with a NaN in their row are never chosen.
+        class_means: (C, D), such as `EmbeddingGeometry.class_means`; classes with a NaN in their row are never chosen.
     """
     common = torch.promote_types(torch.promote_types(embeddings.dtype, class_means.dtype), torch.float32)
     exact = "donot_use_mm_for_euclid_dist"  # the form by x^2 + c^2 - 2xc is wrong near a mean
@@ -103,7 +98,7 @@ def nearest_mean(embeddings: Tensor, class_means: Tensor) -> Tensor:
 
 
 def _distances(means: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and least distance between any two of the means (K, D); blockwise, K x K is never held."""
+    """Return mean and least distance between any two of K means (K, D), blockwise, without a (K, K) matrix."""
     number = len(means)
     if number < 2:
         undefined = means.new_tensor(torch.nan)

@@ -1,4 +1,4 @@
-"""How far predictions and retrieved images are from the truth in a class hierarchy."""
+"""Distance of predictions and retrieved images from the truth in a class hierarchy."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
-
-from metricloss_pl.errors import UserError
 
 __all__ = ["HierarchicalAccuracy", "HierarchicalPrecision", "MistakeSeverity"]
 
@@ -22,8 +20,7 @@ class HierarchicalAccuracy(Metric):
     LCA is their lowest common ancestor (Barz & Denzler 2019). A right prediction counts 1. NaN without images.
 
     Args:
-        lca_heights: (C, C) integers, 0 on the diagonal, as of
-            :meth:`metricloss_pl.class_embeddings.Hierarchy.lca_heights`.
+        lca_heights: (C, C) integers, 0 on the diagonal, of `Hierarchy.lca_heights`.
         height: Height of the root, at least 1.
     """
 
@@ -36,30 +33,29 @@ class HierarchicalAccuracy(Metric):
 
     def __init__(self, lca_heights: Tensor, height: int) -> None:
         super().__init__()
-        _check(lca_heights, height)
         self.register_buffer("lca_heights", lca_heights, persistent=False)
         self.height = height
         self.add_state("total", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, predictions: Tensor, labels: Tensor) -> None:
-        """Take in predictions and labels, each (B,) int64 in [0, C)."""
+        """Add predictions and labels, each (B,) int64 in [0, C)."""
         self.total += self.lca_heights[predictions, labels].sum()
         self.images += len(labels)
 
     def compute(self) -> Tensor:
-        """The scalar, float32."""
+        """Return the scalar, float32."""
         most = self.images * self.height
         return _ratio(most - self.total, most)
 
 
 class MistakeSeverity(Metric):
-    """Mean height of the lowest common ancestor of prediction and truth over the mistakes, in levels (at least 1).
+    """Mean height of the lowest common ancestor of prediction and truth over the mistakes, in levels, at least 1.
 
     After Bertinetto et al. 2020, "Making Better Mistakes". NaN without mistakes.
 
     Args:
-        lca_heights: (C, C) integers, 0 on the diagonal alone.
+        lca_heights: (C, C) integers, 0 only on the diagonal.
     """
 
     is_differentiable = False
@@ -71,42 +67,41 @@ class MistakeSeverity(Metric):
 
     def __init__(self, lca_heights: Tensor) -> None:
         super().__init__()
-        _check(lca_heights)
         self.register_buffer("lca_heights", lca_heights, persistent=False)
         self.add_state("total", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("mistakes", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, predictions: Tensor, labels: Tensor) -> None:
-        """Take in predictions and labels, each (B,) int64 in [0, C)."""
+        """Add predictions and labels, each (B,) int64 in [0, C)."""
         self.total += self.lca_heights[predictions, labels].sum()
         self.mistakes += (predictions != labels).sum()
 
     def compute(self) -> Tensor:
-        """The scalar, float32."""
+        """Return the scalar, float32."""
         return _ratio(self.total, self.mistakes)
 
 
 class HierarchicalPrecision(Metric):
-    """How similar the nearest images are to each image: every image is a query, all the others are searched.
+    """Hierarchical precision of retrieval: every image is a query, and all other images are searched.
 
     With s = 1 - height(LCA) / height(root) and x_1, x_2, ... the other images by rising Euclidean distance,
 
         HP@k = sum_{i<=k} s(query, x_i) / the largest sum that any k of the others have        (Deng et al. 2011),
 
     averaged over the queries, and AHP@K = 1/K (the area under HP@k from k = 1 to K, by trapezoids), averaged to mAHP@K
-    as in Barz & Denzler (2019) and their program: perfect order reaches (K - 1) / K, 0.996 for K = 250. Queries to
-    which nothing is similar are left out. For a class of fewer than k images the largest sum is that of its own and
-    then of the most similar classes', so that HP@k and mAHP@K reach the same value for small classes as for large ones.
+    as in Barz & Denzler (2019) and their program: perfect order reaches (K - 1) / K, 0.996 for K = 250. Queries without
+    any similar image are left out. The largest sum of a class of fewer than k images goes on to the most similar
+    classes, so that small classes can reach the same HP@k and mAHP@K as large ones.
 
     The embeddings are kept until `compute`, which needs N^2 D steps for N images and is exact for any split over
-    processes; each process must have called `update`, if only with no image. Images at one and the same distance come
-    in any order.
+    processes; each process must have called `update`, even if without an image. Images at equal distance come in any
+    order.
 
     Args:
         lca_heights: (C, C) integers, 0 on the diagonal.
         height: Height of the root, at least 1.
-        ks: The k of HP@k.
-        area: K of AHP@K; all the others where they are fewer.
+        ks: The k of HP@k, each at least 1.
+        area: K of AHP@K, at least 1; reduced to the number of other images where that is less.
     """
 
     is_differentiable = False
@@ -118,9 +113,6 @@ class HierarchicalPrecision(Metric):
 
     def __init__(self, lca_heights: Tensor, height: int, ks: Sequence[int] = (1, 10, 50, 100), area: int = 250) -> None:
         super().__init__()
-        _check(lca_heights, height)
-        if not ks or min(*ks, area) < 1:
-            raise UserError(f"ks and area: {list(ks)} and {area} given, must be at least 1")
         self.register_buffer("lca_heights", lca_heights, persistent=False)
         self.height = height
         self.ks = tuple(ks)
@@ -129,14 +121,14 @@ class HierarchicalPrecision(Metric):
         self.add_state("labels", [], dist_reduce_fx="cat")
 
     def update(self, embeddings: Tensor, labels: Tensor) -> None:
-        """Take in embeddings (B, D) and labels (B,) int64 in [0, C)."""
+        """Add embeddings (B, D) and labels (B,) int64 in [0, C)."""
         self.embeddings.append(embeddings.detach().float())
         self.labels.append(labels)
 
     def compute(self) -> dict[str, Tensor]:
-        """``hp_<k>`` and ``mahp_<K>``, float32 scalars; NaN where there are not k other images."""
+        """Return `hp_<k>` and `mahp_<K>`, float32 scalars; NaN where there are fewer than k other images."""
         points, labels, heights = dim_zero_cat(self.embeddings), dim_zero_cat(self.labels), self.lca_heights
-        if points.device.type == "mps":  # which knows no float64
+        if points.device.type == "mps":  # has no float64
             points, labels, heights = points.cpu(), labels.cpu(), heights.cpu()
         length = min(max(*self.ks, self.area), len(points) - 1)
         total, queries = torch.zeros(max(length, 0), dtype=torch.float64, device=points.device), 0
@@ -161,7 +153,7 @@ class HierarchicalPrecision(Metric):
         return {name: value.float().to(self.device) for name, value in result.items()}
 
     def _best(self, labels: Tensor, heights: Tensor, length: int) -> Tensor:
-        """Sums (C, length) of the largest gains height(root) - height(LCA) for a query of each class."""
+        """Return sums (C, length) of the largest gains height(root) - height(LCA) for a query of each class."""
         counts = torch.bincount(labels, minlength=len(heights))
         rising = torch.arange(self.height + 1, device=labels.device)
         best = torch.zeros(len(heights), length, dtype=torch.float64, device=labels.device)
@@ -172,15 +164,7 @@ class HierarchicalPrecision(Metric):
         return best
 
 
-def _check(lca_heights: Tensor, height: int = 1) -> None:
-    shape = tuple(lca_heights.shape)
-    if len(shape) != 2 or shape[0] != shape[1] or lca_heights.is_floating_point():
-        raise UserError(f"lca_heights: {lca_heights.dtype} of shape {shape} given, must be integers (C, C)")
-    if height < 1:
-        raise UserError(f"height: {height} given, must be at least 1")
-
-
 def _ratio(total: Tensor, count: Tensor) -> Tensor:
-    """The quotient of two whole numbers, float32, rounded once; NaN for 0 / 0."""
+    """Return the quotient of two whole numbers, float32, rounded once; NaN for 0 / 0."""
     value = int(total) / int(count) if count else torch.nan
     return torch.tensor(value, dtype=torch.float32, device=total.device)

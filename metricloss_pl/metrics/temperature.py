@@ -8,40 +8,32 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from metricloss_pl.errors import UserError
-from metricloss_pl.metrics.float64 import Float64Metric
+from metricloss_pl._compat import Float64Metric
 
 
 class Temperature(Float64Metric):
-    """The most probable T > 0 of softmax(class_scores / T): of the least negative log-likelihood (Guo et al. 2017).
+    """Temperature T > 0 of softmax(class_scores / T) with the least negative log-likelihood (Guo et al. 2017).
 
-    log T is normal around 0 before any image is seen, with a deviation of `spread`: so few images, of which all are
-    right or all wrong, don't send T to 0 or to infinity, and of many the likelihood alone decides.
+    The prior of log T is normal around 0 with deviation `spread`. It keeps T finite where few images are all right or
+    all wrong; with many images the likelihood decides.
 
     The states are the sums of -log softmax(class_scores / T)[label] at each T of a geometric grid, in float64, so
     memory does not depend on the number of images, and any split over batches and processes gives the same result. As
-    a function of 1 / T this sum is convex, so the grid brackets the minimum; a parabola in log T through the
-    grid's best point and its two neighbours refines it, to within about 3 % of T with 10 points a decade. A best point
-    at an end of the grid is returned as it is; of equally good points the one nearest to 1 counts. Without images T
-    is 1.
+    a function of 1 / T this sum is convex, so the grid brackets the minimum. A parabola in log T through the grid's
+    best point and its two neighbors refines it, to within about 3 % of T with 10 points per decade. A best point at an
+    end of the grid is returned as it is; of equally good points the one nearest to 1 counts. Without images T is 1.
 
     Args:
-        lowest: first T of the grid.
-        highest: last T of the grid, above `lowest`.
-        per_decade: points of the grid a factor of ten.
-        spread: standard deviation of log T before any image is seen, above 0; inf for the likelihood alone.
+        lowest: First T of the grid, above 0.
+        highest: Last T of the grid, above `lowest`.
+        per_decade: Points of the grid per factor of ten.
+        spread: Standard deviation of the prior of log T, above 0; inf for the likelihood alone.
     """
 
     losses: Tensor
 
     def __init__(self, lowest: float = 1e-3, highest: float = 1e3, per_decade: int = 10, spread: float = 2.0) -> None:
         super().__init__()
-        if not 0 < lowest < highest < math.inf:
-            raise UserError(f"lowest and highest: {lowest} and {highest} given, must be positive and rising")
-        if per_decade < 1:
-            raise UserError(f"per_decade: {per_decade} given, must be at least 1")
-        if not spread > 0:
-            raise UserError(f"spread: {spread} given, must be positive")
         self.spread = spread
         steps = max(2, round(math.log10(highest / lowest) * per_decade))
         grid = torch.logspace(math.log10(lowest), math.log10(highest), steps + 1, dtype=torch.float64)
@@ -49,7 +41,7 @@ class Temperature(Float64Metric):
         self.add_state("losses", torch.zeros_like(grid), dist_reduce_fx="sum")
 
     def update(self, class_scores: Tensor, labels: Tensor) -> None:
-        """Take in class scores (B, C) of any range and labels (B,) int64 in [0, C)."""
+        """Add class scores (B, C) of any range and labels (B,) int64 in [0, C)."""
         scores = class_scores.detach().to(self.losses.device, torch.float64)
         labels = labels.to(self.losses.device)
         scores = scores - scores.amax(1, keepdim=True)  # large scores over a small T stay in range
@@ -57,7 +49,7 @@ class Temperature(Float64Metric):
             self.losses[index] += F.cross_entropy(scores / temperature, labels, reduction="sum")
 
     def compute(self) -> Tensor:
-        """T, a float32 scalar."""
+        """Return T, a float32 scalar."""
         if not self.losses.any():
             return torch.ones_like(self.losses[0], dtype=torch.float32)
         logs = torch.tensor(self.temperatures, dtype=torch.float64, device=self.losses.device).log()

@@ -15,8 +15,8 @@ def test_equals_scikit_learn_also_where_a_class_is_absent(absent):
         scores, labels = scores[labels != absent], labels[labels != absent]
         assert (scores.argmax(1) == absent).any()
     metric = BalancedAccuracy(5)
-    for part in range(3):
-        metric.update(scores[part::3], labels[part::3])
+    for k in range(3):
+        metric.update(scores[k::3], labels[k::3])
     with warnings.catch_warnings(action="ignore"):  # of a class that no image has
         expected = balanced_accuracy_score(labels, scores.argmax(1))
     assert metric.compute().item() == pytest.approx(expected)

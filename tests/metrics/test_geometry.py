@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from metricloss_pl.errors import UserError
 from metricloss_pl.metrics import EmbeddingGeometry, geometry, nearest_mean
 from tests.processes import run_groups
 
@@ -23,7 +22,7 @@ def _embeddings(number: int = 61) -> tuple[Tensor, Tensor]:
 
 
 def _reference(embeddings: Tensor, labels: Tensor) -> dict[str, float]:
-    """By the formulas, image for image."""
+    """Compute the formulas image for image."""
     points = embeddings.double()
     means = {c: points[labels == c].mean(0) for c in set(labels.tolist())}
     distances = [(a - b).norm().item() for a, b in combinations(means.values(), 2)]
@@ -46,18 +45,18 @@ def _as_floats(values: dict[str, Tensor]) -> dict[str, float]:
 
 @pytest.mark.parametrize("block", [1, 2, 3, 1024])
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
-def test_formulas(block: int, offset: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_formulas(block: int, offset: float, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(geometry, "_BLOCK", block)
     embeddings, labels = _embeddings()
     embeddings = embeddings + offset
     metric = EmbeddingGeometry(CLASSES, DIM)
-    for part, part_labels in zip(embeddings.split(20), labels.split(20), strict=True):
-        metric.update(part, part_labels)
+    for batch in zip(embeddings.split(20), labels.split(20), strict=True):
+        metric.update(*batch)
     assert _as_floats(metric.compute()) == pytest.approx(_reference(embeddings, labels), rel=1e-5)
 
 
-def test_collapsed_classes_far_from_the_origin() -> None:
-    """Spread and distances a million times below the norm: sums in float32 would see nothing of them."""
+def test_collapsed_classes_far_from_the_origin():
+    """Spread and distances are a million times below the norm, where sums in float32 would lose them."""
     labels = torch.arange(100) % 2
     noise = 1e-3 * torch.randn(100, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     embeddings = 1e3 + 1e-2 * labels[:, None] + noise
@@ -66,7 +65,7 @@ def test_collapsed_classes_far_from_the_origin() -> None:
     assert _as_floats(metric.compute()) == pytest.approx(_reference(embeddings, labels), rel=1e-3)
 
 
-def test_class_means_follow_the_updates() -> None:
+def test_class_means_follow_the_updates():
     embeddings, labels = _embeddings()
     metric = EmbeddingGeometry(CLASSES, DIM)
     metric.update(embeddings[:30], labels[:30])
@@ -81,7 +80,7 @@ def test_class_means_follow_the_updates() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
-def test_undefined_values_are_nan() -> None:
+def test_undefined_values_are_nan():
     metric = EmbeddingGeometry(3, 2)
     assert all(math.isnan(value) for value in metric.compute().values())
     metric.update(torch.tensor([[3.0, 4.0], [3.0, 4.0]]), torch.tensor([1, 1]))
@@ -91,7 +90,7 @@ def test_undefined_values_are_nan() -> None:
     assert all(math.isnan(values[name]) for name in ("mean_distance", "min_distance", "intra_inter_ratio"))
 
 
-def test_states_stay_double_in_a_module_of_less_precision() -> None:
+def test_states_stay_float64_in_a_module_of_less_precision():
     module = torch.nn.Module()
     module.metric = EmbeddingGeometry(2, 2)
     for change in (module.half, lambda: module.to(torch.bfloat16)):
@@ -103,7 +102,7 @@ def test_states_stay_double_in_a_module_of_less_precision() -> None:
     assert module.metric.compute()["norm"].item() == pytest.approx(2**0.5)
 
 
-def test_states_stay_where_float64_is_known() -> None:
+def test_states_stay_where_there_is_float64():
     class Mps:
         device = torch.device("mps")
 
@@ -112,12 +111,7 @@ def test_states_stay_where_float64_is_known() -> None:
     assert metric.sums.device.type == "cpu"
 
 
-def test_bad_sizes() -> None:
-    with pytest.raises(UserError, match="0, 2 given"):
-        EmbeddingGeometry(0, 2)
-
-
-def test_nearest_mean() -> None:
+def test_nearest_mean():
     embeddings, labels = _embeddings()
     metric = EmbeddingGeometry(CLASSES, DIM)
     metric.update(embeddings, labels)
@@ -130,8 +124,8 @@ def test_nearest_mean() -> None:
     assert nearest_mean(means[:1], means).dtype == torch.int64
 
 
-def test_nearest_mean_far_from_the_origin() -> None:
-    """Where x^2 + c^2 - 2xc loses the difference in rounding."""
+def test_nearest_mean_far_from_the_origin():
+    """There x^2 + c^2 - 2xc loses the difference in rounding."""
     means = 4096 + torch.tensor([[0.0, 0.0], [0.25, 0.0], [0.0, 0.5]])
     means = torch.cat([means, torch.full((40, 2), torch.nan)])
     embeddings = means[:3] + 0.0625
@@ -140,18 +134,18 @@ def test_nearest_mean_far_from_the_origin() -> None:
         assert nearest_mean(embeddings, means).tolist() == [0, 1, 2]
 
 
-def _in_a_process(folder: Path) -> None:
+def _in_a_process(folder: Path):
     torch.distributed.init_process_group("gloo")
     rank = torch.distributed.get_rank()
     embeddings, labels = _embeddings()
-    mine = slice(0, 19) if rank == 0 else slice(19, None)  # parts of unequal size
+    mine = slice(0, 19) if rank == 0 else slice(19, None)  # of unequal size
     metric = EmbeddingGeometry(CLASSES, DIM)
     metric.update(embeddings[mine], labels[mine])
     torch.save((metric.compute(), metric.class_means, metric.counts), folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
+def test_two_processes_equal_one(tmp_path: Path):
     run_groups((2, _in_a_process, tmp_path))
     embeddings, labels = _embeddings()
     whole = EmbeddingGeometry(CLASSES, DIM)
@@ -161,5 +155,5 @@ def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
         values, means, own_counts = torch.load(tmp_path / f"{rank}.pt")
         torch.testing.assert_close(values, whole.compute(), rtol=1e-6, atol=0)
         torch.testing.assert_close(means, whole.class_means, rtol=1e-6, atol=1e-7, equal_nan=True)
-        counts += own_counts  # after compute each process holds its own part again
+        counts += own_counts  # after compute each process holds its own images again
     assert torch.equal(counts, whole.counts)
