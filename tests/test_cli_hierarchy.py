@@ -143,7 +143,7 @@ def test_embeddings_from_a_file(tmp_path, monkeypatch, capsys):
     config = ["fit", f"--config={CONFIGS / 'digits_cosine.yaml'}", "--trainer.callbacks=null"]
     line = refusal(capsys, *config, "--model.class_embeddings=e.pkl")
     assert "class '4' is no row of embeddings " in line
-    assert "(9 of 10 classes are rows); rows without a class: '10'; mend the names, or give class_list" in line
+    assert "(9 of 10 classes are rows); rows without a class: '10'; repair the names, or give class_list" in line
 
 
 @pytest.mark.slow
@@ -234,7 +234,7 @@ def test_the_hierarchy_of_nabirds(tmp_path, monkeypatch, capsys):
     line = refusal(capsys, *command)
     file = tmp_path / "data" / "nabirds" / "hierarchy.txt"
     assert f"class 'Wood Duck (Plumage 0)' is no leaf of hierarchy {file} (0 of 2 classes are " in line
-    assert "leaves without a class: '295', '296'; mend the names, or give class_list, a file of lines" in line
+    assert "leaves without a class: '295', '296'; repair the names, or give class_list, a file of lines" in line
     main([*command, "--model.class_list=data/nabirds/classes.txt", *QUIET])
     (checkpoint,) = tmp_path.rglob("best.ckpt")
     targets = torch.load(checkpoint, weights_only=True)["state_dict"]["criterion.class_embeddings"]

@@ -1,4 +1,4 @@
-"""Fixed embeddings of classes, (C, D) with rows of norm 1: the targets of the cosine regime."""
+"""Fixed class embeddings (C, D) with rows of norm 1: the targets of the cosine regime."""
 
 from metricloss_pl.class_embeddings.fixed import one_hot, simplex
 from metricloss_pl.class_embeddings.hierarchy import Hierarchy

@@ -9,23 +9,23 @@ from metricloss_pl.errors import UserError
 
 
 def one_hot(num_classes: int) -> Tensor:
-    """One axis a class: the identity matrix (C, C), float32; cosine 0 between any two classes.
+    """Return the identity matrix (C, C), float32: one axis per class, cosine 0 between any two classes.
 
     Args:
         num_classes: C, at least 2.
 
     Raises:
-        UserError: for fewer than two classes.
+        UserError: Fewer than two classes.
     """
     _check(num_classes, "one_hot")
     return torch.eye(num_classes)
 
 
 def simplex(num_classes: int) -> Tensor:
-    """The C corners of a regular simplex in C - 1 dimensions: (C, C - 1), float32, rows of norm 1.
+    """Return the C corners of a regular simplex in C - 1 dimensions: (C, C - 1), float32, rows of norm 1.
 
-    The cosine between any two classes is -1 / (C - 1), the furthest apart that all of them can be at once
-    (Kasarla et al. 2022, "Maximum class separation as inductive bias in one matrix"). Their recursion
+    The cosine between any two classes is -1 / (C - 1), the least that all pairs can have at once (Kasarla et al. 2022,
+    "Maximum class separation as inductive bias in one matrix"). Their recursion
     P_1 = (1, -1), P_k = [[1, -1/k, ..., -1/k], [0, sqrt(1 - 1/k^2) P_{k-1}]] is solved here: class c has
     s_i = sqrt(k_i C / ((k_i + 1) (C - 1))), k_i = C - 1 - i, on its own axis i = c, -s_i / k_i on the axes i < c
     and 0 on the others.
@@ -34,7 +34,7 @@ def simplex(num_classes: int) -> Tensor:
         num_classes: C, at least 2.
 
     Raises:
-        UserError: for fewer than two classes.
+        UserError: Fewer than two classes.
     """
     _check(num_classes, "simplex")
     left = torch.arange(num_classes - 1, 0, -1, dtype=torch.float64)  # k_i

@@ -1,4 +1,4 @@
-"""A tree of classes: read from a file, its heights, and how similar it makes its leaves."""
+"""Class hierarchies: trees read from a file, their heights, and the similarities of their leaves."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -23,24 +23,23 @@ if TYPE_CHECKING:
 __all__ = ["Format", "Hierarchy"]
 
 Format = Literal["auto", "parent-child", "child-parent", "indented"]
-_WORDNET_ID = re.compile(r"[nvars]\d{8}")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Hierarchy:
-    """A tree whose leaves are classes (Barz & Denzler 2019, "Hierarchy-based Image Embeddings").
+    """Tree whose leaves are classes (Barz & Denzler 2019, "Hierarchy-based Image Embeddings").
 
-    A leaf has height 0, any other node 1 + the largest height of its children; the similarity of two leaves is
-    1 - height(LCA) / height(root), LCA being their lowest common ancestor. Heights are those of the whole tree, also
-    where a data set has only some of its leaves. A node is told by its id, a text; "7" stands for the number 7.
+    A leaf has height 0, any other node 1 + the largest height of its children. The similarity of two leaves is
+    1 - height(LCA) / height(root), LCA being their lowest common ancestor. Heights are those of the whole tree, even
+    where a data set has only some of its leaves. The id of a node is a text, such as "7".
 
     Args:
-        parents: From each node to its parent; the root has none.
-        names: From ids to names of classes, where these are not the ids: see :meth:`leaves_of`.
-        source: What messages call the hierarchy.
+        parents: Parent of each node except the root.
+        names: Names of classes by id, where they differ from the ids: see `leaves_of`.
+        source: Name of the hierarchy, for the messages.
 
     Raises:
-        UserError: It is no tree: it has a cycle, several roots or no edge.
+        UserError: Not a tree: a cycle, several roots or no edge.
     """
 
     parents: Mapping[str, str]
@@ -68,18 +67,17 @@ class Hierarchy:
         source: str = "the hierarchy",
         allow_dag: bool = False,
     ) -> Hierarchy:
-        """A hierarchy of (parent, child) pairs; a repeated pair counts once.
+        """Build a hierarchy from (parent, child) pairs; a repeated pair counts once.
 
         Args:
             pairs: Ids of parent and child.
-            names: As of the class.
-            source: As of the class.
-            allow_dag: Whether a node may have several parents, of which it then keeps the one furthest from the root
-                (by the longest way; the first in text order of equally far ones). Inner nodes that lose all children
-                so are left out.
+            names: Names of classes by id.
+            source: Name of the hierarchy, for the messages.
+            allow_dag: Whether a node may have several parents. It then keeps the one furthest from the root by the
+                longest path, the first in text order if several are. Inner nodes left without children are dropped.
 
         Raises:
-            UserError: It is no tree; or, with ``allow_dag``, has a cycle or several roots.
+            UserError: Not a tree; or, with `allow_dag`, a cycle or several roots.
         """
         parents: dict[str, list[str]] = {}
         for parent, child in dict.fromkeys(pairs):
@@ -95,20 +93,19 @@ class Hierarchy:
     def from_file(
         cls, path: FilePath, format: Format = "auto", class_list: FilePath | None = None, allow_dag: bool = False
     ) -> Hierarchy:
-        """Reads a hierarchy from a text file; empty lines and lines that begin with # are passed over.
+        """Read a hierarchy from a text file; empty lines and lines that begin with # are skipped.
 
         Args:
             path: The file.
-            format: ``parent-child`` or ``child-parent``: two ids a line, of which the second may hold spaces.
-                ``indented``: a name a line, with a pair of dashes before it for each level below the root's; classes
-                are found with or without a ``?`` or a comment in brackets behind it. ``auto``: indented if a line
-                begins with a dash, else pairs, read so that fewer nodes have several parents (a tree can be read one
-                way only).
-            class_list: File of lines ``<id> <name>``, where the classes are not called by the ids.
-            allow_dag: As in :meth:`from_pairs`.
+            format: `parent-child` or `child-parent`: two ids per line, of which the second may hold spaces.
+                `indented`: one name per line behind a pair of dashes per level below the root; classes match with or
+                without a `?` or a comment in brackets behind it. `auto`: indented if a line begins with a dash, else
+                pairs, in the order in which fewer nodes have several parents.
+            class_list: File of lines `<id> <name>`, where the names of the classes are not the ids.
+            allow_dag: As in `from_pairs`.
 
         Raises:
-            UserError: The file is missing, malformed, or holds no tree.
+            UserError: The file is missing or malformed, or holds no tree.
         """
         check_choice("format", format, Format)
         source = f"hierarchy {path}"
@@ -122,58 +119,20 @@ class Hierarchy:
         names = {} if class_list is None else read_class_list(class_list)
         return cls.from_pairs(pairs, names, source, allow_dag)
 
-    @classmethod
-    def from_wordnet(cls, synsets: Sequence[str]) -> Hierarchy:
-        """The part of WordNet above some synsets, which become its leaves; brought to a tree as by ``allow_dag``.
-
-        Args:
-            synsets: Ids such as n02084071 (the folders of ImageNet), or names such as dog.n.01.
-
-        Raises:
-            UserError: nltk or WordNet's files are missing, or there is no such synset.
-        """
-        try:
-            from nltk.corpus import wordnet
-            from nltk.corpus.reader.wordnet import WordNetError
-        except ImportError as error:
-            raise UserError('Hierarchy.from_wordnet needs nltk: pip install "metricloss_pl[wordnet]"') from error
-        given: dict[Any, str] = {}
-        for key in synsets:
-            try:
-                by_id = _WORDNET_ID.fullmatch(key)
-                synset = wordnet.synset_from_pos_and_offset(key[0], int(key[1:])) if by_id else wordnet.synset(key)
-            except (LookupError, OSError) as error:  # none of them, or some
-                raise UserError("WordNet's files are missing: python -m nltk.downloader wordnet") from error
-            except (WordNetError, ValueError):
-                synset = None  # as for an unknown id
-            if synset is None:
-                raise UserError(f"synset {key!r} is none of WordNet's: dog.n.01 and n02084071 are such")
-            given[synset] = key
-        pairs: list[tuple[str, str]] = []
-        ahead, seen = list(given), set(given)
-        while ahead:
-            child = ahead.pop()
-            for parent in [*child.hypernyms(), *child.instance_hypernyms()]:
-                pairs.append((given.get(parent, parent.name()), given.get(child, child.name())))
-                if parent not in seen:
-                    seen.add(parent)
-                    ahead.append(parent)
-        return cls.from_pairs(pairs, source="WordNet", allow_dag=True)
-
     def save(self, path: FilePath) -> None:
-        """Writes the tree in the indented form, which needs no class list where ids are names."""
+        """Write the tree in the indented form, which needs no class list where ids are names."""
         with replacing(Path(path)) as beside:
             beside.write_text("".join(f"{line}\n" for line in self.lines()), encoding="utf-8")
 
     def lines(self) -> list[str]:
-        """The tree in the indented form."""
+        """Return the tree in the indented form."""
         return [f"{'--' * self.levels[node]} {node}".lstrip() for node in self.nodes]
 
     # ------------------------------------------------------------------------------------------------------- the tree
 
     @cached_property
     def children(self) -> dict[str, list[str]]:
-        """From each inner node to its children."""
+        """Children of each inner node."""
         children: dict[str, list[str]] = {}
         for child, parent in self.parents.items():
             children.setdefault(parent, []).append(child)
@@ -181,7 +140,7 @@ class Hierarchy:
 
     @cached_property
     def nodes(self) -> list[str]:
-        """All ids as a walk meets them: each node before its children, each subtree without a gap."""
+        """All ids in depth-first order."""
         nodes: list[str] = []
         ahead = [next(parent for parent in self.parents.values() if parent not in self.parents)]
         while ahead:
@@ -191,9 +150,9 @@ class Hierarchy:
 
     @cached_property
     def leaves(self) -> list[str]:
-        """Ids of the nodes without children, in ascending order: as numbers if all are, else as texts."""
+        """Ids of the nodes without children in ascending order: as numbers if all are numbers, else as texts."""
         leaves = [node for node in self.nodes if node not in self.children]
-        whole = all(re.fullmatch("[0-9]{1,18}", leaf) for leaf in leaves)
+        whole = all(re.fullmatch("[0-9]+", leaf) for leaf in leaves)
         return sorted(leaves, key=lambda leaf: (int(leaf) if whole else 0, leaf))
 
     @cached_property
@@ -221,7 +180,7 @@ class Hierarchy:
     # -------------------------------------------------------------------------------------------------------- classes
 
     def leaves_of(self, class_names: Sequence[str]) -> list[str]:
-        """The leaf of each class, by its id or by what the class list says of it: see :func:`match_classes`.
+        """Return the leaf of each class, found by its id or through the class list: see `match_classes`.
 
         Raises:
             UserError: A class has no leaf, or two have the same.
@@ -229,20 +188,11 @@ class Hierarchy:
         return match_classes(class_names, self.leaves, self.names, self.source, ("leaf", "leaves"), self.children)
 
     def lca_heights(self, leaves: Sequence[str]) -> NDArray[np.int16]:
-        """Heights of the lowest common ancestor of any two leaves: (C, C), 0 on the diagonal.
-
-        Args:
-            leaves: C ids of leaves.
-
-        Raises:
-            UserError: The tree is higher than an int16 can say.
-        """
-        if self.height > np.iinfo(np.int16).max:
-            raise UserError(f"{self.source} is {self.height} high: at most {np.iinfo(np.int16).max} can be counted")
+        """Return the heights (C, C) of the lowest common ancestor of any two of C leaves, 0 on the diagonal."""
         place = {node: index for index, node in enumerate(self.nodes)}
         order = np.array(sorted(range(len(leaves)), key=lambda label: place[leaves[label]]), dtype=np.intp)
         walk = [leaves[label] for label in order]
-        # Between two leaves in the order of the walk lies their whole way up to the LCA and down again.
+        # In depth-first order, the LCA of two leaves is the highest of the LCAs of neighbors between them.
         steps = np.array([self._lca_height(*pair) for pair in pairwise(walk)], dtype=np.int16)
         heights = np.empty((len(leaves), len(leaves)), dtype=np.int16)
         row = np.zeros(len(leaves), dtype=np.int16)
@@ -254,14 +204,8 @@ class Hierarchy:
         return heights
 
     def similarities(self, leaves: Sequence[str]) -> NDArray[np.float64]:
-        """1 - height(LCA) / height(root) of any two leaves: (C, C), in [0, 1], with ones on the diagonal.
-
-        Args:
-            leaves: C ids of leaves.
-        """
-        similarities = np.divide(self.lca_heights(leaves), -self.height, dtype=np.float64)
-        similarities += 1
-        return similarities
+        """Return 1 - height(LCA) / height(root) of any two of C leaves: (C, C), in [0, 1], ones on the diagonal."""
+        return 1 - self.lca_heights(leaves) / np.float64(self.height)
 
     def _lca_height(self, first: str, second: str) -> int:
         above = {first}
@@ -277,7 +221,7 @@ class Hierarchy:
 
 
 def _child_first(pairs: list[tuple[str, str]]) -> bool:
-    """Whether fewer nodes have a second parent if the child stands first: a child with one parent stands there once."""
+    """Return whether fewer nodes have several parents if the child comes first."""
     firsts, seconds = ({pair[column] for pair in pairs} for column in (0, 1))
     return len(firsts) > len(seconds)
 
@@ -305,7 +249,7 @@ def _indented(lines: Iterable[Line]) -> list[tuple[str, str]]:
 
 
 def _parents_first(parents: Mapping[str, Sequence[str]], source: str) -> list[str]:
-    """All nodes, parents before their children."""
+    """Return all nodes, parents before their children."""
     try:
         return list(TopologicalSorter(parents).static_order())
     except CycleError as error:
@@ -313,7 +257,7 @@ def _parents_first(parents: Mapping[str, Sequence[str]], source: str) -> list[st
 
 
 def _tree_within(parents: Mapping[str, Sequence[str]], source: str) -> dict[str, str]:
-    """The tree that a directed graph without cycles is brought to: see :meth:`Hierarchy.from_pairs`."""
+    """Return the tree within a directed graph without cycles: see `Hierarchy.from_pairs`."""
     order = _parents_first(parents, source)
     level: dict[str, int] = {}
     for node in order:

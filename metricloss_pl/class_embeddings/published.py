@@ -1,4 +1,4 @@
-"""Hierarchies that are called by a name."""
+"""Published hierarchies, by name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _of_authors(file: str, md5: str) -> Resource:
     return Resource(file.rpartition("/")[2], f"{_AUTHORS}/{file}", md5)
 
 
-# Lines <parent> <child>, and names of the leaves. Those of CUB are the numbers with which its classes' names begin.
+# Lines <parent> <child>, and names of the leaves. In CUB, the class names begin with the ids of the leaves.
 _FILES = {
     "cifar100": (
         _of_authors("Cifar-Hierarchy/cifar.parent-child.txt", "7cdbaf9443fe897e4ab3f73b6fa24ee5"),
@@ -33,7 +33,7 @@ _FILES = {
     "cub_deep": (_of_authors("CUB-Hierarchy/cub_balanced.parent-child.txt", "cf9c0b9a2027c65e3b3a868f126a34af"),),
 }
 
-# CIFAR-100's own (Krizhevsky 2009): its coarse labels, each with its five classes.
+# The coarse labels of CIFAR-100 (Krizhevsky 2009), each with its five classes.
 _SUPERCLASSES = {
     "aquatic_mammals": "beaver dolphin otter seal whale",
     "fish": "aquarium_fish flatfish ray shark trout",
@@ -63,20 +63,20 @@ HIERARCHIES = (*_FILES, "cifar100_superclasses")
 def open_hierarchy(
     hierarchy: FilePath, class_list: FilePath | None = None, format: Format = "auto", allow_dag: bool = False
 ) -> Hierarchy:
-    """The hierarchy of a name, or of a file.
+    """Open a published hierarchy by its name, or read one from a file.
 
-    ``cub_flat``, ``cub_wikispecies`` and ``cub_deep`` (for CUB-200-2011) and ``cifar100`` are those of Barz & Denzler
-    (2019, 2020); their files are downloaded once, into ``metricloss_pl`` in torch.hub's folder.
-    ``cifar100_superclasses`` has CIFAR-100's twenty superclasses between its root and its classes.
+    `cub_flat`, `cub_wikispecies` and `cub_deep` (for CUB-200-2011) and `cifar100` are those of Barz & Denzler (2019,
+    2020). Their files are downloaded once, into `metricloss_pl` in torch.hub's folder. `cifar100_superclasses` has the
+    twenty superclasses of CIFAR-100 between its root and its classes.
 
     Args:
-        hierarchy: The name or the file.
-        class_list: File of lines ``<id> <name>``, in place of the name's own one.
-        format: Of a file: see :meth:`Hierarchy.from_file`.
-        allow_dag: Of a file: see :meth:`Hierarchy.from_file`.
+        hierarchy: Name or file of the hierarchy.
+        class_list: File of lines `<id> <name>`, in place of the published one.
+        format: Format of a file: see `Hierarchy.from_file`.
+        allow_dag: Whether nodes of a file may have several parents: see `Hierarchy.from_pairs`.
 
     Raises:
-        UserError: The file is missing, cannot be downloaded, or holds no tree.
+        UserError: The file is missing, can't be downloaded, or holds no tree.
     """
     name = str(hierarchy)
     if name == "cifar100_superclasses":

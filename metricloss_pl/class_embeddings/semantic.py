@@ -1,4 +1,4 @@
-"""Class embeddings whose dot products are the classes' similarities in a hierarchy."""
+"""Class embeddings whose dot products are the similarities of the classes in a hierarchy."""
 
 from __future__ import annotations
 
@@ -29,78 +29,42 @@ _LEAST_NORM = 1e-6  # of a row before it is brought to norm 1; less is rounding
 
 
 def semantic(hierarchy: Hierarchy, class_names: Sequence[str] | None = None, dim: int | None = None) -> Tensor:
-    """Embeddings (C, D), float64, rows of norm 1, whose dot products are S = 1 - height(LCA) / height(root).
+    """Return embeddings (C, D), float64, rows of norm 1, whose dot products are S = 1 - height(LCA) / height(root).
 
-    They are the Cholesky factor of S, D = C, lower triangular and without negative entries, which is what Barz &
-    Denzler (2019, "Hierarchy-based Image Embeddings for Semantic Image Retrieval") solve for class by class. It always
-    exists, for no eigenvalue of S is below 1 / height(root).
+    They are the Cholesky factor of S: D = C, lower triangular, without negative entries. Barz & Denzler (2019,
+    "Hierarchy-based Image Embeddings for Semantic Image Retrieval") solve for it class by class. It always exists,
+    since no eigenvalue of S is below 1 / height(root).
 
-    With ``dim`` the dot products are approximate: Q sqrt(Lambda) of the ``dim`` largest eigenvalues Lambda of S, the
-    largest first, each row then divided by its norm. Classes that differ only in what is left out fall together.
-
-    10,000 classes take less than a minute and 2 GB.
+    With `dim` the dot products are approximate: Q sqrt(Lambda) of the `dim` largest eigenvalues Lambda of S, each row
+    then divided by its norm.
 
     Args:
         hierarchy: The tree.
-        class_names: Names of the C classes in the order of their labels, matched by :meth:`Hierarchy.leaves_of`; None:
-            all leaves, in the order of :attr:`Hierarchy.leaves`.
+        class_names: Names of the C classes in label order, matched by `Hierarchy.leaves_of`; None: all leaves, in the
+            order of `Hierarchy.leaves`.
         dim: D, from 1 to C; None or C: the exact embeddings.
 
     Raises:
-        UserError: A class is no leaf; there are fewer than two; or ``dim`` is out of range, or too small to place every
+        UserError: A class is no leaf; there are fewer than two; or `dim` is out of range, or too small to place every
             class.
     """
     leaves = hierarchy.leaves if class_names is None else hierarchy.leaves_of(class_names)
     if len(leaves) < 2:
         raise UserError(f"{hierarchy.source} gives {len(leaves)} class: class embeddings need at least 2")
+    similarities = hierarchy.similarities(leaves)
     if dim is None or dim == len(leaves):
-        from scipy.linalg import cholesky
-
-        # In place: LAPACK counts columns first, so it is handed the transpose and asked for the upper factor.
-        factor = cholesky(hierarchy.similarities(leaves).T, lower=False, overwrite_a=True, check_finite=False)
-        return torch.from_numpy(factor.T)
+        return torch.from_numpy(np.linalg.cholesky(similarities))
     if not 1 <= dim <= len(leaves):
         raise UserError(f"{dim} dimensions of semantic class embeddings: they must be 1 to {len(leaves)}, the classes")
-    embeddings = _of_largest_eigenvalues(hierarchy, leaves, dim)
+    from scipy.linalg import eigh
+
+    values, vectors = eigh(similarities, subset_by_index=(len(leaves) - dim, len(leaves) - 1))
+    embeddings = vectors * np.sqrt(values)
     norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
     if norms.min() < _LEAST_NORM:
         name = (leaves if class_names is None else class_names)[int(norms.argmin())]
         raise UserError(f"class {name!r} of {hierarchy.source} has no part in {dim} dimensions: take more of them")
     return torch.from_numpy(embeddings / norms)
-
-
-def _of_largest_eigenvalues(hierarchy: Hierarchy, leaves: Sequence[str], dim: int) -> NDArray[np.float64]:
-    """Q sqrt(Lambda), (C, dim).
-
-    Two leaves of one parent have the same similarities to all others. So with m leaves, any vector of sum 0 on them
-    alone is an eigenvector, of eigenvalue height(parent) / height(root); all other eigenvectors are constant on them,
-    and found in a matrix with one row a parent.
-    """
-    from scipy.linalg import eigh
-
-    parents = np.array([hierarchy.parents[leaf] for leaf in leaves])
-    parents, first, group, sizes = np.unique(parents, return_index=True, return_inverse=True, return_counts=True)
-    own = np.array([hierarchy.heights[parent] for parent in parents]) / hierarchy.height
-    scale = np.sqrt(sizes)
-    between = hierarchy.similarities([leaves[index] for index in first])
-    between *= scale[:, None] * scale
-    np.fill_diagonal(between, 1 + (sizes - 1) * (1 - own))
-    number = min(dim, len(parents))
-    values, vectors = eigh(
-        between.T, subset_by_index=(len(parents) - number, len(parents) - 1), overwrite_a=True, check_finite=False
-    )
-    found = [(value, -1, k) for k, value in enumerate(values)]
-    found += [(own[parent], parent, k) for parent in range(len(parents)) for k in range(1, sizes[parent])]
-    embeddings = np.zeros((len(leaves), dim))
-    for column, (value, parent, k) in enumerate(sorted(found, reverse=True)[:dim]):
-        if parent == -1:
-            vector = (vectors[:, k] / scale)[group]
-        else:  # on the first k + 1 leaves of the parent
-            members = np.flatnonzero(group == parent)[: k + 1]
-            vector = np.zeros(len(leaves))
-            vector[members] = [*[1.0] * k, -k] / np.sqrt(k * (k + 1))
-        embeddings[:, column] = np.sqrt(max(value, 0.0)) * vector
-    return embeddings
 
 
 # ------------------------------------------------------------------------------------------------ authors' files

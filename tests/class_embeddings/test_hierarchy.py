@@ -1,6 +1,4 @@
 import random
-import sys
-import types
 
 import numpy as np
 import pytest
@@ -48,13 +46,9 @@ def test_lca_heights_of_any_leaves_in_any_order(seed):
 
 
 def test_heights_are_of_the_whole_tree():
-    """Also where the data have but few of the classes."""
+    """Even where the data have only some of the classes."""
     similarities = Hierarchy.from_pairs(BY_HAND).similarities(["a1", "a2"])
     np.testing.assert_allclose(similarities, [[1, 2 / 3], [2 / 3, 1]])
-
-
-def test_one_leaf_alone():
-    assert Hierarchy.from_pairs([("root", "only")]).lca_heights(["only"]).tolist() == [[0]]
 
 
 def test_similarities_of_a_balanced_tree():
@@ -75,16 +69,6 @@ def test_a_deep_tree():
         [5000, 0, 500],
         [5000, 500, 0],
     ]
-
-
-def test_ten_thousand_classes(tmp_path):
-    tree = Hierarchy.from_pairs(
-        [("root", f"g{k}") for k in range(100)] + [(f"g{k % 100}", f"{k}") for k in range(10000)]
-    )
-    heights = tree.lca_heights(tree.leaves)
-    assert heights.nbytes == 2 * 10**8
-    assert heights[:3, 100].tolist() == [1, 2, 2]
-    assert heights[9999, 99] == 1
 
 
 def test_leaves_are_sorted_as_numbers_where_all_are():
@@ -117,13 +101,10 @@ r
     ("text", "format"),
     [
         (PARENT_CHILD, "auto"),
-        (PARENT_CHILD, "parent-child"),
         (CHILD_PARENT, "auto"),
         (CHILD_PARENT, "child-parent"),
         (INDENTED, "auto"),
-        (INDENTED, "indented"),
         (PARENT_CHILD.replace(" ", "\t").replace("\n", "\r\n") + "\n# end\n", "auto"),
-        (PARENT_CHILD + PARENT_CHILD, "auto"),
         ("\ufeff" + PARENT_CHILD, "auto"),
         ("\ufeff" + INDENTED.replace("\n", "\r\n"), "auto"),
         (INDENTED.replace("-- ", "--\t"), "auto"),
@@ -156,58 +137,58 @@ def test_a_written_tree_reads_the_same(seed, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a b\nc b\na d\n", "tree.txt: 'b' has two parents, 'a' and 'c': a tree has one"),
-        ("b a\nb c\nd a\n", "tree.txt: 'a' has two parents, 'b' and 'd': a tree has one"),
-        ("r s\na b\nb c\nc a\n", "tree.txt has a cycle: "),
-        ("a a\n", "tree.txt has a cycle: a -> a; a tree has none"),
-        ("a b\na c\nd e\nd f\n", "tree.txt has 2 roots, such as 'a' and 'd': a tree has one"),
-        ("", "tree.txt holds no classes"),
+        ("a b\nc b\na d\n", "tree.txt: 'b' .* 'a' and 'c'"),
+        ("b a\nb c\nd a\n", "tree.txt: 'a' .* 'b' and 'd'"),
+        ("r s\na b\nb c\nc a\n", "tree.txt has a cycle"),
+        ("a a\n", "tree.txt has a cycle: a -> a"),
+        ("a b\na c\nd e\nd f\n", "tree.txt has 2 roots.* 'a' and 'd'"),
         ("# nothing\n\n", "tree.txt holds no classes"),
-        ("a b\nlonely\n", "tree.txt, line 2: 'lonely' is one word, where two are needed"),
-        ("r\n--- a\n", "tree.txt, line 2: '--- a' must be a name behind pairs of dashes"),
-        ("r\n--\n", "tree.txt, line 2: '--' must be a name"),
-        ("r\n-- a\n------ b\n", "tree.txt, line 3: 'b' is at level 3, and the line before at 1"),
-        ("-- a\n", "tree.txt, line 1: 'a' is at level 1, and the line before at -1"),
-        ("r\n-- a\ns\n", "tree.txt, line 3: 's' is a second root beside 'r'"),
-        ("r\n-- a\n---- x\n-- b\n---- x\n", "tree.txt: 'x' has two parents, 'a' and 'b'"),
+        ("a b\nlonely\n", "tree.txt, line 2: 'lonely'"),
+        ("r\n--- a\n", "tree.txt, line 2: '--- a'"),
+        ("r\n--\n", "tree.txt, line 2: '--'"),
+        ("r\n-- a\n------ b\n", "tree.txt, line 3: 'b' .* level 3"),
+        ("-- a\n", "tree.txt, line 1: 'a' .* level 1"),
+        ("r\n-- a\ns\n", "tree.txt, line 3: 's' .*'r'"),
+        ("r\n-- a\n---- x\n-- b\n---- x\n", "tree.txt: 'x' .* 'a' and 'b'"),
     ],
 )
-def test_what_is_no_tree(text, message, tmp_path):
-    with pytest.raises(UserError) as caught:
+def test_files_without_a_tree_are_refused(text, message, tmp_path):
+    with pytest.raises(UserError, match=message):
         Hierarchy.from_file(written(tmp_path, text))
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
-def test_what_is_no_file(tmp_path):
-    with pytest.raises(UserError, match=r"hierarchy .*nowhere\.txt: there is no such file"):
+def test_unreadable_files_and_unknown_formats_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere\.txt"):
         Hierarchy.from_file(tmp_path / "nowhere.txt")
-    with pytest.raises(UserError, match="can't be read as text"):
-        Hierarchy.from_file(tmp_path)
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="can't be read as text"):
-        Hierarchy.from_file(tmp_path / "bytes")
-    with pytest.raises(UserError, match="format is 'yaml'; it must be one of 'auto', 'parent-child'"):
+    for unreadable in (tmp_path, tmp_path / "bytes"):
+        with pytest.raises(UserError, match=str(unreadable)):
+            Hierarchy.from_file(unreadable)
+    with pytest.raises(UserError, match="format is 'yaml'"):
         Hierarchy.from_file(written(tmp_path, PARENT_CHILD), "yaml")
 
 
-# ------------------------------------------------------------------------------------------- more parents than one
+# ------------------------------------------------------------------------------------------------ several parents
 
 
-def test_of_several_parents_the_one_furthest_from_the_root_stays():
-    """Of equally far ones the first by name; an inner node that so loses all its children is no class."""
+def test_of_several_parents_the_furthest_from_the_root_is_kept():
+    """The first by name of equally far ones; an inner node that loses all its children is no class."""
     deep = [("root", "a"), ("a", "b"), ("b", "dog"), ("root", "pet"), ("pet", "dog")]
     tree = Hierarchy.from_pairs(
         [*deep, ("root", "cat"), ("z", "fox"), ("y", "fox"), ("root", "z"), ("root", "y")], allow_dag=True
     )
     assert tree.parents == {"a": "root", "b": "a", "dog": "b", "cat": "root", "fox": "y", "y": "root"}
     assert tree.leaves == ["cat", "dog", "fox"]
-    with pytest.raises(UserError, match="'dog' has two parents, 'b' and 'pet'"):
+    with pytest.raises(UserError, match=r"'dog' .* 'b' and 'pet'"):
         Hierarchy.from_pairs(deep)
+    with pytest.raises(UserError, match="cycle"):
+        Hierarchy.from_pairs([("r", "a"), ("a", "b"), ("b", "a")], allow_dag=True)
+    with pytest.raises(UserError, match="2 roots"):
+        Hierarchy.from_pairs([("r", "a"), ("s", "a"), ("s", "b")], allow_dag=True)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_tree_within_a_graph_depends_on_the_graph_alone(seed):
+def test_the_tree_within_a_graph_does_not_depend_on_the_order_of_pairs(seed):
     chance = random.Random(seed)
     above = {child: chance.sample(range(child), k=min(child, 2)) for child in range(1, 30)}
     pairs = [(f"n{parent}", f"n{child}") for child, parents in above.items() for parent in parents]
@@ -223,84 +204,6 @@ def test_the_tree_within_a_graph_depends_on_the_graph_alone(seed):
     for _ in range(3):
         chance.shuffle(pairs)
         assert Hierarchy.from_pairs(pairs, allow_dag=True).parents == tree.parents
-
-
-def test_a_tree_is_left_alone():
-    assert Hierarchy.from_pairs(BY_HAND, allow_dag=True).nodes == Hierarchy.from_pairs(BY_HAND).nodes
-
-
-def test_no_tree_is_within(tmp_path):
-    with pytest.raises(UserError, match="has a cycle: "):
-        Hierarchy.from_pairs([("r", "a"), ("a", "b"), ("b", "a")], allow_dag=True)
-    with pytest.raises(UserError, match="has 2 roots"):
-        Hierarchy.from_pairs([("r", "a"), ("s", "a"), ("s", "b")], allow_dag=True)
-
-
-class Synset:
-    def __init__(self, name, parents=(), instance_of=()):
-        self._name, self._parents, self._instance_of = name, list(parents), list(instance_of)
-
-    def name(self):
-        return self._name
-
-    def hypernyms(self):
-        return self._parents
-
-    def instance_hypernyms(self):
-        return self._instance_of
-
-
-@pytest.fixture
-def wordnet(monkeypatch):
-    """A miniature of nltk's."""
-    entity = Synset("entity.n.01")
-    animal = Synset("animal.n.01", [entity])
-    pet = Synset("domestic_animal.n.01", [animal])
-    canine = Synset("canine.n.02", [Synset("carnivore.n.01", [animal])])
-    dog = Synset("dog.n.01", [canine, pet])
-    laika = Synset("laika.n.01", instance_of=[animal])
-    synsets = {synset.name(): synset for synset in (entity, animal, dog, laika)}
-
-    class WordNetError(Exception):
-        pass
-
-    def synset(name):
-        if name not in synsets:
-            raise WordNetError(name)
-        return synsets[name]
-
-    corpus = types.SimpleNamespace(
-        synset=synset, synset_from_pos_and_offset=lambda pos, offset: {("n", 2084071): dog}.get((pos, offset))
-    )
-    for name in ("nltk", "nltk.corpus", "nltk.corpus.reader", "nltk.corpus.reader.wordnet"):
-        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    sys.modules["nltk.corpus"].wordnet = corpus
-    sys.modules["nltk.corpus.reader.wordnet"].WordNetError = WordNetError
-    return corpus
-
-
-def test_from_wordnet(wordnet):
-    tree = Hierarchy.from_wordnet(["laika.n.01", "n02084071"])
-    assert tree.leaves == ["laika.n.01", "n02084071"]
-    assert tree.levels["n02084071"] == 4
-    assert "domestic_animal.n.01" not in tree.nodes
-    assert tree.lca_heights(tree.leaves).tolist() == [[0, 3], [3, 0]]
-    for unknown in ("unicorn.n.01", "n00000001"):
-        with pytest.raises(UserError, match=f"synset '{unknown}' is none of WordNet's"):
-            Hierarchy.from_wordnet(["dog.n.01", unknown])
-
-
-@pytest.mark.parametrize("error", [LookupError, FileNotFoundError])
-def test_wordnet_is_an_extra(error, wordnet, monkeypatch):
-    def missing(name):
-        raise error("a long text of nltk")
-
-    monkeypatch.setattr(wordnet, "synset", missing)
-    with pytest.raises(UserError, match=r"WordNet's files are missing: python -m nltk\.downloader wordnet$"):
-        Hierarchy.from_wordnet(["dog.n.01"])
-    monkeypatch.setitem(sys.modules, "nltk.corpus", None)
-    with pytest.raises(UserError, match=r'needs nltk: pip install "metricloss_pl\[wordnet\]"'):
-        Hierarchy.from_wordnet(["dog.n.01"])
 
 
 # ----------------------------------------------------------------------------------------------- names of the classes
@@ -322,38 +225,31 @@ def test_classes_are_found_by_their_names(tmp_path):
     assert Hierarchy.from_file(readable, class_list=listed).leaves_of(["17", "2"]) == ["a gull", "jay"]
 
 
-def test_numbers_may_be_longer_than_python_reads():
-    leaves = ["7", "1" * 5000, "2" * 5000]
-    tree = Hierarchy.from_pairs([("root", leaf) for leaf in leaves])
-    assert tree.leaves == sorted(leaves)
-    assert tree.leaves_of([f"00{leaves[2]}.Bird", "007.Bird"]) == [leaves[2], "7"]
-
-
 def test_numbers_are_written_with_or_without_zeros():
     padded = Hierarchy.from_pairs([("0", "001"), ("0", "017"), ("0", "200")])
     assert padded.leaves_of(["17", "1.x", "0200"]) == ["017", "001", "200"]
     both = Hierarchy.from_pairs([("0", "7"), ("0", "007")])
     assert both.leaves_of(["007", "7"]) == ["007", "7"]
-    with pytest.raises(UserError, match="class '0007' is no leaf"):  # which of the two is meant, nobody can know
+    with pytest.raises(UserError, match="class '0007'"):  # ambiguous
         both.leaves_of(["0007"])
 
 
 def test_comments_behind_names(tmp_path):
-    """They are part of a name where the classes are called so."""
+    """They belong to a name where a class has them too."""
     text = "birds\n-- ducks (a family) ?\n---- mallard (male)\n---- mallard (female)\n-- gull ?\n-- crow (a corvid) ?\n"
     tree = Hierarchy.from_file(written(tmp_path, text))
     names = ["crow", "gull ?", "mallard (female)", "mallard (male)"]
     leaves = tree.leaves_of(names)
     assert leaves == ["crow (a corvid) ?", "gull ?", "mallard (female)", "mallard (male)"]
     assert tree.lca_heights(leaves)[2].tolist() == [2, 2, 0, 1]
-    with pytest.raises(UserError, match="class 'mallard' is no leaf"):
+    with pytest.raises(UserError, match="class 'mallard'"):
         tree.leaves_of(["mallard"])
     listed = written(tmp_path, "1 crow\n2 gull\n", "names.txt")
     assert Hierarchy.from_file(tmp_path / "tree.txt", class_list=listed).leaves_of(["2", "1"]) == leaves[1::-1]
 
 
 def test_names_of_inner_nodes_that_are_those_of_classes(tmp_path):
-    """NABirds calls an order, a family and the species in it alike."""
+    """NABirds gives an order, a family and a species the same name."""
     pairs = written(tmp_path, "80 22\n433 80\n821 433\n22 0\n383 22\n937 383\n")
     listed = written(
         tmp_path, "0 Birds\n22 Perching Birds\n80 Verdin\n383 Shrike\n433 Verdin\n821 Verdin\n937 Shrike\n", "names.txt"
@@ -371,69 +267,42 @@ def test_a_class_list_as_an_editor_leaves_it(end, tmp_path):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (
-            ["a1", "x", "b1"],
-            r"class 'x' is no leaf of .*tree.txt \(2 of 3 classes are leaves\); leaves without a class: 'a2'",
-        ),
-        (["a1", "C"], "class 'C' is an inner node of "),
-        (["cat", "dog"], r"class 'cat' is no leaf of .* \(0 of 2 classes are leaves; not so 'dog'\)"),
-        (["first", "a1"], "class 'first' is no leaf"),
-        (["a1", "b1", "a1"], "classes 'a1' and 'a1' are both the leaf 'a1'"),
+        (["a1", "x", "b1"], r"'x' is no leaf of .*tree.txt \(2 of 3 .* 'a2', 'c1', 'c2';"),
+        (["a1", "C"], "'C' is an inner node"),
+        (["cat", "dog"], r"'cat' .* \(0 of 2"),
+        (["a1", "b1", "a1"], "'a1' and 'a1' .* 'a1'"),
+        (["a1", "a2", "b1", "c1", "c2", "d", "e"], r"'e' .* \(6 of 7 .*: none;"),
     ],
 )
-def test_a_class_that_is_no_leaf(names, message, tmp_path):
-    tree = Hierarchy.from_file(written(tmp_path, PARENT_CHILD))
-    with pytest.raises(UserError, match=message) as caught:
-        tree.leaves_of(names)
-    assert "\n" not in str(caught.value)
+def test_classes_that_are_no_leaves_are_refused(names, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        Hierarchy.from_file(written(tmp_path, PARENT_CHILD)).leaves_of(names)
 
 
-def test_what_may_be_meant_is_said_first():
+def test_similar_names_are_suggested_first():
     birds = ["albatross", "crow", "jay", "malard", "gul", "wren", "finch"]
-    tree = Hierarchy.from_pairs([("bird", bird) for bird in birds])
-    with pytest.raises(UserError) as caught:
-        tree.leaves_of(["crow", "gull", "jay", "mallard"])
-    assert str(caught.value) == (
-        "class 'gull' is no leaf of the hierarchy (2 of 4 classes are leaves; not so 'mallard'); leaves without a "
-        "class: 'gul', 'malard', 'albatross' and 2 more; mend the names, or give class_list, a file of lines <id> "
-        "<class name>"
-    )
-    listed = Hierarchy.from_pairs(
-        [("0", str(n)) for n in range(1, 8)], {str(n): bird for n, bird in enumerate(birds, 1)}
-    )
-    with pytest.raises(UserError, match=r"; leaves without a class: 'malard', 'albatross', 'gul' and 2 more;"):
-        listed.leaves_of(["crow", "jay", "mallard"])
-    with pytest.raises(UserError, match=r"'owl' is no leaf .* \(7 of 8 .*\); all leaves are other classes;"):
-        tree.leaves_of([*birds, "owl"])
+    numbered = {str(number): bird for number, bird in enumerate(birds, 1)}
+    by_name = Hierarchy.from_pairs([("bird", bird) for bird in birds])
+    by_list = Hierarchy.from_pairs([("0", number) for number in numbered], numbered)
+    for tree in (by_name, by_list):
+        with pytest.raises(UserError, match=r"'mallard' .*: 'malard', "):
+            tree.leaves_of(["crow", "jay", "mallard"])
 
 
-def test_two_classes_of_one_leaf(tmp_path):
+def test_two_classes_of_one_leaf():
     tree = Hierarchy.from_pairs([("0", "1"), ("0", "2")], {"x": "1", "1": "first"})
-    with pytest.raises(UserError, match="classes '1a' and '01b' are both the leaf '1'"):
+    with pytest.raises(UserError, match=r"classes '1a' and '01b' .* '1'"):
         tree.leaves_of(["1a", "01b", "2"])
-    with pytest.raises(UserError, match="classes 'x' and 'first' are both the leaf '1'"):
+    with pytest.raises(UserError, match=r"classes 'x' and 'first' .* '1'"):
         tree.leaves_of(["x", "first"])
 
 
-def test_a_class_list_that_says_two_things(tmp_path):
+def test_a_contradictory_class_list_is_refused(tmp_path):
     pairs = written(tmp_path, "0 2\n0 1\n")
-    with pytest.raises(UserError, match=r"class list .*names.txt: '1' is listed twice, as 'crow' and 'jay'"):
+    with pytest.raises(UserError, match=r"names.txt: '1' .* 'crow' and 'jay'"):
         Hierarchy.from_file(pairs, class_list=written(tmp_path, "1 crow\n1 jay\n", "names.txt"))
     tree = Hierarchy.from_file(pairs, class_list=written(tmp_path, "1 crow\n2 crow\n", "names.txt"))
-    with pytest.raises(UserError, match="the class list says 'crow' of two leaves, '1' and '2'"):
+    with pytest.raises(UserError, match=r"class list .*'crow' .* '1' and '2'"):
         tree.leaves_of(["crow"])
-    with pytest.raises(UserError, match=r"class list .*gone.txt: there is no such file"):
+    with pytest.raises(UserError, match=r"class list .*gone.txt"):
         Hierarchy.from_file(pairs, class_list=tmp_path / "gone.txt")
-
-
-def test_a_tree_that_is_too_high():
-    hierarchy = Hierarchy.from_pairs([("0", "leaf"), *((str(k), str(k + 1)) for k in range(32768))])
-    with pytest.raises(UserError, match="the hierarchy is 32768 high: at most 32767"):
-        hierarchy.similarities(hierarchy.leaves)
-
-
-@pytest.mark.timeout(20)
-def test_a_name_of_many_spaces():
-    """Where they begin is looked for once, not from each of them."""
-    name = f"a{' ' * 300_000}b"
-    assert Hierarchy.from_pairs([("root", name), ("root", "c (d)  (e) ?")]).leaves_of(["c", name])[0] == "c (d)  (e) ?"

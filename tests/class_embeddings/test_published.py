@@ -1,4 +1,4 @@
-"""Hierarchies that are called by a name."""
+"""Published hierarchies, by name."""
 
 import re
 from pathlib import Path
@@ -59,21 +59,21 @@ def test_a_name_is_downloaded_once(name, classes, heights, web, tmp_path):
     assert [folder.name for folder in (tmp_path / "cache/hub/metricloss_pl").iterdir() if folder.is_dir()] == [name]
 
 
-def test_what_comes_is_checked(web, tmp_path):
+def test_downloads_are_checked(web, tmp_path):
     (web / "cub_flat.parent-child.txt").write_text("another\n")
-    with pytest.raises(UserError, match=r"the download of file:.*cub_flat.parent-child.txt is incomplete or altered"):
+    with pytest.raises(UserError, match=r"cub_flat\.parent-child\.txt is incomplete"):
         open_hierarchy("cub_flat")
     (web / "cub_flat.parent-child.txt").unlink()
     cache = tmp_path / "cache" / "hub" / "metricloss_pl"
     assert [file.name for file in cache.iterdir()] == [".cub_flat.lock"]
     by_hand = rf"cub_flat.parent-child.txt \(MD5 \w+\) can be put into {re.escape(str(cache))} "
-    with pytest.raises(UserError, match=f"cannot download .*; {by_hand}"):
+    with pytest.raises(UserError, match=by_hand):
         open_hierarchy("cub_flat")
     (cache / "cub_flat.parent-child.txt").write_text("204 203\n203 2\n203 1\n204 205\n205 17\n")
     assert open_hierarchy("cub_flat").leaves == ["1", "2", "17"]
 
 
-def test_ones_own_class_list_in_place_of_the_published_one(web, tmp_path):
+def test_a_given_class_list_replaces_the_published_one(web, tmp_path):
     (tmp_path / "names.txt").write_text("0 ours\n1 cow\n2 Bett\n")
     assert open_hierarchy("cifar100", tmp_path / "names.txt").leaves_of(["Bett", "ours"]) == ["2", "0"]
     assert open_hierarchy("cub_flat", tmp_path / "names.txt").leaves_of(["Bett", "cow"]) == ["2", "1"]
@@ -82,7 +82,7 @@ def test_ones_own_class_list_in_place_of_the_published_one(web, tmp_path):
 
 
 @pytest.mark.usefixtures("miniatures")
-def test_classes_as_the_data_sets_call_them(web, tmp_path):
+def test_classes_are_found_by_the_names_in_the_data_sets(web, tmp_path):
     make_cub(tmp_path, classes=3)
     birds = CUB200DataModule(root=str(tmp_path)).class_names
     assert open_hierarchy("cub_deep").leaves_of(birds[:2]) == ["1", "2"]
@@ -95,7 +95,7 @@ def test_classes_as_the_data_sets_call_them(web, tmp_path):
 
 
 def test_any_other_name_is_a_file(tmp_path):
-    with pytest.raises(UserError, match="hierarchy cub: there is no such file"):
+    with pytest.raises(UserError, match="hierarchy cub:"):
         open_hierarchy("cub")
     (tmp_path / "dag.txt").write_text("1 r\n2 1\n3 2\n3 1\n4 r\n")
     assert open_hierarchy(tmp_path / "dag.txt", allow_dag=True).parents["3"] == "2"

@@ -1,4 +1,4 @@
-"""Trees of classes, and slow ways to find what holds in them."""
+"""Trees of classes, and slow references for their heights."""
 
 import random
 
@@ -28,7 +28,7 @@ LCA_HEIGHTS = [
 
 
 def random_pairs(seed: int, nodes: int = 40) -> list[tuple[str, str]]:
-    """(parent, child) pairs of a tree in which each node hangs below any earlier one, in any order."""
+    """Return (parent, child) pairs of a random tree, in random order."""
     chance = random.Random(seed)
     pairs = [(f"n{chance.randrange(max(0, child - 12), child)}", f"n{child}") for child in range(1, nodes)]
     chance.shuffle(pairs)
@@ -36,7 +36,7 @@ def random_pairs(seed: int, nodes: int = 40) -> list[tuple[str, str]]:
 
 
 def balanced_pairs(branches: int, height: int) -> list[tuple[str, str]]:
-    """All inner nodes with equally many children, all leaves at one level."""
+    """Return pairs of a tree whose inner nodes have equally many children and whose leaves are at one level."""
     names = [""]
     pairs = []
     for _ in range(height):
@@ -46,7 +46,7 @@ def balanced_pairs(branches: int, height: int) -> list[tuple[str, str]]:
 
 
 def lca_heights_by_paths(pairs: list[tuple[str, str]], leaves: list[str]) -> np.ndarray:
-    """From the whole path of each leaf to the root, and the height of a node by walking down to every leaf."""
+    """Compute LCA heights from the path of each leaf to the root and walks down to every leaf."""
 
     def path(node):
         above = [parent for parent, child in pairs if child == node]
