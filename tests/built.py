@@ -8,13 +8,20 @@ from collections.abc import Sequence
 import pytest
 from lightning.pytorch import Trainer
 
-from metricloss_pl.cli import main
+from metricloss_pl.cli import MetricLossCLI, command_line, main
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.regimes import Classifier
 
 
 class _Begins(BaseException):
-    """The moment at which a training would begin."""
+    """Raised when training would begin."""
+
+
+def keep_fit_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave only the subcommand `fit`, because building the parsers of the others takes long."""
+    monkeypatch.setattr(command_line, "SUBCOMMANDS", ("fit",))
+    subcommands = {"fit": MetricLossCLI.subcommands()["fit"]}
+    monkeypatch.setattr(MetricLossCLI, "subcommands", staticmethod(lambda: subcommands))
 
 
 def build(arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> tuple[Trainer, Classifier, ImageDataModule]:
@@ -26,6 +33,7 @@ def build(arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> tuple[Tr
         built.append((trainer, model, rest["datamodule"]))
         raise _Begins
 
+    keep_fit_only(monkeypatch)
     monkeypatch.setattr(Trainer, "fit", begin)
     with pytest.raises(_Begins):
         main(arguments)

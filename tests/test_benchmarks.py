@@ -1,4 +1,4 @@
-"""Every benchmark runs and prints lines of one form, and both sides of a comparison compute the same thing."""
+"""Benchmarks run and print lines of one form, and both sides of a comparison compute the same result."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ RATIO = {"ours", "against", "ours_median", "against_median", "unit", "ratio"}
 
 @pytest.fixture(scope="module")
 def results():
-    """How each of the scripts ended."""
+    """Finished processes of all scripts."""
     return dict(zip(SCRIPTS, run_scripts(*((script, "--quick") for script in SCRIPTS)), strict=True))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
-def test_a_benchmark_prints_lines_of_one_form(script, results):
+def test_lines_of_one_form(script, results):
     result = results[script]
     assert result.returncode == 0, result.stderr
     lines = [json.loads(line) for line in result.stdout.splitlines()]
@@ -51,7 +51,7 @@ def standalone_loss(monkeypatch):
 
 
 def test_peers_do_the_center_step(center_step):
-    """Later values depend on how the centers moved; classes recur in a batch, and some are absent."""
+    """Later losses depend on the steps of the centers; classes recur in a batch, and some are absent."""
     steps = {"ours": center_step.ours} | {name: peer.prepare for name, peer in center_step.PEERS.items()}
     values = {}
     for name, prepare in steps.items():
@@ -63,9 +63,9 @@ def test_peers_do_the_center_step(center_step):
     torch.testing.assert_close(values["distance_matrix"][0], 2 * values["ours"][0])  # the form without the 1/2
 
 
-def test_the_source_form_is_the_standalone_loss(standalone_loss):
+def test_source_form_equals_standalone_loss(standalone_loss):
     torch.testing.assert_close(standalone_loss.source_form(6, 8, 4)(), standalone_loss.ours(6, 8, 4)())
 
 
-def test_nearest_center_is_that_of_the_whole_matrix(standalone_loss):
+def test_nearest_center_equals_whole_matrix(standalone_loss):
     assert standalone_loss.nearest(50, 8, 4)().equal(standalone_loss.whole_matrix(50, 8, 4)())

@@ -1,4 +1,4 @@
-"""Every shipped config: all parse and instantiate; digits and CUB (on a miniature) really run."""
+"""Shipped configs: all parse and instantiate; those of the digits and CUB (a miniature) run."""
 
 import json
 import os
@@ -16,12 +16,12 @@ from metricloss_pl.data import Flowers102DataModule, RandomErasing
 from tests.built import build
 from tests.helpers import make_cars, make_cub, make_flowers, make_folder, make_imagenet, make_mit67, make_nab
 from tests.processes import run_groups
-from tests.reproduced import DOCUMENT, FITS, files_of
+from tests.reproduced import FITS, files_of
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 RUN_FILES = sorted(CONFIGS.glob("*.yaml"))
 REGIMES = ("softmax", "cosine", "center", "standalone")
-# Data blocks that no run file names: they are for the run files of CUB, as `--data configs/data/nab.yaml`.
+# Data blocks without run files of their own, used with those of CUB: `--data configs/data/nab.yaml`.
 MINIATURES = {
     "nab": make_nab,
     "cars": make_cars,
@@ -34,8 +34,7 @@ FOLDERS = ("data", "model", "trainer")
 PAPER = ("nab", "cars", "flowers", "mit67")
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
 
-
-# Blocks of published protocols that no run file names: data, model, trainer.
+# Blocks (data, model, trainer) of published protocols without run files.
 PROTOCOLS = [
     *(("cub_224", f"{regime}_resnet50_cosine_decay", "cub_224") for regime in ("center", "standalone")),
     *(("imagenet_subset", f"{regime}_resnet50_step_decay", "imagenet_subset") for regime in ("softmax", "cosine")),
@@ -43,7 +42,7 @@ PROTOCOLS = [
 ]
 
 
-def test_there_is_a_run_file_for_every_data_set_and_regime():
+def test_run_files_of_all_data_sets_and_regimes():
     expected = {f"{d}_{r}" for d in ("digits", "mnist", "fashion_mnist", "cifar10", "cub", "folder") for r in REGIMES}
     others = {"cifar10_semantic_cosine", "folder_semantic_cosine", "digits_arcface"}
     others |= {"flowers64_softmax", "flowers64_cosine", "cub_224_softmax", "cub_224_cosine"}
@@ -51,43 +50,39 @@ def test_there_is_a_run_file_for_every_data_set_and_regime():
 
 
 @pytest.mark.parametrize("file", RUN_FILES, ids=lambda file: file.stem)
-def test_header_names_its_command(file):
+def test_headers_give_their_commands(file):
     header = [line for line in file.read_text().splitlines() if line.startswith("#")]
     assert header[1].startswith(f"#   metricloss fit --config {file.name}")
 
 
 @pytest.mark.parametrize("file", RUN_FILES, ids=lambda file: file.stem)
-def test_our_figure_in_a_header_stands_in_the_results(file):
-    """A published number comes from a stored result; where nothing was measured the place stays blank."""
+def test_our_results_in_headers_are_stored(file):
     pattern = r"# Ours: (0\.\d{4})(?: ± (0\.\d{4}))? test accuracy \(([^)]*)(results/\w+\.jsonl)\)"
-    quoted = re.search(pattern, file.read_text(encoding="utf-8"))
-    if quoted is None:
-        ours = re.search("# Ours:(.*)", file.read_text(encoding="utf-8"))
-        if ours is None:
-            assert file.stem.startswith("folder_")
-        elif ours[1]:  # measured with other settings than the file's own
-            assert ours[1].endswith("in docs/reproduce.md.")
-            assert f"configs/{file.stem.split('_')[0]}_" in DOCUMENT
+    text = file.read_text(encoding="utf-8")
+    quoted = re.search(pattern, text)
+    if quoted is None:  # blank, or measured with other settings
+        ours = re.search("# Ours:(.*)", text)
+        assert file.stem.startswith("folder_") if ours is None else not ours[1] or "docs/reproduce.md" in ours[1]
         return
     mean, deviation, conditions, artifact = quoted.groups()
     lines = (CONFIGS.parent / artifact).read_text().splitlines()
     results = [result for line in lines if file.name in (result := json.loads(line))["command"]]
     accuracies = [result["metrics"]["test/accuracy"] for result in results]
     seeds = {result["seed"] for result in results}
+    assert len(accuracies) == len(seeds)
     assert f"{statistics.mean(accuracies):.4f}" == mean
     if deviation is None:
-        assert f"seed {results[0]['seed']}" in conditions
-        assert len(accuracies) == 1
+        assert f"seed {seeds.pop()}," in conditions
+        assert not seeds
     else:
         assert f"{len(seeds)} seeds" in conditions
-        assert len(accuracies) == len(seeds)
         assert f"{statistics.stdev(accuracies):.4f}" == deviation
     for flag in re.findall(r"--trainer\S+ [^\s;]+", conditions):
         assert all(flag in result["command"] for result in results)
 
 
 @pytest.mark.parametrize("file", RUN_FILES, ids=lambda file: file.stem)
-def test_every_run_file_parses_and_instantiates(file, tmp_path, monkeypatch):
+def test_run_files_instantiate(file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags = []
     if file.stem.startswith("cub"):
@@ -103,7 +98,7 @@ def test_every_run_file_parses_and_instantiates(file, tmp_path, monkeypatch):
     assert {type(callback).__name__ for callback in trainer.callbacks} >= {"GeometryMonitor", "EmbeddingPlot"}
 
 
-def test_no_block_stands_unused():
+def test_all_blocks_are_used():
     used = {f"data/{name}.yaml" for name in MINIATURES}
     for file in RUN_FILES:
         used |= {block for block in yaml.safe_load(file.read_text()).values() if isinstance(block, str)}
@@ -117,7 +112,7 @@ def test_no_block_stands_unused():
 
 
 @pytest.mark.parametrize("name", MINIATURES)
-def test_data_block_in_place_of_a_run_files(name, tmp_path, monkeypatch):
+def test_data_blocks_instantiate(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     MINIATURES[name](tmp_path)
     flags = [f"--data={CONFIGS / 'data' / f'{name}.yaml'}", f"--data.root={tmp_path}"]
@@ -132,7 +127,7 @@ def test_data_block_in_place_of_a_run_files(name, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda protocol: protocol[1])
-def test_blocks_of_a_protocol_fit_together(protocol, tmp_path, monkeypatch):
+def test_protocols_instantiate(protocol, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     {**MINIATURES, "cub_224": make_cub}[protocol[0]](tmp_path)
     blocks = {folder: CONFIGS / folder / f"{name}.yaml" for folder, name in zip(FOLDERS, protocol, strict=True)}
@@ -153,8 +148,8 @@ def test_blocks_of_a_protocol_fit_together(protocol, tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("miniatures")
-def test_a_protocol_runs_on_a_miniature(tmp_path, monkeypatch, capsys):
-    """Random resized crops of files, from more pixels than in evaluation, and a schedule by steps."""
+def test_protocol_runs_on_a_miniature(tmp_path, monkeypatch, capsys):
+    """Train with random resized crops from larger images than in evaluation, and a schedule by steps."""
     make_cub(tmp_path, classes=4, images_per_class=12, size=48)
     monkeypatch.chdir(tmp_path)
     flags = [f"--data.root={tmp_path}", "--data.resize=32", "--data.train_resize=40", "--data.image_size=32"]
@@ -178,7 +173,7 @@ def test_a_protocol_runs_on_a_miniature(tmp_path, monkeypatch, capsys):
     ],
 )
 @pytest.mark.usefixtures("miniatures")
-def test_a_papers_comparison_is_planned_on_a_miniature(name, runs, trials, flags, tmp_path, monkeypatch, capsys):
+def test_comparisons_of_papers_are_planned(name, runs, trials, flags, tmp_path, monkeypatch, capsys):
     make_cub(tmp_path, classes=3, images_per_class=8, size=20)
     monkeypatch.chdir(tmp_path)
     file = CONFIGS / "compare" / f"{name}.yaml"
@@ -203,7 +198,7 @@ DIGITS = (*REGIMES, "arcface")
 
 
 def fit_in_turn(folder: Path, *regimes: str) -> None:
-    """Fit the shipped configs as they are; what each says on the screen goes into a file."""
+    """Fit the shipped configs, and write their output to files."""
     os.chdir(folder)
     for regime in regimes:
         with open(f"{regime}.txt", "w") as screen, redirect_stdout(screen):
@@ -212,7 +207,7 @@ def fit_in_turn(folder: Path, *regimes: str) -> None:
 
 @pytest.fixture(scope="module")
 def fitted_digits(tmp_path_factory):
-    """The folder in which all are fitted, two at a time."""
+    """Folder with a run of each regime, fitted in two processes."""
     folder = tmp_path_factory.mktemp("digits")
     run_groups(*((1, fit_in_turn, folder, *half) for half in (DIGITS[::2], DIGITS[1::2])))
     return folder
@@ -221,7 +216,6 @@ def fitted_digits(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("regime", DIGITS)
 def test_digits_fit_test_predict(regime, fitted_digits, monkeypatch, capsys):
-    """The shipped config as it is, figures included."""
     monkeypatch.chdir(fitted_digits)
     run = fitted_digits / "runs" / f"digits_{regime}" / "version_0"
     screen = (fitted_digits / f"{regime}.txt").read_text()
@@ -238,27 +232,10 @@ def test_digits_fit_test_predict(regime, fitted_digits, monkeypatch, capsys):
     assert len((run / "predictions_test.csv").read_text().splitlines()) == 1 + 359
 
 
-def test_two_epochs_on_the_digits_draw_their_figures(tmp_path):
-    """A shipped config in short."""
-    main(
-        [
-            "fit",
-            f"--config={CONFIGS / 'digits_center.yaml'}",
-            f"--runs_dir={tmp_path}",
-            "--trainer.max_epochs=2",
-            *QUIET,
-        ]
-    )
-    figures = tmp_path / "digits_center" / "version_0" / "figures"
-    for name in ("embeddings/epoch_0002.png", "confusion_matrix.png"):
-        assert (figures / name).is_file()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("regime", REGIMES)
 @pytest.mark.usefixtures("miniatures")
-def test_cub_runs_on_a_miniature_of_its_archive(regime, tmp_path, monkeypatch):
-    """Only depth and size, epochs, workers and root differ from the shipped config."""
+def test_cub_fit_test_predict_on_a_miniature(regime, tmp_path, monkeypatch):
     make_cub(tmp_path, classes=4, images_per_class=12, size=48)
     monkeypatch.chdir(tmp_path)
     flags = [f"--data.root={tmp_path}", "--data.resize=40", "--data.image_size=32", "--model.backbone.name=resnet18"]

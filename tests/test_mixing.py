@@ -12,7 +12,7 @@ PARTNERS = torch.tensor([2, 0, 1, 3])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 @pytest.mark.parametrize("share", [0.75, 0.3, 0.0, 1.0])
 def test_cutmix_pixel_by_pixel(share, dtype):
-    """At any place: the box is cut off at the border, and lambda counts the pixels that are left."""
+    """The box is cropped at the border, and lambda is the share of the remaining pixels."""
     height, width, cut_off = 6, 10, 0
     images = torch.arange(4 * 3 * height * width).reshape(4, 3, height, width).remainder(251).to(dtype)
     before = images.clone()
@@ -36,7 +36,7 @@ def test_cutmix_pixel_by_pixel(share, dtype):
 
 
 def test_mixup_does_not_round():
-    """Integers become floats in [0, 1], as a regime reads them; floats keep their type."""
+    """Integers become floats in [0, 1]; floats keep their type."""
     images = torch.randint(0, 256, (4, 3, 5, 5), dtype=torch.uint8)
     mixed, share = MixUp().mix(images, PARTNERS, 0.3)
     exact = (0.3 * images.double() + 0.7 * images[PARTNERS].double()) / 255
@@ -50,7 +50,7 @@ def test_mixup_does_not_round():
 
 @pytest.mark.parametrize(("alpha", "probability"), [(1.0, 1.0), (0.2, 1.0), (2.0, 0.25), (1e-3, 1.0)])
 def test_draws(alpha, probability):
-    """Var of Beta(a, a) is 1 / (4 (2 a + 1)); pairs are a permutation; unmixed images stay what they are."""
+    """The variance of Beta(a, a) is 1 / (4 (2 a + 1)); partners are a permutation; unmixed images are unchanged."""
     torch.manual_seed(0)
     mixing, images = MixUp(alpha, probability), torch.rand(5, 1, 2, 2)
     drawn = [mixing(images) for _ in range(2000)]
@@ -67,7 +67,7 @@ def test_draws(alpha, probability):
 
 @pytest.mark.parametrize("probability", [1.0, 0.002])
 def test_draws_do_not_depend_on_the_default_type(probability):
-    """Which is the half type in a step under half precision."""
+    """The default type is a half type during steps in half precision."""
     found, images = [], torch.zeros(3, 1, 1, 1, dtype=torch.uint8)
     for dtype in (torch.float32, torch.bfloat16):
         torch.manual_seed(0)
@@ -79,7 +79,7 @@ def test_draws_do_not_depend_on_the_default_type(probability):
     assert found[0] == found[1]
 
 
-def test_batch_norms_learn_nothing_within():
+def test_batch_norms_keep_their_statistics():
     network = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3).eval())
     batch = torch.randn(8, 3) + 5
     with keep_statistics(network):

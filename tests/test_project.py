@@ -1,4 +1,4 @@
-"""What holds for the project as a whole: imports run one way and load late, versions agree."""
+"""Rules for the project as a whole: imports run one way and load late, files are short, versions agree."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ PACKAGE = ROOT / "metricloss_pl"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 GROUND = ("losses", "class_embeddings", "backbones", "data", "metrics", "plots")
 BASICS = {"errors", "_compat", "files", "checkpoints", "download"}
-# What a single run and a comparison have in common.
 SHARED = {"config_files", "run_files", "environment", "cli.console", "cli.errors", "cli.suggestions"}
-# What each part may import besides itself, from the ground up; "" is the package's own version.
+# The layers of the package, from the ground up, and the layers that each may import; "" is the version.
 LAYERS = {
     "_compat": set(),
     "errors": set(),
@@ -44,13 +43,23 @@ LAYERS = {
     "cli": {*GROUND, *BASICS, *SHARED, "schedules", "mixing", "regimes", "callbacks", "compare", ""},
     "__main__": {"cli"},
 }
+# Files of more than 400 lines.
+LONG = {
+    "metricloss_pl/cli/command_line.py",
+    "metricloss_pl/data/augment.py",
+    "metricloss_pl/data/base.py",
+    "metricloss_pl/data/reading.py",
+    "metricloss_pl/losses/functional.py",
+    "metricloss_pl/plots/comparison.py",
+    "metricloss_pl/regimes/base.py",
+}
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
-def imported(source: str) -> set[str]:
-    """Every module or name that a source imports, anywhere in it, by its full dotted name."""
+def imported(file: Path) -> set[str]:
+    """Return the full name of everything that a file imports, anywhere in it."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -59,32 +68,21 @@ def imported(source: str) -> set[str]:
     return names
 
 
-def part(module: str) -> str:
-    """The package's part that a dotted name lies in: metricloss_pl.losses.center -> losses."""
+def layer(module: str) -> str:
+    """Return the layer of a module of the package: metricloss_pl.losses.center -> losses."""
     names = module.split(".")[1:]
     return next((".".join(names[:n]) for n in (2, 1) if ".".join(names[:n]) in LAYERS), ".".join(names[:1]))
 
 
-def within(file: Path) -> str:
-    """The package's part that a file lies in."""
-    return part(".".join(["metricloss_pl", *file.relative_to(PACKAGE).with_suffix("").parts]))
-
-
-def test_imports_are_read_wherever_they_stand():
-    source = "import os, a.b\ndef f():\n    from metricloss_pl.data import base\n    from x import y as z\n"
-    assert imported(source) == {"os", "a.b", "metricloss_pl.data.base", "x.y"}
-    assert part("metricloss_pl.data.base") == "data"
-    assert part("metricloss_pl") == ""
-
-
 @pytest.mark.parametrize("file", MODULES, ids=lambda file: file.relative_to(PACKAGE).as_posix())
 def test_imports_run_one_way(file):
-    names = imported(file.read_text())
-    tops = {name.partition(".")[0] for name in names}
-    own, inside = within(file), {part(name) for name in names if name.partition(".")[0] == "metricloss_pl"}
-    assert "pytorch_lightning" not in tops
+    names = imported(file)
+    roots = {name.partition(".")[0] for name in names}
+    own = layer(".".join(["metricloss_pl", *file.relative_to(PACKAGE).with_suffix("").parts]))
+    inside = {layer(name) for name in names if name.partition(".")[0] == "metricloss_pl"}
+    assert "pytorch_lightning" not in roots
     if own == "losses":
-        assert tops <= {"torch", "metricloss_pl", *sys.stdlib_module_names}
+        assert roots <= {"torch", "metricloss_pl", *sys.stdlib_module_names}
         assert inside <= {"losses"}
     elif own in LAYERS:
         assert inside <= {*LAYERS[own], own}
@@ -92,33 +90,35 @@ def test_imports_run_one_way(file):
         assert own == "__init__"
 
 
-def test_the_layers_stand_on_one_another():
+def test_layers_import_lower_layers_only():
     below = {"losses", ""}
     for own, allowed in LAYERS.items():
-        assert allowed <= below, f"{own} stands on what comes after it"
+        assert allowed <= below, own
         below.add(own)
 
 
-def test_every_ground_package_is_there():
-    assert set(GROUND) <= {within(file) for file in MODULES}
+def test_files_are_short():
+    long = {file.relative_to(ROOT).as_posix() for file in MODULES if len(file.read_text().splitlines()) > 400}
+    assert {file for file in long if not file.startswith("metricloss_pl/compare/")} <= LONG
 
 
-def loaded_by(statement: str) -> set[str]:
-    """The top-level modules that a statement loads in a fresh interpreter."""
-    program = f"import json, sys\n{statement}\nprint(json.dumps(sorted({{m.partition('.')[0] for m in sys.modules}})))"
+@pytest.mark.parametrize(
+    ("statement", "needed", "unwanted"),
+    [
+        ("import metricloss_pl", set(), {"torch", "numpy", "torchvision", "lightning", "pytorch_lightning"}),
+        (
+            "from metricloss_pl import CenterLoss",
+            {"torch"},
+            {"lightning", "torchvision", "torchmetrics", "jsonargparse", "sklearn", "matplotlib"},
+        ),
+    ],
+)
+def test_imports_are_cheap(statement, needed, unwanted):
+    program = f"import json, sys\n{statement}\nprint(json.dumps(list(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    return set(json.loads(result.stdout))
-
-
-def test_importing_the_package_loads_neither_torch_nor_lightning():
-    heavy = {"torch", "lightning", "pytorch_lightning", "numpy", "torchvision"}
-    assert not loaded_by("import metricloss_pl") & heavy
-    assert "torch" in loaded_by("from metricloss_pl import CosineLoss")
-
-
-def test_importing_a_loss_loads_no_lightning():
-    heavy = {"lightning", "pytorch_lightning", "torchvision", "torchmetrics", "jsonargparse", "sklearn", "matplotlib"}
-    assert not loaded_by("from metricloss_pl.losses import CenterLoss") & heavy
+    loaded = set(json.loads(result.stdout))
+    assert needed <= loaded
+    assert not loaded & unwanted
 
 
 def test_every_public_name_loads():
@@ -129,7 +129,7 @@ def test_every_public_name_loads():
 
 
 def test_version_is_that_of_the_package():
-    """It stands in one place; a release has a section of its own in the changelog."""
+    """A release has its own section in the changelog."""
     assert "version" not in PYPROJECT["project"]
     assert PYPROJECT["tool"]["hatch"]["version"] == {"path": "metricloss_pl/__init__.py"}
     release, development = re.fullmatch(r"(\d+\.\d+\.\d+)(\.dev\d+)?", metricloss_pl.__version__).groups()
@@ -138,7 +138,7 @@ def test_version_is_that_of_the_package():
 
 
 def bounds(requirements: list[str]) -> dict[str, str]:
-    """Name to lower bound, of requirements such as ``jsonargparse[signatures]>=4.41``."""
+    """Return names and lower bounds of requirements such as `jsonargparse[signatures]>=4.41`."""
     found = {}
     for requirement in requirements:
         match = re.fullmatch(r"([A-Za-z0-9_.-]+)(?:\[[^\]]*\])?>=([0-9.]+)", requirement)
@@ -148,7 +148,7 @@ def bounds(requirements: list[str]) -> dict[str, str]:
 
 
 def test_oldest_versions_are_the_lower_bounds():
-    """A pin is the first release of its bound: 2.3.1 of >=2.3, where there was no 2.3.0."""
+    """A pin is the first release within the bound: 2.3.1 for >=2.3 if there is no 2.3.0."""
     project = PYPROJECT["project"]
     expected = bounds(project["dependencies"] + project["optional-dependencies"]["test"])
     lines = (ROOT / "requirements" / "oldest.txt").read_text().splitlines()
@@ -158,7 +158,7 @@ def test_oldest_versions_are_the_lower_bounds():
         assert f"{pins[name]}.".startswith(f"{bound}."), f"{name} is pinned to {pins[name]} and bounded by {bound}"
 
 
-def test_every_lower_bound_says_why():
+def test_every_lower_bound_has_a_reason():
     text = (ROOT / "pyproject.toml").read_text()
     block = re.search(r"^dependencies = \[\n(.*?)^\]", text, flags=re.MULTILINE | re.DOTALL)
     assert block

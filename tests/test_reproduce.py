@@ -1,4 +1,4 @@
-"""docs/reproduce.md keeps its word: each figure has a command, commands run, hours follow from the FLOPs."""
+"""docs/reproduce.md is true: each number has a command, commands run, hours follow from the FLOPs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -21,12 +22,12 @@ from torchvision import models
 
 from metricloss_pl import backbones, data
 from metricloss_pl.class_embeddings import published
-from metricloss_pl.cli import MetricLossCLI, command_line, main
+from metricloss_pl.cli import main
 from metricloss_pl.data import Flowers102DataModule, ImageDataModule, ImageNetSubsetDataModule
 from metricloss_pl.data.samples import Samples
 from metricloss_pl.data.torchvision_sets import CIFAR10DataModule, CIFAR100DataModule, MNISTDataModule
 from metricloss_pl.regimes import Classifier
-from tests.built import build
+from tests.built import build, keep_fit_only
 from tests.helpers import make_cars, make_cub, make_flowers, make_imagenet, make_mit67, make_nab
 from tests.reproduced import (
     DOCUMENT,
@@ -34,66 +35,50 @@ from tests.reproduced import (
     FITS,
     HOURS,
     OURS,
+    PROGRAM,
     PUBLISHED,
     ROOT,
     ROWS,
-    Row,
     blocks,
     configured,
     covering,
     files_of,
     options_of,
-    rows_of,
     settings,
     table_of,
 )
 
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
 SUSTAINED = 30e12  # FLOP/s
-LAUNCH = 1e-4  # s a layer
+LAUNCH = 1e-4  # s per layer
 CONFIGS = ROOT / "configs"
-NOT_PUBLISHED = ("curve", "open")  # what stands in place of a figure
 TRAINED_ELSEWHERE = {  # tests/test_configs.py
     "configs/data/cub.yaml",
     "configs/trainer/cub.yaml",
     "configs/model/softmax_resnet50.yaml",
     "configs/model/cosine_resnet50.yaml",
 }
-RESULTS = [json.loads(line) for file in (ROOT / "results").glob("*.jsonl") for line in file.read_text().splitlines()]
+RESULTS = [
+    result | {"command": result["command"].replace("metricloss fit --config ", f"{PROGRAM}fit --config configs/")}
+    for file in sorted((ROOT / "results").glob("*.jsonl"))
+    for result in map(json.loads, file.read_text().splitlines())
+    if "metrics" in result
+]
 TRAINED = covering(FITS, blocks, TRAINED_ELSEWHERE)
-
-# ------------------------------------------------------------------------------------------------------- the document
-
-
-def test_rows_are_found():
-    section = (
-        "## Title\n```bash\npython cli.py fit --a <a> --b <b> --lr <rate>\n```\n\n"
-        "| loss | `<a>` | X `1` | Y `2` |\n|---|---|---|---|\n"
-        "| l | `x` | 1.5 @ 0.1, **1.6** | |\n| hours | `y` | 2 | |\n"
-    )
-    assert list(rows_of(section)) == [
-        Row("Title: l, X `1`", "1.5", "python cli.py fit --a x --b 1 --lr 0.1", False),
-        Row("Title: hours, X `1`", "2", "python cli.py fit --a y --b 1 --lr 0.1", True),
-    ]
-    with pytest.raises(ValueError, match=r"Title: .* has no place for \{'a'\}"):
-        list(rows_of(section.replace("--a <a>", "")))
-    assert options_of("python cli.py fit --a x --c=y=z --b 1") == [("--a", "x"), ("--c", "y=z"), ("--b", "1")]
+PARSED = covering(
+    [*FITS, *(result["command"] for result in RESULTS)], settings, {part for run in TRAINED for part in settings(run)}
+)
 
 
-def test_covering_leaves_nothing_out():
-    assert covering(["ab", "abc", "c", "d", "xy"], set, done="y") == ["abc", "d", "xy"]
+def test_every_number_has_a_complete_command():
+    for row in FIGURES:
+        assert re.fullmatch(r"\d+\.\d+|curve|open", row.figure), row
+        assert "<" not in row.command, row
+        assert row.command.startswith("python cli.py fit --config "), row
+        assert options_of(row.command), row
 
 
-@pytest.mark.parametrize("row", FIGURES, ids=lambda row: row.place)
-def test_every_figure_has_a_whole_command(row):
-    assert "<" not in row.command
-    assert row.command.startswith("python cli.py fit --config ")
-    assert len(shlex.split(row.command)) % 2 == 1, "each option has a value"
-    assert re.fullmatch(r"\d+\.\d+", row.figure) or row.figure in NOT_PUBLISHED, row.figure
-
-
-def test_every_number_of_a_table_has_a_command():
-    """No table stands without a template but that of the networks, and no row loses its numbers on the way."""
+def test_no_number_of_a_table_is_lost():
     text = re.sub(r"^## Hours.*?(?=^## )", "", PUBLISHED, flags=re.MULTILINE | re.DOTALL)
     rows = [line for line in text.splitlines() if re.match(r"\| .*\d", line)]
     published = sum(len(re.findall(r"(?<=\| )\d+\.\d+(?= )", row)) for row in rows)
@@ -105,36 +90,30 @@ def test_example_is_one_of_the_commands():
     assert [row.figure for row in FIGURES if row.command == example] == ["68.3"]
 
 
-def test_our_figures_stand_in_the_results():
-    for line in PUBLISHED.splitlines():
-        for ours in re.findall(r"\*\*(\d+\.\d+)\*\*", line):
-            accuracies = [result.get("metrics", {}).get("test/accuracy", 0) for result in RESULTS]
-            assert any(abs(float(ours) / factor - value) < 5e-5 for factor in (1, 100) for value in accuracies), line
+def test_our_figures_are_in_the_results():
+    accuracies = [result["metrics"].get("test/accuracy", 0) for result in RESULTS]
+    for ours in re.findall(r"\*\*(\d+\.\d+)\*\*", PUBLISHED):
+        assert any(abs(float(ours) / factor - value) < 5e-5 for factor in (1, 100) for value in accuracies), ours
 
 
 @pytest.mark.parametrize("row", OURS, ids=lambda row: row.place)
 def test_figures_of_small_runs_are_those_of_the_results(row):
     def decisive(command: str) -> set[tuple[str, str]]:
-        elsewhere = {"--data", "--data.path", "--trainer.enable_progress_bar", "--seed_everything", "--data.seed"}
-        return {(name, value) for name, value in options_of(command) if name not in elsewhere}
+        ignored = {"--data", "--data.path", "--trainer.enable_progress_bar", "--seed_everything", "--data.seed"}
+        return {(name, value) for name, value in options_of(command) if name not in ignored}
 
     name = row.place.rpartition(", ")[2].replace("mAHP@250", "mahp_250").replace(" ", "_")
     scale = 1 if name == "mistake_severity" else 100
-    found = [
-        result for result in RESULTS if "metrics" in result and decisive(result["command"]) == decisive(row.command)
-    ]
+    found = [result for result in RESULTS if decisive(result["command"]) == decisive(row.command)]
     values = [scale * result["metrics"][f"test/{name}"] for result in found]
     assert len({result["seed"] for result in found}) == len(values) > 0
     spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     assert row.figure == f"{statistics.mean(values):.2f}{spread}"
 
 
-# ------------------------------------------------------------------------------------------------------- the commands
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A place for the commands to run at, with miniatures of what they name."""
+    """Working folder for the commands, with miniatures of the data that they name."""
     place = tmp_path_factory.mktemp("reproduce")
     shutil.copytree(ROOT / "configs", place / "configs")
     data = place / "data"
@@ -155,18 +134,19 @@ def folder(tmp_path_factory) -> Path:
     shutil.copytree(lists, place / "deic" / "datasets" / "imagenet")
     unpacked = data / "imagenet_vipriors"
     shutil.copytree(data / "work", unpacked / "train", ignore=shutil.ignore_patterns("train", "val", "ILSVRC*"))
-    for part in ("val", "ILSVRC2012_devkit_t12"):
-        shutil.copytree(data / "work" / part, unpacked / part)
+    for name in ("val", "ILSVRC2012_devkit_t12"):
+        shutil.copytree(data / "work" / name, unpacked / name)
     shutil.copytree(unpacked, data / "imagenet_deic")
+    images = np.zeros((600, 32, 32, 3), dtype=np.uint8)
+    names = CIFAR10DataModule.classes
+    np.savez(data / "cifar10.npz", train_images=images, train_labels=np.arange(600) % 10, class_names=names)
     return place
 
 
 @pytest.fixture
 def at_folder(folder, monkeypatch) -> Path:
-    """The command line there, with `fit` alone, since building the parsers takes longest."""
-    monkeypatch.setattr(command_line, "SUBCOMMANDS", ("fit",))
-    subcommands = {"fit": MetricLossCLI.subcommands()["fit"]}
-    monkeypatch.setattr(MetricLossCLI, "subcommands", staticmethod(lambda: subcommands))
+    """Change to that folder."""
+    keep_fit_only(monkeypatch)
     monkeypatch.setenv("TORCH_HOME", str(folder))
     monkeypatch.chdir(folder)
     return folder
@@ -174,23 +154,23 @@ def at_folder(folder, monkeypatch) -> Path:
 
 @pytest.fixture
 def instantiate(at_folder, monkeypatch) -> Callable[[str], tuple[Trainer, Classifier, ImageDataModule]]:
-    """Takes a command to where training would begin; networks of torchvision have no weights, to be fast."""
+    """Build the objects of a command; networks of torchvision are on the meta device, to be fast."""
     get_model = models.get_model
 
     def without_weights(name, weights=None, **rest):
-        with torch.device("meta"):
+        with torch.device("cpu" if name == "resnet18" else "meta"):  # the small stem is initialized on the CPU
             return get_model(name, **rest)
 
     monkeypatch.setattr(models, "get_model", without_weights)
     return lambda command: build([*shlex.split(command)[2:], *QUIET], monkeypatch)
 
 
-@pytest.mark.parametrize("command", covering(FITS, settings, {part for run in TRAINED for part in settings(run)}))
+@pytest.mark.parametrize("command", PARSED)
 def test_command_parses_and_instantiates(command, instantiate):
     trainer, model, data = instantiate(command)
     options = dict(options_of(command))
-    regime = re.findall(r"(softmax|cosine|center|standalone)", options.get("--model", options["--config"]))[0]
-    assert type(model).__name__.lower().startswith(regime)
+    regime = re.search(r"softmax|cosine|center|standalone|arcface", options.get("--model", options["--config"]))[0]
+    assert type(model).__name__.lower().startswith(regime.replace("arcface", "metriclearning"))
     assert model.class_names == data.class_names
     optimizer = model.optimizer([torch.zeros(1)])
     assert optimizer.defaults["lr"] == float(options.get("--model.optimizer.lr", optimizer.defaults["lr"]))
@@ -202,22 +182,19 @@ def test_command_parses_and_instantiates(command, instantiate):
 
 def test_comparisons_are_named_by_their_files():
     named = re.findall(r"^python cli.py compare --config configs/compare/(\w+).yaml$", DOCUMENT, flags=re.MULTILINE)
-    assert named == ["cub_samples", "cub_gem"]  # which tests/test_configs.py takes to a dry run
+    assert named == ["cub_samples", "cub_gem"]  # planned in tests/test_configs.py
     assert len(named) == len(re.findall(r"^python cli.py (?!fit|figure)", DOCUMENT, flags=re.MULTILINE))
 
 
-def test_figure_is_drawn(tmp_path, monkeypatch):
+def test_figure_command(tmp_path, monkeypatch):
     [command] = re.findall(r"^python cli.py figure .*", DOCUMENT, flags=re.MULTILINE)
     monkeypatch.chdir(tmp_path)
     main(shlex.split(command)[2:])
     assert [file.suffix for file in tmp_path.iterdir()] == [".png"]
 
 
-# ---------------------------------------------------------------------------------------------------------- the hours
-
-
 class Cost(NamedTuple):
-    """Of a network at a size: what the forward pass of one image takes."""
+    """Cost of the forward pass of one image."""
 
     name: str
     side: int
@@ -236,11 +213,11 @@ def cost_of(class_path: str, side: int, channels: int, **arguments: Any) -> Cost
 
 
 def training_images(module: type[ImageDataModule], val_fraction: float, per_class: int | None, up_to: int) -> int:
-    """In an epoch of the whole set, or of so many images a class, repeated."""
+    """Return the images per epoch of the whole set, or of `per_class` images per class, repeated."""
     if per_class is not None:
         return per_class * module.statistics.classes * max(1, up_to // per_class)
     if module is ImageNetSubsetDataModule:
-        return 50_000  # the official validation part does not train
+        return 50_000  # without the official validation set
     images = module.statistics.train if module.statistics else 60_000 if issubclass(module, MNISTDataModule) else 50_000
     return round(images * (1 - val_fraction))
 
@@ -284,11 +261,8 @@ def test_hours_of_comparisons_are_those_of_their_runs():
     assert f"at most {most:.0f} hours" in text
 
 
-# ----------------------------------------------------------------------------------------------------------- training
-
-
 def noise(data: ImageDataModule, part: str) -> Samples | None:
-    """In place of what torchvision would read."""
+    """Replace the images that torchvision would read."""
     count = max(200, 2 * data.num_classes)
     images = torch.randint(0, 256, (count, data.in_channels, 12, 12), dtype=torch.uint8)
     names = [str(index) for index in range(count)]
@@ -299,7 +273,7 @@ def noise(data: ImageDataModule, part: str) -> Samples | None:
 @pytest.mark.parametrize("command", TRAINED)
 @pytest.mark.usefixtures("miniatures", "at_folder")
 def test_blocks_train_and_test(command, tmp_path, monkeypatch, capsys):
-    """Two steps on small images, and a test of what they left."""
+    """Train for two steps on small images, and test."""
     for module in (MNISTDataModule, CIFAR10DataModule):
         monkeypatch.setattr(module, "prepare_data", lambda self: None)
         monkeypatch.setattr(module, "read", noise)
@@ -309,11 +283,11 @@ def test_blocks_train_and_test(command, tmp_path, monkeypatch, capsys):
     if "--trainer.callbacks+" not in blocks(command):
         flags.append("--trainer.callbacks=null")
     files = files_of(command)
-    if not any(name in files["--data"] for name in ("mnist", "cifar")):
+    if not any(name in files["data"] for name in ("mnist", "cifar")):
         flags += ["--data.resize=40", "--data.image_size=32", "--data.num_workers=0"]
-    if any(name in files["--data"] for name in ("cub_224", "imagenet")):
+    if any(name in files["data"] for name in ("cub_224", "imagenet")):
         flags.append("--data.train_resize=48")
-    if "resnet50" in files["--model"] and "--model.backbone.name" not in command:
+    if "resnet50" in files["model"] and "--model.backbone.name" not in command:
         flags.append("--model.backbone.name=resnet18")
     limits = ["--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1", "--trainer.limit_test_batches=1"]
     main([*shlex.split(command)[2:], *flags, *limits, *QUIET])

@@ -64,13 +64,6 @@ PENDING = {
     "tests/test_cli_hierarchy.py",
     "tests/test_progress.py",
     "tests/test_untrusted_checkpoints.py",
-    # documents and configs
-    "tests/reproduced.py",
-    "tests/test_benchmarks.py",
-    "tests/test_mixing.py",
-    "tests/test_project.py",
-    "tests/test_readme.py",
-    "tests/test_reproduce.py",
     # comparisons
     "metricloss_pl/compare",
     "tests/compare",
