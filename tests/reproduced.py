@@ -1,7 +1,8 @@
-"""Parser for docs/reproduce.md: its tables, and the commands that the templates above them describe."""
+"""Published commands, from the tables of docs/reproduce.md and the templates above them, and stored ones."""
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator
@@ -68,6 +69,14 @@ FIGURES = [row for row in ROWS if not row.is_hours]
 FITS = [command for command in dict.fromkeys(row.command for row in FIGURES) if command.startswith(f"{PROGRAM}fit ")]
 
 
+RESULTS = [
+    result | {"command": result["command"].replace("metricloss fit --config ", f"{PROGRAM}fit --config configs/")}
+    for file in sorted((ROOT / "results").glob("*.jsonl"))
+    for result in map(json.loads, file.read_text().splitlines())
+    if "metrics" in result
+]
+
+
 def options_of(command: str) -> list[tuple[str, str]]:
     """Return names and values of the options of a command."""
     given = shlex.split(command.removeprefix(PROGRAM))[1:]
@@ -75,10 +84,10 @@ def options_of(command: str) -> list[tuple[str, str]]:
     return list(zip(words[::2], words[1::2], strict=True))
 
 
-def covering(commands: Iterable[str], parts: Callable[[str], set[Any]], done: Iterable[Any] = ()) -> list[str]:
+def covering(commands: Iterable[str], parts: Callable[[str], set[Any]]) -> list[str]:
     """Return few commands that together have all parts of all commands, by greedy set cover."""
     left = {command: parts(command) for command in commands}
-    seen, chosen = set(done), []
+    seen, chosen = set(), []
     while new := max((len(have - seen) for have in left.values()), default=0):
         best = next(command for command, have in left.items() if len(have - seen) == new)
         seen |= left.pop(best)
@@ -108,8 +117,10 @@ def configured(command: str) -> dict[str, Any]:
     """Return the settings of the blocks and flags of a command: `data.class_path`, `model.backbone.name`, ..."""
     found = {}
     for name, file in files_of(command).items():
-        flatten(yaml.safe_load((ROOT / file).read_text()), name, found)
-    return found | {name[2:]: yaml.safe_load(value) for name, value in options_of(command)}
+        is_class = not file.endswith(".yaml")
+        flatten({"class_path": file} if is_class else yaml.safe_load((ROOT / file).read_text()), name, found)
+    flags = {name[2:]: yaml.safe_load(value) for name, value in options_of(command)}
+    return found | {name: value for name, value in flags.items() if name not in ("config", "data", "model", "trainer")}
 
 
 def flatten(content: dict[str, Any], name: str, into: dict[str, Any]) -> None:
