@@ -22,10 +22,10 @@ from lightning.pytorch.callbacks import (
     EarlyStopping,
     LearningRateMonitor,
     ModelCheckpoint,
+    ProgressBar,
     StochasticWeightAveraging,
     Timer,
 )
-from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
@@ -60,7 +60,7 @@ from metricloss_pl.cli.figure import draw_figure
 from metricloss_pl.cli.hierarchy import show_hierarchy
 from metricloss_pl.cli.parser import Parser
 from metricloss_pl.cli.program import DESCRIPTIONS
-from metricloss_pl.cli.progress import progress_display
+from metricloss_pl.cli.progress import ProgressLines
 from metricloss_pl.cli.report import show_report
 from metricloss_pl.cli.run_folder import CONFIG, RunFolder, moved_from, run_of, settle_ranks, tidy_up
 from metricloss_pl.cli.saved_config import drop_object_defaults
@@ -273,8 +273,9 @@ class MetricLossCLI(LightningCLI):
         if tensorboard or given.logger is None:
             kwargs["logger"] = False  # TensorBoard's comes when the folder is known
         callbacks = _as_list(given.callbacks)
-        if given.enable_progress_bar is not False and not any(isinstance(c, AnyProgressBar) for c in callbacks):
-            callbacks.append(progress_display())
+        has_bar = sys.stdout.isatty() or any(isinstance(callback, ProgressBar) for callback in callbacks)
+        if given.enable_progress_bar is not False and not has_bar:
+            callbacks.append(ProgressLines())
         if fits and given.logger not in (False, []):
             callbacks.append(LearningRateMonitor())
         if (fits or self.subcommand == "test") and not any(isinstance(c, HierarchyMetrics) for c in callbacks):
