@@ -1,7 +1,6 @@
 """Help that can be read, the type of backbones, and subclasses of the command line."""
 
 import json
-import re
 import sys
 from argparse import ArgumentError
 
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 from metricloss_pl import backbones
 from metricloss_pl.backbones import Backbone, TinyConvNet
 from metricloss_pl.cli import MetricLossCLI, main
-from metricloss_pl.cli.parser import Parser
 from metricloss_pl.errors import UserError
 from metricloss_pl.regimes import SoftmaxClassifier
 
@@ -47,21 +45,14 @@ def help_of(capsys, monkeypatch, *arguments: str) -> str:
     return capsys.readouterr().out
 
 
-def test_help_of_a_regime_fits_on_two_screens(capsys, monkeypatch):
-    text = help_of(capsys, monkeypatch, "fit", "--model.help", "CosineClassifier")
-    assert len(text.splitlines()) <= 110
-    words = " ".join(text.split())
+@pytest.mark.parametrize("regime", ["CosineClassifier", "SoftmaxClassifier", "CenterSoftmaxClassifier",
+                                    "StandaloneCenterClassifier", "MetricLearningClassifier"])  # fmt: skip
+def test_help_of_a_regime_fits_on_few_screens(regime, capsys, monkeypatch):
+    text = help_of(capsys, monkeypatch, "fit", "--model.help", regime)
+    assert len(text.splitlines()) <= 130
     for name in {*backbones.__all__, "AdamW", "OneCycleLR", "CosineDecay", "MixUp"} - {"Backbone"}:
-        assert re.search(rf"[ ,]{name}\b", words), name
-    # Of equal names the short one would be refused.
-    assert "torch.optim.lr_scheduler.ReduceLROnPlateau" in words
-    assert max(map(len, text.splitlines())) <= 100
-
-
-@pytest.mark.parametrize("regime", ["SoftmaxClassifier", "CenterSoftmaxClassifier", "StandaloneCenterClassifier",
-                                    "MetricLearningClassifier"])  # fmt: skip
-def test_help_of_the_others_too(regime, capsys, monkeypatch):
-    assert len(help_of(capsys, monkeypatch, "fit", "--model.help", regime).splitlines()) <= 110
+        assert name in text
+    assert "CIFAR" not in text
 
 
 def test_own_options_come_first(capsys, monkeypatch):
@@ -80,14 +71,6 @@ def test_help_of_a_part_needs_what_it_is_a_part_of(capsys, monkeypatch):
     )
     text = help_of(capsys, monkeypatch, "fit", "--model=SoftmaxClassifier", "--model.backbone.help", "TinyConvNet")
     assert "backbone.width" in text
-
-
-def test_lists_of_classes_are_shortened_and_all_else_is_kept(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
-    long, short = Parser(prog="p"), Parser.__mro__[1](prog="p", usage="unused")
-    for parser in (long, short):
-        parser.add_argument("--number", type=int, default=3, help="A number with one_hot words, and a very " * 5)
-    assert long.format_help() == short.format_help().partition("\n\n")[2]
 
 
 def test_any_module_is_a_backbone_and_only_ours_are_listed():
