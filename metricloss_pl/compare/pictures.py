@@ -72,7 +72,7 @@ class Pictures:
 
     def colour(self, variant: str) -> str:
         """A variant's colour, as in all figures."""
-        return "#" + "".join(f"{round(255 * part):02x}" for part in self.style[variant].colour)
+        return "#" + "".join(f"{round(255 * part):02x}" for part in self.style[variant].color)
 
     def accuracy(self) -> list[Block]:
         """Accuracy against training images a class."""

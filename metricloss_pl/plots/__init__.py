@@ -1,13 +1,19 @@
 """Pure functions from arrays to matplotlib figures.
 
-They use matplotlib's object interface alone: no display, no global state, nothing to close. matplotlib, scikit-learn
-and Pillow are imported at the first use, so that importing this package costs nothing.
+They use only matplotlib's object interface: no display, no global state, nothing to close. matplotlib, scikit-learn
+and Pillow are imported at first use, so that importing this package is cheap.
 """
 
-from metricloss_pl.plots._style import MAX_COUNTED_CLASSES, MAX_LEGEND_CLASSES, MAX_TICKS, class_colours
+from metricloss_pl.plots._style import (
+    MAX_COUNTED_CLASSES,
+    MAX_LEGEND_CLASSES,
+    MAX_TICKS,
+    SeriesStyle,
+    class_colors,
+    series_styles,
+)
 from metricloss_pl.plots.comparison import (
     WIDTH,
-    SeriesStyle,
     accuracy_against_rate,
     accuracy_against_size,
     class_differences,
@@ -15,7 +21,6 @@ from metricloss_pl.plots.comparison import (
     geometry_curves,
     learning_curves,
     reliability_diagram,
-    series_styles,
 )
 from metricloss_pl.plots.embeddings import align, embedding_scatter, project
 from metricloss_pl.plots.matrices import confusion_matrix, similarity_matrix
@@ -31,7 +36,7 @@ __all__ = [
     "accuracy_against_rate",
     "accuracy_against_size",
     "align",
-    "class_colours",
+    "class_colors",
     "class_differences",
     "confusion_matrix",
     "embedding_maps",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,52 +15,46 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-_FORMATS = ("png", "svg", "pdf")
-_NO_XML = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]|\xef\xbf[\xbe\xbf]")  # characters that no XML may hold
-
-
 def save_figure(figure: Figure, path: Path) -> None:
-    """Writes a figure as PNG, SVG or PDF, by the file's ending.
+    """Write a figure as PNG, SVG or PDF, by the file's suffix.
 
     Args:
         figure: The figure.
         path: File to write; its folder is made.
 
     Raises:
-        UserError: Another ending.
+        UserError: Another suffix.
     """
-    ending = path.suffix.lstrip(".").lower()
-    if ending not in _FORMATS:
+    suffix = path.suffix.lstrip(".").lower()
+    if suffix not in ("png", "svg", "pdf"):
         raise UserError(f"{path} is no file to write a figure to: it must end in .png, .svg or .pdf")
-    content = figure_bytes(figure, ending)
+    content = figure_bytes(figure, suffix)
     with replacing(path) as beside:
         beside.write_bytes(content)
 
 
 def figure_bytes(figure: Figure, format: str) -> bytes:
-    """A figure as the content of a file; of the same figure always the same.
+    """Return a figure as the content of a file, always the same for the same figure.
 
     Args:
         figure: The figure.
-        format: Of the file: png, svg or pdf.
+        format: Format of the file: png, svg or pdf.
     """
     import matplotlib
 
     stream = io.BytesIO()
     undated = {"Date": None} if format == "svg" else None
-    # What matplotlib's own font can't draw, such as Chinese, is left as text: a browser has fonts for it.
+    # Letters that matplotlib's font lacks, such as Chinese, stay text: a browser has fonts for them.
     letters = "path" if _is_drawable(figure) else "none"
-    with (
-        matplotlib.rc_context({"svg.hashsalt": "metricloss_pl", "svg.fonttype": letters}),
-        warnings.catch_warnings(),
-    ):
+    settings = {"svg.hashsalt": "metricloss_pl", "svg.fonttype": letters}
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")
         figure.savefig(stream, format=format, facecolor="white", metadata=undated)
-    return _NO_XML.sub(b"", stream.getvalue()) if format == "svg" else stream.getvalue()
+    return stream.getvalue()
 
 
 def _is_drawable(figure: Figure) -> bool:
-    """Whether the font of the figures has all its letters."""
+    """Return whether the font of the figures has all letters of a figure."""
     from matplotlib.font_manager import FontProperties, findfont, get_font
     from matplotlib.text import Text
 
@@ -71,28 +64,21 @@ def _is_drawable(figure: Figure) -> bool:
 
 
 def save_gif(frames: Sequence[Path], path: Path, seconds_per_frame: float = 0.4) -> None:
-    """Joins pictures to one endless animated GIF, the last picture held five times as long.
+    """Join pictures to an endless animated GIF, the last picture held five times as long.
 
     Args:
-        frames: Picture files in their order, at least one; all are brought to the size of the last.
+        frames: Picture files in order, at least one; all are resized to the last one's size.
         path: File to write; its folder is made.
-        seconds_per_frame: How long a picture stands, in seconds.
-
-    Raises:
-        UserError: No frames.
+        seconds_per_frame: Duration of a picture, in seconds.
     """
     from PIL import Image
 
-    if not frames:
-        raise UserError(f"no pictures to join in {path}: at least one is needed")
     pictures: list[Image.Image] = []
     for frame in reversed(frames):
         with Image.open(frame) as opened:
             picture = opened.convert("RGB")
-        if pictures and picture.size != pictures[0].size:
-            picture = picture.resize(pictures[0].size)
-        pictures.append(picture)
-    # One palette for all pictures, taken from some of them side by side; with one for each, colours would flicker.
+        pictures.append(picture.resize(pictures[0].size) if pictures else picture)
+    # One palette for all pictures, from six of them side by side; a palette each would make colors flicker.
     some = [pictures[round(k * (len(pictures) - 1) / 5)] for k in range(6)]
     sheet = Image.new("RGB", (6 * some[0].width, some[0].height))
     for k, picture in enumerate(some):

@@ -204,7 +204,8 @@ class Classifier(LightningModule, ABC):
     @property
     def class_anchors(self) -> Tensor | None:
         """Points (C, D) that stand for the classes among :meth:`metric_embeddings`, to be drawn; None where there "
-        "are none."""
+        "are none.
+        """
         return None
 
     def parameter_groups(self) -> list[dict[str, Any]]:

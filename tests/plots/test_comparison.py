@@ -1,4 +1,4 @@
-"""The figures that compare variants: what is drawn, and that nothing is cut off."""
+"""Figures that compare variants: their content, and that nothing is cut off."""
 
 import io
 
@@ -18,19 +18,19 @@ def series(rows, generator):
 
 
 def figures():
-    """Each figure by name, with data of four variants."""
+    """Return figures of four variants by name."""
     generator = np.random.default_rng(0)
     classes = [f"a long name of class {k}" for k in range(40)]
     epochs = np.arange(1, 21)
-    parts = {"train": (epochs, np.linspace(0.2, 1, 20)), "val": (epochs, np.linspace(0.2, 0.8, 20))}
-    curves = dict.fromkeys(NAMES, parts)
+    accuracies = {"train": (epochs, np.linspace(0.2, 1, 20)), "val": (epochs, np.linspace(0.2, 0.8, 20))}
+    curves = dict.fromkeys(NAMES, accuracies)
     labels = np.arange(80) % 40
     return {
         "sizes": plots.accuracy_against_size([10, 50, 250], {n: series(3, generator) for n in NAMES}, STYLE),
         "sizes with all": plots.accuracy_against_size([10, None], {n: series(2, generator) for n in NAMES}, STYLE),
         "one size": plots.accuracy_against_size([10], {n: series(1, generator) for n in NAMES}, STYLE),
         "curves": plots.learning_curves(curves, dict.fromkeys(NAMES, 0.7), STYLE),
-        "training alone": plots.learning_curves({"cosine": {"train": (epochs, np.linspace(0, 1, 20))}}, {}, STYLE),
+        "only training": plots.learning_curves({"cosine": {"train": (epochs, np.linspace(0, 1, 20))}}, {}, STYLE),
         "rates": plots.accuracy_against_rate(
             {n: (10 ** generator.uniform(-4, 0, 20), generator.random(20)) for n in NAMES}, STYLE
         ),
@@ -79,11 +79,11 @@ def lines_of(ax):
     return [line for line in ax.lines if len(line.get_xdata()) > 1]
 
 
-def test_variants_keep_their_colour():
+def test_variants_keep_their_color():
     for name in ("sizes", "rates", "reliability"):
-        colours = [line.get_color() for line in lines_of(FIGURES[name].axes[0]) if line.get_linestyle() == "-"]
-        assert [look.colour for look in STYLE.values()] == colours
-    assert len({look.marker for look in STYLE.values()}) == len({look.colour for look in STYLE.values()}) == 4
+        colors = [line.get_color() for line in lines_of(FIGURES[name].axes[0]) if line.get_linestyle() == "-"]
+        assert [look.color for look in STYLE.values()] == colors
+    assert len({look.marker for look in STYLE.values()}) == len({look.color for look in STYLE.values()}) == 4
 
 
 def test_accuracy_against_size_draws_means_and_bands():
@@ -111,9 +111,9 @@ def test_the_line_over_rates_joins_medians():
     np.testing.assert_allclose(ax.lines[1].get_xydata(), [[0.01, 80], [1, 10]])
 
 
-def test_of_many_classes_those_that_differ_most_are_drawn():
+def test_the_classes_that_differ_most_are_drawn():
     differences = np.zeros(60)
-    differences[[5, 50]] = [0.3, -0.4]
+    differences[[5, 50, 51]] = [0.3, -0.4, np.nan]  # a class without images is left out
     (ax,) = plots.class_differences({"cosine": differences}, [f"c{k}" for k in range(60)], "softmax", STYLE).axes
     names = [tick.get_text() for tick in ax.get_yticklabels()]
     assert len(names) == 24
@@ -121,26 +121,20 @@ def test_of_many_classes_those_that_differ_most_are_drawn():
     np.testing.assert_allclose([ax.lines[0].get_xdata()[k] for k in (0, -1)], [30, -40])
 
 
-def test_a_class_without_images_leaves_a_gap():
-    values = np.array([0.1, np.nan, -0.1])
-    (ax,) = plots.class_differences({"cosine": values}, ["a", "b", "c"], "softmax", STYLE).axes
-    assert len(ax.get_yticklabels()) == 3
-
-
-def test_an_svg_is_always_the_same():
+def test_the_svg_of_a_figure_is_always_the_same():
     points = {name: (np.linspace(0.3, 1, 5), np.linspace(0, 1, 5)) for name in NAMES}
     first, second = (plots.figure_bytes(plots.reliability_diagram(points, STYLE), "svg") for _ in range(2))
     assert first == second
     assert first.startswith(b"<?xml")
 
 
-def test_equal_curves_lie_in_one_another():
+def test_identical_curves_stay_visible():
     widths = [line.get_linewidth() for line in lines_of(FIGURES["reliability"].axes[0]) if line.get_linestyle() == "-"]
     assert widths == sorted(widths, reverse=True)
     assert widths[0] > 1.9 * widths[-1]
 
 
-def test_next_to_nothing_looks_like_it():
+def test_small_differences_look_small():
     nothing = {"cosine": np.array([0.0, 0.0])}
     (ax,) = plots.class_differences(nothing, ["a", "b"], "softmax", STYLE).axes
     assert ax.get_xlim() == pytest.approx((-2, 2))
