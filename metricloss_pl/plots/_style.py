@@ -81,8 +81,8 @@ def new_figure(width: float, height: float, layout: str = "constrained") -> Figu
 
 def add_legend(figure: Figure, handles: Sequence[Any], **settings: Any) -> None:
     """Put a legend without frame outside the axes."""
-    defaults = {"frameon": False, "fontsize": 10, "labelcolor": INK, "handletextpad": 0.4, "columnspacing": 1.1}
-    figure.legend(handles=handles, **(defaults | settings))
+    defaults: dict[str, Any] = {"frameon": False, "fontsize": 10, "labelcolor": INK, "handletextpad": 0.4}
+    figure.legend(handles=handles, **{**defaults, **settings})
 
 
 def class_handles(class_names: Sequence[str]) -> list[Any]:

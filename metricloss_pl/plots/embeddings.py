@@ -134,8 +134,9 @@ def embedding_scatter(
 
     handles = class_handles(class_names)
     if prototypes is not None:
-        star = {"marker": "*", "markersize": 11, "color": "white", "markeredgecolor": "black"}
-        handles.append(Line2D([], [], linestyle="", label=anchor_name, **star))
+        star = Line2D([], [], linestyle="", marker="*", markersize=11, color="white", markeredgecolor="black")
+        star.set_label(anchor_name)
+        handles.append(star)
     size, spacing = (10.5, 0.45) if len(handles) <= 14 else (9, 0.25)
     add_legend(figure, handles, loc="outside right center", fontsize=size, labelspacing=spacing)
     if title:

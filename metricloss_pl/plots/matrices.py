@@ -79,6 +79,6 @@ def _matrix(values: Array, side: float, bar_label: str | None = None) -> tuple[F
     if bar_label is not None:
         bar = figure.colorbar(image, ax=ax, shrink=0.8, aspect=30, pad=0.02)
         bar.set_label(bar_label, fontsize=11, color=INK)
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
         bar.ax.tick_params(labelsize=10, colors=INK)
     return figure, ax

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from metricloss_pl.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+_NO_XML = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]|\xef\xbf[\xbe\xbf]")  # characters that XML forbids
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -46,11 +49,13 @@ def figure_bytes(figure: Figure, format: str) -> bytes:
     undated = {"Date": None} if format == "svg" else None
     # Letters that matplotlib's font lacks, such as Chinese, stay text: a browser has fonts for them.
     letters = "path" if _is_drawable(figure) else "none"
-    settings = {"svg.hashsalt": "metricloss_pl", "svg.fonttype": letters}
-    with matplotlib.rc_context(settings), warnings.catch_warnings():
+    with (
+        matplotlib.rc_context({"svg.hashsalt": "metricloss_pl", "svg.fonttype": letters}),
+        warnings.catch_warnings(),
+    ):
         warnings.filterwarnings("ignore", "Glyph .* missing")
         figure.savefig(stream, format=format, facecolor="white", metadata=undated)
-    return stream.getvalue()
+    return _NO_XML.sub(b"", stream.getvalue()) if format == "svg" else stream.getvalue()
 
 
 def _is_drawable(figure: Figure) -> bool:
