@@ -1,4 +1,4 @@
-"""README.md is true: its Python runs, its commands parse or run, its links lead to files."""
+"""Documents are true: Python in README.md runs, commands parse or run, links lead to files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from tests.helpers import make_folder
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
-BLOCKS = re.findall(r"^(<!-- needs: checkpoint -->\n)?```(\w*)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+TEXT = README + (ROOT / "docs" / "losses.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^(<!-- needs: checkpoint -->\n)?```(\w*)\n(.*?)^```$", TEXT, flags=re.MULTILINE | re.DOTALL)
 PYTHON = [(bool(needs), text) for needs, language, text in BLOCKS if language == "python"]
 LINES = [line for _, language, text in BLOCKS if language == "bash" for line in text.splitlines() if "cli.py " in line]
 COMMANDS = [shlex.split(line.partition("cli.py ")[2]) for line in LINES]
@@ -114,13 +115,12 @@ def test_commands_on_a_run(checkpoint, tmp_path, monkeypatch):
     assert all(f"`{column}`" in README for column in columns)
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/reproduce.md", "benchmarks/README.md"])
-def test_links_and_configs_exist(name):
-    file = ROOT / name
+@pytest.mark.parametrize("file", [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")], ids=str)
+def test_links_and_configs_exist(file):
     text = file.read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if "://" not in link]
     configs = re.findall(r"\bconfigs/[\w/]+\.(?:yaml|txt)", text)
-    assert links or name != "README.md"
+    assert links or file.name != "README.md"
     for path in [*(file.parent / link for link in links), *(ROOT / config for config in configs)]:
         assert path.is_file(), path
 

@@ -6,11 +6,10 @@ import functools
 import re
 import shlex
 import statistics
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
-import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
 from metricloss_pl import backbones, data
@@ -24,7 +23,6 @@ from tests.reproduced import (
     OURS,
     PUBLISHED,
     RESULTS,
-    ROOT,
     ROWS,
     configured,
     options_of,
@@ -89,23 +87,15 @@ def test_figure_command(tmp_path, monkeypatch):
     assert [file.suffix for file in tmp_path.iterdir()] == [".png"]
 
 
-class Cost(NamedTuple):
-    """Cost of the forward pass of one image."""
-
-    name: str
-    side: int
-    flops: int
-    layers: int
-
-
 @functools.cache
-def cost_of(class_path: str, side: int, channels: int, **arguments: Any) -> Cost:
+def cost_of(class_path: str, side: int, channels: int, **arguments: Any) -> tuple[str, int, int, int]:
+    """Return the name of a network, the side of its images, FLOPs of the forward pass of one, and number of layers."""
     with torch.device("meta"):
         network = getattr(backbones, class_path)(in_channels=channels, **arguments)
         with FlopCounterMode(display=False) as counter:
             network(torch.empty(1, channels, side, side))
     name = f"`{arguments.get('name', class_path)}`" + (", full convolutions" * arguments.get("full_convolution", False))
-    return Cost(name, side, counter.get_total_flops(), sum(not list(module.children()) for module in network.modules()))
+    return name, side, counter.get_total_flops(), sum(not list(module.children()) for module in network.modules())
 
 
 def training_images(module: type[ImageDataModule], val_fraction: float, per_class: int | None, up_to: int) -> int:
@@ -127,10 +117,11 @@ def test_hours_follow_from_the_networks():
         of_backbone = {name.rpartition(".")[2]: value for name, value in config.items() if "model.backbone." in name}
         of_backbone["side"] = config.get("data.image_size") or module.image_size or side
         cost = cost_of(channels=channels, **of_backbone)
+        flops, layers = cost[2:]
         batch_size = config["data.batch_size"]
         of_data = [config.get(f"data.{name}") for name in ("samples_per_class", "oversample_to")]
         steps = training_images(module, config.get("data.val_fraction", module.val_fraction), *of_data) // batch_size
-        seconds = max(3 * cost.flops * batch_size / SUSTAINED, LAUNCH * cost.layers)
+        seconds = max(3 * flops * batch_size / SUSTAINED, LAUNCH * layers)
         hours = config["trainer.max_epochs"] * steps * seconds / 3600
         assert row.figure == (f"{hours:.1f}" if hours >= 1 else f"{hours:.2f}"), row
         costs.add(cost)
@@ -139,20 +130,3 @@ def test_hours_follow_from_the_networks():
     assert stated == {(name, str(side), f"{flops / 1e9:.3g}", str(layers)) for name, side, flops, layers in costs}
     assert f"{SUSTAINED / 1e12:g} TFLOP/s" in section
     assert f"{LAUNCH * 1e3:g} ms" in section
-
-
-def test_hours_of_comparisons_are_those_of_their_runs():
-    text = " ".join(DOCUMENT.split())
-    samples, gem = (
-        yaml.safe_load((ROOT / "configs" / "compare" / f"{name}.yaml").read_text())
-        for name in ("cub_samples", "cub_gem")
-    )
-    by_size = [float(row.figure) for row in HOURS if row.place.startswith("Figure 2")]
-    assert len(by_size) == len(samples["samples_per_class"])
-    runs = len(samples["variants"]) * len(samples["seeds"])
-    assert f"Its {runs * len(by_size)} runs take about {runs * sum(by_size):.0f} hours" in text
-    by_method = [float(row.figure) for row in HOURS if row.place.startswith("Every method") and "(2022)" in row.place]
-    assert len(by_method) == len(gem["variants"])
-    share = 1 - configured("python cli.py fit --config configs/cub_224_softmax.yaml")["data.val_fraction"]
-    most = (gem["tuning"]["trials"] * share + len(gem["seeds"])) * sum(by_method)
-    assert f"at most {most:.0f} hours" in text
