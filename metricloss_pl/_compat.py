@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from subprocess import Popen
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import set_parsing_settings
-from lightning.pytorch.cli import LightningCLI
 from torch import nn, zeros
 from torchmetrics import Metric
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
+    from lightning.pytorch.cli import LightningCLI
     from torch import Tensor
 
 __all__ = [
     "Float64Metric",
-    "dumped_config",
     "import_paths_limited_to",
-    "set_default_root_dir",
+    "make_room_for_linked_values",
     "start_epoch_after_finished_one",
     "started_processes",
 ]
@@ -72,21 +70,17 @@ def import_paths_limited_to(paths: Iterable[str]) -> Iterator[list[str]]:
         _common.parsing_settings.update(before)
 
 
-def dumped_config(cli: LightningCLI) -> dict[str, Any]:
-    """Return the dictionary in which LightningCLI notes linked values for the hyper-parameters; it is not public."""
+def make_room_for_linked_values(cli: LightningCLI) -> None:
+    """Add the places of values linked into the model to the config that LightningCLI notes in hyper-parameters.
+
+    It notes them there in a private method, which fails where the model takes no backbone or has no other arguments.
+    """
     _require(cli, "_dump_config")
     cli._dump_config()
-    dumped: dict[str, Any] = cli.config_dump
-    return dumped
-
-
-def set_default_root_dir(trainer: Trainer, folder: Path) -> None:
-    """Set the Trainer's `default_root_dir`, which is read-only once a Trainer exists.
-
-    Only a Trainer knows whether this process is the first one, which creates the folder.
-    """
-    _require(trainer, "_default_root_dir")
-    trainer._default_root_dir = str(folder)  # type: ignore[attr-defined]
+    settings = cli.config_dump["model"].setdefault("init_args", {})
+    if not isinstance(settings.get("backbone"), dict):
+        settings["backbone"] = {}
+    settings["backbone"].setdefault("init_args", {})
 
 
 def started_processes(trainer: Trainer) -> list[Popen[bytes]]:

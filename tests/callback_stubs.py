@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
+
+from metricloss_pl.callbacks.run_folder import run_folder
 
 
 class Stopped(Exception):
@@ -35,7 +35,7 @@ class CheckLast(Callback):
     def on_train_epoch_start(self, trainer, pl_module):
         if trainer.current_epoch == 0:
             return
-        last = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
+        last = run_folder(trainer) / "checkpoints" / "last.ckpt"
         states = torch.load(last, weights_only=True)["callbacks"]
         watched = [c for c in trainer.callbacks if isinstance(c, (ModelCheckpoint, EarlyStopping))]
         assert watched

@@ -17,7 +17,7 @@ from PIL import Image
 
 from metricloss_pl.class_embeddings import Hierarchy, published, semantic
 from metricloss_pl.cli import main
-from metricloss_pl.cli.run import less_noise
+from metricloss_pl.cli.console import filter_library_messages
 from metricloss_pl.download import Resource
 from metricloss_pl.errors import UserError
 from tests.helpers import make_folder, make_nab, md5
@@ -209,7 +209,7 @@ def show_warnings(monkeypatch):
 def test_a_warning_to_users_is_one_line_and_any_other_names_its_place(monkeypatch, capsys):
     before = warnings.formatwarning
     show_warnings(monkeypatch)
-    with less_noise():
+    with filter_library_messages():
         warnings.warn("of two\n  lines", UserWarning, stacklevel=1)
         warnings.warn("about code", RuntimeWarning, stacklevel=1)
     said, *place = capsys.readouterr().err.splitlines()

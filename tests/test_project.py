@@ -19,7 +19,7 @@ PACKAGE = ROOT / "metricloss_pl"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 GROUND = ("losses", "class_embeddings", "backbones", "data", "metrics", "plots")
 BASICS = {"errors", "_compat", "files", "checkpoints", "download"}
-SHARED = {"config_files", "run_files", "environment", "cli.console", "cli.errors", "cli.suggestions"}
+SHARED = {"config_files", "run_options", "environment", "cli.console", "cli.errors", "cli.suggestions"}
 # The layers of the package, from the ground up, and the layers that each may import; "" is the version.
 LAYERS = {
     "_compat": set(),
@@ -33,7 +33,7 @@ LAYERS = {
     **dict.fromkeys(GROUND[1:], BASICS),
     "regimes": {*GROUND, *BASICS, "schedules", "mixing"},
     "callbacks": {*GROUND, *BASICS, "regimes"},
-    "run_files": {"errors", "backbones", "schedules", "callbacks"},
+    "run_options": {"errors", "backbones", "schedules", "callbacks"},
     "environment": {""},
     "cli.console": set(),
     "cli.errors": {"errors", "files"},

@@ -19,7 +19,6 @@ from torch import nn
 
 from metricloss_pl.backbones import TinyConvNet
 from metricloss_pl.cli import main
-from metricloss_pl.cli.run_folder import run_of
 from metricloss_pl.errors import UserError
 from metricloss_pl.regimes import CosineClassifier, SoftmaxClassifier
 
@@ -115,7 +114,7 @@ def test_a_setting_of_any_type_builds_nothing(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("setting", ["callbacks", "plugins"])
 def test_the_config_beside_a_checkpoint_counts_as_the_checkpoints(setting, run, tmp_path, monkeypatch, capsys):
-    """What an evaluation can do without is left out, the rest is refused; the user's own --config is trusted."""
+    """The user's own --config is trusted."""
     monkeypatch.chdir(tmp_path)
     copied = shutil.copytree(run, tmp_path / "runs" / "digits_cosine" / "version_0")
     config = yaml.safe_load((copied / "config.yaml").read_text())
@@ -128,12 +127,8 @@ def test_the_config_beside_a_checkpoint_counts_as_the_checkpoints(setting, run, 
     )
     monkeypatch.syspath_prepend(tmp_path)
     checkpoint = f"--ckpt_path={copied / 'checkpoints' / 'best.ckpt'}"
-    if setting == "callbacks":
-        with pytest.warns(UserWarning, match="not used: their_callbacks.Theirs, which the config beside"):
-            main(["test", checkpoint, *QUIET])
-    else:
-        line = refusal(capsys, "test", checkpoint)
-        assert "names their_plugins.Theirs, which is not trusted for a checkpoint's sake" in line
+    line = refusal(capsys, "test", checkpoint)
+    assert f"names their_{setting}.Theirs, which is not trusted for a checkpoint's sake" in line
     assert not executed.exists()
     main(["test", f"--config={copied / 'config.yaml'}", checkpoint, *QUIET])
     assert executed.exists()
@@ -208,16 +203,3 @@ def test_a_bug_of_a_constructor_is_not_blamed_on_the_checkpoint(run, monkeypatch
         with pytest.raises(kind):
             CosineClassifier.load_from_checkpoint(checkpoint, weights_only=True)
         monkeypatch.undo()
-
-
-@pytest.mark.parametrize(
-    "states",
-    [None, [], {"a": None}, {"a": {"dirpath": None}}, {"RunFolder": {}}, {"RunFolder": {"folder": 1, "id": 1}}],
-    ids=str,
-)
-def test_states_of_callbacks_that_are_none(states, run, tmp_path):
-    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
-    if isinstance(states, dict):
-        states |= {"place": {"dirpath": str(tmp_path)}, **states}
-    torch.save({**checkpoint, "callbacks": states}, tmp_path / "other.ckpt")
-    assert run_of(tmp_path / "other.ckpt") is None

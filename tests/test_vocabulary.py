@@ -41,7 +41,6 @@ PENDING = {
     "metricloss_pl/cli/run.py",
     "metricloss_pl/cli/split.py",
     "metricloss_pl/files.py",
-    "metricloss_pl/run_files.py",
     "tests/ddp_trouble.py",
     "tests/side_by_side.py",
     "tests/systems.py",

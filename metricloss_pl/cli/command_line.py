@@ -3,51 +3,38 @@
 from __future__ import annotations
 
 import math
-import os
-import shlex
 import signal
 import sys
-import warnings
 from argparse import ArgumentError
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
-from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.callbacks import (
-    EarlyStopping,
-    LearningRateMonitor,
-    ModelCheckpoint,
-    ProgressBar,
-    StochasticWeightAveraging,
-    Timer,
-)
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from metricloss_pl._compat import dumped_config
+from metricloss_pl._compat import make_room_for_linked_values
 from metricloss_pl.callbacks import ConfusionMatrixPlot, HierarchyMetrics, PredictionWriter
 from metricloss_pl.callbacks.run_folder import run_folder
-from metricloss_pl.checkpoints import AtomicCheckpointIO, import_paths, is_trusted_run, read_checkpoint, trusted_imports
-from metricloss_pl.cli import run
+from metricloss_pl.checkpoints import AtomicCheckpointIO, import_paths, read_checkpoint, trusted_imports
 from metricloss_pl.cli.arguments import (
     SUBCOMMANDS,
     has_own_config,
     name_of_run,
     named_in,
+    option,
     option_names,
     options_of,
     prepare,
 )
 from metricloss_pl.cli.compare import compare
-from metricloss_pl.cli.console import print_table, relative_path
+from metricloss_pl.cli.console import filter_library_messages, relative_path
 from metricloss_pl.cli.errors import (
     constructor_errors,
     format_user_error,
@@ -59,24 +46,22 @@ from metricloss_pl.cli.errors import (
 from metricloss_pl.cli.figure import draw_figure
 from metricloss_pl.cli.hierarchy import show_hierarchy
 from metricloss_pl.cli.parser import Parser
+from metricloss_pl.cli.processes import TerminateChildrenOnError, exit_status, has_lost_a_process, limit_waiting
 from metricloss_pl.cli.program import DESCRIPTIONS
 from metricloss_pl.cli.progress import ProgressLines
 from metricloss_pl.cli.report import show_report
-from metricloss_pl.cli.run_folder import CONFIG, RunFolder, moved_from, run_of, settle_ranks, tidy_up
-from metricloss_pl.cli.saved_config import drop_object_defaults
-from metricloss_pl.cli.settings_log import SettingsLog
+from metricloss_pl.cli.results import RunRecord, SettingsLog, report_results
+from metricloss_pl.cli.run_folder import LastCheckpoint, RunFolder, run_of
+from metricloss_pl.cli.saved_config import SaveConfigAndSummary, drop_object_defaults
 from metricloss_pl.cli.split import SplitRecord, choose_images
 from metricloss_pl.cli.suggestions import find_mistake
 from metricloss_pl.data import ImageDataModule
-from metricloss_pl.data.base import SET_NAMES
-from metricloss_pl.errors import DEBUG_HELP, UserError, is_debugging, plural, raised_in, refusing, shell_command
-from metricloss_pl.files import stem_of_result
+from metricloss_pl.errors import DEBUG_HELP, UserError, is_debugging, refusing, shell_command
 from metricloss_pl.regimes import Classifier
-from metricloss_pl.run_files import add_run_arguments, check_settings, link_facts_of_data
+from metricloss_pl.run_options import add_run_arguments, check_settings, link_facts_of_data
 
 __all__ = ["MetricLossCLI", "main"]
 
-_MOST_PROCESSES = 8  # on fewer CPU cores than that, to try things out
 _USAGE = {
     "fit": "(--config FILE | --resume RUN) [options]",
     "validate": "--ckpt_path FILE [options]",
@@ -105,7 +90,7 @@ class MetricLossCLI(LightningCLI):
         self,
         model_class: type[Classifier] = Classifier,
         datamodule_class: type[ImageDataModule] = ImageDataModule,
-        save_config_callback: type[SaveConfigCallback] | None = run.SaveConfigAndSummary,
+        save_config_callback: type[SaveConfigCallback] | None = SaveConfigAndSummary,
         *,
         args: Sequence[str] | None = None,
         run: bool = True,
@@ -113,32 +98,38 @@ class MetricLossCLI(LightningCLI):
     ) -> None:
         self.arguments = list(sys.argv[1:] if args is None else args)
         prepared = prepare(self.arguments) if run else prepare(["fit", *self.arguments])[1:]
+        texts = {
+            name: {
+                "usage": f"{shell_command(name)} {_USAGE[name]}",
+                "description": DESCRIPTIONS[name],
+                "epilog": DEBUG_HELP,
+            }
+            for name in SUBCOMMANDS
+        }
         ours: dict[str, Any] = {
             "seed_everything_default": 0,
             "parser_class": Parser,
-            "parser_kwargs": {
-                name: {
-                    "usage": f"{shell_command(name)} {_USAGE[name]}",
-                    "description": DESCRIPTIONS[name],
-                    "epilog": DEBUG_HELP,
-                }
-                for name in SUBCOMMANDS
-            },
+            "parser_kwargs": texts,
             "auto_configure_optimizers": False,
         }
-        with ExitStack() as self.limits:  # of imports for a checkpoint's sake, until all is built
-            super().__init__(
-                model_class,
-                datamodule_class,
-                save_config_callback,
-                subclass_mode_model=True,
-                subclass_mode_data=True,
-                args=prepared,
-                run=run,
-                **{**ours, **kwargs},
-            )
+        super().__init__(
+            model_class,
+            datamodule_class,
+            save_config_callback,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            args=prepared,
+            run=run,
+            **{**ours, **kwargs},
+        )
 
     # ----------------------------------------------------------------------------------------------------- arguments
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return the subcommands, each with the arguments of the Trainer's method that are no options."""
+        fixed = {"weights_only", "verbose", "return_predictions"}
+        return {name: skip | fixed for name, skip in LightningCLI.subcommands().items()}
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of a run, then those of the Trainer, the model and the data, and the links among them."""
@@ -147,242 +138,182 @@ class MetricLossCLI(LightningCLI):
         link_facts_of_data(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        self.config = self._parse(parser, args)
-        config = _of_subcommand(self.config)
-        for name, value in (
-            ("weights_only", True),
-            ("return_predictions", False),
-            ("verbose", False),  # the closing lines say it
-        ):
-            if name in config:
-                config[name] = value
-        check_settings(config)
-        _check_folder(config)
-        for option, value in (
-            ("save_every_n_steps", config.save_every_n_steps),
-            ("timeout_minutes", config.timeout_minutes),
-        ):
-            if value is not None and not 0 < value < math.inf:
-                raise UserError(f"--{option} is {value}: it must be above 0 and finite")
-        kept = getattr(_loaded_class(config.model.class_path), "kept_in_checkpoint", ())
-        self.kept_in_checkpoint = {  # before a checkpoint's settings take their place
-            name: value for name in kept if (value := config.model.get("init_args", {}).get(name)) is not None
-        }
-        self.checkpoint: dict[str, Any] | None = None
-        subcommand = self.config.get("subcommand", "fit")
-        if config.get("ckpt_path") is not None:
-            self.checkpoint = _read_fitting_checkpoint(config.ckpt_path, config.model.class_path, subcommand)
-            if subcommand == "fit":
-                self._follow_moved_run(config, self.checkpoint)
-            own = has_own_config(self.arguments)
-            others = import_paths(config.as_dict()) if own else named_in(self.arguments)
-            self.limits.enter_context(trusted_imports(f"checkpoint {config.ckpt_path}", others, run=True))
-        elif subcommand != "fit":
-            raise UserError(f"{subcommand} needs a trained network: give --ckpt_path with a checkpoint's file")
-
-    def _follow_moved_run(self, config: Any, checkpoint: dict[str, Any]) -> None:
-        """Let a run that was moved or copied write none of the checkpoints of the one that it is a copy of."""
-        folder = run_of(config.ckpt_path)
-        before = None if folder is None else moved_from(checkpoint, folder)
-        if folder is None or before is None:
-            return
-        given = option_names(self.arguments)
-        blocks = [] if "--checkpoint.dirpath" in given else [config.get("checkpoint")]
-        if not any(name.startswith("--trainer.callbacks") for name in given):
-            blocks += [callback.get("init_args") for callback in _as_list(config.trainer.callbacks)]
-        for block in blocks:
-            if not block or (dirpath := block.get("dirpath")) is None:
-                continue
-            path = Path(os.path.abspath(dirpath))
-            if "://" not in dirpath and path.is_relative_to(before):
-                block.dirpath = str(folder / path.relative_to(before))
-            elif not path.is_relative_to(folder):
-                block.dirpath = None
-                rank_zero_warn(
-                    f"{relative_path(folder)} was moved or copied from {before}: checkpoints are written into it, and "
-                    f"no "
-                    f"longer into {dirpath}; --checkpoint.dirpath names another folder"
-                )
-
-    def _parse(self, parser: LightningArgumentParser, args: Any) -> Any:
-        """Parse the arguments; names that do not exist are told with those that do."""
-        limits: AbstractContextManager[None] = nullcontext()
-        options = [(name, value) for name, value, _ in options_of(args)]
-        checkpoint = dict(options).get("--ckpt_path")
-        if checkpoint is not None and not has_own_config(self.arguments):
-            others = named_in(self.arguments)
-            limits = trusted_imports(f"checkpoint {checkpoint}", others, run=True)
+        """Parse the arguments, and put a checkpoint's settings of the model in place of those of the config."""
+        has_config = has_own_config(self.arguments)
+        self.ckpt_path = option(self.arguments, "--ckpt_path")
+        self.trusted = named_in(self.arguments)
         try:
-            with limits:
-                return parser.parse_args(args)
+            with nullcontext() if has_config else self._limit_imports():
+                self.config = parser.parse_args(args)  # type: ignore[arg-type]
         except (ArgumentError, UnicodeDecodeError) as error:
-            if line := find_mistake(options):
+            if line := find_mistake([(name, value) for name, value, _ in options_of(args)]):  # type: ignore[arg-type]
                 raise UserError(line) from error
             raise
+        config = _of_subcommand(self.config)
+        _check_options(config, self.config.get("subcommand"))
+        if has_config:
+            self.trusted = import_paths(config.as_dict())
+        self.given = config.clone()
+        self.checkpoint: dict[str, Any] | None = None
+        self.ckpt_path = config.get("ckpt_path")
+        if self.ckpt_path is not None:
+            self._take_settings_from_checkpoint(config)
+
+    def _limit_imports(self) -> AbstractContextManager[None]:
+        """Return the context in which settings that come with a checkpoint name only trusted classes."""
+        if self.ckpt_path is None:
+            return nullcontext()
+        return trusted_imports(f"checkpoint {self.ckpt_path}", self.trusted, run=True)
+
+    def _take_settings_from_checkpoint(self, config: Any) -> None:
+        """Read the checkpoint, and let model and data be built as it says."""
+        subcommand, path = self.config.subcommand, str(self.ckpt_path)
+        self.checkpoint = read_checkpoint(path)
+        settings = dict(self.checkpoint["hyper_parameters"])
+        settings.pop("_instantiator", None)
+        trained = settings.pop("_class_path", None)
+        if trained is None:
+            raise UserError(f"--ckpt_path {path} was written outside the command line: load it from Python")
+        if not import_paths(trained) & import_paths(config.model.class_path):
+            names = [class_path.rpartition(".")[2] for class_path in (trained, config.model.class_path)]
+            raise UserError(
+                f"--ckpt_path {path} is a checkpoint of {names[0]} and the config asks for {names[1]}: give the config "
+                "that it was trained with"
+            )
+        # Not by LightningCLI, which does it in a private method: were that renamed, the settings could name anything.
+        config.ckpt_path = None
+        with self._limit_imports():
+            model = {"class_path": trained, "dict_kwargs": settings}
+            self.config = self.parser.parse_object({subcommand: {"model": model}}, self.config)
+        config = _of_subcommand(self.config)
+        backbone = (config.model.init_args.get("backbone") or {}).get("init_args", {})
+        if backbone.get("weights") is not None:  # the checkpoint holds the weights
+            backbone["weights"] = None
+        data = config.data.get("init_args", {})
+        if data.get("classes", ()) is None:
+            data["classes"] = self.checkpoint["class_names"]
+        if data.get("split_file") is not None:  # choose_images decides
+            data["split_file"] = None
 
     # ------------------------------------------------------------------------------------------------------ the run
 
     def before_instantiate_classes(self) -> None:
         drop_object_defaults(_of_subcommand(self.config))
-        # Lightning notes linked values in a dump of the config, and fails where a class has no argument but the linked
-        # one, or the regime no backbone: there is then no place for them.
-        settings = dumped_config(self)["model"].setdefault("init_args", {})
-        if not isinstance(settings.get("backbone"), dict):
-            settings["backbone"] = {}
-        settings["backbone"].setdefault("init_args", {})
+        make_room_for_linked_values(self)
 
     def instantiate_classes(self) -> None:
-        config = _of_subcommand(self.config)
-        init_args, data_args = config.model.get("init_args", {}), config.data.get("init_args", {})
-        with ExitStack() as restored:
-            if self.checkpoint is not None:
-                # What the checkpoint or the run's folder holds; the config goes on naming files that may be gone.
-                if (backbone := (init_args.get("backbone") or {}).get("init_args")) and backbone.get("weights"):
-                    restored.enter_context(_replaced(backbone, "weights", None))
-                if data_args.get("classes", ()) is None:
-                    restored.enter_context(_replaced(data_args, "classes", self.checkpoint["class_names"]))
-                named_split = data_args.get("split_file")
-                if named_split is not None:
-                    restored.enter_context(_replaced(data_args, "split_file", None))
-            with constructor_errors():
-                super().instantiate_classes()
-        self.limits.close()
+        """Build model, data and Trainer, choose the images to evaluate, and reserve the folder of the run."""
+        with self._limit_imports(), constructor_errors():
+            super().instantiate_classes()
         if self.checkpoint is not None:
-            if named_split is not None:
-                self.datamodule.split_file = named_split
-            given, path = option_names(self.arguments), Path(config.ckpt_path)
+            self.datamodule.split_file = self.given.data.get("init_args", {}).get("split_file")
+            given, path = option_names(self.arguments), Path(str(self.ckpt_path))
             choose_images(self.datamodule, str(self.subcommand), given, self.checkpoint, path)
-        for name, value in self.kept_in_checkpoint.items():
-            init_args[name] = value
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, (ConfusionMatrixPlot, PredictionWriter)):
-                callback.command = "fit" if self.subcommand in ("fit", None) else shell_command(*self.arguments)
-        for callback in self.trainer.checkpoint_callbacks:
-            if self.datamodule.has_validation or not isinstance(callback, ModelCheckpoint):
-                continue
-            if (callback.monitor or "").startswith("val/"):
+                callback.command = "fit" if self.is_fit else shell_command(*self.arguments)
+            without_images = not self.datamodule.has_validation and isinstance(callback, ModelCheckpoint)
+            if without_images and (callback.monitor or "").startswith("val/"):
                 callback.monitor, callback.save_top_k = None, 0  # the last checkpoint is the result
 
+    @property
+    def is_fit(self) -> bool:
+        """Whether this trains, or builds what would train."""
+        return self.subcommand in ("fit", None)
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Return the Trainer, with the callbacks of a run besides those of the config."""
         config = _of_subcommand(self.config_init)
-        fits = self.subcommand in ("fit", None)
+        # Model and data are built. What is saved and reported is the config as the user gave it.
+        self.given.seed_everything = config.seed_everything
+        drop_object_defaults(self.given)
+        if self.subcommand is not None:
+            config.ckpt_path = self.ckpt_path
+            self.config[self.subcommand] = self.given
         given = config.trainer
-        path = run_of(config.ckpt_path) if config.get("ckpt_path") else None
+        callbacks = _as_list(given.callbacks)
+
+        def lacks(kind: type) -> bool:
+            return not any(isinstance(callback, kind) for callback in callbacks)
+
         tensorboard = self.subcommand != "predict" and given.logger in (None, True)
-        self.run_folder = RunFolder(path, tensorboard)
         if tensorboard or given.logger is None:
             kwargs["logger"] = False  # TensorBoard's comes when the folder is known
-        callbacks = _as_list(given.callbacks)
-        has_bar = sys.stdout.isatty() or any(isinstance(callback, ProgressBar) for callback in callbacks)
-        if given.enable_progress_bar is not False and not has_bar:
+        if given.enable_progress_bar is not False and not sys.stdout.isatty() and lacks(ProgressBar):
             callbacks.append(ProgressLines())
-        if fits and given.logger not in (False, []):
+        if self.is_fit and given.logger not in (False, []):
             callbacks.append(LearningRateMonitor())
-        if (fits or self.subcommand == "test") and not any(isinstance(c, HierarchyMetrics) for c in callbacks):
+        if (self.is_fit or self.subcommand == "test") and lacks(HierarchyMetrics):
             callbacks.append(HierarchyMetrics())
         best = None
         if given.enable_checkpointing is not False:
             best = config.checkpoint
-            callbacks += [best, run.LastCheckpoint(config.save_every_n_steps)]
+            callbacks += [best, LastCheckpoint(config.save_every_n_steps)]
         plugins = _as_list(given.plugins)
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
-        run.limit_waiting(config.timeout_minutes)
-        timers = [callback for callback in callbacks if isinstance(callback, Timer)]
-        if timers and given.max_time is not None:
-            raise UserError("trainer.max_time and a Timer both limit the time: leave one of them out")
-        # In the checkpoints too, so that a resumed run counts on.
-        with lightning_refusals("trainer.max_time"):
-            timer = timers[0] if timers else Timer(given.max_time)
-        ours = [run.TerminateChildrenOnError()] if timers else [timer, run.TerminateChildrenOnError()]
-        self.record = run.RunRecord(timer, best)
-        kwargs["callbacks"] = [self.run_folder, *callbacks, *ours, self.record, SplitRecord()]
-        self.settings_log = SettingsLog(_of_subcommand(self.config)) if given.enable_autolog_hparams else None
+        limit_waiting(config.timeout_minutes)
+        name = name_of_run(self.arguments) or self.given.model.class_path.rpartition(".")[2]
+        path = run_of(self.ckpt_path) if self.ckpt_path else None
+        self.run_folder = RunFolder(path, config.runs_dir, name, tensorboard)
+        self.record = RunRecord(best)
+        callbacks = [self.run_folder, *callbacks, TerminateChildrenOnError(), self.record, SplitRecord()]
+        self.settings_log = SettingsLog(self.given) if given.enable_autolog_hparams else None
         if self.settings_log is not None:
-            kwargs["callbacks"].append(self.settings_log)
-            kwargs["enable_autolog_hparams"] = False  # it is done by that callback
+            callbacks.append(self.settings_log)
+        kwargs |= {"callbacks": callbacks, "enable_autolog_hparams": False, "default_root_dir": config.runs_dir}
         with lightning_refusals("trainer"), refusing("lightning", (TypeError, ValueError), "trainer: {}"):
             trainer = super().instantiate_trainer(**kwargs)
-        settle_ranks(trainer)
-        processes, cores = trainer.num_devices, os.cpu_count() or 1
-        if isinstance(trainer.accelerator, CPUAccelerator) and processes > max(cores, _MOST_PROCESSES):
-            raise UserError(f"trainer.devices is {processes}, and there are {cores} CPU cores: give at most as many")
-        name = name_of_run(self.arguments) or _of_subcommand(self.config).model.class_path.rpartition(".")[2]
-        with lightning_refusals("trainer"):  # such as a logger whose package is missing
-            self.run_folder.attach(trainer, config.runs_dir, name)
+        # Lightning reads the rank for messages from variables that another job may have left.
+        rank_zero_only.rank = trainer.global_rank  # type: ignore[attr-defined]
         return trainer
 
     def fit(self, model: Any, **kwargs: Any) -> None:
-        """Run the Trainer's method of this name; what it says of a setting is the user's mistake."""
-        with lightning_refusals():
-            try:
-                self.trainer.fit(model, **kwargs)
-            except RuntimeError as error:
-                if raised_in(error, "lightning.pytorch.callbacks.early_stopping"):
-                    self._check_monitors(error)
-                if is_of_collective(error) and run.has_lost_a_process(self.trainer):
-                    raise UserError(lost_contact(self.trainer.global_rank)) from error
-                raise
-
-    def _check_monitors(self, error: Exception) -> None:
-        known = self.trainer.callback_metrics
-        for callback in self.trainer.early_stopping_callbacks:
-            if isinstance(callback, EarlyStopping) and callback.monitor not in known:
-                raise UserError(
-                    f"EarlyStopping watches {callback.monitor!r}, which is not measured; there are {', '.join(known)}"
-                ) from error
+        """Train; a metric that `EarlyStopping` lacks and the loss of another process are one line."""
+        try:
+            with refusing("lightning.pytorch.callbacks", RuntimeError):
+                self.trainer.fit(model, weights_only=True, **kwargs)
+        except RuntimeError as error:
+            if is_of_collective(error) and has_lost_a_process(self.trainer):
+                raise UserError(lost_contact(self.trainer.global_rank)) from error
+            raise
 
     def validate(self, model: Any, **kwargs: Any) -> Any:
-        """Run the Trainer's method of this name."""
-        with lightning_refusals():
-            return self.trainer.validate(model, **kwargs)
+        """Validate without Lightning's table of results, which the closing lines replace."""
+        return self.trainer.validate(model, weights_only=True, verbose=False, **kwargs)
 
     def test(self, model: Any, **kwargs: Any) -> Any:
-        """Run the Trainer's method of this name."""
-        with lightning_refusals():
-            return self.trainer.test(model, **kwargs)
+        """Test without Lightning's table of results, which the closing lines replace."""
+        return self.trainer.test(model, weights_only=True, verbose=False, **kwargs)
 
     def predict(self, model: Any, **kwargs: Any) -> Any:
-        """Run the Trainer's method of this name."""
-        with lightning_refusals():
-            return self.trainer.predict(model, **kwargs)
+        """Predict into a file, not into memory."""
+        return self.trainer.predict(model, weights_only=True, return_predictions=False, **kwargs)
 
     def before_fit(self) -> None:
-        if self.config.fit.compile:
+        if self.given.compile:
             self.model.backbone.compile()
-        if self.checkpoint is None:
-            return
-        warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # it goes on there
-        # current_epoch lags in a checkpoint that an epoch's end has written.
-        epochs = self.checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-        steps = self.checkpoint["global_step"]
-        most_epochs, most_steps = self.trainer.max_epochs, self.trainer.max_steps
-        # Lightning adds an epoch without training, in which batch norms meet the averaged weights.
-        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
-        added = any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks)
-        for done, most, flag in ((epochs - added, most_epochs, "max_epochs"), (steps, most_steps, "max_steps")):
-            if most is not None and 0 <= most <= done:
-                raise UserError(
-                    f"nothing is left to train: {relative_path(run_folder(self.trainer))} has {epochs} epochs and "
-                    f"{steps} steps behind it; give --trainer.{flag} more than {most}"
-                )
 
     def after_fit(self) -> None:
-        if self.trainer.received_sigterm:
+        trainer = self.trainer
+        if trainer.received_sigterm:
             raise SystemExit(128 + signal.SIGTERM)
-        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.run_folder.remove_if_empty()
             return
-        facts = self.record.facts(self.trainer)
-        metrics = {f"best {name}": score for name, score in facts.pop("metrics").items()}
-        checkpoint = facts.pop("checkpoint")
-        if self.config.fit.test_after_fit:
-            tested = self.test(
-                self.model, datamodule=self.datamodule, ckpt_path=checkpoint or None, weights_only=True, verbose=False
+        record = self.record
+        if self.checkpoint is not None and trainer.global_step <= self.checkpoint["global_step"]:
+            raise UserError(
+                f"nothing is left to train: {relative_path(run_folder(trainer))} has {trainer.current_epoch} epochs "
+                f"and {trainer.global_step} steps; give more by --trainer.max_epochs or --trainer.max_steps"
             )
+        metrics = dict(record.metrics)
+        if self.given.test_after_fit:
+            tested = self.test(self.model, datamodule=self.datamodule, ckpt_path=record.checkpoint or None)
             metrics |= tested[0] if tested else {}
         if self.settings_log is not None:
-            self.settings_log.log_metrics(self.trainer, metrics)
-        self._finish(metrics, checkpoint, facts)
+            self.settings_log.log_metrics(trainer, metrics)
+        report_results(trainer, self.given, self.arguments, metrics, record.checkpoint, record.training)
 
     def after_validate(self) -> None:
         self._finish_evaluation()
@@ -390,64 +321,19 @@ class MetricLossCLI(LightningCLI):
     def after_test(self) -> None:
         self._finish_evaluation()
 
-    def after_predict(self) -> None:
-        if self.config.predict.data.get("init_args", {}).get("predict_dir") is None and self.trainer.is_global_zero:
-            print("these are the images of the test set: --data.predict_dir takes a folder of your own")
-        if self.trainer.is_global_zero and (unreadable := self.record.facts(self.trainer)["unreadable"]):
-            raise UserError(unreadable)  # the others are predicted, and the exit status says that some are not
-
     def _finish_evaluation(self) -> None:
         if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
             if not metrics:
-                raise UserError(f"{self.subcommand} has measured nothing: there is no image in that part of the data")
-            self._finish(metrics, self.config[self.subcommand].ckpt_path)
+                raise UserError(f"{self.subcommand} has measured nothing: the set has no image")
+            report_results(self.trainer, self.given, self.arguments, metrics, str(self.ckpt_path))
 
-    def _finish(self, metrics: Mapping[str, float], checkpoint: str, training: Mapping[str, Any] | None = None) -> None:
-        """Print the closing lines, and write what was found, and how, as one line of JSON into the run's folder."""
-        config, trainer = self.config[self.subcommand], self.trainer
-        folder = run_folder(trainer)
-        if not trainer.is_global_zero:
-            return
-        facts: dict[str, Any] = {
-            "command": shell_command(*self.arguments),
-            "model": config.model.class_path,
-            "data": config.data.class_path,
-            "seed": config.seed_everything,
-        }
-        rows = []
-        if training is not None:
-            facts |= training
-            rows.append(("time", "{seconds:.0f} s, {epochs} epochs, {steps} steps".format(**training)))
-        elif isinstance(self.datamodule, ImageDataModule):
-            part = {"validate": "val"}.get(str(self.subcommand), "test")
-            labels, number = self.datamodule.samples(part).labels, self.datamodule.num_classes
-            facts["images"] = len(labels)
-            present = len(labels.unique())
-            classes = f"{number} classes" if present == number else f"{present} of {number} classes"
-            rows.append(("images", f"{plural(len(labels), SET_NAMES[part] + ' image')} of {classes}"))
-        facts["metrics"] = {name.removeprefix("best "): value for name, value in metrics.items()}
-        rows += [(name, f"{metrics[name]:.4f}") for name in sorted(metrics)]
-        if checkpoint:
-            facts["checkpoint"] = relative_path(checkpoint)
-            rows.append(("checkpoint", relative_path(checkpoint)))
-        if self.subcommand == "fit" and checkpoint and not any(name.startswith("test/") for name in metrics):
-            named = config.as_dict()
-            brought = is_trusted_run({block: named[block] for block in ("data", "model", "trainer")})
-            found = [] if brought and run_of(checkpoint) == folder else ["--config", relative_path(folder / CONFIG)]
-            rows.append(("test", shell_command("test", *found, "--ckpt_path", relative_path(checkpoint))))
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                watch = shlex.join(["tensorboard", "--logdir", relative_path(logger.root_dir)])
-                rows.append(("log", f"{relative_path(logger.log_dir)}  ({watch})"))
-        if (folder / "figures").is_dir():
-            rows.append(("figures", relative_path(folder / "figures")))
-        file = folder / "result.json"
-        if self.subcommand != "fit":
-            file = folder / f"{stem_of_result(folder, str(self.subcommand), facts['command'])}.json"
-            rows.append(("result", relative_path(file)))
-        run.write_result(file, trainer, facts)
-        print_table(rows)
+    def after_predict(self) -> None:
+        if self.given.data.get("init_args", {}).get("predict_dir") is None and self.trainer.is_global_zero:
+            print("these are the images of the test set: --data.predict_dir takes a folder of your own")
+        self.run_folder.remove_if_empty()
+        if self.trainer.is_global_zero and (unreadable := self.datamodule.unreadable):
+            raise UserError(str(unreadable))  # the others are predicted, and the exit status says that some are not
 
 
 def _of_subcommand(config: Any) -> Any:
@@ -455,52 +341,27 @@ def _of_subcommand(config: Any) -> Any:
     return config.get(str(config.get("subcommand")), config)
 
 
-@contextmanager
-def _replaced(settings: Any, name: str, value: Any) -> Iterator[None]:
-    """Put a value in place of a setting for the time of the context."""
-    before, settings[name] = settings[name], value
-    try:
-        yield
-    finally:
-        settings[name] = before
-
-
 def _as_list(given: Any) -> list[Any]:
     """Return the items of a setting that is one item, a list of them, or nothing."""
     return list(given) if isinstance(given, list) else [given] if given else []
 
 
-def _check_folder(config: Any) -> None:
-    """Refuse another place than the run's folder, and a name in it that is taken."""
+def _check_options(config: Any, subcommand: str | None) -> None:
+    """Refuse options of a run that are out of range or that another option replaces."""
+    check_settings(config)
+    if subcommand == "fit" and config.ckpt_path is not None and config.resume is None:
+        raise UserError(
+            f"fit --ckpt_path {config.ckpt_path}: a run continues with --resume RUN; a new run starts from trained "
+            "weights that the backbone's settings name"
+        )
     if (folder := config.trainer.default_root_dir) is not None:
         raise UserError(f"trainer.default_root_dir is {folder}: --runs_dir says where a run lives")
-    if config.get("checkpoint") and config.checkpoint.filename == "last":
-        raise UserError("--checkpoint.filename is last: that is the newest state's name; another one is needed")
-
-
-def _read_fitting_checkpoint(path: str, class_path: str, subcommand: str) -> dict[str, Any]:
-    """The checkpoint, if it is one of this regime: Lightning would run another one without a word."""
-    checkpoint = read_checkpoint(path)
-    trained = checkpoint["hyper_parameters"].get("_class_path")
-    if subcommand == "fit" and not ("loops" in checkpoint and checkpoint.get("optimizer_states")):
-        raise UserError(
-            f"--ckpt_path {path} holds weights alone, so that no training can go on from it: name it as the backbone's "
-            "weights in a new run"
-        )
-    if trained is None:
-        raise UserError(f"--ckpt_path {path} was written outside the command line: load it from Python")
-    if trained != class_path and _loaded_class(trained) is not _loaded_class(class_path):
-        raise UserError(
-            f"--ckpt_path {path} is a checkpoint of {trained.rpartition('.')[2]} and the config asks for "
-            f"{class_path.rpartition('.')[2]}: give the config that it was trained with"
-        )
-    return checkpoint
-
-
-def _loaded_class(class_path: str) -> object:
-    """The class of this path if its module is imported; what a file names is never imported for its sake."""
-    module, _, name = class_path.rpartition(".")
-    return getattr(sys.modules.get(module), name, class_path)
+    strategy = str(config.trainer.strategy)
+    if any(method in strategy for method in ("spawn", "fork", "notebook")):
+        raise UserError(f"trainer.strategy is {strategy}: its processes can't be followed; give ddp")
+    for name in ("save_every_n_steps", "timeout_minutes"):
+        if config[name] is not None and not 0 < config[name] < math.inf:
+            raise UserError(f"--{name} is {config[name]}: it must be above 0 and finite")
 
 
 # What the command line does besides running a Trainer.
@@ -520,11 +381,9 @@ def main(args: Sequence[str]) -> None:
     Raises:
         SystemExit: With status 1 after a user's mistake, whose one line is on standard error; 143 after SIGTERM.
     """
-    debug = is_debugging(args)
     arguments = [argument for argument in args if argument != "--debug"]
-    refusal, failed = None, False
     try:
-        with run.less_noise():
+        with filter_library_messages(), lightning_refusals():
             function = _FUNCTIONS.get(arguments[0]) if arguments else None
             if arguments[:1] == ["compare"]:
                 compare(arguments[1:])
@@ -539,16 +398,10 @@ def main(args: Sequence[str]) -> None:
     except BrokenPipeError:
         raise
     except Exception as error:
-        failed = True
-        refusal = None if debug else format_user_error(error)
-        if refusal is None:
+        line = None if is_debugging(args) else format_user_error(error)
+        if line is None:
             if hint := hint_of(error):
                 error.add_note(hint)
             raise
-    finally:
-        tidy_up(refused=failed and arguments[:1] == ["fit"])
-    if refusal is not None:
-        print(f"error: {refusal}", file=sys.stderr)
-        distributed = torch.distributed
-        is_first = not (distributed.is_available() and distributed.is_initialized() and distributed.get_rank() > 0)
-        raise SystemExit(1 if is_first else run.REFUSED)
+        print(f"error: {line}", file=sys.stderr)
+        raise SystemExit(exit_status()) from error

@@ -7,8 +7,12 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-__all__ = ["print_table", "relative_path", "silence_lightning"]
+__all__ = ["filter_library_messages", "print_table", "relative_path", "silence_lightning"]
+
+# Modules of Lightning with warnings on what is intended: no validation images, a resumed run, averaged weights.
+_MODULES = "utilities.data|loops.training_epoch_loop|callbacks.model_checkpoint|callbacks.weight_averaging"
 
 
 def print_table(rows: Sequence[tuple[str, str]]) -> None:
@@ -37,3 +41,36 @@ def silence_lightning() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+@contextmanager
+def filter_library_messages() -> Iterator[None]:
+    """Suppress messages of libraries that users can't act on, and print each warning to users on one line.
+
+    Lightning's information is kept where a callback or tuner gives it, which the user has asked for.
+    """
+    from lightning.fabric.utilities.warnings import PossibleUserWarning  # slow to import
+
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    format_in_full = warnings.formatwarning
+
+    def format_on_one_line(message: Warning | str, category: type[Warning], *where: Any, **line: Any) -> str:
+        if issubclass(category, UserWarning):
+            return f"warning: {' '.join(str(message).split())}\n"
+        return format_in_full(message, category, *where, **line)
+
+    logger.addFilter(_is_asked_for)
+    warnings.formatwarning = format_on_one_line
+    try:
+        with warnings.catch_warnings():
+            for category in (PossibleUserWarning, FutureWarning):
+                warnings.simplefilter("ignore", category)
+            warnings.filterwarnings("ignore", category=UserWarning, module=rf"lightning\.pytorch\.({_MODULES})$")
+            yield
+    finally:
+        warnings.formatwarning = format_in_full
+        logger.removeFilter(_is_asked_for)
+
+
+def _is_asked_for(record: logging.LogRecord) -> bool:
+    return record.levelno > logging.INFO or Path(record.pathname).parent.name in ("callbacks", "tuner")

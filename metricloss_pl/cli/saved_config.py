@@ -1,70 +1,126 @@
-"""Settings as text: defaults that a file can't hold are left to their classes."""
+"""Config that a run saves, and the summary that it prints as its training begins."""
 
 from __future__ import annotations
 
+import math
+import os
 import pydoc
 from collections.abc import Iterator
-from enum import Enum
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
 
-__all__ = ["drop_object_defaults"]
+from metricloss_pl.callbacks.run_folder import run_folder
+from metricloss_pl.cli.console import print_table, relative_path
+from metricloss_pl.data import ImageDataModule
+from metricloss_pl.files import replacing
+
+__all__ = ["SaveConfigAndSummary", "drop_object_defaults"]
+
+# Settings that are paths, of the data and of what a run writes. A relative one starts at the current folder.
+_PATHS = ("root", "test_root", "csv", "images_dir", "path", "predict_dir", "runs_dir", "dirpath", "save_dir")
+_FEW_STEPS = 200
+_FEW_IMAGES = 50  # for validation: each makes two percentage points or more
+
+
+class SaveConfigAndSummary(SaveConfigCallback):
+    """Callback of `fit` that checks the images, and when training begins saves the config and prints a summary."""
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Look for broken, duplicate and unused images, also in the test set."""
+        if stage == "fit":
+            data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
+            data.check_files()
+            data.warn_of_left_out()
+            data.warn_of_duplicates()
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        if not trainer.is_global_zero:
+            return
+        config = with_absolute_paths(self.config)
+        for name in ("ckpt_path", "resume"):  # a new run from this config starts from scratch
+            if name in config:
+                config[name] = None
+        with replacing(run_folder(trainer) / self.config_filename) as beside:
+            self.parser.save(config, str(beside), skip_none=False, overwrite=True, multifile=False)
+        print_table(_summarize(trainer, pl_module))
+
+
+def _summarize(trainer: Trainer, module: LightningModule) -> list[tuple[str, str]]:
+    """Return the rows that describe a training that is about to begin."""
+    data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
+    rows = [("data", data.describe())]
+    if data.num_workers == 0 and not data.in_memory("train"):
+        rows.append(("images", "decoded for each batch: raise --data.cache_gb or --data.num_workers"))
+    weights = sum(parameter.numel() for parameter in module.parameters())
+    device = trainer.strategy.root_device
+    place = "" if device.type == "cpu" else f", on {device}"
+    rows.append(("network", f"{type(module.backbone).__name__}, {weights:,} parameters in all{place}"))
+    # A training set smaller than a batch is one batch of its own size.
+    batch = min(data.batch_size * trainer.world_size, len(data.samples("train"))) * trainer.accumulate_grad_batches
+    total = trainer.estimated_stepping_batches
+    per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+    few = "; few: lower --data.batch_size or raise --trainer.max_epochs" if total < _FEW_STEPS else ""
+    rows.append(("training", f"{total} steps of {batch} images, {per_epoch} per epoch{few}"))
+    if data.has_validation and (images := len(data.samples("val"))) < _FEW_IMAGES:
+        points = f"{100 / images:.0f} percentage points"
+        rows.append(("val set", f"{images} images; few: each makes {points} of what chooses the best epoch"))
+    rows.append(("run", relative_path(run_folder(trainer))))
+    return rows
+
+
+def with_absolute_paths(config: Any) -> Any:
+    """Return a copy of a config, or of a value in it, that means the same from any folder."""
+    if isinstance(config, list):
+        return [with_absolute_paths(item) for item in config]
+    if not isinstance(config, (dict, Namespace)):
+        return config
+    copy = config.clone() if isinstance(config, Namespace) else dict(config)
+    for name, value in list(vars(config).items() if isinstance(config, Namespace) else config.items()):
+        is_path = name in _PATHS and isinstance(value, str) and "://" not in value
+        copy[name] = os.path.abspath(value) if is_path else with_absolute_paths(value)
+    return copy
 
 
 def drop_object_defaults(config: Namespace) -> None:
-    """Remove the defaults of classes that are objects and not text, such as a device; their classes bring them again.
+    """Remove settings that are objects, such as a device, where they are the defaults of their classes.
 
-    Many an object has no text that gives it back, and would make the whole saved config unreadable.
+    Few objects have a text that gives them back, and one without would make the saved config unreadable.
 
     Args:
-        config: The parsed config, changed in place.
+        config: Parsed config, changed in place.
     """
-    for class_path, init_args in _classes(config):
-        objects = {name: value for name, value in vars(init_args).items() if not all(map(_is_text, _leaves(value)))}
-        if not objects:
-            continue
-        defaults = _defaults(class_path)
+    for class_path, settings in list(_classes(config)):
+        objects = {name: value for name, value in vars(settings).items() if not _is_text(value)}
+        defaults = _defaults(class_path) if objects else Namespace()
         for name, value in objects.items():
-            own = list(_leaves(defaults.get(name)))
-            found = list(_leaves(value))  # the parser copies containers, but not what is in them
-            if len(own) == len(found) and all(a is b for a, b in zip(own, found, strict=True)):
-                del init_args[name]
+            if [value] == [defaults.get(name)]:  # a list compares by identity first, since tensors have no truth value
+                del settings[name]
 
 
 def _classes(value: Any) -> Iterator[tuple[str, Namespace]]:
-    """Yield the class path and the arguments of every class that a config names."""
+    """Yield import path and settings of every class that a config names."""
     if isinstance(value, Namespace):
-        if isinstance(init_args := value.get("init_args"), Namespace) and "class_path" in value:
-            yield value.class_path, init_args
-        value = list(vars(value).values())
-    elif isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _classes(item)
-
-
-def _leaves(value: Any) -> Iterator[Any]:
-    """Yield what is in a value, however deep; a class among it is looked at by itself."""
-    if isinstance(value, Namespace) and "class_path" not in value:
+        if isinstance(settings := value.get("init_args"), Namespace) and "class_path" in value:
+            yield value.class_path, settings
         value = vars(value)
-    if isinstance(value, dict):
-        value = [*value.keys(), *value.values()]
-    if isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _leaves(item)
-    else:
-        yield value
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ():
+        yield from _classes(item)
 
 
 def _is_text(value: Any) -> bool:
-    """Return whether a value within no other is written as it is."""
-    return value is None or (isinstance(value, (bool, int, float, str, Namespace)) and not isinstance(value, Enum))
+    """Return whether YAML writes a value as it is; a class within it is examined by itself."""
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_text, value))
+    if isinstance(value, dict):
+        return all(map(_is_text, value.values()))
+    return isinstance(value, Namespace) or type(value) in (type(None), bool, int, float, str)
 
 
 def _defaults(class_path: str) -> Namespace:
-    """Return the defaults of a class, also those that it inherits through its keyword arguments."""
+    """Return the defaults of a class or function, also of arguments that it passes on as `**kwargs`."""
     parser, found = ArgumentParser(exit_on_error=False), pydoc.locate(class_path)
     add = parser.add_class_arguments if isinstance(found, type) else parser.add_function_arguments
     add(found, fail_untyped=False)  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ from metricloss_pl.data import ImageDataModule
 from metricloss_pl.errors import UserError
 from metricloss_pl.files import FilePath
 from metricloss_pl.regimes import Classifier
-from metricloss_pl.run_files import RESULT_INVARIANT, add_run_arguments, check_settings, link_facts_of_data
+from metricloss_pl.run_options import RESULT_INVARIANT, add_run_arguments, check_settings, link_facts_of_data
 
 __all__ = ["Built", "RunFiles", "for_each"]
 

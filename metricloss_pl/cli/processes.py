@@ -1,0 +1,51 @@
+"""Several processes of one training: how long they wait for each other, and what happens when one is lost."""
+
+from __future__ import annotations
+
+import atexit
+import subprocess
+from contextlib import suppress
+from datetime import timedelta
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
+
+from metricloss_pl._compat import started_processes
+
+__all__ = ["TerminateChildrenOnError", "exit_status", "has_lost_a_process", "limit_waiting"]
+
+_REFUSED = 3  # exit status after a user's mistake, of a process that is not the first one
+
+
+def limit_waiting(minutes: float) -> None:
+    """Limit how long a process waits for the others; the default of torch is half an hour."""
+    for name in StrategyRegistry.available_strategies():
+        entry = StrategyRegistry[name]
+        if issubclass(entry["strategy"], DDPStrategy):
+            entry["init_params"]["timeout"] = timedelta(minutes=minutes)
+
+
+def has_lost_a_process(trainer: Trainer) -> bool:
+    """Return whether a process that this one has started was killed, or has ended after a user's mistake."""
+    for process in started_processes(trainer):
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=5)  # its connections close before it ends
+        if process.returncode is not None and (process.returncode < 0 or process.returncode == _REFUSED):
+            return True
+    return False
+
+
+def exit_status() -> int:
+    """Return the exit status of this process after a user's mistake."""
+    distributed = torch.distributed
+    is_first = not (distributed.is_available() and distributed.is_initialized() and distributed.get_rank() > 0)
+    return 1 if is_first else _REFUSED
+
+
+class TerminateChildrenOnError(Callback):
+    """End the processes that a failing first process has started, even if they hang, once its message is out."""
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        for process in started_processes(trainer):
+            atexit.register(process.kill)
