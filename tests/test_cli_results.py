@@ -11,8 +11,6 @@ import torch
 
 from metricloss_pl.cli import main
 from tests.helpers import make_folder, make_image
-from tests.processes import run_groups
-from tests.systems import needs_fork
 
 ROOT = Path(__file__).parent.parent
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
@@ -121,21 +119,6 @@ def test_broken_images_of_the_set_are_named_at_once(
     message = capsys.readouterr().err.splitlines()[-1]
     assert "files cannot be read as images: " in message
     assert not list(run.glob(f"{subcommand}*"))
-
-
-def exit_code_1(arguments: list[str]) -> None:
-    assert exit_code(lambda: main(arguments)) == 1
-
-
-@needs_fork
-def test_a_process_whose_children_predict_fails_for_broken_images(run: Path, tmp_path: Path) -> None:
-    make_image(tmp_path / "new" / "good.png", 16, 0)
-    (tmp_path / "new" / "broken.png").write_bytes(b"no image")
-    checkpoint = f"--ckpt_path={run / 'checkpoints' / 'best.ckpt'}"
-    flags = [f"--data.predict_dir={tmp_path / 'new'}", "--trainer.strategy=ddp_fork", "--trainer.devices=1", *QUIET]
-    run_groups((1, exit_code_1, ["predict", checkpoint, *flags]))
-    assert files_of(run / "predictions.csv") == ["good.png"]
-    assert not list(run.glob(".*"))
 
 
 def test_processes_agree_on_what_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

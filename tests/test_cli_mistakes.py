@@ -1,0 +1,291 @@
+"""One line for every mistake on the command line, and nothing half-written."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torch.multiprocessing import ProcessExitedException
+
+from metricloss_pl.cli import main
+from metricloss_pl.regimes import CosineClassifier
+from tests.command_line import CONFIGS, QUIET, ROOT, best, fit, load, refusal
+from tests.helpers import make_folder
+from tests.processes import run_groups
+from tests.systems import needs_signals
+
+
+@pytest.fixture(scope="module")
+def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fit("digits_cosine", tmp_path_factory.mktemp("runs"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "values"),
+    [
+        (["--model.init_args.center_wieght=1"], ["CenterSoftmaxClassifier", "'center_wieght'", "center_weight"]),
+        (["--model.backbone.name=resnet18"], ["TinyConvNet", "'name'", "in_channels, width, dropout"]),
+        (["--data.init_args.batchsize=1"], ["DigitsDataModule", "'batchsize'", "batch_size"]),
+        (["--model=CosineClasifier"], ["CosineClasifier", "CosineClassifier"]),
+        (["--model.backbone=NoSuchNet"], ["NoSuchNet"]),
+        (["--data=NoSuchData"], ["NoSuchData"]),
+        (["--trainer.max_epoch=3"], ["'max_epoch'", "max_epochs"]),
+        (["--config=nowhere.yaml"], ["nowhere.yaml"]),
+        (["--checkpoint.dirpath=elsewhere"], ["dirpath"]),
+        (["--timeout_minutes=.inf"], ["--timeout_minutes", "inf"]),
+        (["--save_every_n_steps=0"], ["--save_every_n_steps", "0"]),
+        (["--model.num_classes=7"], ["model.num_classes"]),
+        (["--trainer.accumulate_grad_batches=0"], ["trainer.accumulate_grad_batches", "0"]),
+        (["--trainer.strategy=ddp_spawn"], ["trainer.strategy", "ddp_spawn"]),
+        (["--model.optimizer=torch.optim.SparseAdam"], ["SparseAdam"]),
+        (["--model.optimizer=torch.optim.LBFGS"], ["LBFGS"]),
+        (["--model.center_weight=much"], ["center_weight"]),
+        (["--model.center_weight=-1"], ["center_weight", "-1.0"]),
+        (["--model.batch_mixing=CutMix"], ["CutMix", "CenterSoftmaxClassifier"]),
+        (["--model.batch_mixing=CutMix", "--model.batch_mixing.alpha=0"], ["alpha", "CutMix", "0.0"]),
+        (["--model.batch_mixing=Mixup"], ["Mixup", "MixUp"]),
+        (["--trainer.callbacks=[{class_path: GeometryMonitr}]"], ["GeometryMonitr", "GeometryMonitor"]),
+        (["--model.lr_scheduler=CosinDecay"], ["CosinDecay", "CosineDecay"]),
+        (["--data.tta=mirror"], ["tta", "mirror", "'flip', 'crops', 'crops_and_flips'"]),
+        (["--data.tta=[flip]"], ["tta"]),
+        (["--model.center_optimizer=torch.optim.Adam"], ["center_optimizer", "Adam"]),
+        (["--model.center_optimizer.momentum=0.9"], ["momentum", "0.9"]),
+        (["--model.optimizer.lr=-1"], ["-1"]),
+        (["--data.batch_size=0"], ["batch_size", "0"]),
+        (["--data.val_fraction=1.5"], ["val_fraction", "1.5"]),
+        (["--trainer.default_root_dir=elsewhere"], ["elsewhere", "--runs_dir"]),
+        ([f"--runs_dir={__file__}"], ["--runs_dir", __file__]),
+        (["--trainer.max_epochs=-1"], ["schedule"]),
+        (["--ckpt_path=last"], ["--resume"]),
+        (["--trainer.precision=8"], ["trainer.precision", "8"]),
+        (["--model.embedding_dim=0"], ["embedding_dim", "0"]),
+    ],
+    ids=lambda given: given[-1],
+)
+def test_mistakes_in_the_config(flags, values, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    config = ["fit", f"--config={CONFIGS / 'digits_center.yaml'}", "--trainer.callbacks=null"]
+    line = refusal(capsys, *config, *flags)
+    assert all(value in line for value in values), line
+    assert list(tmp_path.iterdir()) == []  # nothing half-written
+
+
+@pytest.mark.parametrize(
+    ("flags", "values"),
+    [
+        (["--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=val/acc"], ["val/acc", "val/accuracy"]),
+        (["--model.ce_weight=0", "--model.embedding_dim=2"], ["embedding_dim", "2", "10"]),
+        (["--trainer.callbacks=null", "--data.batch_size=1"], ["data.batch_size"]),
+    ],
+)
+def test_mistakes_that_training_finds(flags, values, tmp_path, capsys):
+    line = refusal(capsys, "fit", f"--config={CONFIGS / 'digits_cosine.yaml'}", f"--runs_dir={tmp_path}", *flags)
+    assert all(value in line for value in values), line
+
+
+def test_embeddings_of_another_width_than_the_centers(tmp_path, monkeypatch):
+    (tmp_path / "wide.py").write_text(
+        "from metricloss_pl.losses import CenterLoss\n"
+        "from metricloss_pl.regimes import CenterSoftmaxClassifier\n"
+        "class Wide(CenterSoftmaxClassifier):\n"
+        "    def configure_model(self):\n"
+        "        self.criterion = CenterLoss(self.num_classes, 3)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    flags = ["--model=wide.Wide", "--model.backbone=TinyConvNet", "--data=DigitsDataModule", "--runs_dir=runs"]
+    with pytest.raises(ValueError, match=r"\(\d+, \d+\) .* \(10, 3\)"):  # a bug of theirs
+        main(["fit", *flags, *QUIET])
+
+
+def test_mistakes_in_a_folder(tmp_path, capsys):
+    def refused(root: Path, *flags: str) -> str:
+        config = [f"--config={CONFIGS / 'folder_cosine.yaml'}", "--trainer.callbacks=null", "--data.image_size=16"]
+        return refusal(capsys, "fit", *config, f"--data.root={root}", f"--runs_dir={tmp_path / 'runs'}", *flags)
+
+    assert "nowhere" in refused(tmp_path / "nowhere")
+    assert "1 class" in refused(make_folder(tmp_path / "one", classes=["cat"], images=10))
+    root = make_folder(tmp_path / "images", images=10)
+    (root / "owl").mkdir()
+    assert "owl" in refused(root)
+    (root / "owl").rmdir()
+    (root / "cat" / "3.png").write_bytes(b"no image at all")
+    assert "3.png" in refused(root)
+    root = make_folder(tmp_path / "parts", images=4, parts=("train", "test"))
+    of_test = root / "test" / "dog" / "0.png"
+    of_test.write_bytes(of_test.read_bytes()[:400])
+    assert str(of_test) in refused(root)
+    assert not (tmp_path / "runs").exists()  # no training has begun
+    shutil.copy(root / "train" / "dog" / "1.png", of_test)
+    with pytest.warns(UserWarning, match=r"test/dog/0.png \(test\) = "):
+        refused(root, "--data.batch_size=1")
+
+
+def test_mistakes_in_a_list(tmp_path, capsys):
+    make_folder(tmp_path / "images", images=4)
+    flags = ["--model=SoftmaxClassifier", "--model.backbone=TinyConvNet", "--data=ImageListDataModule"]
+    flags = ["fit", *flags, f"--data.csv={tmp_path / 'list.csv'}", f"--data.images_dir={tmp_path / 'images'}"]
+    rows = [f"{name}/{i}.png,{name}" for name in ("cat", "dog") for i in range(4)]
+    for bad in ("cat/0.png,", ",cat"):
+        (tmp_path / "list.csv").write_text("\n".join(["file,label", *rows[1:], bad]) + "\n")
+        line = refusal(capsys, *flags, f"--runs_dir={tmp_path / 'runs'}")
+        assert "list.csv" in line
+        assert "line 9" in line
+
+
+def arrays(**changes) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    given = {}
+    for subset, count in (("train", 30), ("val", 9), ("test", 9)):
+        given[f"{subset}_images"] = rng.integers(0, 256, (count, 8, 8), dtype=np.uint8)
+        given[f"{subset}_labels"] = (np.arange(count) % 3)[:, None]
+    return {key: value for key, value in {**given, **changes}.items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "value"),
+    [
+        ({"train_labels": None}, "train_labels"),
+        ({"train_labels": np.arange(29)}, "29"),
+        ({"train_labels": np.linspace(0, 2, 30)}, "float64"),
+        ({"train_labels": np.arange(30) % 3 - 1}, "-1"),
+        ({"test_labels": np.full(9, 7)}, "7"),
+        ({"train_images": np.zeros((30, 8), dtype=np.uint8)}, r"(30, 8)"),
+        ({"train_images": np.where(np.arange(30)[:, None, None] == 4, np.nan, np.zeros((30, 8, 8)))}, "train"),
+    ],
+)
+def test_mistakes_in_an_npz(changes, value, tmp_path, capsys):
+    np.savez(tmp_path / "set.npz", **arrays(**changes))
+    flags = ["--model=SoftmaxClassifier", "--model.backbone=TinyConvNet", "--data=NpzDataModule"]
+    line = refusal(capsys, "fit", *flags, f"--data.path={tmp_path / 'set.npz'}", f"--runs_dir={tmp_path / 'runs'}")
+    assert value in line
+    assert "set.npz" in line or "nan" in line
+
+
+def test_checkpoints_that_do_not_fit(digits_run, tmp_path, capsys):
+    softmax = ["test", f"--config={CONFIGS / 'digits_softmax.yaml'}", f"--runs_dir={tmp_path}"]
+    line = refusal(capsys, *softmax, best(digits_run))
+    assert "CosineClassifier" in line
+    assert "SoftmaxClassifier" in line
+    torn = tmp_path / "torn.ckpt"
+    cosine = ["test", f"--config={CONFIGS / 'digits_cosine.yaml'}", f"--runs_dir={tmp_path}", f"--ckpt_path={torn}"]
+    whole = (digits_run / "checkpoints" / "best.ckpt").read_bytes()
+    for content in (whole[: len(whole) // 2], b"junk"):
+        torn.write_bytes(content)
+        assert "torn.ckpt can't be read" in refusal(capsys, *cosine)
+    torch.save({"weights": torch.ones(2)}, torn)
+    assert "holds no regime" in refusal(capsys, *cosine)
+    np.savez(tmp_path / "set.npz", **arrays(classes=np.array(["a", "b", "c"])))
+    other = ["--data=NpzDataModule", f"--data.path={tmp_path / 'set.npz'}", "--trainer.callbacks=null"]
+    flags = ["test", "--model=CosineClassifier", "--model.backbone=TinyConvNet", *other, f"--runs_dir={tmp_path}"]
+    line = refusal(capsys, *flags, best(digits_run))
+    assert "'0', '1', '2'" in line
+    assert "'a', 'b', 'c'" in line
+
+
+def test_a_checkpoint_that_carries_code_is_not_run(digits_run, tmp_path, capsys):
+    class Evil:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "executed",)
+
+    evil = tmp_path / "evil.ckpt"
+    torch.save({"state_dict": {}, "hyper_parameters": {"x": Evil()}}, evil)
+    flags = ["test", f"--config={CONFIGS / 'digits_cosine.yaml'}", f"--ckpt_path={evil}"]
+    assert "evil.ckpt can't be read" in refusal(capsys, *flags)
+    assert not (tmp_path / "executed").exists()
+    checkpoint = load(digits_run / "checkpoints" / "best.ckpt")
+    checkpoint["hyper_parameters"]["backbone"] = {"class_path": "this_must_not_be_imported.Net"}
+    torch.save(checkpoint, evil)
+    line = refusal(capsys, "predict", f"--ckpt_path={evil}", f"--data.predict_dir={tmp_path}")
+    assert "this_must_not_be_imported.Net, which is not trusted" in line
+
+
+class Annotated(CosineClassifier):
+    """Regime with settings of texts that look like import paths and are none."""
+
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: nn.Module,
+        class_names: list[str] | None = None,
+        stats: str = "stats.npz",
+        note: str = "from: resnet50.a1_in1k",
+    ) -> None:
+        super().__init__(num_classes, backbone, class_names)
+        self.stats, self.note = stats, note
+
+
+def test_a_text_that_can_not_be_imported_is_no_danger(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("stats.npz").write_bytes(b"PK\x03\x04\xff")
+    run = fit("digits_cosine", tmp_path, "--model=tests.test_cli_mistakes.Annotated")
+    model = Annotated.load_from_checkpoint(run / "checkpoints" / "best.ckpt", weights_only=True)
+    assert (model.stats, model.note) == ("stats.npz", "from: resnet50.a1_in1k")
+    Path("new").mkdir()
+    Image.new("L", (8, 8)).save("new/a.png")
+    main(["predict", best(run), "--data.predict_dir=new", *QUIET])
+    assert (run / "predictions.csv").is_file()
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("stats.py").write_text("from pathlib import Path\nPath('executed').touch()\n")  # now it could be imported
+    main(["predict", best(run), "--data.predict_dir=new", *QUIET])
+    assert not Path("executed").exists()
+
+
+def test_a_diverging_run_stops_and_keeps_the_last_good_checkpoint(tmp_path, capsys):
+    """The learning rate is good for one epoch, then 1e30 times as large."""
+    config = f"--config={CONFIGS / 'digits_softmax.yaml'}"
+    schedule = ["--model.lr_scheduler=torch.optim.lr_scheduler.StepLR", "--model.lr_scheduler.step_size=1"]
+    flags = [config, f"--runs_dir={tmp_path}", "--trainer.callbacks=null", *schedule, "--model.lr_scheduler.gamma=1e30"]
+    line = refusal(capsys, "fit", *flags)
+    assert re.search(r"train/loss is (nan|inf) at step \d+ of epoch 1 \(learning rate 5e\+28\)", line)
+    for name in ("best", "last"):
+        checkpoint = load(tmp_path / "digits_softmax" / "version_0" / "checkpoints" / f"{name}.ckpt")
+        assert checkpoint["global_step"] == 20
+        assert all(torch.isfinite(tensor).all() for tensor in checkpoint["state_dict"].values())
+
+
+@needs_signals
+def test_sigterm_is_no_success(tmp_path):
+    """As a scheduler ends jobs."""
+    flags = [f"--config={CONFIGS / 'digits_softmax.yaml'}", "--trainer.callbacks=tests.interrupted_fit.Terminate"]
+    with pytest.raises(ProcessExitedException) as caught:
+        run_groups((1, main, ["fit", *flags, f"--runs_dir={tmp_path}", *QUIET]))
+    assert caught.value.exit_code == 143
+
+
+def test_what_is_missing_is_named(digits_run, tmp_path, capsys):
+    away = shutil.copy(digits_run / "checkpoints" / "best.ckpt", tmp_path)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("seed_everything: 0\n")
+    for args, value in (
+        (["fit"], "--config"),
+        (["fit", "--data.root=my_images"], "--config"),
+        (["test"], "--ckpt_path"),
+        *(
+            ([name, f"--config={digits_run / 'config.yaml'}"], "--ckpt_path")
+            for name in ("validate", "test", "predict")
+        ),
+        (["test", f"--ckpt_path={tmp_path}"], f"{tmp_path} is a folder"),
+        (["test", f"--ckpt_path={away}"], "--data"),
+        (["test", f"--ckpt_path={tmp_path / 'bset.ckpt'}"], "bset.ckpt"),
+        (["fit", f"--resume={tmp_path / 'nowhere'}"], "config.yaml is missing"),
+        (["fit", f"--resume={run}"], "last.ckpt is missing"),
+    ):
+        assert value in refusal(capsys, *args)
+
+
+@pytest.mark.slow
+def test_status_and_screen_of_the_launcher():
+    """As a shell sees it: one line on standard error, status 1."""
+    command = [sys.executable, ROOT / "cli.py", "fit", "--config=nowhere.yaml"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: ")
+    assert len(ended.stderr.splitlines()) == 1
