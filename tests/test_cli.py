@@ -236,7 +236,7 @@ def test_predict_takes_any_folder_with_the_checkpoint_alone(digits_run, tmp_path
     assert np.mean([int(row["class"]) == y for row, y in zip(rows, digits.target, strict=False)]) > 0.5  # chance is 0.1
     assert all(float(row["probability"]) >= float(row["runner_up_probability"]) for row in rows)
     assert np.load("out.npz")["embeddings"].shape == (30, 10)
-    assert {path.name for path in Path().iterdir()} == {"model.ckpt", "new", "out.csv", "out.npz", "out.json"}
+    assert {path.name for path in Path().iterdir()} == {"model.ckpt", "new", "out.csv", "out.npz"}
 
 
 @pytest.mark.slow
