@@ -218,7 +218,7 @@ class MetricLossCLI(LightningCLI):
 
     @property
     def is_fit(self) -> bool:
-        """Whether this trains, or builds what would train."""
+        """True for `fit`, and where objects are built without running a subcommand."""
         return self.subcommand in ("fit", None)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
