@@ -71,10 +71,10 @@ def semantic(hierarchy: Hierarchy, class_names: Sequence[str] | None = None, dim
 
 
 def read_embeddings(path: FilePath) -> tuple[list[str], NDArray[np.float64]]:
-    """Reads class embeddings as Barz & Denzler's programs write them: an array ``embedding`` and ``ind2label``.
+    """Read class embeddings as Barz & Denzler's programs write them: an array `embedding` and `ind2label`.
 
     Args:
-        path: A pickled dictionary, or an ``.npz`` archive. Nothing in the file is executed.
+        path: A pickled dictionary, or an `.npz` archive. Nothing in the file is executed.
 
     Returns:
         Ids of the C classes, as texts, and their embeddings (C, D).
@@ -104,25 +104,25 @@ def read_embeddings(path: FilePath) -> tuple[list[str], NDArray[np.float64]]:
             f"embeddings {path}: {array.shape} numbers for {plural(len(names), 'class')}; (C, D) finite are needed"
         )
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
-        raise UserError(f"embeddings {path}: {repeated[0]!r} stands there twice; each class has one row")
+        raise UserError(f"embeddings {path}: {repeated[0]!r} has two rows; each class has one")
     return names, array
 
 
 def are_embeddings(path: FilePath) -> bool:
-    """Whether a file is one of embeddings by its name, not one of a hierarchy."""
+    """Return whether a file is one of embeddings, by its suffix, not one of a hierarchy."""
     return Path(path).suffix.lower() in _SUFFIXES
 
 
 def stored(path: FilePath, class_names: Sequence[str], class_list: FilePath | None = None) -> Tensor:
-    """Class embeddings (C, D), float64, of a file that :func:`read_embeddings` reads.
+    """Return class embeddings (C, D), float64, from a file that `read_embeddings` reads.
 
     Args:
         path: The file; it may hold more classes.
-        class_names: Names of the C classes in the order of their labels, matched as those of a hierarchy's leaves.
-        class_list: File of lines ``<id> <name>``, where the file does not call the classes by their names.
+        class_names: Names of the C classes in label order, matched like those of a hierarchy's leaves.
+        class_list: File of lines `<id> <name>`, where the ids of the file are not the names.
 
     Raises:
-        UserError: As of :func:`read_embeddings`; or a class has no row.
+        UserError: The file can't be read, or a class has no row.
     """
     ids, array = read_embeddings(path)
     listed = {} if class_list is None else read_class_list(class_list)
@@ -205,5 +205,5 @@ def _scalar(items: _Dtype, content: bytes) -> Any:
 
 
 def _latin1(text: str, encoding: str) -> bytes:
-    """How pickles of old protocols spell bytes."""
+    """Return bytes as pickles of old protocols spell them."""
     return text.encode("latin-1")

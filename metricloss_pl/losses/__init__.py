@@ -1,4 +1,4 @@
-"""Losses of labelled embeddings. They import torch alone, so any project can take them."""
+"""Losses of labeled embeddings. They import only torch, so that any project can use them."""
 
 from metricloss_pl.losses import functional
 from metricloss_pl.losses.center import CenterLoss

@@ -1,4 +1,8 @@
-"""Loss modules whose own tensors never become half precision."""
+"""Loss modules whose own tensors never become half precision.
+
+The one touch of a private name in this package: a parent casts its children by their private `_apply`; there is no
+public way for a module to stay as it is.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +14,10 @@ from torch import Tensor, nn
 
 
 class FullPrecisionModule(nn.Module):
-    """A module whose tensors follow every move but a cast to half precision.
+    """Module whose tensors follow every move except a cast to half precision.
 
-    ``module.half()``, ``.bfloat16()`` and Lightning's ``16-true`` and ``bf16-true`` cast whole networks; centers and
-    class embeddings would lose the small steps they are made of.
+    `module.half()`, `.bfloat16()` and Lightning's `16-true` and `bf16-true` cast whole networks. Centers would then
+    lose their small steps, and class embeddings their digits.
     """
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

@@ -21,10 +21,10 @@ _MANY_PENDING = 1024
 
 
 def initial_centers(num_classes: int, embedding_dim: int, init: CenterInit) -> Tensor:
-    """Centers (C, D), float32: standard normal or zeros.
+    """Return initial centers (C, D), float32: standard normal or zeros.
 
     Raises:
-        ValueError: No class, no dimension, or an unknown way.
+        ValueError: No class, no dimension, or an unknown name.
     """
     if num_classes < 1 or embedding_dim < 1:
         raise ValueError(f"centers of shape ({num_classes}, {embedding_dim}): both must be at least 1")
@@ -36,12 +36,11 @@ def initial_centers(num_classes: int, embedding_dim: int, init: CenterInit) -> T
 
 
 class CenterLoss(FullPrecisionModule):
-    """Center loss (Wen et al., ECCV 2016): the mean of 1/2 ||x - c_y||^2, its centers moved by a closed-form rule.
+    """Center loss (Wen et al., ECCV 2016): the mean of 1/2 ||x - c_y||^2, with centers moved by a closed-form rule.
 
-    Centers are a parameter that autograd leaves alone: the loss weight, gradient clipping and loss scaling do not reach
-    them. In training, ``forward`` remembers how its (detached) embeddings lie to their centers, and
-    :meth:`assign_center_grad` turns everything remembered into a sparse gradient of the centers, ready for any
-    optimizer that takes one::
+    The centers are a parameter without autograd: loss weight, gradient clipping and loss scaling do not affect them.
+    In training, `forward` remembers the detached offsets of its embeddings to their centers. `assign_center_grad` turns
+    them into a sparse gradient of the centers, for any optimizer that takes one:
 
         criterion = CenterLoss(num_classes, embedding_dim)
         center_optimizer = torch.optim.SGD(criterion.parameters(), lr=0.5)   # lr is alpha
@@ -52,16 +51,16 @@ class CenterLoss(FullPrecisionModule):
         center_optimizer.step()
 
     The cost of a step does not depend on the number of classes. Keep it out of activation checkpointing, which runs
-    ``forward`` twice.
+    `forward` twice.
 
     Args:
         num_classes: C.
         embedding_dim: D.
-        center_rule: ``wen``: Eq. 4, delta_j = sum (c_j - x_i) / (1 + n_j). ``gradient``: pytorch-center-loss's
-            sum 2 (c_j - x_i) / B; the value is then without the 1/2, as there, so that published weights keep their
-            meaning.
-        center_init: ``normal`` (standard normal) or ``zeros``.
-        reduction: Over the batch: ``mean``, ``sum`` or ``none``.
+        center_rule: `wen`: Eq. 4, delta_j = sum (c_j - x_i) / (1 + n_j). `gradient`: sum 2 (c_j - x_i) / B as in
+            pytorch-center-loss, whose loss has no 1/2; the value is then without it, too, so that published weights
+            keep their meaning.
+        center_init: `normal` (standard normal) or `zeros`.
+        reduction: Reduction over the batch: `mean`, `sum` or `none`.
 
     Raises:
         ValueError: An unknown option, or no class or dimension.
@@ -83,7 +82,7 @@ class CenterLoss(FullPrecisionModule):
         self._pending: list[tuple[Tensor, Tensor]] = []
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """Embeddings (B, D) and labels (B,) to a scalar, or (B,) for ``reduction="none"``."""
+        """Return the loss of embeddings (B, D) and labels (B,): a scalar, or (B,) for `reduction="none"`."""
         offsets = F.center_offsets(embeddings, labels, self.centers)
         if self.training and torch.is_grad_enabled():
             self._remember(offsets.detach(), labels.detach())
@@ -100,17 +99,18 @@ class CenterLoss(FullPrecisionModule):
             )
 
     def forget(self) -> None:
-        """Drop the remembered embeddings, as after an optimizer step that a loss scaler skipped."""
+        """Drop the remembered embeddings, such as after an optimizer step that a loss scaler skipped."""
         self._pending.clear()
 
     def assign_center_grad(self, gather: Callable[[Tensor], Tensor] | None = None) -> None:
-        """Set ``centers.grad`` from all that ``forward`` has seen since the last call, and forget it.
+        """Set `centers.grad` from the embeddings that `forward` has seen since the last call, and forget them.
 
         Args:
-            gather: Joins the rows of all processes, (N, ...) to (N * processes, ...); None in a single process.
+            gather: Function that joins the rows of all processes, (N, ...) to (N * processes, ...); None in a single
+                process.
 
         Raises:
-            RuntimeError: ``forward`` has seen nothing in training mode since the last call.
+            RuntimeError: `forward` has seen no embeddings in training mode since the last call.
         """
         if not self._pending:
             raise RuntimeError("assign_center_grad() found no embeddings: call the loss in training mode before it")
@@ -122,7 +122,7 @@ class CenterLoss(FullPrecisionModule):
             offsets, labels = gather(offsets), gather(labels)
         rule = F.delta_of_offsets if self.center_rule == "wen" else F.gradient_of_offsets
         classes, gradient = rule(offsets, labels)
-        # torch.sparse_coo_tensor takes dtype and layout as given; `unique` has sorted the classes.
+        # `unique` has sorted the classes, so the gradient is coalesced.
         self.centers.grad = torch.sparse_coo_tensor(
             classes[None],
             gradient.to(self.centers.dtype),

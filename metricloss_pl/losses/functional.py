@@ -1,10 +1,10 @@
-"""The losses as pure functions of tensors.
+"""Losses as pure functions of tensors.
 
-Each takes half or single precision and computes in float32 (float64 stays float64) with autocast off, knows nothing of
-processes or optimizers, and checks shapes and options but no values, so that it compiles into one graph.
+Each computes half and single precision in float32 (float64 stays float64) with autocast off. They know nothing of
+processes or optimizers. They check shapes and options but no values, so that each compiles into one graph.
 
-Shapes: ``embeddings (B, D)``, ``labels (B,)`` int64 in [0, C), ``centers (C, D)``, ``class_embeddings (C, D)``,
-``logits (B, C)``.
+Shapes: `embeddings (B, D)`, `labels (B,)` int64 in [0, C), `centers (C, D)`, `class_embeddings (C, D)`,
+`logits (B, C)`.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ PairReduction = Literal["sum", "mean"]
 IntraTerm = Literal["squared", "exp"]
 InterTerm = Literal["log1p", "log", "margin", "negative", "centers", "softmax"]
 
-# Shorter embeddings have no direction: they count as zero and receive no gradient, where dividing by a tiny norm would
-# send one of 1/eps through the network.
+# Shorter embeddings have no direction: they count as zero and receive no gradient. Dividing by a tiny norm would send a
+# gradient of 1/eps through the network.
 _MIN_NORM = 1e-12
-# The smallest squared distance a logarithm sees; coincident points are finite and repel no further.
+# Least squared distance under a logarithm; coincident points stay finite and repel no further.
 _MIN_SQUARED_DISTANCE = 1e-12
 # Rows of the other points whose distances are computed at once.
 _CHUNK = 4096
@@ -86,7 +86,7 @@ def _lift(value: object) -> object:
 
 
 def reduced(values: Tensor, reduction: Reduction) -> Tensor:
-    """Mean or sum of values over the batch, or the values as they are."""
+    """Return mean or sum of values over the batch, or the values as they are."""
     if reduction == "mean":
         return values.mean()
     if reduction == "sum":
@@ -97,10 +97,10 @@ def reduced(values: Tensor, reduction: Reduction) -> Tensor:
 
 
 def check_options(**given: tuple[object, object]) -> None:
-    """Check options against the Literal that lists their values: ``check_options(pairs=(pairs, PairReduction))``.
+    """Check options against the Literal that lists their values: `check_options(pairs=(pairs, PairReduction))`.
 
     Raises:
-        ValueError: One is none of them.
+        ValueError: A value is not listed.
     """
     for name, (value, choices) in given.items():
         if value not in get_args(choices):
@@ -111,7 +111,7 @@ def _check_width(embeddings: Tensor, rows: Tensor, name: str) -> None:
     if embeddings.ndim != 2 or embeddings.shape[1] != rows.shape[1]:
         raise ValueError(
             f"embeddings have shape {tuple(embeddings.shape)} and {name} {tuple(rows.shape)}: "
-            "they must be (B, D) and (C, D) of one width D"
+            "they must be (B, D) and (C, D) with the same D"
         )
 
 
@@ -128,7 +128,7 @@ def _check_labels(embeddings: Tensor, labels: Tensor) -> None:
 
 @_full_precision
 def normalize(embeddings: Tensor) -> Tensor:
-    """Scale each row to norm 1: psi(x) = x / ||x||; a zero row stays zero and passes no gradient.
+    """Scale each row to norm 1, psi(x) = x / ||x||; a zero row stays zero and passes no gradient.
 
     Args:
         embeddings: (B, D).
@@ -136,7 +136,7 @@ def normalize(embeddings: Tensor) -> Tensor:
     Returns:
         (B, D), rows of norm 1 or 0.
     """
-    # Divided by its largest entry first, a row has no square that overflows. So compared, nan stays nan.
+    # After division by the largest entry, no square overflows. This comparison keeps nan.
     largest = embeddings.detach().abs().amax(dim=1, keepdim=True)
     no_direction = largest <= _MIN_NORM
     rows = embeddings / torch.where(no_direction, 1.0, largest)
@@ -146,7 +146,7 @@ def normalize(embeddings: Tensor) -> Tensor:
 
 @_full_precision
 def cosine_similarities(embeddings: Tensor, class_embeddings: Tensor | None = None) -> Tensor:
-    """Cosine of each embedding to each class embedding, in [-1, 1].
+    """Compute the cosine of each embedding to each class embedding, in [-1, 1].
 
     Args:
         embeddings: (B, D).
@@ -169,19 +169,19 @@ def cosine_similarities(embeddings: Tensor, class_embeddings: Tensor | None = No
 def cosine_loss(
     embeddings: Tensor, labels: Tensor, class_embeddings: Tensor | None = None, reduction: Reduction = "mean"
 ) -> Tensor:
-    """Cosine loss 1 - <phi(y), psi(x)> of Barz & Denzler (WACV 2020), in [0, 2], blind to the norm of x.
+    """Compute the cosine loss 1 - <phi(y), psi(x)> of Barz & Denzler (WACV 2020), in [0, 2], for any norm of x.
 
     Args:
         embeddings: x, (B, D).
         labels: y, (B,).
         class_embeddings: phi, (C, D), rows of norm 1; None means one-hot, then D is C.
-        reduction: Over the batch.
+        reduction: Reduction over the batch.
 
     Returns:
-        A scalar, or (B,) for ``reduction="none"``.
+        A scalar, or (B,) for `reduction="none"`.
 
     Raises:
-        ValueError: The widths differ, or an unknown reduction.
+        ValueError: The widths differ, or the reduction is unknown.
     """
     _check_labels(embeddings, labels)
     directions = normalize(embeddings)
@@ -197,19 +197,19 @@ def cosine_loss(
 def cosine_cross_entropy(
     embeddings: Tensor, labels: Tensor, class_embeddings: Tensor | None = None, reduction: Reduction = "mean"
 ) -> Tensor:
-    """Cross-entropy on the cosines themselves, without a head or temperature (the VIPriors 2020 form of cosine + CE).
+    """Compute the cross-entropy of the cosines, without head or temperature (cosine + CE as in VIPriors 2020).
 
-    With one-hot class embeddings the logits are the bare normalised vector psi(x). Cosines lie in [-1, 1], so however
-    well the network classifies, the value then stays at or above log(1 + (C - 1) exp(-sqrt(C / (C - 1)))).
+    With one-hot class embeddings the logits are the normalized vector psi(x). Cosines lie in [-1, 1], so the value
+    never falls below log(1 + (C - 1) exp(-sqrt(C / (C - 1)))).
 
     Args:
         embeddings: (B, D).
         labels: (B,).
         class_embeddings: (C, D), rows of norm 1; None means one-hot, then D is C.
-        reduction: Over the batch.
+        reduction: Reduction over the batch.
 
     Returns:
-        A scalar, or (B,) for ``reduction="none"``.
+        A scalar, or (B,) for `reduction="none"`.
     """
     _check_labels(embeddings, labels)
     return nnf.cross_entropy(cosine_similarities(embeddings, class_embeddings), labels, reduction=reduction)
@@ -226,20 +226,20 @@ def cross_entropy(
     smoothing_target: SmoothingTarget = "all",
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """Softmax cross-entropy with label smoothing in either convention.
+    """Compute the softmax cross-entropy with label smoothing in either convention.
 
-    ``smoothing_target="all"`` spreads epsilon over all C classes (torch, Szegedy et al. 2016); ``"non_target"`` gives
+    `smoothing_target="all"` spreads epsilon over all C classes (torch, Szegedy et al. 2016); `"non_target"` gives
     the true class 1 - epsilon and each other class epsilon / (C - 1) (Barz & Denzler 2020).
 
     Args:
         logits: (B, C).
         labels: (B,).
         label_smoothing: epsilon in [0, 1].
-        smoothing_target: The convention.
-        reduction: Over the batch.
+        smoothing_target: `all` or `non_target`.
+        reduction: Reduction over the batch.
 
     Returns:
-        A scalar, or (B,) for ``reduction="none"``.
+        A scalar, or (B,) for `reduction="none"`.
     """
     _check_labels(logits, labels)
     if smoothing_target not in ("all", "non_target"):
@@ -256,19 +256,19 @@ def cross_entropy(
 def squared_error(
     embeddings: Tensor, labels: Tensor, class_embeddings: Tensor | None = None, reduction: Reduction = "mean"
 ) -> Tensor:
-    """Squared error ||x - phi(y)||^2 to the class embedding, summed over dimensions (Barz & Denzler 2020).
+    """Compute the squared error ||x - phi(y)||^2 to the class embedding (Barz & Denzler 2020).
 
     Args:
         embeddings: x, (B, D).
         labels: y, (B,).
         class_embeddings: phi, (C, D); None means one-hot, then D is C.
-        reduction: Over the batch.
+        reduction: Reduction over the batch.
 
     Returns:
-        A scalar, or (B,) for ``reduction="none"``.
+        A scalar, or (B,) for `reduction="none"`.
 
     Raises:
-        ValueError: The widths differ, or an unknown reduction.
+        ValueError: The widths differ, or the reduction is unknown.
     """
     _check_labels(embeddings, labels)
     if class_embeddings is None:
@@ -284,26 +284,26 @@ def squared_error(
 
 @_full_precision
 def center_loss(embeddings: Tensor, labels: Tensor, centers: Tensor, reduction: Reduction = "mean") -> Tensor:
-    """Half the squared distance to the own center, 1/2 ||x - c_y||^2 (Wen et al., ECCV 2016, Eq. 2, over B).
+    """Compute half the squared distance to the own center, 1/2 ||x - c_y||^2 (Wen et al., ECCV 2016, Eq. 2, over B).
 
     Args:
         embeddings: x, (B, D).
         labels: y, (B,).
         centers: c, (C, D).
-        reduction: Over the batch.
+        reduction: Reduction over the batch.
 
     Returns:
-        A scalar, or (B,) for ``reduction="none"``.
+        A scalar, or (B,) for `reduction="none"`.
 
     Raises:
-        ValueError: The widths differ, or an unknown reduction.
+        ValueError: The widths differ, or the reduction is unknown.
     """
     return reduced(0.5 * center_offsets(embeddings, labels, centers).square().sum(1), reduction)
 
 
 @_full_precision
 def center_offsets(embeddings: Tensor, labels: Tensor, centers: Tensor) -> Tensor:
-    """From each embedding to its own center, c_y - x.
+    """Compute the offset c_y - x from each embedding to its own center.
 
     Args:
         embeddings: x, (B, D).
@@ -318,12 +318,12 @@ def center_offsets(embeddings: Tensor, labels: Tensor, centers: Tensor) -> Tenso
     """
     _check_labels(embeddings, labels)
     _check_width(embeddings, centers, "centers")
-    return centers.index_select(0, labels) - embeddings  # twice as fast as centers[labels] where centers are many
+    return centers.index_select(0, labels) - embeddings  # twice as fast as centers[labels] for many centers
 
 
 @_full_precision
 def center_delta(embeddings: Tensor, labels: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
-    """Center update of Wen et al. (ECCV 2016), Eq. 4: delta_j = sum_{i: y_i = j} (c_j - x_i) / (1 + n_j).
+    """Compute the center update of Wen et al. (ECCV 2016), Eq. 4: delta_j = sum_{i: y_i = j} (c_j - x_i) / (1 + n_j).
 
     The step is c_j <- c_j - alpha * delta_j: independent of the loss weight, none for classes absent from the batch.
 
@@ -339,7 +339,7 @@ def center_delta(embeddings: Tensor, labels: Tensor, centers: Tensor) -> tuple[T
 
 
 def delta_of_offsets(offsets: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """:func:`center_delta` from the offsets (B, D) of :func:`center_offsets`."""
+    """`center_delta` from the offsets (B, D) of `center_offsets`."""
     classes, sums, counts = _class_sums(offsets, labels)
     return classes, sums.div_(1 + counts[:, None])
 
@@ -362,13 +362,13 @@ def center_gradient(embeddings: Tensor, labels: Tensor, centers: Tensor) -> tupl
 
 
 def gradient_of_offsets(offsets: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """:func:`center_gradient` from the offsets (B, D) of :func:`center_offsets`."""
+    """`center_gradient` from the offsets (B, D) of `center_offsets`."""
     classes, sums, _ = _class_sums(offsets, labels)
     return classes, sums.mul_(2 / max(len(labels), 1))
 
 
 def _class_sums(offsets: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Classes present (K,), sum of the offsets of their members (K, D), and member counts (K,)."""
+    """Return classes present (K,), sums of the offsets of their members (K, D), and member counts (K,)."""
     classes, member_of, counts = labels.unique(return_inverse=True, return_counts=True)
     sums = torch.zeros(len(classes), offsets.shape[1], dtype=offsets.dtype, device=offsets.device)
     return classes, sums.index_add_(0, member_of, offsets), counts
@@ -461,31 +461,31 @@ def standalone_center_loss(
     pairs: PairReduction = "sum",
     reduction: Reduction = "mean",
 ) -> tuple[Tensor, Tensor]:
-    """Standalone center loss: pull embeddings to their center, push embeddings of different classes apart.
+    """Compute the standalone center loss: a pull to the own center and a push between different classes.
 
-    intra_i = ||x_i - c_{y_i}||^2 and inter_i = sum_{j: y_j != y_i} g(||x_i - x_j||^2); the loss to minimise is
+    intra_i = ||x_i - c_{y_i}||^2 and inter_i = sum_{j: y_j != y_i} g(||x_i - x_j||^2); the loss to minimize is
     w_intra * intra - w_inter * inter. With d2 the squared distance, g is
 
-    - ``log1p``: log(1 + d2), as the source's code; a near pair weighs most, at most 1;
-    - ``log``: log d2, as its README; a pair weighs 1 / d2;
-    - ``margin``: min(d2, margin); only pairs nearer than the margin push;
-    - ``negative``: d2; unbounded, every pair pushes alike.
+    - `log1p`: log(1 + d2), as in the source's code; near pairs weigh most, at most 1;
+    - `log`: log d2, as in its README; a pair weighs 1 / d2;
+    - `margin`: min(d2, margin); only pairs nearer than the margin push;
+    - `negative`: d2; unbounded, all pairs push equally.
 
     Args:
         embeddings: x, (B, D).
         labels: y, (B,).
         centers: c, (C, D).
-        inter: g.
-        margin: A squared distance, for ``inter="margin"``.
-        pairs: ``sum`` over the ordered different-class pairs, divided by B as in the source, so that the term grows
-            with the batch; or the ``mean`` over these pairs.
-        reduction: Over the batch.
+        inter: Name of g.
+        margin: Squared distance, for `inter="margin"`.
+        pairs: `sum` over the ordered different-class pairs, divided by B as in the source, so that the term grows with
+            the batch; or `mean` over these pairs.
+        reduction: Reduction over the batch.
 
     Returns:
-        intra and inter, each a scalar, or (B,) for ``reduction="none"``.
+        intra and inter, each a scalar, or (B,) for `reduction="none"`.
 
     Raises:
-        ValueError: The widths differ, or an unknown option.
+        ValueError: The widths differ, or an option is unknown.
     """
     intra = center_offsets(embeddings, labels, centers).square().sum(1)
     different = labels[:, None] != labels[None, :]
@@ -515,19 +515,19 @@ def standalone_center_loss(
 def exponential_intra(
     embeddings: Tensor, labels: Tensor, centers: Tensor, scale: float = 1.0, reduction: Reduction = "mean"
 ) -> Tensor:
-    """exp(scale * ||x - c_y||^2), an alternative pull of the standalone center loss that its author tried.
+    """Compute exp(scale * ||x - c_y||^2), an alternative pull of the standalone center loss that its author tried.
 
-    The exponent stops at 80, where float32 ends: farther embeddings have a finite loss and no gradient.
+    The exponent is clamped at 80, near the end of float32: farther embeddings have a finite loss and no gradient.
 
     Args:
         embeddings: x, (B, D).
         labels: y, (B,).
         centers: c, (C, D).
         scale: alpha.
-        reduction: Over the batch.
+        reduction: Reduction over the batch.
 
     Returns:
-        A scalar, or (B,) for ``reduction="none"``.
+        A scalar, or (B,) for `reduction="none"`.
     """
     distances = center_offsets(embeddings, labels, centers).square().sum(1)
     return reduced(torch.exp((scale * distances).clamp_max(80.0)), reduction)
@@ -535,13 +535,13 @@ def exponential_intra(
 
 @_full_precision
 def center_inter(centers: Tensor) -> Tensor:
-    """Log distances between centers, (1 / C) sum_{i != j} log ||c_i - c_j||^2: the push that goes with the exp pull.
+    """Compute log distances between centers, (1 / C) sum_{i != j} log ||c_i - c_j||^2: the push of the exp pull.
 
     Args:
         centers: (C, D).
 
     Returns:
-        A scalar; the loss to minimise subtracts it. 0 for a single class.
+        A scalar; the loss to minimize subtracts it. 0 for a single class.
     """
     distances = _distances_by_differences(centers, centers)
     others = ~torch.eye(len(centers), dtype=torch.bool, device=centers.device)

@@ -1,4 +1,4 @@
-"""How losses lie over simple arguments: over a plane of features, and over the distance of a pair."""
+"""Landscapes of losses: over a plane of two features, and over the distance of a pair."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["pair_weight", "surface"]
 
 
 def surface(loss: Callable[..., Tensor], axis: Tensor) -> Tensor:
-    """A loss of class 0 over the plane of two features, of single images.
+    """Compute a loss of class 0 over the plane of two features.
 
     Args:
-        loss: Of :mod:`metricloss_pl.losses.functional`, with labels and one-hot class embeddings by default.
+        loss: Function of `losses.functional` of features, labels and reduction, with one-hot class embeddings.
         axis: (G,) values of each feature.
 
     Returns:
-        (G, G); a row has one value of the second feature, the feature of the other class.
+        (G, G); a row has one value of the second feature, that of the other class.
     """
     second, first = torch.meshgrid(axis, axis, indexing="ij")
     features = torch.stack([first.flatten(), second.flatten()], dim=1)
@@ -29,7 +29,7 @@ def surface(loss: Callable[..., Tensor], axis: Tensor) -> Tensor:
 
 
 def pair_weight(inter: F.PairTerm, distances: Tensor) -> Tensor:
-    """Derivative of the push of a pair by its squared distance, by autograd.
+    """Compute the derivative of the push of a pair by its squared distance, by autograd.
 
     Args:
         inter: Term of the standalone center loss.

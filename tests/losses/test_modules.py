@@ -1,4 +1,4 @@
-"""The loss modules: plain PyTorch loops, centers that move by their rule alone, precision, checkpoints."""
+"""Loss modules: plain PyTorch loops, centers that move only by their rule, precision, checkpoints."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def batch():
 
 
 def test_plain_loop_with_center_loss_trains():
-    """As a downstream project would: its own network, loop and two optimizers, no Lightning."""
+    """Train as another project would: its own network, loop and two optimizers, no Lightning."""
     torch.manual_seed(0)
     means = 3 * torch.randn(C, 10)
     labels = torch.arange(200) % C
@@ -66,10 +66,10 @@ def test_center_step_does_not_depend_on_the_loss_weight(batch, weight):
 def test_accumulated_batches_move_centers_as_one(batch, rule):
     embeddings, labels = batch
     moved = []
-    for parts in (1, 4):
+    for number in (1, 4):
         torch.manual_seed(0)
         criterion = CenterLoss(C, D, center_rule=rule)
-        for x, y in zip(embeddings.chunk(parts), labels.chunk(parts), strict=True):
+        for x, y in zip(embeddings.chunk(number), labels.chunk(number), strict=True):
             criterion(x, y)
         criterion.assign_center_grad()
         torch.optim.SGD(criterion.parameters(), lr=0.5).step()
@@ -108,12 +108,12 @@ def test_center_loss_remembers_only_in_training(batch):
     criterion.train()
     with torch.no_grad():
         criterion(*batch)
-    with pytest.raises(RuntimeError, match="call the loss in training mode"):
+    with pytest.raises(RuntimeError, match="assign_center_grad"):
         criterion.assign_center_grad()
 
 
 def test_labels_without_a_center_are_refused(batch):
-    """By forward, in time: a sparse step for such a label would write anywhere."""
+    """`forward` refuses them: a sparse step for such a label would write anywhere."""
     embeddings, labels = batch
     for wrong in (-1, C):
         criterion = CenterLoss(C, D)
@@ -125,7 +125,7 @@ def test_forgotten_steps_warn(batch):
     criterion = CenterLoss(C, D)
     for _ in range(1023):
         criterion(*batch)
-    with pytest.warns(UserWarning, match="call assign_center_grad"):
+    with pytest.warns(UserWarning, match="1024 batches"):
         criterion(*batch)
 
 
@@ -190,7 +190,7 @@ def test_errors(build, message):
 
 
 def test_standalone_scores_export_with_a_dynamic_batch():
-    """Without `cdist`, which has no ONNX form."""
+    """The graph has no `cdist`, which has no ONNX form."""
 
     class Scores(nn.Module):
         def __init__(self):

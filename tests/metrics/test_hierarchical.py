@@ -119,7 +119,7 @@ def test_perfect_order():
 
 
 def test_one_class_is_ordinary_precision():
-    """Where no two classes are similar: the share of the k nearest that are of the query's class."""
+    """If no two classes are similar, HP@k is the share of the k nearest that are of the query's class."""
     points, labels = embeddings(40, classes=4)
     heights = 1 - torch.eye(5, dtype=torch.int64)
     metric = HierarchicalPrecision(heights, 1, ks=(1,))
