@@ -164,7 +164,7 @@ def feeds(block: str, data: ImageDataModule, backbone: nn.Module, quick: bool, *
 
     def train() -> None:
         optimizer.zero_grad()
-        model.losses(model(images), labels)["loss"].backward()
+        model.losses(model.embed(images), labels)["loss"].backward()
         optimizer.step()
 
     ours = (f"loader of configs/data/{block}.yaml, a batch, num_workers 0", lambda: next(endless))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from metricloss_pl.loading import load
-    from metricloss_pl.losses import CenterLoss, CosineLoss, StandaloneCenterLoss
+    from metricloss_pl.losses import CenterLoss, CosineCrossEntropyLoss, CosineLoss, StandaloneCenterLoss
     from metricloss_pl.regimes import (
         CenterSoftmaxClassifier,
         Classifier,
@@ -24,6 +24,7 @@ __all__ = [
     "CenterSoftmaxClassifier",
     "Classifier",
     "CosineClassifier",
+    "CosineCrossEntropyLoss",
     "CosineLoss",
     "MetricLearningClassifier",
     "SoftmaxClassifier",

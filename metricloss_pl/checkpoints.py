@@ -6,7 +6,7 @@ import inspect
 import os
 import sys
 from argparse import ArgumentError
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
@@ -17,20 +17,23 @@ from torch import Tensor
 
 import metricloss_pl
 from metricloss_pl._compat import import_paths_limited_to
-from metricloss_pl.errors import UserError, reason, shell_command
+from metricloss_pl.errors import UserError, raised_in, reason, shell_command
 from metricloss_pl.files import UNREADABLE_PICKLE, replacing
 
 __all__ = [
     "AtomicCheckpointIO",
+    "check_finite",
+    "constructor_arguments",
     "import_paths",
     "is_trusted_run",
+    "load_trusted",
     "plain_settings",
     "read_checkpoint",
-    "tensor_not_finite",
     "trusted_imports",
     "where_classes_differ",
     "where_states_differ",
     "with_given_classes",
+    "without_functions",
 ]
 
 # What the settings in a checkpoint may name, by the path that is given and by that of its definition; each stands for
@@ -141,6 +144,9 @@ def _is_of_regime(checkpoint: Any) -> bool:
         return False
     state, settings, names = (checkpoint.get(key) for key in ("state_dict", "hyper_parameters", "class_names"))
     images, callbacks = checkpoint.get("images"), checkpoint.get("callbacks", {})
+    numbers = [checkpoint.get("temperature", 1.0)]
+    for key in ("mean", "std", "class_weights"):
+        numbers += values if isinstance(values := checkpoint.get(key) or [], list) else [None]
     return (
         isinstance(state, dict)
         and all(isinstance(tensor, Tensor) for tensor in state.values())
@@ -151,6 +157,7 @@ def _is_of_regime(checkpoint: Any) -> bool:
         and isinstance(checkpoint.get("pytorch-lightning_version", ""), str)
         and isinstance(images, dict | None)
         and all(isinstance(value, int | None) for value in (images or {}).values())
+        and all(isinstance(value, float) for value in numbers)
         and isinstance(callbacks, dict)
         and all(isinstance(state, dict) for state in callbacks.values())
     )
@@ -200,6 +207,43 @@ def trusted_imports(source: str, others: Iterable[str] = (), run: bool = False) 
             "--config that it was trained with too; in Python import it and call "
             "metricloss_pl.load(path, classes=[...])"
         ) from error
+
+
+def load_trusted(
+    load: Callable[..., Any], path: Any, args: tuple[Any, ...], settings: dict[str, Any], classes: Iterable[type]
+) -> Any:
+    """Call Lightning's `load_from_checkpoint`, for a sound file whose settings name only trusted classes.
+
+    Args:
+        load: The bound method.
+        path: Checkpoint file.
+        args: Further positional arguments of the method.
+        settings: Further keyword arguments, and settings that replace those in the checkpoint.
+        classes: Classes of the user's own that the settings may name, also if they have moved to another module.
+
+    Raises:
+        UserError: The file cannot be read, names other classes, or has settings that do not fit.
+    """
+    named, changed, classes = {}, {}, list(classes)
+    if isinstance(path, (str, Path)) and "://" not in str(path):
+        saved = read_checkpoint(path)["hyper_parameters"]
+        named = with_given_classes(saved, classes)
+        changed = {name: value for name, value in named.items() if value != saved[name]}
+    own = import_paths(classes)
+    others = import_paths(settings) | own | {name for name in import_paths(named) if import_paths(name) & own}
+    try:
+        with trusted_imports(f"checkpoint {path}", others):
+            return load(path, *args, **{**changed, **settings})
+    except ArgumentError as error:
+        raise UserError(f"checkpoint {path} has settings that do not fit: {reason(error)}") from error
+    except ValueError as error:
+        # jsonargparse wraps the exception of a constructor in its own.
+        cause: BaseException = error
+        while raised_in(cause, "jsonargparse") and cause.__cause__ is not None:
+            cause = cause.__cause__
+        if cause is error:
+            raise
+        raise cause from cause.__cause__
 
 
 def _nests_deeply(settings: Any) -> bool:
@@ -261,18 +305,42 @@ def _imported_subclasses() -> set[str]:
     return found
 
 
-def plain_settings(hyper_parameters: dict[str, Any]) -> dict[str, Any]:
-    """What of the hyper-parameters can be read back without running code; a module or a lambda is given anew in Python.
+def plain_settings(hyper_parameters: dict[str, Any], cls: type) -> dict[str, Any]:
+    """Return the hyper-parameters that a checkpoint can hold without code, and that the constructor takes.
 
-    The file that a network was started from is left out: its weights are the checkpoint's by now, and it may be gone.
+    A module or a lambda function is left out: it has to be given again in Python. So is the file of the backbone's
+    initial weights, which the checkpoint replaces.
     """
-    plain = {name: value for name, value in hyper_parameters.items() if _is_plain(value)}
+    taken, _ = constructor_arguments(
+        cls
+    )  # the command line records all facts of the data, whether the regime takes them or not
+    plain = {
+        name: value
+        for name, value in hyper_parameters.items()
+        if _is_plain(value) and (name in taken or name.startswith("_"))
+    }
     backbone = plain.get("backbone")
     if isinstance(backbone, dict) and "class_path" not in backbone:
         del plain["backbone"]  # it holds what the data tell alone, and the regime takes none
     elif isinstance(backbone, dict) and isinstance(settings := backbone.get("init_args"), dict):
         plain["backbone"] = {**backbone, "init_args": {k: v for k, v in settings.items() if k != "weights"}}
     return plain
+
+
+def constructor_arguments(cls: type) -> tuple[list[str], bool]:
+    """Return the names of a constructor's arguments, and whether it accepts any others.
+
+    The arguments of a base class count as far as `*args` and `**kwargs` are passed on to it.
+    """
+    names: list[str] = []
+    for base in cls.__mro__:
+        if base is object or "__init__" not in vars(base):
+            continue
+        arguments = list(inspect.signature(base).parameters.values())
+        names += [a.name for a in arguments if a.kind not in (a.VAR_KEYWORD, a.VAR_POSITIONAL)]
+        if not any(argument.kind is argument.VAR_KEYWORD for argument in arguments):
+            return list(dict.fromkeys(names)), False
+    return list(dict.fromkeys(names)), True
 
 
 def _is_plain(value: Any) -> bool:
@@ -283,10 +351,32 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, str))
 
 
-def tensor_not_finite(state: dict[str, Tensor]) -> str | None:
-    """The name of the first tensor with a nan or an infinity."""
-    unsound = (name for name, t in state.items() if t.is_floating_point() and not torch.isfinite(t).all())
-    return next(unsound, None)
+def check_finite(state: Mapping[str, Tensor], place: str) -> None:
+    """Check the tensors of a state.
+
+    Args:
+        state: Tensors by name.
+        place: Place and consequence for the message, such as "at step 100, so no checkpoint is written".
+
+    Raises:
+        UserError: A tensor has a nan or an infinity.
+    """
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise UserError(
+                f"{name} is not finite {place}; if training diverged, lower the learning rate or set "
+                "trainer.gradient_clip_val"
+            )
+
+
+def without_functions(state: Any) -> Any:
+    """Return a nested state without functions, which `weights_only` refuses.
+
+    torch before 2.10 keeps one in the state of `SWALR`, whose constructor sets it again.
+    """
+    if isinstance(state, dict):
+        return {key: without_functions(value) for key, value in state.items() if not inspect.isfunction(value)}
+    return [without_functions(value) for value in state] if isinstance(state, list) else state
 
 
 def where_classes_differ(trained: list[str], given: list[str]) -> str:

@@ -1,34 +1,39 @@
-"""Training images mixed in pairs, their losses with them: CutMix and mixup.
+"""CutMix and mixup: training images mixed in pairs, and their losses with them.
 
-Those of torchvision give labels as probabilities (B, C), and the losses here take class indices (B,): so each batch has
-two of these, and its loss is the weighted sum of both.
+torchvision's versions give labels as probabilities (B, C), but the losses here take class indices (B,). A mixed batch
+therefore has two label vectors, and its loss is the weighted sum of both losses.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from metricloss_pl.errors import UserError
 
-__all__ = ["CutMix", "MixUp", "Mixing"]
+__all__ = ["CutMix", "MixUp", "Mixing", "frozen_batch_statistics"]
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class Mixing(nn.Module, ABC):
-    """Mix each image of a batch with another one of it, by a share lambda ~ Beta(alpha, alpha).
+    """Mixing of each image of a batch with another one, by a share lambda ~ Beta(alpha, alpha).
 
-    lambda and the pairs are drawn once a batch, from torch's generator on the CPU. The loss of a mixed batch is
-    lambda * L(own labels) + (1 - lambda) * L(partners' labels). A subclass says in :meth:`mix` how two images mix.
+    lambda and the pairs are drawn once per batch, from torch's generator on the CPU. The loss of a mixed batch is
+    lambda * L(own labels) + (1 - lambda) * L(partners' labels). A subclass implements `mix`.
 
     Args:
-        alpha: Of the Beta distribution, above 0: small ones leave most images nearly as they are, 1 is uniform.
-        probability: Of a batch to be mixed, in [0, 1].
+        alpha: Parameter of the Beta distribution, above 0. A small alpha leaves most images nearly unchanged; with 1,
+            lambda is uniform.
+        probability: Probability that a batch is mixed, in [0, 1].
 
     Raises:
-        UserError: alpha or probability outside its range.
+        UserError: `alpha` or `probability` is outside its range.
     """
 
     def __init__(self, alpha: float = 1.0, probability: float = 1.0) -> None:
@@ -42,19 +47,19 @@ class Mixing(nn.Module, ABC):
 
     @abstractmethod
     def mix(self, images: Tensor, partners: Tensor, share: float) -> tuple[Tensor, float]:
-        """Mix images (B, C, H, W) with ``images[partners]``.
+        """Return images (B, C, H, W) mixed with `images[partners]`.
 
         Args:
-            images: Integers of their type's whole range, or floats in [0, 1]; they stay as they are.
+            images: Integers of their type's whole range, or floats in [0, 1]; not modified.
             partners: (B,) int64, the position of each image's partner.
             share: lambda in [0, 1], the share of the image itself.
 
         Returns:
-            The mixed images, and the share that they really have.
+            The mixed images, and the share of the image itself after rounding to pixels.
         """
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, float]:
-        """Images (B, C, H, W) to mixed ones, the positions (B,) of their partners, and lambda; unmixed: 1."""
+        """Return mixed images (B, C, H, W), the positions (B,) of their partners, and lambda, which is 1 if unmixed."""
         # Under half precision torch's default type is too coarse for a probability.
         if torch.rand((), dtype=torch.float64) >= self.probability:
             return images, torch.arange(len(images), device=images.device), 1.0
@@ -76,18 +81,18 @@ class Mixing(nn.Module, ABC):
 
 
 class CutMix(Mixing):
-    """Paste a box of the partner into the image (Yun et al., ICCV 2019).
+    """CutMix: a box of the partner is pasted into the image (Yun et al., ICCV 2019).
 
-    The box has the image's proportions, 1 - lambda of its area and its centre anywhere; what lies outside is cut off,
-    and lambda becomes the share of pixels that are the image's own.
+    The box has the image's aspect ratio, the share 1 - lambda of its area, and a uniform center. It is clipped at the
+    border, and lambda becomes the share of pixels that are the image's own.
 
     Args:
-        alpha: Of lambda ~ Beta(alpha, alpha), above 0; 1 is uniform.
-        probability: Of a batch to be mixed, in [0, 1].
+        alpha: Parameter of lambda ~ Beta(alpha, alpha), above 0; 1 is uniform.
+        probability: Probability that a batch is mixed, in [0, 1].
     """
 
     def mix(self, images: Tensor, partners: Tensor, share: float) -> tuple[Tensor, float]:
-        """Mix images (B, C, H, W) with ``images[partners]``; the type stays."""
+        """Return images (B, C, H, W) of the same type with a box of `images[partners]`."""
         height, width = images.shape[-2:]
         side = math.sqrt(1 - share)
         rows, columns = round(side * height), round(side * width)
@@ -101,18 +106,32 @@ class CutMix(Mixing):
 
 
 class MixUp(Mixing):
-    """Blend the image with its partner, lambda x + (1 - lambda) x' (Zhang et al., ICLR 2018).
+    """mixup: lambda x + (1 - lambda) x' of the image x and its partner x' (Zhang et al., ICLR 2018).
 
     Args:
-        alpha: Of lambda ~ Beta(alpha, alpha), above 0; 1 is uniform.
-        probability: Of a batch to be mixed, in [0, 1].
+        alpha: Parameter of lambda ~ Beta(alpha, alpha), above 0; 1 is uniform.
+        probability: Probability that a batch is mixed, in [0, 1].
     """
 
     def __init__(self, alpha: float = 0.2, probability: float = 1.0) -> None:
         super().__init__(alpha, probability)
 
     def mix(self, images: Tensor, partners: Tensor, share: float) -> tuple[Tensor, float]:
-        """Mix images (B, C, H, W) with ``images[partners]``; integers become float32 in [0, 1], so nothing rounds."""
+        """Return the blended images (B, C, H, W); integers become float32 in [0, 1], so that nothing is rounded."""
         if not images.is_floating_point():
             images = images.to(torch.float32) / torch.iinfo(images.dtype).max
         return torch.lerp(images[partners], images, share), share
+
+
+@contextmanager
+def frozen_batch_statistics(module: nn.Module) -> Iterator[None]:
+    """Keep the running statistics of batch norms in training mode, so that a second forward pass leaves no trace."""
+    norms = [layer for layer in module.modules() if isinstance(layer, _BATCH_NORMS)]
+    updating = [norm for norm in norms if norm.training and norm.track_running_stats]
+    for norm in updating:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in updating:
+            norm.track_running_stats = True

@@ -36,7 +36,7 @@ class Dense(nn.Module):
 def cosine_with_frozen_norm(**options) -> CosineClassifier:
     """The paper's head with its batch norm in evaluation mode, where Lightning leaves it."""
     model = CosineClassifier(10, Dense(), head_weight_decay=1e-3, **options)
-    model.head.norm.eval()
+    model.criterion.head.norm.eval()
     return model
 
 
@@ -47,7 +47,7 @@ def standalone(**options):
 
 REGIMES = {
     "softmax": lambda **o: SoftmaxClassifier(10, Dense(), label_smoothing=0.1, smoothing_target="non_target", **o),
-    "softmax_classes": lambda **o: SoftmaxClassifier(10, Dense(), weight_decay_on="weights", **o),
+    "softmax_classes": lambda **o: SoftmaxClassifier(10, Dense(), decay_norm_and_bias=False, **o),
     "softmax_squared_error": lambda **o: SoftmaxClassifier(10, Dense(), loss="squared_error", **o),
     "cosine": cosine_with_frozen_norm,
     "cosine_blog": lambda **o: CosineClassifier(10, Dense(), head="none", **o),
@@ -113,7 +113,7 @@ def fit_mixed(processes: int) -> dict[str, torch.Tensor]:
     trainer.fit(model, data)
     return {
         "shares": trainer.strategy.all_gather(torch.tensor(shares)),
-        "weights": trainer.strategy.all_gather(model.head.linear.weight.detach()),
+        "weights": trainer.strategy.all_gather(model.criterion.head.linear.weight.detach()),
     }
 
 

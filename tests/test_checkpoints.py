@@ -14,6 +14,7 @@ from metricloss_pl.backbones._weights import read_state
 from metricloss_pl.checkpoints import AtomicCheckpointIO, plain_settings, read_checkpoint, trusted_imports
 from metricloss_pl.errors import UserError
 from metricloss_pl.files import replacing
+from metricloss_pl.regimes import SoftmaxClassifier
 from tests.systems import make_link, make_pipe, needs_fork
 
 
@@ -62,11 +63,18 @@ def test_replacing_keeps_the_ending(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
 
 
-def test_settings_that_code_would_be_needed_for_are_left_out():
+def test_settings_that_need_code_or_that_the_constructor_lacks_are_left_out():
     backbone = {"class_path": "a.Net", "init_args": {"depth": 3, "weights": "file.pth"}}
-    given = {"num_classes": 3, "optimizer": torch.optim.SGD, "backbone": backbone, "names": ["a", "b"], "scale": None}
-    kept = {"class_path": "a.Net", "init_args": {"depth": 3}}
-    assert plain_settings(given) == {"num_classes": 3, "backbone": kept, "names": ["a", "b"], "scale": None}
+    kept = {
+        "num_classes": 3,
+        "class_names": ["a", "b"],
+        "embedding_dim": None,
+        "loss": "squared_error",
+        "_class_path": "a",
+    }
+    given = {**kept, "optimizer": torch.optim.SGD, "backbone": backbone, "hierarchy": "of the data"}
+    kept["backbone"] = {"class_path": "a.Net", "init_args": {"depth": 3}}
+    assert plain_settings(given, SoftmaxClassifier) == kept
     assert backbone["init_args"]["weights"] == "file.pth"
 
 

@@ -60,7 +60,7 @@ def test_a_hierarchy_named_by_a_config(model_file, tmp_path, capsys):
     saved = torch.load(checkpoint, weights_only=True)
     expected = semantic(Hierarchy.from_file(tree), [str(digit) for digit in range(10)]).float()
     assert torch.equal(saved["state_dict"]["criterion.class_embeddings"], expected)
-    assert saved["hyper_parameters"]["class_embeddings"] == "checkpoint"
+    assert saved["hyper_parameters"]["class_embeddings"] is None
     assert saved["hyper_parameters"]["embedding_dim"] == 10
 
     tree.rename(tmp_path / "elsewhere.txt")
@@ -266,7 +266,7 @@ def test_ones_own_metrics_take_the_place_of_those_that_come_by_themselves(model_
 @pytest.mark.parametrize(
     ("text", "flags", "message"),
     [
-        (None, [], "'cifar100_superclasses' or the file of a hierarchy or of embeddings, and there is no such file"),
+        (None, [], "class_embeddings is 'tree.txt'"),
         ("a b\nc b\na d\n", [], "tree.txt: 'b' has two parents, 'a' and 'c'"),
         ("r\n-- 0\n-- 1\n", [], "class '2' is no leaf of hierarchy"),
         (TREE, ["--model.embedding_dim=11"], "11 dimensions of semantic class embeddings: they must be 1 to 10"),
@@ -287,10 +287,10 @@ def test_mistakes_in_one_line(text, flags, message, tmp_path, monkeypatch, capsy
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("checkpoint", "class_embeddings is 'checkpoint', and no checkpoint was loaded"),
+        ("null", "class_embeddings is null"),
         (
             "semantic",
-            "class_embeddings is 'semantic', and the data bring no hierarchy: name its file by --model",
+            "class_embeddings is 'semantic'",
         ),
         ("7", "class_embeddings"),
     ],

@@ -154,7 +154,7 @@ def test_commands_instantiate(command, monkeypatch):
     decay = expected.get("model.optimizer.weight_decay", 0)
     decays = {group["weight_decay"] for group in groups}
     assert decay in decays
-    assert not decay or (0 in decays) == (expected.get("model.weight_decay_on") == "weights" or "standalone" in command)
+    assert not decay or (0 in decays) == (expected.get("model.decay_norm_and_bias") is False or "standalone" in command)
 
 
 def noise(data: ImageDataModule, part: str) -> Samples | None:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.utils.data import DataLoader, TensorDataset
 
 from metricloss_pl.cli import main
 from metricloss_pl.cli.errors import format_user_error, hint_of
@@ -439,10 +441,10 @@ def test_the_learning_rate_of_a_regime():
     from metricloss_pl.backbones import TinyConvNet
 
     model = StandaloneCenterClassifier(3, TinyConvNet(), optimizer=partial(torch.optim.Adam, lr=0.25), center_lr=0.5)
-    assert model.learning_rate == 0.25
     model.learning_rate = 0.125
-    optimizer = model.configure_optimizers()
-    assert sorted({group["lr"] for group in optimizer.param_groups}) == [0.125, 0.5]
+    run = Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    run.fit(model, DataLoader(TensorDataset(torch.rand(6, 1, 8, 8), torch.arange(6) % 3), batch_size=6))
+    assert sorted({group["lr"] for group in run.optimizers[0].param_groups}) == [0.125, 0.5]
 
 
 # -------------------------------------------------------------------------------------------------------- state dicts

@@ -3,8 +3,7 @@ import torch
 from torch import nn
 
 from metricloss_pl.errors import UserError
-from metricloss_pl.mixing import CutMix, MixUp
-from metricloss_pl.regimes._mixing import keep_statistics
+from metricloss_pl.mixing import CutMix, MixUp, frozen_batch_statistics
 
 PARTNERS = torch.tensor([2, 0, 1, 3])
 
@@ -82,7 +81,7 @@ def test_draws_do_not_depend_on_the_default_type(probability):
 def test_batch_norms_keep_their_statistics():
     network = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3).eval())
     batch = torch.randn(8, 3) + 5
-    with keep_statistics(network):
+    with frozen_batch_statistics(network):
         inside = network(batch)
     assert network[0].num_batches_tracked == 0
     torch.testing.assert_close(network(batch), inside)

@@ -1,21 +1,33 @@
-"""When to measure, draw and write; what is drawn stands in `metricloss_pl.plots`."""
+"""Callbacks: those that every regime brings along, and those that measure, draw and write."""
 
 from metricloss_pl.callbacks.averaging import ExponentialMovingAverage
 from metricloss_pl.callbacks.best import BestCheckpoint
+from metricloss_pl.callbacks.calibration import TemperatureScaling
+from metricloss_pl.callbacks.checks import TrainingChecks
 from metricloss_pl.callbacks.confusion import ConfusionMatrixPlot
+from metricloss_pl.callbacks.dataset_facts import DatasetFacts
 from metricloss_pl.callbacks.embedding_plot import EmbeddingPlot
 from metricloss_pl.callbacks.freeze import FreezeBackbone
 from metricloss_pl.callbacks.geometry import GeometryMonitor
 from metricloss_pl.callbacks.hierarchy import HierarchyMetrics
+from metricloss_pl.callbacks.lightning_fixes import LightningFixes
 from metricloss_pl.callbacks.predictions import PredictionWriter
+from metricloss_pl.callbacks.schedule_length import ScheduleLength
+from metricloss_pl.callbacks.seeding import PerStepSeeding
 
 __all__ = [
     "BestCheckpoint",
     "ConfusionMatrixPlot",
+    "DatasetFacts",
     "EmbeddingPlot",
     "ExponentialMovingAverage",
     "FreezeBackbone",
     "GeometryMonitor",
     "HierarchyMetrics",
+    "LightningFixes",
+    "PerStepSeeding",
     "PredictionWriter",
+    "ScheduleLength",
+    "TemperatureScaling",
+    "TrainingChecks",
 ]

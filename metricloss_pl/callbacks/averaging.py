@@ -1,7 +1,9 @@
-"""Averaged weights."""
+"""Weight averaging."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -12,37 +14,36 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from metricloss_pl.callbacks.evaluation import EmbeddingClassifier, evaluation_mode
 from metricloss_pl.errors import UserError
-from metricloss_pl.regimes import Classifier
-from metricloss_pl.regimes._evaluation import evaluation_mode
 
-__all__ = ["ExponentialMovingAverage"]
+__all__ = ["ExponentialMovingAverage", "averaged_weights"]
 
 
 class ExponentialMovingAverage(WeightAveraging):
-    """Exponential moving average of the weights, which takes the network's place outside the training steps.
+    """Exponential moving average of the weights, which replaces the weights outside of training steps.
 
-    After each step, average = d * average + (1 - d) * weights. The average is what is validated, saved, tested and left
-    at the end; checkpoints hold the network as well, so that training goes on from it. Centers and the statistics of
-    batch norms are averaged too.
+    After each step, average = d * average + (1 - d) * weights. The average is validated, saved and tested, and it is
+    the model at the end. Checkpoints hold the weights as well, so that training can resume. Centers and the statistics
+    of batch norms are averaged, too.
 
     The decay d warms up: t steps after the start it is min(decay, (1 + t) / (10 + t)), as in TensorFlow. The average
-    thus reaches back over about a ninth of the steps so far, and never over more than 1 / (1 - decay) of them, so that
-    a short training does not end with an average of its beginning. Until the start the average is the network itself.
+    therefore spans about a ninth of the steps so far, and at most 1 / (1 - decay) steps, so that a short training does
+    not end with an average of its beginning. Until the start the average equals the weights.
 
-    At the end of training a warning appears if the average classifies fewer images of the validation set correctly
-    than the network does, by more than chance explains (one-sided sign test at 5 %).
+    A warning at the end of training tells if the average classifies significantly fewer validation images correctly
+    than the weights do (one-sided sign test, 5 %).
 
     Lightning's own `EMAWeightAveraging` has no such warm-up, and with a late start it validates, saves and keeps
-    weights that have never been trained.
+    initial weights.
 
     Args:
-        decay: Upper limit of d, in [0, 1). The default's average is over about 1,000 steps, and is reached after 9,000.
+        decay: Upper limit of d, in [0, 1). The default spans about 1,000 steps, which takes 9,000 steps to reach.
         start_step: Optimizer steps before the start, such as those of a learning-rate warm-up.
         start_epoch: Epochs before the start; the later of both counts.
 
     Raises:
-        UserError: An argument outside its range.
+        UserError: An argument is out of its range.
     """
 
     def __init__(self, decay: float = 0.999, start_step: int = 0, start_epoch: int = 0) -> None:
@@ -55,12 +56,12 @@ class ExponentialMovingAverage(WeightAveraging):
         self.decay = decay
         self.start_step = start_step
         self.start_epoch = start_epoch
-        self._first_step: int | None = None  # the number of steps done before the first averaged one
+        self._first_step: int | None = None  # steps before the first averaged one
         self._averaged_steps = 0
 
     def _average(self, average: Tensor, current: Tensor, updates: Tensor | int) -> Tensor:
         """Return the new average of one parameter or buffer."""
-        if not average.is_floating_point():  # the number of batches that a batch norm has seen
+        if not average.is_floating_point():  # the batches that a batch norm has counted
             return current
         steps = self._averaged_steps
         decay = min(self.decay, (1 + steps) / (10 + steps))
@@ -109,11 +110,28 @@ class ExponentialMovingAverage(WeightAveraging):
         self._first_step = state_dict["first_step"]
 
 
+@contextmanager
+def averaged_weights(trainer: Trainer, module: LightningModule) -> Iterator[None]:
+    """Put the weights that a validation would see in place: averaged ones, if a callback averages them."""
+    averaging = [
+        callback
+        for callback in trainer.callbacks  # type: ignore[attr-defined]
+        if isinstance(callback, WeightAveraging)
+    ]
+    for callback in averaging:
+        callback.on_validation_epoch_start(trainer, module)
+    try:
+        yield
+    finally:
+        for callback in reversed(averaging):
+            callback.on_validation_epoch_end(trainer, module)
+
+
 def _correct_on_validation(trainer: Trainer, module: LightningModule) -> Tensor | None:
-    """Return which images of this process's share of the validation set are classified correctly, if there is one."""
+    """Return whether each validation image of this process is classified correctly; None without a validation set."""
     loaders = trainer.val_dataloaders
     loader = next(iter(loaders), None) if isinstance(loaders, (list, tuple)) else loaders
-    if not isinstance(loader, DataLoader) or not isinstance(module, Classifier):
+    if not isinstance(loader, DataLoader) or not isinstance(module, EmbeddingClassifier):
         return None
     limit = trainer.num_val_batches[0]
     correct = [torch.zeros(0, dtype=torch.bool, device=module.device)]

@@ -9,10 +9,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from metricloss_pl.callbacks.evaluation import check_model
 from metricloss_pl.callbacks.run_folder import run_folder
-from metricloss_pl.errors import UserError, plural
+from metricloss_pl.errors import plural
 from metricloss_pl.files import note_command, replacing, stem_of_result
-from metricloss_pl.regimes import Classifier
 
 __all__ = ["ConfusionMatrixPlot"]
 
@@ -30,9 +30,8 @@ class ConfusionMatrixPlot(Callback):
         self._counts: MulticlassConfusionMatrix | None = None
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not isinstance(pl_module, Classifier):
-            raise UserError(f"ConfusionMatrixPlot draws regimes of this package, not {type(pl_module).__name__}")
-        self._counts = MulticlassConfusionMatrix(pl_module.num_classes, validate_args=False).to(pl_module.device)
+        model = check_model(self, pl_module)
+        self._counts = MulticlassConfusionMatrix(model.num_classes, validate_args=False).to(pl_module.device)
 
     def on_test_batch_end(
         self,
@@ -48,14 +47,13 @@ class ConfusionMatrixPlot(Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self._counts is not None
-        assert isinstance(pl_module, Classifier)
         counts = self._counts.compute().cpu().numpy()
         folder = run_folder(trainer) / "figures"
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         from metricloss_pl import plots
 
-        names = pl_module.class_names
+        names = check_model(self, pl_module).class_names
         right = counts.trace() / max(counts.sum(), 1)
         title = f"{plural(counts.sum(), 'test image')}, {100 * right:.2f} % right"
         figure = plots.confusion_matrix(counts, names, title=title)

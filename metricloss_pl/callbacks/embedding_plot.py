@@ -1,4 +1,4 @@
-"""Pictures of the embeddings while they form, one an epoch, and a GIF of all."""
+"""Scatter plots of the embeddings during training, and a GIF of all."""
 
 from __future__ import annotations
 
@@ -11,36 +11,42 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from metricloss_pl.callbacks._embed import embedded, evaluation_loaders, is_due, subsample
+from metricloss_pl.callbacks.evaluation import (
+    EmbeddingClassifier,
+    check_model,
+    embed_batches,
+    evaluation_loaders,
+    evaluation_mode,
+    is_due,
+    subsample,
+)
 from metricloss_pl.callbacks.run_folder import run_folder
 from metricloss_pl.errors import UserError
-from metricloss_pl.regimes import Classifier
-from metricloss_pl.regimes._evaluation import evaluation_mode
 
 __all__ = ["EmbeddingPlot"]
 
 _TITLES = {"train": "training", "val": "validation"}
-_THUMBNAIL = 32  # side in px of the projector's pictures
+_THUMBNAIL = 32  # side in px
 _MAX_THUMBNAILS = 1000
 
 
 class EmbeddingPlot(Callback):
-    """Draw training and validation embeddings side by side, with the centers or class embeddings.
+    """Scatter plots of training and validation embeddings side by side, with the centers or class embeddings.
 
-    At the chosen epochs a PNG in ``<run>/figures/embeddings/`` and a TensorBoard figure; at the end one GIF of all in
-    ``<run>/figures/embeddings.gif`` and, for more than two dimensions, the TensorBoard projector with class names and
-    thumbnails. Training images are not augmented, all are embedded in evaluation mode, by process 0 alone.
+    Writes a PNG in `<run>/figures/embeddings/` and a TensorBoard figure at the chosen epochs. At the end it writes one
+    GIF, `<run>/figures/embeddings.gif`, and for more than two dimensions the TensorBoard projector with class names and
+    thumbnails. Images are embedded in evaluation mode and without augmentation, by process 0 alone.
 
     Args:
-        every_n_epochs: Epochs from one picture to the next, at least 1; the last epoch is always drawn.
-        max_images: Images a part, drawn by chance but the same each time, at least 2.
-        method: How more than two dimensions become two: ``pca`` of the training images, turned to lie as in the picture
-            before, or ``tsne``. Two dimensions are drawn as they are.
-        gif: Whether to join the pictures to a GIF.
+        every_n_epochs: Epochs from one plot to the next, at least 1; the last epoch is always drawn.
+        max_images: Images per set, a random subset that is the same each time; at least 2.
+        method: Projection of more than two dimensions: `pca` of the training images, rotated to match the previous
+            plot, or `tsne`. Two dimensions are drawn as they are.
+        gif: Whether to join the plots to a GIF.
         projector: Whether to write the TensorBoard projector.
 
     Raises:
-        UserError: A number outside its range.
+        UserError: A number is outside its range.
     """
 
     def __init__(
@@ -62,12 +68,11 @@ class EmbeddingPlot(Callback):
         self.gif = gif
         self.projector = projector
         self._folder = Path()
-        self._before: list[Any] | None = None  # the training points of the picture before
-        self._drawn = 0  # epochs trained at the last picture
+        self._before: list[Any] | None = None  # the training points of the previous plot
+        self._drawn = 0  # epochs trained at the last plot
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not isinstance(pl_module, Classifier):
-            raise UserError(f"EmbeddingPlot draws regimes of this package, not {type(pl_module).__name__}")
+        check_model(self, pl_module)
         self._folder = run_folder(trainer) / "figures"
         self._before, self._drawn = None, 0
 
@@ -76,28 +81,30 @@ class EmbeddingPlot(Callback):
             self._draw(trainer, pl_module, trainer.current_epoch + 1)
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule, epoch: int) -> None:
-        """Draw the state after so many epochs; on process 0, and not in a fast development run."""
+        """Draw the embeddings after `epoch` epochs; on process 0, and not in a fast development run."""
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         from metricloss_pl import plots
 
-        assert isinstance(pl_module, Classifier)
+        model = check_model(self, pl_module)
         self._drawn = epoch
-        parts = self._embed(trainer, pl_module)
-        if not parts:
+        embedded = self._embed(trainer, pl_module)
+        if not embedded:
             return
-        if not all(part[1].isfinite().all() for part in parts.values()):
-            rank_zero_warn(f"EmbeddingPlot draws nothing after epoch {epoch}: there are embeddings that are not finite")
+        if not all(embeddings.isfinite().all() for _, embeddings, _ in embedded.values()):
+            rank_zero_warn(f"EmbeddingPlot draws nothing after epoch {epoch}: some embeddings are not finite")
             return
-        prototypes = pl_module.class_anchors
-        points, stars = self._project([part[1].numpy() for part in parts.values()], prototypes, pl_module)
+        points, stars = self._project([embeddings.numpy() for _, embeddings, _ in embedded.values()], model)
         figure = plots.embedding_scatter(
-            {_TITLES[name]: (p, part[2].numpy()) for (name, part), p in zip(parts.items(), points, strict=True)},
-            pl_module.class_names,
+            {
+                _TITLES[name]: (projected, labels.numpy())
+                for (name, (_, _, labels)), projected in zip(embedded.items(), points, strict=True)
+            },
+            model.class_names,
             prototypes=stars,
-            anchor_name=pl_module.anchor_name,
+            anchor_name=model.anchor_name,
             title=f"{type(pl_module).__name__}, epoch {epoch}",
-            axis_labels=self._axis_labels(pl_module.embedding_dim),
+            axis_labels=self._axis_labels(model.embedding_dim),
         )
         plots.save_figure(figure, self._folder / "embeddings" / f"epoch_{epoch:04d}.png")
         for logger in trainer.loggers:
@@ -115,40 +122,41 @@ class EmbeddingPlot(Callback):
         if self.gif and len(frames) > 1:
             plots.save_gif(frames, self._folder / "embeddings.gif")
         loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-        assert isinstance(pl_module, Classifier)
-        if self.projector and loggers and pl_module.embedding_dim > 2:
+        model = check_model(self, pl_module)
+        if self.projector and loggers and model.embedding_dim > 2:
             for name, (images, embeddings, labels) in self._embed(trainer, pl_module, _MAX_THUMBNAILS).items():
-                names = [pl_module.class_names[label] for label in labels.tolist()]
+                names = [model.class_names[label] for label in labels.tolist()]
                 for logger in loggers:
                     logger.experiment.add_embedding(embeddings, names, _thumbnails(images), trainer.global_step, name)
 
     def _embed(
-        self, trainer: Trainer, module: Classifier, limit: int | None = None
+        self, trainer: Trainer, pl_module: LightningModule, limit: int | None = None
     ) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-        """Images (empty unless limited), embeddings (N, D) and labels (N,) of each part, on the CPU."""
-        parts = {}
-        with evaluation_mode(trainer, module):
+        """Return images (empty unless limited), embeddings (N, D) and labels (N,) of each set, on the CPU."""
+        model, embedded = check_model(self, pl_module), {}
+        with evaluation_mode(trainer, pl_module):
             for name, loader in evaluation_loaders(trainer).items():
                 batches = [
                     (
                         images.cpu() if limit else images[:0].cpu(),
-                        module.metric_embeddings(embeddings).float().cpu(),
+                        model.metric_embeddings(embeddings).float().cpu(),
                         labels.cpu(),
                     )
-                    for images, labels, embeddings in embedded(
-                        trainer, module, subsample(loader, min(limit or self.max_images, self.max_images))
+                    for images, labels, embeddings in embed_batches(
+                        trainer, pl_module, subsample(loader, min(limit or self.max_images, self.max_images))
                     )
                 ]
                 images, embeddings, labels = (torch.cat(column) for column in zip(*batches, strict=True))
-                parts[name] = (images, embeddings, labels)
-        return parts
+                embedded[name] = (images, embeddings, labels)
+        return embedded
 
-    def _project(self, arrays: list[Any], prototypes: Tensor | None, module: Classifier) -> tuple[list[Any], Any]:
+    def _project(self, arrays: list[Any], model: EmbeddingClassifier) -> tuple[list[Any], Any]:
         from metricloss_pl import plots
 
-        stars = [] if prototypes is None else [prototypes.detach().float().cpu().numpy()]
+        anchors = model.class_anchors
+        stars = [] if anchors is None else [anchors.detach().float().cpu().numpy()]
         points = plots.project(*arrays, *stars, method=self.method)
-        if module.embedding_dim > 2:
+        if model.embedding_dim > 2:
             if self._before is not None and self.method == "pca":
                 points = plots.align(points, [points[0]], self._before)
             self._before = [points[0]]
@@ -161,7 +169,7 @@ class EmbeddingPlot(Callback):
 
 
 def _thumbnails(images: Tensor) -> Tensor:
-    """Colour pictures (N, 3, 32, 32) in [0, 1]."""
+    """Return color thumbnails (N, 3, 32, 32) in [0, 1]."""
     scale = 255.0 if images.dtype == torch.uint8 else 1.0
     small = torch.nn.functional.interpolate(images.float() / scale, size=(_THUMBNAIL, _THUMBNAIL), mode="area")
     return small.expand(-1, 3, -1, -1)

@@ -8,7 +8,6 @@ from torch import nn
 from torch.optim import Optimizer
 
 from metricloss_pl.errors import UserError
-from metricloss_pl.regimes import Classifier
 
 __all__ = ["FreezeBackbone"]
 
@@ -79,6 +78,6 @@ class FreezeBackbone(Callback):
 
 
 def _backbone(module: LightningModule) -> nn.Module:
-    if not isinstance(module, Classifier):
-        raise UserError(f"FreezeBackbone is for regimes of this package, not {type(module).__name__}")
-    return module.backbone
+    if not isinstance(backbone := getattr(module, "backbone", None), nn.Module):
+        raise UserError(f"FreezeBackbone needs a model with a backbone, and {type(module).__name__} has none")
+    return backbone

@@ -1,4 +1,4 @@
-"""Predictions as files: one line an image, in the data set's order."""
+"""Predictions as files: one line per image, in the order of the data set."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
+from metricloss_pl.callbacks.evaluation import check_model
 from metricloss_pl.callbacks.run_folder import run_folder
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.errors import UserError, plural
 from metricloss_pl.files import note_command, replacing, stem_of_result
-from metricloss_pl.regimes import Classifier
 
 __all__ = ["PredictionWriter"]
 
@@ -26,16 +26,16 @@ __all__ = ["PredictionWriter"]
 class PredictionWriter(BasePredictionWriter):
     """Writer of a CSV file from `predict`: file, class, probability, runner-up and its probability.
 
-    The images of all processes stand in the data set's order, each once. On the command line, a file of the default
-    name that another command has written is not replaced: `predictions_2.csv` and so on stand beside it.
+    The file has the images of all processes in the order of the data set, each once. On the command line, a file of the
+    default name that another command has written is kept, and the new one is named `predictions_2.csv` and so on.
 
     Args:
-        path: CSV file to write. None: in the run's folder ``predictions.csv``, or ``predictions_test.csv`` where the
-            images are the test part and not those of a ``predict_dir``.
-        embeddings: Whether to write ``embeddings (N, D)``, ``files (N,)`` and ``classes (N,)`` beside it, as ``.npz``.
+        path: CSV file to write. None: `predictions.csv` in the run's folder, or `predictions_test.csv` for the test
+            set.
+        embeddings: Whether to write `embeddings` (N, D), `files` (N,) and `classes` (N,) beside it, as `.npz`.
 
     Raises:
-        UserError: The path is a folder.
+        UserError: The path is a folder or an `.npz` file.
     """
 
     command: str | None = None  # that the result is of, set by the command line
@@ -55,8 +55,7 @@ class PredictionWriter(BasePredictionWriter):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "predict":
             return
-        if not isinstance(pl_module, Classifier):
-            raise UserError(f"PredictionWriter writes regimes of this package, not {type(pl_module).__name__}")
+        check_model(self, pl_module)
         if self.path is not None and trainer.is_global_zero:
             try:  # now, not after the whole prediction
                 Path(self.path).parent.mkdir(parents=True, exist_ok=True)
@@ -102,9 +101,8 @@ class PredictionWriter(BasePredictionWriter):
         _, first = np.unique(rows["index"], return_index=True)
         rows = {name: column[first] for name, column in rows.items()}
         path = self._default_path(trainer, folder) if self.path is None else Path(self.path)
-        assert isinstance(pl_module, Classifier)
         try:
-            self._write(path, rows, _files(trainer, rows["index"]), pl_module.class_names)
+            self._write(path, rows, _files(trainer, rows["index"]), check_model(self, pl_module).class_names)
             if self.path is None:
                 note_command(path, self.command)
         except OSError as error:
@@ -137,7 +135,7 @@ class PredictionWriter(BasePredictionWriter):
 
 
 def _files(trainer: Trainer, index: Any) -> list[str]:
-    """A name an image: its file's where the data module knows it, else its index."""
+    """Return a name per image: its file where the data module knows it, else its index."""
     data: ImageDataModule | Literal[False] = getattr(trainer, "datamodule", None) or False
     known = data.predict_files if isinstance(data, ImageDataModule) else None
     return [known[i] if known is not None else str(i) for i in index.tolist()]

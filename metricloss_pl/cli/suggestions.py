@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 from lightning.pytorch import Trainer
 
 from metricloss_pl.callbacks import BestCheckpoint, PredictionWriter
+from metricloss_pl.checkpoints import constructor_arguments
 from metricloss_pl.cli.console import relative_path
 from metricloss_pl.config_files import CONFIG_FLAGS, is_yaml, parse_yaml, read_yaml
 from metricloss_pl.data import ImageDataModule
@@ -118,10 +119,10 @@ class _Search:
             return None
         nested = [settings[level] for level in _NESTED if isinstance(settings.get(level), dict)]
         given = {name: value for group in (settings, *nested) for name, value in group.items()}
-        parameters, hints = inspect.signature(cls).parameters, _hints(cls)
-        known = [name for name, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD]
+        known, accepts_others = constructor_arguments(cls)
+        hints = {name: hint for base in reversed(cls.__mro__) for name, hint in _hints(base).items()}
         for name, value in given.items():
-            if name in ("class_path", "help", *_NESTED) or (name not in known and len(known) < len(parameters)):
+            if name in ("class_path", "help", *_NESTED) or (name not in known and accepts_others):
                 continue
             if name not in known:
                 place = f"{setting} in {relative_path(file)}" if file else setting

@@ -11,11 +11,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from metricloss_pl.callbacks.geometry import measure_parts
+from metricloss_pl.callbacks import GeometryMonitor
+from metricloss_pl.callbacks.averaging import averaged_weights
 from metricloss_pl.compare.plan import Metric
 from metricloss_pl.compare.tuning import MEASUREMENTS
 from metricloss_pl.regimes import Classifier
-from metricloss_pl.regimes._weight_averaging import averaged_weights
 
 __all__ = ["Clock", "Recorder", "Scores"]
 
@@ -59,7 +59,7 @@ class Recorder(Callback):
         begin = time.perf_counter()
         values = {"epoch": epochs, "train/loss": torch.stack(self._losses).mean().item()}
         with averaged_weights(trainer, pl_module):  # those that are scored in the end
-            parts = measure_parts(trainer, pl_module)
+            parts = GeometryMonitor().measure(trainer, pl_module)
         for part, measured in parts.items():
             for name, scalar in measured.items():
                 place = f"{part}/{name}" if name in get_args(Metric) else f"geometry/{part}_{name}"

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 
-from metricloss_pl.checkpoints import tensor_not_finite
+from metricloss_pl.checkpoints import check_finite
 from metricloss_pl.cli.errors import format_user_error, lightning_refusals
 from metricloss_pl.compare.costs import Cost
 from metricloss_pl.compare.folds import FoldDataModule
@@ -132,7 +132,7 @@ class Worker:
         built = self.build(run, {**self._settings(run), **tuned})
         recorder = Recorder(_epochs(built.trainer))
         trainer = _fit(built, recorder, line)
-        built.model.temperature.fill_(temperature)
+        built.model.temperature = temperature
         scores = Scores(built.model)
         trainer.callbacks.append(scores)  # type: ignore[attr-defined]
         trainer.test(built.model, built.data, verbose=False)
@@ -255,8 +255,7 @@ def _fit(built: Built, recorder: Recorder, line: Line) -> Trainer:
             trainer.fit(built.model, built.data)
     finally:
         line["history"], line["steps"], line["epochs"] = recorder.history, trainer.global_step, trainer.current_epoch
-    if name := tensor_not_finite(built.model.state_dict()):
-        raise UserError(f"{name} is not finite at the end of the training: lower the learning rate")
+    check_finite(built.model.state_dict(), "at the end of the training")
     trainer.limit_val_batches = 1.0 if limit is None else limit
     return trainer
 

@@ -2,7 +2,7 @@
 
 from metricloss_pl.losses import functional
 from metricloss_pl.losses.center import CenterLoss
-from metricloss_pl.losses.cosine import CosineLoss
+from metricloss_pl.losses.cosine import CosineCrossEntropyLoss, CosineLoss
 from metricloss_pl.losses.standalone import StandaloneCenterLoss
 
-__all__ = ["CenterLoss", "CosineLoss", "StandaloneCenterLoss", "functional"]
+__all__ = ["CenterLoss", "CosineCrossEntropyLoss", "CosineLoss", "StandaloneCenterLoss", "functional"]

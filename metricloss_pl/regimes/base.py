@@ -1,20 +1,18 @@
-"""What every training regime shares: images to embeddings, the steps, metrics, and the injected optimizer."""
+"""Base class of the training regimes."""
 
 from __future__ import annotations
 
 import copy
 import functools
-import inspect
+import math
 import warnings
 from abc import ABC, abstractmethod
-from argparse import ArgumentError
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.trainer.states import TrainerFn
@@ -24,83 +22,86 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from metricloss_pl._compat import start_epoch_after_finished_one
+from metricloss_pl import callbacks
 from metricloss_pl.backbones import Backbone
+from metricloss_pl.callbacks.checks import is_log_step
+from metricloss_pl.callbacks.evaluation import eval_mode
+from metricloss_pl.callbacks.schedule_length import check_end
 from metricloss_pl.checkpoints import (
-    import_paths,
+    check_finite,
+    load_trusted,
     plain_settings,
-    read_checkpoint,
-    tensor_not_finite,
-    trusted_imports,
     where_classes_differ,
     where_states_differ,
-    with_given_classes,
+    without_functions,
 )
-from metricloss_pl.data import ImageDataModule
-from metricloss_pl.data.preparation import ImageLike
-from metricloss_pl.errors import UserError, check_choice, plural, raised_in, reason
-from metricloss_pl.metrics import BalancedAccuracy, Temperature
-from metricloss_pl.mixing import Mixing
-from metricloss_pl.regimes._chance import Chance
-from metricloss_pl.regimes._evaluation import Predictions, predict_images
-from metricloss_pl.regimes._mixing import keep_statistics
-from metricloss_pl.regimes._optimizer import Decayed, check_optimizer, decay_weights_alone, has_gradients
-from metricloss_pl.regimes._schedule_length import Interval, check_end, fill_in_length
-from metricloss_pl.regimes._weight_averaging import (
-    copy_module_again,
-    evaluate_averaged_weights,
-    save_fitted_temperature,
-    warn_of_late_start,
-)
+from metricloss_pl.class_weights import ClassWeights, given_weights
+from metricloss_pl.data.preparation import ImageLike, prepare_batches
+from metricloss_pl.errors import UserError, check_choice, plural
+from metricloss_pl.metrics import BalancedAccuracy
+from metricloss_pl.mixing import Mixing, frozen_batch_statistics
+from metricloss_pl.optimizers import check_optimizer, exempt_norm_and_bias, has_gradients, sgd
 
 if TYPE_CHECKING:
     from metricloss_pl.class_embeddings import Hierarchy
 
-__all__ = ["ClassWeights", "Classifier", "Decayed", "Interval", "sgd"]
+__all__ = ["Classifier", "Predictions"]
 
-ClassWeights = Literal["balanced"]
+_CALLBACKS: tuple[type[Callback], ...] = (
+    callbacks.DatasetFacts,
+    callbacks.PerStepSeeding,
+    callbacks.TrainingChecks,
+    callbacks.TemperatureScaling,
+    callbacks.LightningFixes,
+    callbacks.ScheduleLength,
+)
 
 
-def sgd(parameters: Any) -> torch.optim.Optimizer:
-    """The default optimizer: SGD at learning rate 0.05 with momentum 0.9."""
-    return torch.optim.SGD(parameters, lr=0.05, momentum=0.9)
+class Predictions(NamedTuple):
+    """Most probable class of each image, and the probabilities (N, C) of all classes, on the CPU."""
+
+    classes: list[str]
+    probabilities: Tensor
 
 
 class Classifier(LightningModule, ABC):
-    """Base of the regimes: images (B, C, H, W) -> features (B, F) -> embeddings (B, D) -> class scores (B, C).
+    """Base class of the regimes: images (B, C, H, W) -> features (B, F) -> embeddings (B, D) -> class scores (B, C).
 
-    A regime adds what it owns (a head, centers, class embeddings) and says two things: :meth:`losses` of a batch of
-    embeddings and :meth:`class_scores` of embeddings, whose largest is the prediction.
+    A regime adds what it owns (a head, centers, class embeddings) and implements `losses` and `class_scores`. The class
+    with the largest score is the prediction.
 
-    Images are integers of their type's whole range, or floats in [0, 1]; the module itself normalises them by the
-    training images' mean and deviation, which it takes from an :class:`~metricloss_pl.data.ImageDataModule` and keeps
-    in its checkpoint. Chance within the network, such as dropout, draws from (torch's seed, epoch, batch, process), so
-    that an interrupted run goes on as if it had not been.
+    Images are integers of their type's whole range, or floats in [0, 1]. The model itself normalizes them by the mean
+    and standard deviation of the training images, which come from the data module and are kept in the checkpoint.
+
+    `configure_callbacks` brings `DatasetFacts`, `PerStepSeeding`, `TrainingChecks`, `TemperatureScaling`,
+    `ScheduleLength` and `LightningFixes`. A callback of the same type, or of a subclass, in the Trainer takes the place
+    of each.
 
     Args:
-        num_classes: C; linked from the data on the command line.
-        backbone: Network from images to features, with an attribute ``num_features``.
-        class_names: Names in the labels' order; linked from the data on the command line. A checkpoint of other names
-            is refused. None: "0", "1", ...
-        embedding_dim: D of a linear layer on the features; None: the features as they are.
-        optimizer: From parameters to an optimizer.
-        lr_scheduler: From an optimizer to a learning-rate schedule.
-        lr_scheduler_interval: Whether the schedule steps each ``epoch`` or each ``step``.
-        class_weights: ``balanced``: an image's loss weighs N / (C * N_class), counts of the training part. None: 1.
-        batch_mixing: ``CutMix`` or ``MixUp`` of the training images, each process within its own batch. None: no
-            mixing.
-        weight_decay_on: What the optimizer's weight decay acts on: ``all`` parameters, or ``weights`` of convolutions
-            and dense layers alone, not biases and the parameters of norms.
+        num_classes: Number of classes C; linked from the data on the command line.
+        backbone: Network from images to features (B, F).
+        class_names: Names in the order of the labels; linked from the data on the command line. A checkpoint with other
+            names is refused. None: "0", "1", ...
+        embedding_dim: Width D of a linear layer on the features. None: the features are the embeddings.
+        num_features: Width F of the features. None: the attribute `num_features` of the backbone.
+        optimizer: Function from parameters to an optimizer.
+        lr_scheduler: Function from an optimizer to a learning-rate schedule. None: a constant rate.
+        lr_scheduler_interval: Whether the schedule steps once per `epoch` or per `step`.
+        class_weights: Weight of each class in the loss: a list, or a mapping from names to weights (1 for the others).
+            `balanced`: N / (C * N_class), from the counts of the training set. None: 1.
+        batch_mixing: `CutMix` or `MixUp` of the training images, within the batch of each process. None: no mixing.
+        decay_norm_and_bias: Whether weight decay acts on all parameters. False: on the weights of convolutions and
+            dense layers only.
 
     Raises:
-        UserError: A class count that the names contradict, or a backbone without ``num_features``.
+        UserError: An argument is out of its range, the names contradict `num_classes`, or the width of the features is
+            unknown.
     """
 
-    mean: Tensor
-    std: Tensor
-    temperature: Tensor
-    class_weights: Tensor
-    _fitted_temperature: Tensor | None
+    supports_mixing = True
+    anchor_name = "anchor"  # name of one of the class_anchors in plots
+    class_hierarchy: Hierarchy | None = None  # hierarchy that the class_anchors are derived from
+    kept_in_checkpoint: tuple[str, ...] = ()  # arguments whose files a checkpoint makes dispensable
 
     def __init__(
         self,
@@ -108,50 +109,52 @@ class Classifier(LightningModule, ABC):
         backbone: Backbone,
         class_names: Sequence[str] | None = None,
         embedding_dim: int | None = None,
+        num_features: int | None = None,
         optimizer: OptimizerCallable = sgd,
         lr_scheduler: LRSchedulerCallable | None = None,
-        lr_scheduler_interval: Interval = "epoch",
+        lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
         class_weights: ClassWeights | None = None,
         batch_mixing: Mixing | None = None,
-        weight_decay_on: Decayed = "all",
+        decay_norm_and_bias: bool = True,
     ) -> None:
         super().__init__()
-        with warnings.catch_warnings():  # a module among them is left out of the checkpoint, below
-            warnings.filterwarnings("ignore", message="Attribute '.*' is an instance of `nn.Module`")
+        with warnings.catch_warnings():  # a module among them is left out of the checkpoint
+            warnings.simplefilter("ignore")
             self.save_hyperparameters()
         names = [str(label) for label in range(num_classes)] if class_names is None else list(class_names)
         if num_classes < 2:
-            raise UserError(f"the data have {num_classes} class: at least 2 are needed to tell apart")
+            raise UserError(f"the data have {num_classes} class: at least 2 are needed")
         if len(names) != num_classes:
-            given = plural(len(names), "class name")
-            raise UserError(f"{plural(num_classes, 'class')} and {given}: they must be equally many")
-        check_choice("lr_scheduler_interval", lr_scheduler_interval, Interval)
-        check_choice("class_weights", class_weights, ClassWeights | None)
-        check_choice("weight_decay_on", weight_decay_on, Decayed)
+            raise UserError(f"{plural(num_classes, 'class')} and {plural(len(names), 'class name')}: they must agree")
+        check_choice("lr_scheduler_interval", lr_scheduler_interval, Literal["epoch", "step"])
         if embedding_dim is not None and embedding_dim < 1:
+            raise UserError(f"embedding_dim is {embedding_dim}; it must be at least 1, or null for the features")
+        if num_features is None and not isinstance(num_features := getattr(backbone, "num_features", None), int):
+            raise UserError(f"backbone {type(backbone).__name__} has no num_features: give model.num_features")
+        if batch_mixing is not None and not self.supports_mixing:
             raise UserError(
-                f"embedding_dim is {embedding_dim}; it must be at least 1, or null for the features as they are"
+                f"batch_mixing is {type(batch_mixing).__name__}, which {type(self).__name__} does not support: an "
+                "image mixed of two classes has no single center"
             )
-        if not isinstance(num_features := getattr(backbone, "num_features", None), int):
-            raise UserError(f"backbone {type(backbone).__name__} has no num_features: give it the width of its output")
-        self.num_classes = num_classes
-        self.class_names = names
+        check_optimizer(optimizer, lr_scheduler)
+        self.num_classes, self.class_names = num_classes, names
         self.backbone = backbone.to(memory_format=torch.channels_last)
         self.embedding = nn.Identity() if embedding_dim is None else nn.Linear(num_features, embedding_dim)
         self.embedding_dim = num_features if embedding_dim is None else embedding_dim
         self.optimizer = optimizer
-        self._learning_rate: float | None = None
-        self.lr_scheduler = lr_scheduler
-        self.lr_scheduler_interval = lr_scheduler_interval
-        self.weight_decay_on = weight_decay_on
-        self.balance_classes = class_weights == "balanced"
+        self.learning_rate: float | None = None  # in place of the optimizer's; set by LearningRateFinder
+        self.lr_scheduler, self.lr_scheduler_interval = lr_scheduler, lr_scheduler_interval
+        self.decay_norm_and_bias = decay_norm_and_bias
         self.batch_mixing = batch_mixing
-        self.image_format: dict[str, int | None] | None = None
-        self.split: dict[str, Any] | None = None  # what tells the images' split from others, in a run's checkpoints
-        self.register_buffer("mean", torch.zeros(1))
-        self.register_buffer("std", torch.ones(1))
-        self.register_buffer("temperature", torch.ones(()))
-        self.register_buffer("class_weights", torch.ones(num_classes))
+        # Facts of the data and fitted values. They are no buffers, which weight averaging would average.
+        self.mean, self.std = [0.0], [1.0]
+        self.temperature = 1.0
+        self.image_format: dict[str, int | None] | None = None  # how the images were prepared
+        self.split: dict[str, Any] | None = None  # identifies the training, validation and test set
+        self.balance_classes = class_weights == "balanced"
+        self.class_weights: Tensor | None = None
+        if class_weights is not None and class_weights != "balanced":
+            self.class_weights = given_weights(class_weights, names)
 
         accuracies: dict[str, Metric | MetricCollection] = {
             "accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
@@ -159,227 +162,190 @@ class Classifier(LightningModule, ABC):
         }
         if num_classes > 5:
             accuracies["top5_accuracy"] = MulticlassAccuracy(num_classes, 5, average="micro", validate_args=False)
-        # Groups would be formed by the first batch, and join top-1 and top-5 for ever where they agree on that one.
+        # The first batch would form groups, and join top-1 and top-5 for good if they agree on it.
         metrics = MetricCollection(accuracies, compute_groups=False)
-        self.val_metrics = metrics.clone(prefix="val/")
-        self.test_metrics = metrics.clone(prefix="test/")
+        self.val_metrics, self.test_metrics = metrics.clone(prefix="val/"), metrics.clone(prefix="test/")
         self.loss_means = nn.ModuleDict()
-        self.calibration = Temperature()
-        check_optimizer(optimizer, lr_scheduler)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        # What builds the optimizers is shared: on the command line it holds on to the whole program, data and all.
-        memo |= {id(value): value for value in vars(self).values() if isinstance(value, functools.partial)}
-        memo[id(self)] = twin = type(self).__new__(type(self))
-        twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
-        return twin
-
-    # ------------------------------------------------------------------------------------------- what a regime says
+    # Implemented by a regime
 
     @abstractmethod
     def losses(self, embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Loss of a batch: ``loss`` is what training minimises, the rest its unweighted parts, to be logged.
+        """Return the losses of a batch as scalars: `loss` is minimized, its unweighted parts are logged.
 
         Args:
             embeddings: (B, D).
             labels: (B,) int64 in [0, C).
-
-        Returns:
-            Scalars by name.
         """
 
     @abstractmethod
     def class_scores(self, embeddings: Tensor) -> Tensor:
-        """Scores (B, C) of embeddings (B, D); the largest is the prediction."""
+        """Return scores (B, C) of embeddings (B, D); the largest is the prediction."""
 
     def metric_embeddings(self, embeddings: Tensor) -> Tensor:
-        """Embeddings (B, D) in the space in which the regime compares them, to be drawn and measured; as they are."""
+        """Return embeddings (B, D) in the space in which the regime compares them."""
         return embeddings
-
-    class_hierarchy: Hierarchy | None = None  # that the class_anchors are of
-    kept_in_checkpoint: tuple[str, ...] = ()  # arguments that name what a checkpoint holds, and may be gone then
-
-    anchor_name = "prototype"  # what pictures call one of the class_anchors
 
     @property
     def class_anchors(self) -> Tensor | None:
-        """Points (C, D) that stand for the classes among :meth:`metric_embeddings`, to be drawn; None where there "
-        "are none.
-        """
+        """Points (C, D) that represent the classes among the `metric_embeddings`, such as centers, if there are any."""
         return None
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Parameter groups of the optimizer; a regime may give some of its parameters settings of their own.
-
-        With ``weight_decay_on="weights"``, a group without a weight decay of its own is parted before the optimizer
-        gets it.
-        """
+        """Return the parameter groups of the optimizer; settings in a group replace those of the optimizer."""
         return [{"params": [parameter for parameter in self.parameters() if parameter.requires_grad]}]
 
-    @property
-    def is_fitting(self) -> bool:
-        """Return whether a Trainer is running `fit`, possibly resumed from a checkpoint."""
-        try:
-            return self.trainer.state.fn == TrainerFn.FITTING
-        except RuntimeError:  # no Trainer is attached
-            return False
+    # Used by a regime
 
     def reduce_loss(self, values: Tensor, labels: Tensor) -> Tensor:
-        """Mean over the batch of per-image losses (B,), weighted by class where the regime was told to.
-
-        The weights have mean 1 over the training images, so the divisor stays B and processes average exactly.
-        """
-        return (values * self.class_weights[labels]).mean() if self.balance_classes else values.mean()
+        """Return the mean over the batch of per-image losses (B,), weighted by `class_weights` where there are any."""
+        if self.class_weights is None:
+            return values.mean()
+        return (values * self.class_weights.to(labels.device)[labels]).mean()
 
     def gather_rows(self, rows: Tensor) -> Tensor:
-        """Rows (N, ...) of all processes as (N * processes, ...), gradients flowing back; N is the same on each."""
+        """Return rows (N, ...) of all processes as (N * processes, ...), with gradients; N is the same on each."""
         if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
             return rows
         gathered = self.all_gather(rows, sync_grads=rows.requires_grad)
         assert isinstance(gathered, Tensor)
         return gathered.flatten(0, 1)
 
-    # ----------------------------------------------------------------------------------------------------- the flow
+    @property
+    def is_fitting(self) -> bool:
+        """Whether a Trainer is running `fit`, possibly resumed from a checkpoint."""
+        try:
+            return self.trainer.state.fn == TrainerFn.FITTING
+        except RuntimeError:  # no Trainer is attached
+            return False
+
+    # From images to class scores
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W), integers or floats in [0, 1], to embeddings (B, D)."""
+        """Return class scores (B, C) of images (B, C, H, W)."""
+        return self.class_scores(self.embed(images))
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Return embeddings (B, D) of images (B, C, H, W), which are integers or floats in [0, 1]."""
         scale = 1.0 if images.is_floating_point() else float(torch.iinfo(images.dtype).max)
-        shape = (-1, 1, 1)
-        images = (images.to(self.mean.dtype) / scale - self.mean.view(shape)) / self.std.view(shape)
+        dtype = next(self.parameters()).dtype
+        mean, std = (
+            torch.tensor(values, dtype=dtype, device=images.device).view(-1, 1, 1) for values in (self.mean, self.std)
+        )
+        images = (images.to(dtype) / scale - mean) / std
         embeddings: Tensor = self.embedding(self.backbone(images.contiguous(memory_format=torch.channels_last)))
         return embeddings
 
     def embed_views(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) to embeddings (B, D); of views (B, V, C, H, W), the mean of :meth:`metric_embeddings`.
+        """Return embeddings (B, D) of images (B, C, H, W), or the mean `metric_embeddings` of views (B, V, C, H, W).
 
-        The mean point has the logits that are the views' mean. Its cosines and its negative squared distances are the
-        views' mean too, up to a factor or a term that is the same for all classes.
+        The logits of the mean are the mean logits of the views. So are its cosines and its negative squared distances,
+        up to a factor or a term that is the same for all classes.
         """
         if images.ndim < 5:
-            embeddings: Tensor = self(images)
-            return embeddings
-        return torch.stack([self.metric_embeddings(self(view)) for view in images.unbind(1)]).mean(0)
+            return self.embed(images)
+        return torch.stack([self.metric_embeddings(self.embed(view)) for view in images.unbind(1)]).mean(0)
 
     def probabilities(self, class_scores: Tensor) -> Tensor:
-        """softmax(class_scores / T), (B, C); T is fitted on the validation part and 1 where there is none."""
-        return torch.softmax(class_scores.float() / self.temperature.float(), dim=1)
+        """Return softmax(class_scores / T), (B, C), with T fitted on the validation set, or 1 without one."""
+        return torch.softmax(class_scores.float() / self.temperature, dim=1)
 
-    # ----------------------------------------------------------------------------------------------------- training
+    def predict(self, images: ImageLike | Iterable[ImageLike], batch_size: int = 64) -> Predictions:
+        """Return the class names and calibrated probabilities of images, prepared as the training images were.
 
-    def setup(self, stage: str) -> None:
-        self._chance = Chance()
-        if stage != "fit":
-            return
-        data = getattr(self.trainer, "datamodule", None)
-        self._fitted_temperature = None
-        if isinstance(data, ImageDataModule):
-            mean, std = data.normalization
-            self.mean = torch.tensor(mean, dtype=self.mean.dtype, device=self.device)
-            self.std = torch.tensor(std, dtype=self.std.dtype, device=self.device)
-            self.image_format = data.image_format
-        if self.balance_classes:
-            if not isinstance(data, ImageDataModule):
-                raise UserError("class_weights is 'balanced', which needs an ImageDataModule that counts the classes")
-            if data.balanced_sampling or data.samples_per_class_in_batch is not None:
-                setting = "balanced_sampling" if data.balanced_sampling else "samples_per_class_in_batch"
-                raise UserError(f"class_weights and {setting} both even out the classes: choose one of them")
-            counts = data.class_counts.to(self.device)
-            self.class_weights.copy_(counts.sum() / (self.num_classes * counts))
-        copy_module_again(self.trainer, self, stage)
-        warn_of_late_start(self.trainer)
+        Args:
+            images: Files, Pillow images, arrays (H, W) or (H, W, C), or tensors (C, H, W); one of these or several.
+                Arrays and tensors are uint8, uint16 or floating-point in [0, 1].
+            batch_size: Images per step.
+
+        Raises:
+            UserError: An image cannot be read, or the model was not trained on an `ImageDataModule`.
+        """
+        if self.image_format is None:
+            raise UserError(
+                f"this {type(self).__name__} does not know how its images were prepared, since it was not trained on "
+                "an ImageDataModule: call it with tensors instead"
+            )
+        found = [torch.empty(0, self.num_classes)]
+        with eval_mode(self):
+            for batch in prepare_batches(images, **self.image_format, batch_size=batch_size):  # type: ignore[arg-type]
+                found.append(self.probabilities(self(batch.to(self.device))).cpu())
+        probabilities = torch.cat(found)
+        return Predictions([self.class_names[label] for label in probabilities.argmax(1).tolist()], probabilities)
+
+    # Steps
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Return the callbacks that every regime needs, but for those that the Trainer has already."""
+        given: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        return [cls() for cls in _CALLBACKS if not any(isinstance(callback, cls) for callback in given)]
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch
+        if self.batch_mixing is None:
+            losses = self.losses(self.embed(images), labels)
+        else:
+            images, partners, share = self.batch_mixing(images)
+            embeddings = self.embed(images)
+            own = self.losses(embeddings, labels)
+            with frozen_batch_statistics(self):
+                other = self.losses(embeddings, labels[partners])  # also if share is 1: all processes do the same
+            losses = {name: share * value + (1 - share) * other[name] for name, value in own.items()}
+        if is_log_step(self.trainer):  # each call costs 0.3 ms
+            for name, value in losses.items():
+                self.log(f"train/{name}", value.detach(), prog_bar=name == "loss", batch_size=len(labels))
+        return losses["loss"]
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        return self._evaluate(batch, "val", self.val_metrics)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        return self._evaluate(batch, "test", self.test_metrics)
+
+    def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str, metrics: MetricCollection) -> dict[str, Tensor]:
+        images, labels = batch
+        embeddings = self.embed_views(images)
+        losses, scores = self.losses(embeddings, labels), self.class_scores(embeddings)
+        metrics.update(scores, labels)
+        for name, metric in metrics.items():
+            self.log(name, metric, prog_bar=name == "val/accuracy", on_step=False, on_epoch=True)
+        for name, value in losses.items():
+            key = f"{stage}/{name}"
+            if key not in self.loss_means:  # in float32: bf16-true changes the default type, too coarse for sums
+                self.loss_means[key] = MeanMetric().set_dtype(torch.float32).to(self.device)
+            mean = self.loss_means[key]
+            assert isinstance(mean, MeanMetric)
+            mean.update(value, len(labels))
+            self.log(key, mean, on_step=False, on_epoch=True, metric_attribute=f"loss_means.{key}")
+        return {
+            "loss": losses["loss"],
+            "class_scores": scores,
+            "predictions": scores.argmax(1),
+            "labels": labels,
+            "embeddings": embeddings,
+        }
+
+    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        """Return probabilities and embeddings of a batch: images, or (images, labels[, index])."""
+        images, *rest = batch if isinstance(batch, (tuple, list)) else [batch]
+        embeddings = self.embed_views(images)
+        predictions = {"probabilities": self.probabilities(self.class_scores(embeddings)), "embeddings": embeddings}
+        return {"index": rest[1], **predictions} if len(rest) > 1 else predictions
+
+    # Optimizer
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         groups = self.parameter_groups()
-        groups = decay_weights_alone(groups, self) if self.weight_decay_on == "weights" else groups
-        own_rates = [group.get("lr") for group in groups]
+        groups = groups if self.decay_norm_and_bias else exempt_norm_and_bias(groups, self)
         optimizer = self.optimizer(groups)
-        if len(own_rates) != len(optimizer.param_groups):  # it has made groups of its own
-            own_rates = [None] * len(optimizer.param_groups)
-        self._own_rates = own_rates
-        for group, own in zip(optimizer.param_groups, self._own_rates, strict=True):
-            if own is None and self._learning_rate is not None:
-                group["lr"] = self._learning_rate
         if self.lr_scheduler is None:
             return optimizer
         scheduler: Any = self.lr_scheduler(optimizer)
         check_end(scheduler, self.trainer)
-        plan: dict[str, Any] = {"scheduler": scheduler, "interval": self.lr_scheduler_interval}
+        config: dict[str, Any] = {"scheduler": scheduler, "interval": self.lr_scheduler_interval}
         if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            plan["monitor"] = getattr(scheduler, "monitor", "val/loss")
-        return {"optimizer": optimizer, "lr_scheduler": plan}  # type: ignore[return-value]
-
-    def on_train_epoch_start(self) -> None:
-        # A pass without backward, as `StochasticWeightAveraging` makes one at the end, would step with them once more.
-        self.zero_grad()
-
-    @property
-    def learning_rate(self) -> float | None:
-        """The peak learning rate: that of the optimizer as it was given, unless set.
-
-        Lightning's `LearningRateFinder` sets it. Parameter groups with a rate of their own keep that.
-        """
-        if self._learning_rate is not None:
-            return self._learning_rate
-        rate: float | None = self.optimizer([nn.Parameter(torch.zeros(1))]).param_groups[0].get("lr")
-        return rate
-
-    @learning_rate.setter
-    def learning_rate(self, value: float) -> None:
-        self._learning_rate = value
-        for plan in self.trainer.lr_scheduler_configs if self.is_fitting else []:
-            if hasattr(plan.scheduler, "base_lrs"):  # not where it follows a metric
-                plan.scheduler.base_lrs = [value if own is None else own for own in self._own_rates]
-
-    def on_train_start(self) -> None:
-        start_epoch_after_finished_one(self.trainer)
-        if self._learning_rate is not None:  # Lightning has set it in all groups
-            for group, own in zip(self.trainer.optimizers[0].param_groups, self._own_rates, strict=True):
-                group["lr"] = group["lr"] if own is None else own
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        for plan in self.trainer.lr_scheduler_configs:
-            fill_in_length(plan.scheduler, self.trainer, self.lr_scheduler_interval)
-        self._chance.seed_step(self.device, self.current_epoch, batch_idx, self.global_rank)
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        try:
-            losses = self._training_losses(*batch)
-        except ValueError as error:
-            if len(batch[1]) > 1 or not raised_in(error, "torch.nn"):
-                raise
-            raise UserError(
-                "a process has one image in a training batch, and batch normalization needs two: raise "
-                "data.batch_size, or give more images or fewer processes"
-            ) from error
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if batch_idx == 0 or (every and (batch_idx + 1) % every == 0):
-            self._check_finite(losses)
-        for name, value in losses.items():
-            self.log(f"train/{name}", value.detach(), prog_bar=name == "loss", batch_size=len(batch[1]))
-        return losses["loss"]
-
-    def _training_losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        if self.batch_mixing is None:
-            return self.losses(self(images), labels)
-        images, partners, share = self.batch_mixing(images)
-        return self._mixed_losses(self(images), labels, labels[partners], share)
-
-    def _mixed_losses(self, embeddings: Tensor, labels: Tensor, others: Tensor, share: float) -> dict[str, Tensor]:
-        """Each part of the loss as share * L(labels) + (1 - share) * L(others), of one batch of embeddings."""
-        own = self.losses(embeddings, labels)
-        with keep_statistics(self):
-            other = self.losses(embeddings, others)  # also where share is 1: all processes do alike
-        return {name: share * value + (1 - share) * other[name] for name, value in own.items()}
-
-    def _check_finite(self, losses: dict[str, Tensor]) -> None:
-        for name, value in sorted(losses.items(), key=lambda item: item[0] == "loss"):  # the part before the total
-            if not torch.isfinite(value):
-                rates = ", ".join(f"{group['lr']:g}" for group in self.trainer.optimizers[0].param_groups)
-                raise UserError(
-                    f"train/{name} is {value.item()} at step {self.trainer.global_step} of epoch "
-                    f"{self.current_epoch} (learning rate {rates}): lower the learning rate or the loss weight, or set "
-                    "trainer.gradient_clip_val; the last checkpoint stays as it was"
-                )
+            config["monitor"] = getattr(scheduler, "monitor", "val/loss")
+        return {"optimizer": optimizer, "lr_scheduler": config}  # type: ignore[return-value]
 
     def optimizer_step(
         self,
@@ -388,140 +354,59 @@ class Classifier(LightningModule, ABC):
         optimizer: Optimizer | LightningOptimizer,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        """Step as Lightning does, also with a loss scaler after a pass without backward, where it would fail."""
+        """Step as Lightning does, also with a loss scaler after a pass without backward, where Lightning fails."""
         closure = optimizer_closure
         if closure is not None and getattr(self.trainer.precision_plugin, "scaler", None) is not None:
             closure = functools.partial(_loss_with_gradients, closure, optimizer)
         super().optimizer_step(epoch, batch_idx, optimizer, closure)
 
-    def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
-        fill_in_length(scheduler, self.trainer, self.lr_scheduler_interval)
-        super().lr_scheduler_step(scheduler, metric)
-
-    def on_train_end(self) -> None:
-        self._chance.end()
-        if self._fitted_temperature is not None:  # weight averaging has put an average in its place
-            self.temperature.copy_(self._fitted_temperature)
-
-    # --------------------------------------------------------------------------------------------------- evaluation
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        return self._evaluate(batch, "val", self.val_metrics)
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        return self._evaluate(batch, "test", self.test_metrics)
-
-    def _evaluate(self, batch: tuple[Tensor, Tensor], part: str, metrics: MetricCollection) -> dict[str, Tensor]:
-        images, labels = batch
-        embeddings = self.embed_views(images)
-        losses, scores = self.losses(embeddings, labels), self.class_scores(embeddings)
-        metrics.update(scores, labels)
-        if part == "val":
-            self.calibration.update(scores, labels)
-        for name, value in losses.items():
-            self._loss_mean(part, name).update(value, len(labels))
-        for name, metric in metrics.items():
-            self.log(name, metric, prog_bar=name == "val/accuracy", on_step=False, on_epoch=True)
-        predictions = scores.argmax(1)
-        return {"loss": losses["loss"], "predictions": predictions, "labels": labels, "embeddings": embeddings}
-
-    def _loss_mean(self, part: str, name: str) -> MeanMetric:
-        """The mean of a part of the loss over all images of all processes, which Lightning's own mean is not quite."""
-        key = f"{part}/{name}"
-        if key not in self.loss_means:
-            # Under bf16-true the default type within a step is bfloat16, too coarse for sums.
-            self.loss_means[key] = MeanMetric().set_dtype(torch.float32).to(self.device)
-        mean = self.loss_means[key]
-        assert isinstance(mean, MeanMetric)
-        return mean
-
-    def on_validation_epoch_end(self) -> None:
-        self._log_losses("val")
-        fitted = self.calibration.compute()
-        self.calibration.reset()
-        if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
-            self.temperature.copy_(fitted)
-            self._fitted_temperature = fitted
-
-    def on_test_epoch_end(self) -> None:
-        self._log_losses("test")
-
-    def _log_losses(self, part: str) -> None:
-        for key, mean in self.loss_means.items():
-            if key.startswith(f"{part}/"):
-                assert isinstance(mean, MeanMetric)
-                self.log(key, mean.compute(), sync_dist=True)  # equal on all processes already
-                mean.reset()
-
-    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """Probabilities and embeddings of a batch: images, or (images, labels[, index])."""
-        images, *rest = batch if isinstance(batch, (tuple, list)) else [batch]
-        index = rest[1] if len(rest) > 1 else None
-        embeddings = self.embed_views(images)
-        predictions = {"probabilities": self.probabilities(self.class_scores(embeddings)), "embeddings": embeddings}
-        return predictions if index is None else {"index": index, **predictions}
-
-    def predict(self, images: ImageLike | Iterable[ImageLike], batch_size: int = 64) -> Predictions:
-        """Return the class names and calibrated probabilities of images, prepared as the training images were.
-
-        Args:
-            images: Files, images of Pillow, arrays (H, W) or (H, W, 3), or tensors (C, H, W); or a single one of these.
-                Arrays and tensors are uint8, uint16 or floating-point in [0, 1].
-            batch_size: Images per step.
-
-        Raises:
-            UserError: An image cannot be read, or the training images were of no `ImageDataModule`.
-        """
-        return predict_images(self, images, batch_size)
-
-    # -------------------------------------------------------------------------------------------------- checkpoints
+    # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        save_fitted_temperature(checkpoint)
-        if name := tensor_not_finite(checkpoint["state_dict"]):
-            raise UserError(
-                f"{name} is not finite at step {checkpoint['global_step']}, so no checkpoint is written: lower the "
-                "learning rate, or set trainer.gradient_clip_val; the last checkpoint stays as it was"
-            )
-        settings = plain_settings(checkpoint.get("hyper_parameters", {}))
-        arguments = inspect.signature(type(self).__init__).parameters
-        if not any(argument.kind is argument.VAR_KEYWORD for argument in arguments.values()):
-            # The command line notes all that the data tell, also what this regime does not ask for.
-            settings = {name: value for name, value in settings.items() if name in arguments or name.startswith("_")}
-        checkpoint["hyper_parameters"] = settings
-        checkpoint["class_names"] = self.class_names
-        checkpoint["images"] = self.image_format
-        for part in ("lr_schedulers", "callbacks"):
-            if part in checkpoint:
-                checkpoint[part] = _without_functions(checkpoint[part])
-        checkpoint["split"] = self.split
+        check_finite(checkpoint["state_dict"], f"at step {checkpoint['global_step']}, so no checkpoint is written")
+        checkpoint["hyper_parameters"] = plain_settings(checkpoint.get("hyper_parameters", {}), type(self))
+        checkpoint |= {
+            "class_names": self.class_names,
+            "images": self.image_format,
+            "split": self.split,
+            "mean": self.mean,
+            "std": self.std,
+            "temperature": self.temperature,
+            "class_weights": None if self.class_weights is None else self.class_weights.tolist(),
+        }
+        for name in ("lr_schedulers", "callbacks"):
+            if name in checkpoint:
+                checkpoint[name] = without_functions(checkpoint[name])
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if (names := checkpoint.get("class_names", self.class_names)) != self.class_names:
+            raise UserError(f"the checkpoint {where_classes_differ(names, self.class_names)}")
+        check_finite(checkpoint["state_dict"], "in the checkpoint: take an earlier one")
+        if not self.is_fitting and "current_model_state" in checkpoint:  # load averaged weights, not those behind them
+            checkpoint["current_model_state"] = checkpoint["state_dict"]
+        self.image_format, self.split = checkpoint.get("images"), checkpoint.get("split")
+        self.mean, self.std = checkpoint.get("mean", self.mean), checkpoint.get("std", self.std)
+        self.temperature = checkpoint.get("temperature", self.temperature)
+        weights = checkpoint.get("class_weights")
+        self.class_weights = None if weights is None else torch.tensor(weights, device=self.device)
+        for name, values in (("std", self.std), ("temperature", [self.temperature])):
+            if not all(0 < value < math.inf for value in values):
+                raise UserError(f"the checkpoint's {name} is {values}, not above 0 and finite: take another checkpoint")
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, classes: Iterable[type] = (), **kwargs: Any) -> Any:
-        """Load a regime as Lightning does, from a sound file whose settings name nothing but trusted classes.
+        """Load a regime as Lightning does, if the settings in the checkpoint name only trusted classes.
 
         Args:
-            checkpoint_path: The file.
+            checkpoint_path: Checkpoint file.
             args: Further arguments of Lightning's method.
-            classes: Classes of a user's own that the settings may name, such as that of the backbone.
-            kwargs: Further arguments of Lightning's method, and settings in place of those in the checkpoint.
+            classes: Classes of your own that the settings may name, such as that of the backbone.
+            kwargs: Further arguments of Lightning's method, and settings that replace those in the checkpoint.
         """
-        settings: dict[str, Any] = {}
-        classes, changed = list(classes), {}
-        if isinstance(checkpoint_path, (str, Path)) and "://" not in str(checkpoint_path):
-            saved = read_checkpoint(checkpoint_path)["hyper_parameters"]
-            settings = with_given_classes(saved, classes)
-            changed = {name: value for name, value in settings.items() if value != saved[name]}
-        own = import_paths(classes)
-        others = import_paths(kwargs) | own | {path for path in import_paths(settings) if import_paths(path) & own}
-        try:
-            with trusted_imports(f"checkpoint {checkpoint_path}", others):
-                return super().load_from_checkpoint(checkpoint_path, *args, **{**changed, **kwargs})
-        except ArgumentError as error:
-            raise UserError(f"checkpoint {checkpoint_path} has settings that do not fit: {reason(error)}") from error
+        return load_trusted(super().load_from_checkpoint, checkpoint_path, args, kwargs, classes)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load weights as torch does, except that the first tensor that does not fit is named in one line."""
+        """Load weights as torch does, and name the first tensor that does not fit."""
         try:
             return super().load_state_dict(state_dict, strict=strict, assign=assign)
         except RuntimeError as error:
@@ -529,34 +414,15 @@ class Classifier(LightningModule, ABC):
                 raise
             raise UserError(f"the checkpoint {line}: give the settings that it was trained with") from error
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if (names := checkpoint.get("class_names", self.class_names)) != self.class_names:
-            raise UserError(f"the checkpoint {where_classes_differ(names, self.class_names)}")
-        state = checkpoint["state_dict"]
-        if name := tensor_not_finite(state):
-            raise UserError(f"the checkpoint's {name} is not finite: it can't predict; take an earlier checkpoint")
-        for name in ("std", "temperature"):
-            if not (state.get(name, getattr(self, name)) > 0).all():
-                raise UserError(f"the checkpoint's {name} is not above 0: it can't predict; take another checkpoint")
-        if not self.is_fitting:
-            evaluate_averaged_weights(checkpoint)
-        self.image_format = checkpoint.get("images")
-        self.split = checkpoint.get("split")
-        for name in ("mean", "std"):  # as wide as the images have channels
-            setattr(self, name, torch.empty_like(state.get(name, getattr(self, name))))
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # On the command line, what builds the optimizers holds the whole program, data and all: copies share it.
+        memo |= {id(value): value for value in vars(self).values() if isinstance(value, functools.partial)}
+        memo[id(self)] = twin = type(self).__new__(type(self))
+        twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return twin
 
 
 def _loss_with_gradients(closure: Callable[[], Any], optimizer: Optimizer | LightningOptimizer) -> Any:
-    """Run the closure; return None, which tells Lightning not to unscale, where it has computed no gradients."""
+    """Run the closure; return None, which tells Lightning not to unscale, if it has computed no gradients."""
     loss = closure()
     return loss if has_gradients(optimizer) else None
-
-
-def _without_functions(state: Any) -> Any:
-    """Return a nested state without functions, which `weights_only` refuses.
-
-    Torch before 2.10 keeps one in the state of `SWALR`, whose constructor sets it anew.
-    """
-    if isinstance(state, dict):
-        return {key: _without_functions(value) for key, value in state.items() if not inspect.isfunction(value)}
-    return [_without_functions(value) for value in state] if isinstance(state, list) else state

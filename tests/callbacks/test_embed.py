@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Callback
 
 from metricloss_pl.callbacks import EmbeddingPlot, GeometryMonitor
-from metricloss_pl.regimes._evaluation import evaluation_mode
+from metricloss_pl.callbacks.evaluation import evaluation_mode
 from tests.callbacks.runs import fit, regime, trainer
 
 

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from metricloss_pl import plots
 from metricloss_pl.callbacks import EmbeddingPlot
-from metricloss_pl.callbacks._embed import subsample
+from metricloss_pl.callbacks.evaluation import subsample
 from metricloss_pl.errors import UserError
 from tests.callbacks.runs import digits, fit, regime, trainer
 
@@ -51,7 +51,7 @@ def test_evaluation_embeddings_of_both_parts_are_drawn(tmp_path, figures):
     for part, (points, labels) in zip(("train", "val"), drawn["panels"].values(), strict=True):
         samples = data.samples(part)
         with torch.no_grad():
-            np.testing.assert_allclose(points, model(samples.images), rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(points, model.embed(samples.images), rtol=1e-4, atol=1e-5)
         np.testing.assert_array_equal(labels, samples.labels)
     np.testing.assert_allclose(drawn["prototypes"], model.criterion.centers)
     assert drawn["names"] == model.class_names

@@ -26,7 +26,7 @@ def by_hand(model, data):
     for part in ("train", "val"):
         samples = data.samples(part)
         with torch.no_grad():
-            embeddings = model(samples.images)
+            embeddings = model.embed(samples.images)
             right = (model.class_scores(embeddings).argmax(1) == samples.labels).double()
         embeddings = embeddings.double()
         own = torch.stack([embeddings[samples.labels == k].mean(0) for k in range(10)])

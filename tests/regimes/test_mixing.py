@@ -44,8 +44,8 @@ def slow(name, model, x, y):
         return {"loss": cosine}
     positive = unit.clamp(min=0)
     scaled = (positive - positive.mean(0)) / (positive.var(0, correction=0) + 1e-5).sqrt()
-    scaled = scaled * model.head.norm.weight + model.head.norm.bias
-    entropy = entropies(scaled @ model.head.linear.weight.T + model.head.linear.bias, y)
+    scaled = scaled * model.criterion.head.norm.weight + model.criterion.head.norm.bias
+    entropy = entropies(scaled @ model.criterion.head.linear.weight.T + model.criterion.head.linear.bias, y)
     return {
         "loss": [cosine[i] + 0.3 * entropy[i] for i in images], "cosine_loss": cosine, "cross_entropy": entropy
     }  # fmt: skip
@@ -58,7 +58,7 @@ def entropies(logits, y):
 def step(model, folder, batch):
     """One training step without the optimizer's: what it logs and what the mixing gave it."""
     logged, seen = {}, []
-    model.trainer = trainer(folder)
+    model.trainer = trainer(folder, log_every_n_steps=1)
     model.log = lambda name, value, **_: logged.__setitem__(name.removeprefix("train/"), value)
     hook = (
         model.batch_mixing.register_forward_hook(lambda module, args, mixed: seen.append(mixed))
@@ -76,14 +76,13 @@ def step(model, folder, batch):
 def test_each_part_is_the_weighted_mean_over_both_labels(name, mixing, tmp_path):
     torch.manual_seed(3)
     model = REGIMES[name](batch_mixing=mixing)
-    model.balance_classes = True
-    model.class_weights.copy_(WEIGHTS)
+    model.class_weights = WEIGHTS
     images, labels = next(iter(loader()))
     logged, [(mixed, partners, share)] = step(model, tmp_path, (images, labels))
     assert 0.05 < share < 0.95
     assert not torch.equal(labels, labels[partners])
     assert not torch.equal(mixed, images)
-    own, other = (slow(name, model, model(mixed), y) for y in (labels, labels[partners]))
+    own, other = (slow(name, model, model.embed(mixed), y) for y in (labels, labels[partners]))
     assert own.keys() == logged.keys()
     for part in own:
         each = [
@@ -109,7 +108,7 @@ def test_lambda_1_is_no_mixing(name, mixing, tmp_path):
     ends, plain = [], REGIMES[name]()
     for chosen in (None, mixing):
         model, fitted = copy.deepcopy(plain), copy.deepcopy(plain)
-        model.batch_mixing = fitted.mixing = chosen
+        model.batch_mixing = fitted.batch_mixing = chosen
         logged, _ = step(model, tmp_path, next(iter(loader())))
         trainer(tmp_path).fit(fitted, loader())
         ends.append((logged, model.state_dict(), fitted.state_dict()))
@@ -121,4 +120,4 @@ def test_lambda_1_is_no_mixing(name, mixing, tmp_path):
 def test_the_heads_batch_norm_sees_each_batch_once(tmp_path):
     model = CosineClassifier(C, Flat(), batch_mixing=CutMix())
     trainer(tmp_path, max_epochs=1).fit(model, loader())
-    assert model.head.norm.num_batches_tracked == 4
+    assert model.criterion.head.norm.num_batches_tracked == 4

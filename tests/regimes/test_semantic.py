@@ -62,7 +62,7 @@ def test_a_checkpoint_needs_neither_file_nor_tensor(given, embedding_dim, tree, 
     run.save_checkpoint(path)
     tree.unlink()
     settings = torch.load(path, weights_only=True)["hyper_parameters"]
-    assert settings["class_embeddings"] == "checkpoint"
+    assert settings["class_embeddings"] is None
     loaded = CosineClassifier.load_from_checkpoint(path, backbone=Flat(**backbone)).eval()
     assert torch.equal(loaded.class_anchors, embeddings.float())
     images, _ = next(iter(loader()))
@@ -87,15 +87,13 @@ def test_a_checkpoint_of_named_class_embeddings_goes_on_naming_them(tmp_path):
 
 
 def test_those_of_a_checkpoint_without_one_are_refused(tmp_path):
-    model = CosineClassifier(C, Flat(), NAMES, "checkpoint", embedding_dim=5)
-    with pytest.raises(UserError, match="class_embeddings is 'checkpoint', and no checkpoint was loaded"):
+    model = CosineClassifier(C, Flat(), NAMES, None, embedding_dim=5)
+    with pytest.raises(UserError, match="class_embeddings is null"):
         trainer(tmp_path).fit(model, loader())
     with pytest.raises(UserError, match="embedding_dim is -5; it must be at least 1"):
-        CosineClassifier(C, Flat(), NAMES, "checkpoint", embedding_dim=-5)
-    with pytest.raises(UserError, match="class_embeddings is '10': it must be 'one_hot'"):
+        CosineClassifier(C, Flat(), NAMES, None, embedding_dim=-5)
+    with pytest.raises(UserError, match=r"class_embeddings is '10'.* 'one_hot'"):
         CosineClassifier(C, Flat(), NAMES, 10)
-    with pytest.raises(UserError, match="class_embeddings is 'None': it must be 'one_hot'"):
-        CosineClassifier(C, Flat(), NAMES, None)
 
 
 def test_embeddings_from_a_file_agree_with_the_embedding_dim_and_have_norm_1(tmp_path):
@@ -109,17 +107,14 @@ def test_embeddings_from_a_file_agree_with_the_embedding_dim_and_have_norm_1(tmp
     np.savez(file, embedding=2 * rows, ind2label=["dog", "car", "cat"])
     with pytest.raises(UserError, match=r"embeddings .*e.npz have rows whose norm is not 1: divide each by its norm"):
         CosineClassifier(C, Flat(), NAMES, file)
-    with pytest.raises(UserError, match=r"'gone.npz': it must be .* of embeddings, and there is no such file"):
+    with pytest.raises(UserError, match=r"class_embeddings is 'gone.npz'"):
         CosineClassifier(C, Flat(), NAMES, "gone.npz")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            {"class_embeddings": "onehot"},
-            "class_embeddings is 'onehot': it must be 'one_hot', 'simplex', 'semantic', 'cifar100', 'cub_flat', ",
-        ),
+        ({"class_embeddings": "onehot"}, "class_embeddings is 'onehot'.* 'one_hot', 'simplex', 'semantic', 'cifar100'"),
         ({"class_names": ["cat", "car", "cow"]}, r"class 'cow' is no leaf of hierarchy .*tree.txt \(2 of 3 classes"),
         ({"class_names": ["cat", "dog", "pet"]}, "class 'pet' is an inner node"),
         ({"embedding_dim": 4}, "4 dimensions of semantic class embeddings: they must be 1 to 3, the classes"),
@@ -127,7 +122,7 @@ def test_embeddings_from_a_file_agree_with_the_embedding_dim_and_have_norm_1(tmp
         ({"class_list": "gone.txt"}, "class list gone.txt: there is no such file"),
         (
             {"class_embeddings": "simplex", "class_list": "names.txt"},
-            "class_list is 'names.txt': it is for a hierarchy, and class_embeddings is 'simplex'",
+            "class_list is 'names.txt'.* 'simplex'",
         ),
     ],
 )

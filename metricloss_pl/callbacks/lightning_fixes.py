@@ -1,0 +1,46 @@
+"""Corrections of faults in Lightning 2.6."""
+
+from __future__ import annotations
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.utilities import rank_zero_warn
+
+from metricloss_pl._compat import start_epoch_after_finished_one
+
+__all__ = ["LightningFixes"]
+
+
+class LightningFixes(Callback):
+    """Correction of faults of Lightning that change results without a message.
+
+    - A run with `max_steps` that resumes from the end of an epoch would count that epoch twice.
+    - `LearningRateFinder` sets its learning rate in parameter groups that have one of their own, and not in schedules.
+    - The last pass of `StochasticWeightAveraging` over the data would step with the gradients of the step before.
+    - `EMAWeightAveraging` with a late start validates and saves the initial weights until then: a warning names the
+      alternative.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        for callback in trainer.callbacks if stage == "fit" else []:  # type: ignore[attr-defined]
+            if isinstance(callback, EMAWeightAveraging) and (
+                callback.update_starting_at_step or callback.update_starting_at_epoch
+            ):
+                rank_zero_warn(
+                    "EMAWeightAveraging validates and saves the initial weights until its start: use "
+                    "ExponentialMovingAverage with start_step or start_epoch instead"
+                )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        start_epoch_after_finished_one(trainer)
+        if (rate := getattr(pl_module, "learning_rate", None)) is not None:
+            own = {id(p): g["lr"] for g in pl_module.parameter_groups() if "lr" in g for p in g["params"]}  # type: ignore[operator]
+            groups = trainer.optimizers[0].param_groups
+            for group in groups:
+                group["lr"] = own.get(id(group["params"][0]), rate)
+            for config in trainer.lr_scheduler_configs:
+                if hasattr(config.scheduler, "base_lrs"):  # ReduceLROnPlateau has none
+                    config.scheduler.base_lrs = [group["lr"] for group in groups]
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pl_module.zero_grad()
