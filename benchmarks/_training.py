@@ -11,8 +11,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from metricloss_pl.data import ImageDataModule
-from metricloss_pl.data.base import Part
-from metricloss_pl.data.samples import Samples
+from metricloss_pl.data.samples import Samples, Split
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -35,9 +34,9 @@ class NoiseDataModule(ImageDataModule):
         """Names of the classes: their labels."""
         return [str(label) for label in range(self.classes)]
 
-    def read(self, part: Part) -> Samples | None:
+    def read(self, split: Split) -> Samples | None:
         """Draw the training set."""
-        if part != "train":
+        if split != "train":
             return None
         generator = torch.Generator().manual_seed(0)
         shape = (self.count, int(self.in_channels), self.side, self.side)

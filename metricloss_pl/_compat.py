@@ -124,3 +124,25 @@ class Float64Metric(Metric):
         if device.type == "mps":
             return self
         return super()._apply(lambda tensor: tensor.to(device), exclude_state)
+
+
+def resumed_position(trainer: Trainer, num_batches: int) -> tuple[int, int]:
+    """Return the epoch that begins or is resumed, and how many of its batches the interrupted run has trained on.
+
+    Lightning counts batches on from there, but fetches them from the beginning of the epoch. Only its loops, whose
+    attributes are not documented, know the position.
+
+    Args:
+        trainer: Trainer in a fit.
+        num_batches: Batches per epoch.
+    """
+    loop = trainer.fit_loop
+    progress: Any = loop.epoch_progress.current
+    epoch = int(progress.processed)  # trainer.current_epoch lags in a checkpoint of an epoch's end
+    if not (loop.restarting and progress.ready > progress.processed):
+        return epoch, 0
+    done = loop.epoch_loop.batch_progress.current.ready
+    limit = trainer.limit_train_batches
+    in_epoch = min(num_batches, limit) if isinstance(limit, int) else int(num_batches * limit)
+    # If the epoch is over but not yet counted, workers begin to load the next one at once.
+    return (epoch + 1, 0) if done >= in_epoch else (epoch, done)

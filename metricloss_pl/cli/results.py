@@ -18,7 +18,7 @@ from metricloss_pl.callbacks.run_folder import run_folder
 from metricloss_pl.checkpoints import is_trusted_run
 from metricloss_pl.cli.console import print_table, relative_path
 from metricloss_pl.cli.run_folder import CONFIG, LastCheckpoint
-from metricloss_pl.data.base import SET_NAMES
+from metricloss_pl.data.samples import SET_NAMES
 from metricloss_pl.environment import versions
 from metricloss_pl.errors import plural, shell_command
 from metricloss_pl.files import replacing, stem_of_result

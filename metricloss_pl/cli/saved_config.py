@@ -15,6 +15,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from metricloss_pl.callbacks.run_folder import run_folder
 from metricloss_pl.cli.console import print_table, relative_path
 from metricloss_pl.data import ImageDataModule
+from metricloss_pl.data.file_checks import RUN_MARKER
 from metricloss_pl.files import replacing
 
 __all__ = ["SaveConfigAndSummary", "drop_object_defaults"]
@@ -43,6 +44,7 @@ class SaveConfigAndSummary(SaveConfigCallback):
         for name in ("ckpt_path", "resume"):  # a new run from this config starts from scratch
             if name in config:
                 config[name] = None
+        (run_folder(trainer) / RUN_MARKER).touch()
         with replacing(run_folder(trainer) / self.config_filename) as beside:
             self.parser.save(config, str(beside), skip_none=False, overwrite=True, multifile=False)
         print_table(_summarize(trainer, pl_module))

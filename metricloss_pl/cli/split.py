@@ -13,7 +13,8 @@ from metricloss_pl.callbacks.run_folder import run_folder
 from metricloss_pl.cli.console import relative_path
 from metricloss_pl.cli.run_folder import run_of
 from metricloss_pl.data import ImageDataModule
-from metricloss_pl.data.split_file import Part, count_known, digest_of_split, fingerprint_of, has_fingerprint
+from metricloss_pl.data.samples import Split
+from metricloss_pl.data.split_file import count_known, digest_of_split, fingerprint_of, has_fingerprint
 from metricloss_pl.data.test_split import HeldOutDataModule
 from metricloss_pl.errors import UserError, plural
 from metricloss_pl.regimes import Classifier
@@ -83,7 +84,7 @@ def choose_images(
             data.split_file = None  # that of a config is about the images that the config names
         if data.split_file is not None:
             data.use_split(data.split_file)
-        subset: Part = "val" if subcommand == "validate" else "test"
+        subset: Split = "val" if subcommand == "validate" else "test"
         asks_for_split = data.split_file is not None or "test_fraction" in settings
         if isinstance(data, HeldOutDataModule) and not asks_for_split:
             data.use_all_for(subset)

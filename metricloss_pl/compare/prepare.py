@@ -14,11 +14,11 @@ from jsonargparse import Namespace
 
 from metricloss_pl.cli.errors import format_user_error
 from metricloss_pl.compare.costs import Costs
-from metricloss_pl.compare.folds import digest, images_root, official_parts
+from metricloss_pl.compare.folds import digest, images_root
 from metricloss_pl.compare.plan import Plan, Range, Run
 from metricloss_pl.compare.settings import for_each
 from metricloss_pl.compare.worker import Worker
-from metricloss_pl.data.duplicates import describe_duplicates, find_duplicates
+from metricloss_pl.data.file_checks import describe_duplicates, find_duplicates
 from metricloss_pl.errors import UserError
 from metricloss_pl.files import FilePath
 
@@ -81,7 +81,7 @@ def prepare(worker: Worker) -> tuple[Plan, Known]:
         model, data, *_ = worker.files.build(config)
         settings = worker.files.decisive(config, model.class_hierarchy)
         data.prepare_data()
-        parts = official_parts(data)
+        parts = data.official_sets()
         counts = {part: 0 if samples is None else len(samples) for part, samples in parts.items()}
         images = f"{counts['train'] + counts['val']} images to train on and {counts['test']} to test on"
         if comparison.folds is not None:
@@ -198,7 +198,7 @@ def check_parts(worker: Worker, plan: Plan, facts: Known) -> Known:
     data.samples_per_class = None  # all images
     data.check_files()
     if plan.comparison.folds is None:  # the run's own parts have none for validation, which trials have
-        parts_of_data = official_parts(data)
+        parts_of_data = data.official_sets()
         found = find_duplicates({part: samples for part, samples in parts_of_data.items() if samples is not None})
     else:
         found = data.duplicates()  # the first division speaks for the others

@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from metricloss_pl.compare.plan import Metric
 from metricloss_pl.compare.words import count, named, shortened
+from metricloss_pl.data.file_checks import RUN_MARKER
 from metricloss_pl.errors import UserError, reason
 from metricloss_pl.files import no_room, replacing
 
@@ -190,6 +191,7 @@ class Results:
 
     def write_plan(self, plan: Mapping[str, Any]) -> None:
         """Write plan.json."""
+        (self.folder / RUN_MARKER).touch()
         with replacing(self.folder / "plan.json") as beside:
             beside.write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
 

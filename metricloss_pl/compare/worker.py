@@ -17,12 +17,12 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from metricloss_pl.checkpoints import check_finite
 from metricloss_pl.cli.errors import format_user_error, lightning_refusals
 from metricloss_pl.compare.costs import Cost
-from metricloss_pl.compare.folds import FoldDataModule
 from metricloss_pl.compare.plan import Comparison, Plan, Run
 from metricloss_pl.compare.recording import Clock, Recorder, Scores
 from metricloss_pl.compare.results import Line
 from metricloss_pl.compare.settings import Built, RunFiles
 from metricloss_pl.compare.tuning import MEASUREMENTS, Search, best_trial
+from metricloss_pl.data.folds import FoldDataModule
 from metricloss_pl.environment import collect_environment, peak_memory
 from metricloss_pl.errors import UserError, plural, reason, refusing
 from metricloss_pl.metrics import Temperature

@@ -7,40 +7,40 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
-from metricloss_pl.data.base import ImageDataModule, Part
+from metricloss_pl.data.base import ImageDataModule
 from metricloss_pl.data.index_files import reinstall_hint
-from metricloss_pl.data.samples import Samples, file_samples
+from metricloss_pl.data.samples import Samples, Split, file_samples
 from metricloss_pl.download import Resource, fetch
 from metricloss_pl.files import read_lines
 
 
 class Index(NamedTuple):
-    """What a set's index files say: the classes' names in the order of their labels, and the images of each part."""
+    """What a set's index files say: the classes' names in the order of their labels, and the images of each split."""
 
     class_names: list[str]
-    parts: dict[Part, Samples]
+    sets: dict[Split, Samples]
 
 
-def index_by_folder(folder: Path, images: str, lists: dict[Part, str]) -> Index:
+def index_by_folder(folder: Path, images: str, lists: dict[Split, str]) -> Index:
     """Reads the index of a set whose images lie in folders named after their classes; these are sorted.
 
     Args:
         folder: The set's own folder.
         images: Folder of the classes' folders, in `folder`.
-        lists: Text file of each part, in `folder`, with one `<class>/<file>` a line; other images are not used.
+        lists: Text file of each split, in `folder`, with one `<class>/<file>` a line; other images are not used.
 
     Raises:
         UserError: A list is missing, cannot be read, or is empty.
     """
     remedy = reinstall_hint(folder)
-    files = {part: [line.text for line in read_lines(folder / name, remedy=remedy)] for part, name in lists.items()}
-    names = sorted({_class(file) for of_part in files.values() for file in of_part})
+    files = {split: [line.text for line in read_lines(folder / name, remedy=remedy)] for split, name in lists.items()}
+    names = sorted({_class(file) for of_set in files.values() for file in of_set})
     position = {name: label for label, name in enumerate(names)}
-    parts = {
-        part: file_samples(folder / images, of_part, [position[_class(file)] for file in of_part])
-        for part, of_part in files.items()
+    sets = {
+        split: file_samples(folder / images, of_set, [position[_class(file)] for file in of_set])
+        for split, of_set in files.items()
     }
-    return Index(names, parts)
+    return Index(names, sets)
 
 
 def _class(file: str) -> str:
@@ -103,6 +103,6 @@ class ArchiveDataModule(ImageDataModule, ABC):
         """Fetches the set where it is not there yet."""
         self.index()
 
-    def read(self, part: Part) -> Samples | None:
-        """Returns the files of one official part, or None where there is no such part."""
-        return self.index().parts.get(part)
+    def read(self, split: Split) -> Samples | None:
+        """Returns the files of one official split, or None where there is no such split."""
+        return self.index().sets.get(split)

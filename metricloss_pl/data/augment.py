@@ -11,7 +11,7 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -118,10 +118,11 @@ class Augmentation(ABC):
     same dtype, shape and range. All of its randomness comes from the keys.
 
     Where `before_crop` is true it sees whole images as they were resized, else the crops; the former come first, and
-    may change the size.
+    may change the size. Where `changes_color` is true, images must be gray or color.
     """
 
     before_crop: bool = False
+    changes_color: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, images: Tensor, keys: Keys) -> Tensor:
@@ -413,6 +414,8 @@ class _PerImage(Augmentation):
     """An augmentation of torchvision, applied image by image under a random state that the image's key seeds."""
 
     _transform: nn.Module
+
+    changes_color = True
 
     def __call__(self, images: Tensor, keys: Keys) -> Tensor:
         """Returns the changed images (B, C, H, W)."""

@@ -6,14 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from metricloss_pl.data.archives import ArchiveDataModule, Index
-from metricloss_pl.data.base import Part
 from metricloss_pl.data.file_list import read_file_lists
 from metricloss_pl.data.image_list import samples_of
 from metricloss_pl.data.index_files import read_numbered, reinstall_hint
-from metricloss_pl.data.samples import Samples, Statistics, file_samples
+from metricloss_pl.data.samples import Samples, Split, Statistics, file_samples
 from metricloss_pl.download import Resource
 from metricloss_pl.errors import UserError
-from metricloss_pl.files import Line
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -65,16 +63,16 @@ class CUB200DataModule(ArchiveDataModule):
 
 
 def read_bird_index(folder: Path, split_file: Path | None = None, image_id: str = "[0-9]{1,18}") -> Index:
-    """Reads `classes.txt`, `images.txt`, `image_class_labels.txt` and `train_test_split.txt`: lines `<number> <text>`.
+    """Read `classes.txt`, `images.txt`, `image_class_labels.txt` and `train_test_split.txt`: lines `<number> <text>`.
 
     Args:
         folder: Folder of these files, and of the images in `images`.
-        split_file: Is read instead of `train_test_split.txt`; images that it leaves out are not used.
+        split_file: File that replaces `train_test_split.txt`; images that it does not list are not used.
         image_id: Regular expression of an image's number.
 
     Returns:
-        The names of the classes that have images, in ascending order of their numbers, so that labels count from 0; and
-        the images in ascending order of theirs. There is no official validation part.
+        Names of the classes that have images, in ascending order of their numbers, so that labels count from 0; and the
+        images in ascending order of theirs. There is no official validation set.
 
     Raises:
         UserError: A file is missing or broken, or they contradict one another.
@@ -83,47 +81,40 @@ def read_bird_index(folder: Path, split_file: Path | None = None, image_id: str 
     classes = read_numbered(folder / "classes.txt", remedy)
     files = read_numbered(folder / "images.txt", remedy, image_id)
     of_class = read_numbered(folder / "image_class_labels.txt", remedy, image_id)
-    _check_images(files, of_class, folder, "image_class_labels.txt")
     if split_file is None:
-        split = read_numbered(folder / "train_test_split.txt", remedy, image_id)
-        _check_images(files, split, folder, "train_test_split.txt")
+        assigned = read_numbered(folder / "train_test_split.txt", remedy, image_id)
     else:
-        split = read_numbered(split_file, "a file like train_test_split.txt, or a folder of lists, is needed", image_id)
-        _check_images({number: files[number] for number in files if number in split}, split, folder, split_file.name)
+        assigned = read_numbered(split_file, "give a file like train_test_split.txt, or a folder of lists", image_id)
+    for described, name in ((of_class, "image_class_labels.txt"), (assigned, "train_test_split.txt")):
+        for number, (place, _) in described.items():
+            if number not in files:
+                raise UserError(f"{place}: image {number} is not in {folder / 'images.txt'}")
+        for number, (place, _) in files.items():
+            if number not in described and (split_file is None or described is of_class):
+                raise UserError(f"{place}: image {number} is not in {folder / name}")
     for place, number in of_class.values():
         if number not in classes:
             raise UserError(f"{place}: class {number} is not in {folder / 'classes.txt'}")
-    for place, flag in split.values():
+    for place, flag in assigned.values():
         if flag not in ("0", "1"):
             raise UserError(f"{place}: {flag!r}, where 1 (training) or 0 (test) is needed")
     used = sorted({number for _, number in of_class.values()}, key=int)
     position = {number: label for label, number in enumerate(used)}
-    order = sorted(split, key=lambda number: (len(number), number))
-
-    def part(flag: str) -> Samples:
-        chosen = [number for number in order if split[number].text == flag]
+    order = sorted(assigned, key=lambda number: (len(number), number))
+    sets: dict[Split, Samples] = {}
+    for split, flag in (("train", "1"), ("test", "0")):
+        chosen = [number for number in order if assigned[number].text == flag]
         labels = [position[of_class[number].text] for number in chosen]
-        return file_samples(folder / "images", [files[number].text for number in chosen], labels)
-
-    return Index([classes[number].text for number in used], {"train": part("1"), "test": part("0")})
-
-
-def _check_images(files: dict[str, Line], described: dict[str, Line], folder: Path, name: str) -> None:
-    """Checks that a file describes the images in `images.txt`, each of them and no others."""
-    for number, entry in described.items():
-        if number not in files:
-            raise UserError(f"{entry.place}: image {number} is not in {folder / 'images.txt'}")
-    for number, entry in files.items():
-        if number not in described:
-            raise UserError(f"{entry.place}: image {number} is not in {folder / name}")
+        sets[split] = file_samples(folder / "images", [files[number].text for number in chosen], labels)
+    return Index([classes[number].text for number in used], sets)
 
 
-def _read_lists(lists: Path, images: Path, num_classes: int) -> dict[Part, Samples]:
-    """Reads lists whose labels are the classes' positions."""
-    parts: tuple[Part, ...] = ("train", "val", "test") if (lists / "val.txt").is_file() else ("train", "test")
-    rows = read_file_lists([(part, lists / f"{part}.txt", images) for part in parts])
+def _read_lists(lists: Path, images: Path, num_classes: int) -> dict[Split, Samples]:
+    """Read lists whose labels are the classes' positions."""
+    splits: tuple[Split, ...] = ("train", "val", "test") if (lists / "val.txt").is_file() else ("train", "test")
+    rows = read_file_lists([(split, lists / f"{split}.txt", images) for split in splits])
     labels = [str(label) for label in range(num_classes)]
     for row in rows:
         if row.label not in labels:
             raise UserError(f"{row.place}: label {row.label!r}, where a number from 0 to {num_classes - 1} is needed")
-    return {part: samples_of(rows, part, labels, images) for part in parts}
+    return {split: samples_of(rows, split, labels, images) for split in splits}

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
-from metricloss_pl.data.base import Part
-from metricloss_pl.data.samples import Samples, array_samples
+from metricloss_pl.data.samples import Samples, Split, array_samples
 from metricloss_pl.data.test_split import HeldOutDataModule
 
 
@@ -17,13 +15,13 @@ class DigitsDataModule(HeldOutDataModule):
     """scikit-learn's 1,797 handwritten digits of 8 x 8 px, in grey, bundled with it (no download).
 
     There is no official test set: a stratified one is drawn, the same for every `seed`. The values 0..16 are scaled to
-    0..255. The images are of the test part of "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak 1998).
+    0..255. The images are of the test split of "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak 1998).
 
     Args:
         in_channels: 3 for colour, 1 for grey; images of the other kind are converted.
     """
 
-    in_channels: Literal[1, 3] = 1
+    in_channels: int = 1
 
     @property
     def found_classes(self) -> list[str]:
@@ -31,11 +29,11 @@ class DigitsDataModule(HeldOutDataModule):
         return [str(digit) for digit in range(10)]
 
     @property
-    def given(self) -> tuple[Part, ...]:
+    def given_splits(self) -> tuple[Split, ...]:
         """No set but the whole."""
         return ("train",)
 
-    def list_part(self, part: Part) -> Samples:
+    def list_split(self, split: Split) -> Samples:
         """Return all images."""
         from sklearn.datasets import load_digits
 

@@ -1,4 +1,4 @@
-"""Images and labels listed in one text file a part, with lines `<file> <label>`."""
+"""Images and labels listed in one text file a split, with lines `<file> <label>`."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from metricloss_pl.data.base import Part
-from metricloss_pl.data.image_list import Row, check_parts, check_unique, samples_of, sorted_classes
+from metricloss_pl.data.file_checks import is_image
+from metricloss_pl.data.image_list import Row, check_sets, check_unique, samples_of, sorted_classes
 from metricloss_pl.data.index_files import read_list
-from metricloss_pl.data.reading import IMAGE_EXTENSIONS
-from metricloss_pl.data.samples import Samples
+from metricloss_pl.data.samples import Samples, Split
 from metricloss_pl.data.test_split import HeldOutDataModule
 from metricloss_pl.errors import UserError
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class FileListDataModule(HeldOutDataModule):
-    """Any folder of images, and one list a part with lines `<file> <label>`, such as those of cvjena/deic.
+    """Any folder of images, and one list a split with lines `<file> <label>`, such as those of cvjena/deic.
 
     A file may be written without its extension. A label is a class's name or a number; the classes are sorted, by value
     where all are whole numbers.
@@ -40,10 +39,10 @@ class FileListDataModule(HeldOutDataModule):
         super().__post_init__()
         self._folder = Path(self.root).expanduser()
         roots = {"test": self._folder if self.test_root is None else Path(self.test_root).expanduser()}
-        lists: dict[Part, str | None] = {"train": self.train, "val": self.val, "test": self.test}
-        self._lists = {part: Path(file).expanduser() for part, file in lists.items() if file is not None}
+        lists: dict[Split, str | None] = {"train": self.train, "val": self.val, "test": self.test}
+        self._lists = {split: Path(file).expanduser() for split, file in lists.items() if file is not None}
         self._rows = read_file_lists(
-            [(part, file, roots.get(part, self._folder)) for part, file in self._lists.items()],
+            [(split, file, roots.get(split, self._folder)) for split, file in self._lists.items()],
             trained=self.classes is None,
         )
         self._found_classes = sorted_classes(row.label for row in self._rows)
@@ -54,20 +53,20 @@ class FileListDataModule(HeldOutDataModule):
         return self._found_classes
 
     @property
-    def given(self) -> list[Part]:
+    def given_splits(self) -> list[Split]:
         """The sets that there are lists of."""
         return list(self._lists)
 
-    def list_part(self, part: Part) -> Samples:
+    def list_split(self, split: Split) -> Samples:
         """List the files of one set."""
-        return samples_of(self._rows, part, self._found_classes, self._folder)
+        return samples_of(self._rows, split, self._found_classes, self._folder)
 
 
-def read_file_lists(lists: Sequence[tuple[Part, Path, Path]], trained: bool = True) -> list[Row]:
+def read_file_lists(lists: Sequence[tuple[Split, Path, Path]], trained: bool = True) -> list[Row]:
     """Read and check the lists of a data set.
 
     Args:
-        lists: The part, the list, and the folder that its files start from.
+        lists: The split, the list, and the folder that its files start from.
         trained: Require a training image of each class.
 
     Raises:
@@ -76,7 +75,7 @@ def read_file_lists(lists: Sequence[tuple[Part, Path, Path]], trained: bool = Tr
     """
     rows: list[Row] = []
     listings: dict[Path, dict[str, list[Path]]] = {}
-    for part, file, root in lists:
+    for split, file, root in lists:
         for place, name, label in read_list(file):
             path = root / name
             if path.parent not in listings:
@@ -85,9 +84,9 @@ def read_file_lists(lists: Sequence[tuple[Part, Path, Path]], trained: bool = Tr
             if len(found) != 1:
                 which = f"{len(found)} files of that name" if found else "no file"
                 raise UserError(f"{place}: {which} {path}")
-            rows.append(Row(place, name, found[0], label, part, ("", len(rows))))
+            rows.append(Row(place, name, found[0], label, split, ("", len(rows))))
     check_unique(rows)
-    check_parts(lists[0][1], rows, trained)
+    check_sets(lists[0][1], rows, trained)
     return rows
 
 
@@ -96,6 +95,6 @@ def _by_name(folder: Path) -> dict[str, list[Path]]:
     files = sorted(file for file in folder.iterdir() if file.is_file()) if folder.is_dir() else []
     found: dict[str, list[Path]] = {}
     for file in files:
-        if file.suffix.lower() in IMAGE_EXTENSIONS:
+        if is_image(file):
             found.setdefault(file.stem, []).append(file)
     return found | {file.name: [file] for file in files}

@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from metricloss_pl.data.archives import ArchiveDataModule, Index
-from metricloss_pl.data.base import Part
 from metricloss_pl.data.index_files import read_mat, reinstall_hint
-from metricloss_pl.data.samples import Statistics, file_samples
+from metricloss_pl.data.samples import Split, Statistics, file_samples
 from metricloss_pl.download import Resource
 from metricloss_pl.errors import UserError
 
@@ -61,11 +60,11 @@ class Flowers102DataModule(ArchiveDataModule):
         """Reads `imagelabels.mat` and `setid.mat`; their classes and images count from 1."""
         labels = read_mat(folder / "imagelabels.mat", "labels", reinstall_hint(folder)).tolist()
         index = Index(list(self.classes), {})
-        variables: dict[Part, str] = {"train": "trnid", "val": "valid", "test": "tstid"}
-        for part, variable in variables.items():
+        variables: dict[Split, str] = {"train": "trnid", "val": "valid", "test": "tstid"}
+        for split, variable in variables.items():
             images = read_mat(folder / "setid.mat", variable, reinstall_hint(folder)).tolist()
             if not 1 <= min(images) <= max(images) <= len(labels):
                 raise UserError(f"{folder / 'setid.mat'}: {variable!r} names images that imagelabels.mat lacks")
             files = [f"jpg/image_{image:05d}.jpg" for image in images]
-            index.parts[part] = file_samples(folder, files, [labels[image - 1] - 1 for image in images])
+            index.sets[split] = file_samples(folder, files, [labels[image - 1] - 1 for image in images])
         return index

@@ -12,8 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from metricloss_pl.data.base import PART_NAMES, Part
-from metricloss_pl.data.samples import Samples, path_identity
+from metricloss_pl.data.samples import SPLIT_NAMES, Samples, Split, path_identity
 from metricloss_pl.data.splits import group_numbers
 from metricloss_pl.data.test_split import HeldOutDataModule
 from metricloss_pl.errors import UserError, reason
@@ -42,7 +41,7 @@ class ImageListDataModule(HeldOutDataModule):
         file = Path(self.csv).expanduser()
         self._root = file.parent if self.images_dir is None else Path(self.images_dir).expanduser()
         self._rows = read_rows(file, self._root)
-        check_parts(file, self._rows, trained=self.classes is None)
+        check_sets(file, self._rows, trained=self.classes is None)
         self._found_classes = sorted_classes(row.label for row in self._rows)
         self._grouped = len({row.group for row in self._rows}) < len(self._rows)
 
@@ -52,16 +51,16 @@ class ImageListDataModule(HeldOutDataModule):
         return self._found_classes
 
     @property
-    def given(self) -> list[Part]:
+    def given_splits(self) -> list[Split]:
         """The sets that the list names."""
-        return sorted({row.part for row in self._rows})
+        return sorted({row.split for row in self._rows})
 
-    def list_part(self, part: Part) -> Samples:
+    def list_split(self, split: Split) -> Samples:
         """List the files of one set."""
-        samples = samples_of(self._rows, part, self._found_classes, self._root)
+        samples = samples_of(self._rows, split, self._found_classes, self._root)
         if not self._grouped:
             return samples
-        rows = [row for row in self._rows if row.part == part]
+        rows = [row for row in self._rows if row.split == split]
         names = [  # an image that stands alone is known by itself
             f"group {row.group[0]}" if row.group[0] else f"image {identity}"
             for row, identity in zip(rows, samples.identify(), strict=True)
@@ -76,14 +75,14 @@ class Row(NamedTuple):
     file: str  # as written
     path: Path
     label: str
-    part: Part
+    split: Split
     group: tuple[str, int]  # its name; or no name and a number of its own, where the image stands alone
 
 
-def samples_of(rows: list[Row], part: Part, class_names: list[str], root: Path) -> Samples:
-    """Return the images of one part, known by their paths from `root`; a label is its text's position in the names."""
+def samples_of(rows: list[Row], split: Split, class_names: list[str], root: Path) -> Samples:
+    """Return the images of one split, known by their paths from `root`; a label is its text's position in the names."""
     position = {name: label for label, name in enumerate(class_names)}
-    chosen = [row for row in rows if row.part == part]
+    chosen = [row for row in rows if row.split == split]
     return Samples(
         images=[row.path for row in chosen],
         labels=torch.tensor([position[row.label] for row in chosen], dtype=torch.int64),
@@ -152,13 +151,13 @@ def _row(file: Path, line: int, cells: dict[str | None, str | None], root: Path)
         if not text[column]:
             raise UserError(f"{place}: no {column}")
     split = text.get("split", "train")
-    if split.lower() not in PART_NAMES:
-        raise UserError(f"{place}: unknown split {split!r}; {', '.join(PART_NAMES)} are known")
+    if split.lower() not in SPLIT_NAMES:
+        raise UserError(f"{place}: unknown split {split!r}; {', '.join(SPLIT_NAMES)} are known")
     path = root / text["file"]
     if not path.is_file():
         raise UserError(f"{place}: no file {path}")
     group = text.get("group", "")
-    return Row(place, text["file"], path, text["label"], PART_NAMES[split.lower()], (group, 0 if group else line))
+    return Row(place, text["file"], path, text["label"], SPLIT_NAMES[split.lower()], (group, 0 if group else line))
 
 
 def check_unique(rows: list[Row]) -> None:
@@ -180,7 +179,7 @@ def _seen_from(row: Row, other: Row) -> str:
     return line if row.place.startswith(f"{file}, ") else other.place
 
 
-def check_parts(file: Path, rows: list[Row], trained: bool = True) -> None:
+def check_sets(file: Path, rows: list[Row], trained: bool = True) -> None:
     """Check the given split.
 
     Args:
@@ -189,21 +188,21 @@ def check_parts(file: Path, rows: list[Row], trained: bool = True) -> None:
         trained: Require training images, of each class.
 
     Raises:
-        UserError: No image is for training; a group stands in two parts; a class of another part has no training image.
+        UserError: No image is for training; a group stands in two sets; a class of another split has no training image.
     """
-    known = {row.label for row in rows if row.part == "train"}
+    known = {row.label for row in rows if row.split == "train"}
     if trained and not known:
         raise UserError(f"{file}: no line has the split 'train'")
     first: dict[tuple[str, int], Row] = {}
     for row in rows:
         other = first.setdefault(row.group, row)
-        if other.part != row.part:
+        if other.split != row.split:
             raise UserError(
-                f"{row.place}: group {row.group[0]!r} is in {row.part}, "
-                f"but in {_seen_from(row, other)} in {other.part}: a group stays in one part"
+                f"{row.place}: group {row.group[0]!r} is in {row.split}, "
+                f"but in {_seen_from(row, other)} in {other.split}: a group stays in one split"
             )
         if trained and row.label not in known:
-            raise UserError(f"{row.place}: class {row.label!r} is in {row.part}, but in no line of train")
+            raise UserError(f"{row.place}: class {row.label!r} is in {row.split}, but in no line of train")
 
 
 def sorted_classes(labels: Iterable[str]) -> list[str]:

@@ -14,9 +14,9 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 
-from metricloss_pl.data.base import ImageDataModule, Part
+from metricloss_pl.data.base import ImageDataModule
 from metricloss_pl.data.index_files import read_list, read_mat, reinstall_hint
-from metricloss_pl.data.samples import Samples, Statistics, file_samples
+from metricloss_pl.data.samples import Samples, Split, Statistics, file_samples
 from metricloss_pl.download import UNREADABLE_ARCHIVE, Resource, check_present, check_sum, make_folder, unpack
 from metricloss_pl.errors import UserError, check_choice, reason
 from metricloss_pl.files import UNREADABLE_PICKLE, read_lines
@@ -40,14 +40,14 @@ _PLAIN = {  # what pickled NumPy arrays and texts name; older and newer versions
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class ImageNetSubsetDataModule(ImageDataModule):
-    """A subset of ImageNet (ILSVRC 2012, Russakovsky et al. 2015) of 1,000 classes, tested on ILSVRC's validation part.
+    """A subset of ImageNet (ILSVRC 2012, Russakovsky et al. 2015) of 1,000 classes, tested on ILSVRC's validation set.
 
     `vipriors` is that of the VIPriors challenge of 2020, with 50 images a class for training and 50 for validation;
     `deic` is that of Brigato et al. (2021), with 30 and 20. With `val_fraction: 0` both train. The class names are
     WordNet's, such as "n01440764".
 
     Nothing is downloaded: `ILSVRC2012_img_train.tar` and `ILSVRC2012_img_val.tar` (and for `vipriors`
-    `ILSVRC2012_devkit_t12.tar.gz`, which has the test part's labels) have to be put into `root`. Only the images of the
+    `ILSVRC2012_devkit_t12.tar.gz`, which has the test labels) have to be put into `root`. Only the images of the
     subset are unpacked, once, into `root/imagenet_<subset>`.
 
     Args:
@@ -81,7 +81,7 @@ class ImageNetSubsetDataModule(ImageDataModule):
         super().__post_init__()
         check_choice(f"subset of {type(self).__name__}", self.subset, Subset)
         self._lists = (read_pickles if self.subset == "vipriors" else read_texts)(Path(self.lists).expanduser())
-        wnids = {file.partition("/")[0] for part in (self._lists.train, self._lists.val) for file in part}
+        wnids = {file.partition("/")[0] for split in (self._lists.train, self._lists.val) for file in split}
         self._class_names = sorted(wnids)
 
     @property
@@ -97,12 +97,12 @@ class ImageNetSubsetDataModule(ImageDataModule):
         """Unpacks the subset's images where they are not there yet."""
         self._folder()
 
-    def read(self, part: Part) -> Samples | None:
-        """Returns the files of one part."""
+    def read(self, split: Split) -> Samples | None:
+        """Returns the files of one split."""
         folder = self._folder()
         position = {name: label for label, name in enumerate(self._class_names)}
-        if part != "test":
-            files = self._lists.train if part == "train" else self._lists.val
+        if split != "test":
+            files = self._lists.train if split == "train" else self._lists.val
             return file_samples(folder / "train", files, [position[file.partition("/")[0]] for file in files])
         labels = self._lists.test_labels
         if labels is None:
@@ -164,7 +164,7 @@ def _unpack_files(packed: tarfile.TarFile, names: set[str], into: Path, archive:
 
 
 class Lists(NamedTuple):
-    """A subset: files `<class>/<file>` of ILSVRC's training part, and files of its validation part."""
+    """A subset: files `<class>/<file>` of ILSVRC's training split, and files of its validation split."""
 
     train: list[str]
     val: list[str]
@@ -178,7 +178,7 @@ def read_texts(folder: Path) -> Lists:
     Raises:
         UserError: A list is missing or broken, or a label is not the position of its class.
     """
-    train, val, test = (read_list(_list_file(folder, f"{part}.txt", "deic")) for part in ("train", "val", "test"))
+    train, val, test = (read_list(_list_file(folder, f"{split}.txt", "deic")) for split in ("train", "val", "test"))
     wnids = sorted({file.partition("/")[0] for _, file, _ in (*train, *val)})
     position = {wnid: str(label) for label, wnid in enumerate(wnids)}
     for place, file, label in (*train, *val):
@@ -201,7 +201,7 @@ def read_pickles(folder: Path) -> Lists:
     Raises:
         UserError: A list is missing or broken, or holds anything else.
     """
-    train, val, test = (_list_file(folder, f"{part}.pickle", "vipriors") for part in ("train", "val", "test"))
+    train, val, test = (_list_file(folder, f"{split}.pickle", "vipriors") for split in ("train", "val", "test"))
     return Lists(
         train=[_checked("/".join(map(str, pair)), _TRAIN_FILE, str(train)) for pair in _unpickle(train)],
         val=[_checked("/".join(map(str, pair)), _TRAIN_FILE, str(val)) for pair in _unpickle(val)],
@@ -244,7 +244,7 @@ def _unpickle(file: Path) -> list[Any]:
 
 
 def read_ground_truth(folder: Path, files: list[str], position: dict[str, int]) -> list[int]:
-    """Looks the labels of files of ILSVRC's validation part up in its unpacked development kit.
+    """Looks the labels of files of ILSVRC's validation split up in its unpacked development kit.
 
     Args:
         folder: Holds `ILSVRC2012_devkit_t12`.

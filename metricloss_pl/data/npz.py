@@ -6,18 +6,17 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from metricloss_pl.data.base import Part
-from metricloss_pl.data.samples import Samples, array_samples
+from metricloss_pl.data.samples import Samples, Split, array_samples
 from metricloss_pl.data.test_split import HeldOutDataModule
 from metricloss_pl.errors import UserError, plural, reason
 
-_PARTS: tuple[Part, ...] = ("train", "val", "test")
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
 _SHOWN = 10  # labels, of many
 _MOST_CLASSES = 1_000_000  # that a label is taken for a class of
 _BROKEN_FILE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)  # what NumPy raises on one
@@ -27,7 +26,7 @@ _BROKEN_FILE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)  
 class NpzDataModule(HeldOutDataModule):
     """An .npz file with `train_images`, `train_labels` and, if wanted, the same for `val` and `test` (MedMNIST's keys).
 
-    Images are (N, H, W), (N, H, W, 1) or (N, H, W, 3), uint8, uint16 (divided by 65535) or floats in [0, 1]; all parts
+    Images are (N, H, W), (N, H, W, 1) or (N, H, W, 3), uint8, uint16 (divided by 65535) or floats in [0, 1]; all sets
     have one shape. Labels are integers (N,) or (N, 1), from 0 to C - 1. `classes` or `class_names` (C,) names the
     classes; without it they are "0", "1", ...
 
@@ -37,7 +36,7 @@ class NpzDataModule(HeldOutDataModule):
     """
 
     path: str
-    in_channels: Literal[1, 3] | None = None  # type: ignore[assignment]  # a number once constructed
+    in_channels: int | None = None  # type: ignore[assignment]  # a number once constructed
 
     def __post_init__(self) -> None:
         self._file = Path(self.path).expanduser()
@@ -46,8 +45,8 @@ class NpzDataModule(HeldOutDataModule):
         if self.in_channels is None:
             self.in_channels = 3 if len(images.shape) == 4 and images.shape[3] == 3 else 1
         super().__post_init__()
-        self._present = [part for part in _PARTS if f"{part}_images" in heads]
-        labels = {part: read_labels(self._file, part) for part in self._present}
+        self._present = [split for split in SPLITS if f"{split}_images" in heads]
+        labels = {split: read_labels(self._file, split) for split in self._present}
         self._found_classes = read_classes(self._file, heads, labels, trained=self.classes is None)
 
     @property
@@ -56,17 +55,17 @@ class NpzDataModule(HeldOutDataModule):
         return self._found_classes
 
     @property
-    def given(self) -> list[Part]:
+    def given_splits(self) -> list[Split]:
         """The sets in the file."""
         return self._present
 
-    def list_part(self, part: Part) -> Samples:
+    def list_split(self, split: Split) -> Samples:
         """Read the images of one set into memory.
 
         Raises:
             UserError: The file is broken.
         """
-        return array_samples(_array(self._file, f"{part}_images"), read_labels(self._file, part), part)
+        return array_samples(_array(self._file, f"{split}_images"), read_labels(self._file, split), split)
 
 
 class Head(NamedTuple):
@@ -111,11 +110,11 @@ def check_heads(file: Path, heads: dict[str, Head], trained: bool = True) -> Hea
     Raises:
         UserError: A key is missing, or an array has another shape or type than it should.
     """
-    train = next((heads[f"{part}_images"] for part in _PARTS if f"{part}_images" in heads), None)
+    train = next((heads[f"{split}_images"] for split in SPLITS if f"{split}_images" in heads), None)
     trained = trained or train is None
-    for part in _PARTS:
-        images_key, labels_key = f"{part}_images", f"{part}_labels"
-        if not (trained and part == "train") and images_key not in heads and labels_key not in heads:
+    for split in SPLITS:
+        images_key, labels_key = f"{split}_images", f"{split}_labels"
+        if not (trained and split == "train") and images_key not in heads and labels_key not in heads:
             continue
         for key in (images_key, labels_key):
             if key not in heads:
@@ -158,13 +157,13 @@ def _kind(dtype: np.dtype) -> str | None:
     return "float" if dtype.kind == "f" else dtype.name if dtype.name in ("uint8", "uint16") else None
 
 
-def read_labels(file: Path, part: Part) -> Tensor:
-    """Reads the labels of one part as (N,) int64.
+def read_labels(file: Path, split: Split) -> Tensor:
+    """Reads the labels of one split as (N,) int64.
 
     Raises:
-        UserError: The part is empty or a label is negative.
+        UserError: The split is empty or a label is negative.
     """
-    key = f"{part}_labels"
+    key = f"{split}_labels"
     stored = _array(file, key).reshape(-1)
     if len(stored) == 0:
         raise UserError(f"{key} in {file} is empty: at least one image is needed")
@@ -178,8 +177,8 @@ def read_labels(file: Path, part: Part) -> Tensor:
     return torch.from_numpy(labels)
 
 
-def read_classes(file: Path, heads: dict[str, Head], labels: dict[Part, Tensor], trained: bool = True) -> list[str]:
-    """Return the classes' names after having compared them with the labels of all parts.
+def read_classes(file: Path, heads: dict[str, Head], labels: dict[Split, Tensor], trained: bool = True) -> list[str]:
+    """Return the classes' names after having compared them with the labels of all sets.
 
     Args:
         file: The .npz file.
@@ -216,11 +215,11 @@ def read_classes(file: Path, heads: dict[str, Head], labels: dict[Part, Tensor],
             f"{plural(len(found), 'class')} are 0 to {len(found) - 1}; np.unique(labels, return_inverse=True)[1] "
             "renumbers the labels of all sets together"
         )
-    for part, of_part in labels.items():
-        position = int(of_part.argmax())
-        if of_part[position] >= len(names):
+    for split, of_set in labels.items():
+        position = int(of_set.argmax())
+        if of_set[position] >= len(names):
             raise UserError(
-                f"{part}_labels[{position}] in {file} is {int(of_part[position])}: "
+                f"{split}_labels[{position}] in {file} is {int(of_set[position])}: "
                 f"with {plural(len(names), 'class')} labels run from 0 to {len(names) - 1}"
             )
     for label, name in enumerate(names):

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from metricloss_pl.data.augment import crop
+from metricloss_pl.data.file_checks import check_readable
 from metricloss_pl.data.reading import (
     DECODING_THREADS,
-    check_readable,
+    channels_tensor,
     decode_image,
     deep_tensor,
-    higher_limits,
     one_thread,
     read_image,
 )
@@ -42,9 +42,9 @@ def prepare_batches(
     """Read, convert, resize and crop images as `predict` on the command line does.
 
     Args:
-        images: Files, images of Pillow, arrays (H, W) or (H, W, 3), or tensors (C, H, W); or a single one of these.
+        images: Files, images of Pillow, arrays (H, W) or (H, W, C), or tensors (C, H, W); or a single one of these.
             Arrays and tensors are uint8, uint16 (divided by 65535) or floating-point in [0, 1].
-        in_channels: 3 for color, 1 for gray.
+        in_channels: Channels C of the batches; gray (1) and color (3) are converted into each other.
         resize: Shorter side in px to which images are resized before the crop. None: `image_size`.
         image_size: Side in px of the square crop at the center. None: images as they are, of one size per batch.
         batch_size: Images per batch, at least 1.
@@ -97,8 +97,7 @@ def _to_tensor(image: ImageLike, in_channels: int, name: str) -> Tensor:
     if isinstance(image, (str, os.PathLike)):
         return read_image(Path(image), in_channels)
     if isinstance(image, Image.Image):
-        with higher_limits:
-            return decode_image(image, in_channels, Path(name))
+        return decode_image(image, in_channels, Path(name))
     if isinstance(image, Tensor):
         image = (image.float() if image.is_floating_point() else image).detach().cpu().numpy()
         image = image.transpose(1, 2, 0) if image.ndim == 3 else image
@@ -106,13 +105,15 @@ def _to_tensor(image: ImageLike, in_channels: int, name: str) -> Tensor:
         raise UserError(
             f"{name} is {type(image).__name__}: a file's path, an image of Pillow, an array or a tensor is needed"
         )
-    if image.ndim not in (2, 3) or 0 in image.shape or image.shape[2:] not in ((), (1,), (3,)):
-        raise UserError(f"{name} has the shape {image.shape}: an array (H, W) or (H, W, 3), or a tensor (C, H, W)")
+    if image.ndim not in (2, 3) or 0 in image.shape:
+        raise UserError(f"{name} has the shape {image.shape}: an array (H, W) or (H, W, C), or a tensor (C, H, W)")
+    if image.dtype.kind != "f" and image.dtype.name not in ("uint8", "uint16"):
+        raise UserError(f"{name} is {image.dtype.name}: uint8, uint16 or floats in [0, 1] are needed")
     image = image[..., 0] if image.shape[2:] == (1,) else image
+    if image.shape[2:] not in ((), (3,)) or in_channels not in (1, 3):
+        return channels_tensor(np.atleast_3d(image), in_channels, Path(name))
     if image.dtype == np.uint8:
         return decode_image(Image.fromarray(np.ascontiguousarray(image)), in_channels, Path(name))
-    if image.dtype.kind != "f" and image.dtype != np.dtype(np.uint16).newbyteorder(image.dtype.byteorder):
-        raise UserError(f"{name} is {image.dtype.name}: uint8, uint16 or floats in [0, 1] are needed")
     return deep_tensor(image, None, Path(name))
 
 

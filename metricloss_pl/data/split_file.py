@@ -1,4 +1,4 @@
-"""A split as a CSV file: which image is in which set."""
+"""Splits as CSV files, and fingerprints by which the images of a split are recognized."""
 
 from __future__ import annotations
 
@@ -7,64 +7,57 @@ import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from metricloss_pl.data.reading import digests_of
-from metricloss_pl.data.samples import Samples, path_identity
+from metricloss_pl.data.file_checks import digest_files
+from metricloss_pl.data.samples import SET_NAMES, SPLIT_NAMES, SPLITS, Samples, Split, path_identity
 from metricloss_pl.data.splits import hash_order
-from metricloss_pl.errors import UserError, reason
+from metricloss_pl.errors import UserError, plural, reason
 from metricloss_pl.files import replacing
 
-Part = Literal["train", "val", "test"]
-# The names that folders and lists may give to a set.
-PART_NAMES: dict[str, Part] = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
 _FINGERPRINT = 16  # training images of which the contents are compared
 
 
 class SplitRow(NamedTuple):
-    """An image of a split."""
+    """One image of a split."""
 
     identity: str
     file: str  # for people; the identity, except for arrays
     label: str
-    split: Part
+    split: Split
 
 
-def rows_of(samples: Samples, part: Part, class_names: Sequence[str]) -> list[SplitRow]:
+def rows_of(samples: Samples, split: Split, class_names: Sequence[str]) -> list[SplitRow]:
     """Return the rows of one set."""
     identities = samples.identify()
     files = samples.names if isinstance(samples.images, Tensor) else identities
     return [
-        SplitRow(identity, file, class_names[label], part)
+        SplitRow(identity, file, class_names[label], split)
         for identity, file, label in zip(identities, files, samples.labels.tolist(), strict=True)
     ]
 
 
 def digest_of_split(rows: Iterable[SplitRow]) -> str:
-    """Return what tells a split from others, in whatever order its images are listed."""
+    """Return a digest of a split that does not depend on the order of its images."""
     lines = sorted(f"{row.split} {row.identity}\0" for row in rows)
     return hashlib.blake2b("".join(lines).encode("utf-8", "surrogateescape"), digest_size=10).hexdigest()
 
 
 def write_split(path: str | Path, rows: Sequence[SplitRow]) -> None:
-    """Write the columns `file`, `label` and `split`, and for arrays `digest`; the file is there whole or not at all."""
+    """Write the columns `file`, `label` and `split`, and for arrays `digest`; atomic."""
     columns = ["file", "label", "split"]
     if any(row.identity != row.file for row in rows):
         columns.append("digest")
-    with replacing(path) as beside, _opened(beside, "w") as file:
+    with replacing(path) as beside, _open(beside, "w") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
         writer.writerows((row.file, row.label, row.split, row.identity)[: len(columns)] for row in rows)
 
 
 def read_split(path: str | os.PathLike[str]) -> list[SplitRow]:
-    """Read a file that `write_split` has written, or one like it.
+    """Read a file of `write_split`, or one like it.
 
     Raises:
         UserError: The file is missing or cannot be read, lacks a column or a name, has an unknown set, or lists no
@@ -72,23 +65,23 @@ def read_split(path: str | os.PathLike[str]) -> list[SplitRow]:
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise UserError(f"split_file {path}: there is no such file; a run's split.csv is needed, or one like it")
+        raise UserError(f"split_file {path}: there is no such file; give a run's split.csv, or one like it")
     rows = []
     try:
-        with _opened(path, "r") as file:
+        with _open(path, "r") as file:
             reader = csv.DictReader(file)
             for column in ("file", "label", "split"):
                 if column not in (reader.fieldnames or []):
                     raise UserError(f"split_file {path} has no column {column!r}: file, label and split are needed")
             for cells in reader:
                 name, split = cells["file"] or "", (cells["split"] or "").strip().lower()
-                if not name or split not in PART_NAMES:
+                if not name or split not in SPLIT_NAMES:
                     raise UserError(
                         f"split_file {path}, line {reader.line_num}: a file and one of train, val and test are needed, "
                         f"not {name!r} and {cells['split']!r}"
                     )
                 identity = cells.get("digest") or path_identity(name)
-                rows.append(SplitRow(identity, name, cells["label"] or "", PART_NAMES[split]))
+                rows.append(SplitRow(identity, name, cells["label"] or "", SPLIT_NAMES[split]))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"split_file {path} cannot be read as a CSV file in UTF-8: {reason(error)}") from error
     if not rows:
@@ -96,33 +89,32 @@ def read_split(path: str | os.PathLike[str]) -> list[SplitRow]:
     return rows
 
 
-def _opened(path: Path, mode: Literal["r", "w"]):  # type: ignore[no-untyped-def]  # a text file
-    # Names of files may be no UTF-8, and come back as they are.
-    return path.open(mode, encoding="utf-8", newline="", errors="surrogateescape")
+def _open(path: Path, mode: Literal["r", "w"]) -> Any:
+    return path.open(mode, encoding="utf-8", newline="", errors="surrogateescape")  # names may be no UTF-8
 
 
-class Divided(NamedTuple):
-    """Images in the sets that a split says."""
-
-    parts: dict[Part, Samples]
-    unlisted: list[str]  # names of images that the split lacks
-    missing: list[SplitRow]  # rows without an image
-
-
-def divide_by(rows: Sequence[SplitRow], images: Samples, class_names: Sequence[str]) -> Divided:
-    """Put images into the sets that a split says, in its order.
+def split_by_rows(
+    rows: Sequence[SplitRow], images: Samples, class_names: Sequence[str], source: str
+) -> tuple[dict[Split, Samples], list[str]]:
+    """Put images into the sets that a split names, in its order.
 
     Args:
         rows: The split.
-        images: All images, in whatever order. Several may have one identity: then each takes a row, one of its class
-            if there is one.
-        class_names: In the order of the labels.
+        images: All images, in any order. Images with one identity take a row each, one of their class if possible.
+        class_names: Names of the classes in the order of the labels.
+        source: The split's file, for messages.
+
+    Returns:
+        The sets, and warnings about images that the split lacks and about rows without an image.
+
+    Raises:
+        UserError: None of the images of a set is there.
     """
     labels = images.labels.tolist()
     waiting: dict[str, list[int]] = {}
     for position, identity in enumerate(images.identify()):
         waiting.setdefault(identity, []).append(position)
-    chosen: dict[Part, list[int]] = {}
+    chosen: dict[Split, list[int]] = {}
     missing = []
     for row in rows:
         positions = waiting.get(row.identity)
@@ -131,13 +123,28 @@ def divide_by(rows: Sequence[SplitRow], images: Samples, class_names: Sequence[s
             continue
         of_class = (number for number, position in enumerate(positions) if class_names[labels[position]] == row.label)
         chosen.setdefault(row.split, []).append(positions.pop(next(of_class, 0)))
-    unlisted = sorted(position for positions in waiting.values() for position in positions)
-    parts = {part: images.subset(positions) for part, positions in chosen.items()}
-    return Divided(parts, [images.names[position] for position in unlisted], missing)
+    for split in SPLITS:
+        wanted = sum(row.split == split for row in rows)
+        if wanted and split not in chosen:
+            raise UserError(f"the data have none of the {wanted} {SET_NAMES[split]} images of {source}")
+    warnings = []
+    if unlisted := sorted(position for positions in waiting.values() for position in positions):
+        warnings.append(
+            f"not used: {plural(len(unlisted), 'image')} not in {source}, such as {images.names[unlisted[0]]!r}; a new "
+            "run uses all images"
+        )
+    if missing:
+        counts = {split: sum(row.split == split for row in missing) for split in SPLITS}
+        where = ", ".join(f"{count} {SET_NAMES[split]}" for split, count in counts.items() if count)
+        warnings.append(
+            f"missing: {plural(len(missing), 'image')} of {source} ({where}), such as {missing[0].file!r}; the others "
+            "are used"
+        )
+    return {split: images.subset(positions) for split, positions in chosen.items()}, warnings
 
 
 def fingerprint_of(images: Samples) -> dict[str, str]:
-    """Return the identities and digests of a few images, by which the data are known again wherever they lie."""
+    """Return identities and digests of a few images, by which the data are recognized wherever they lie."""
     identities = images.identify()
     positions = hash_order(identities, "subset", 0).argsort(kind="stable")[:_FINGERPRINT]
     return _contents(images.subset(positions))
@@ -151,7 +158,7 @@ def has_fingerprint(images: Samples, fingerprint: Mapping[str, str]) -> bool:
 
 
 def count_known(images: Samples, fingerprint: Mapping[str, str]) -> int:
-    """Return how many images of a fingerprint are among these, with the same content and name, in whatever folder."""
+    """Return how many images of a fingerprint are among these with the same content and name, in any folder."""
     names = {PurePosixPath(identity).name for identity in fingerprint}
     identities = images.identify()
     alike = [i for i, identity in enumerate(identities) if PurePosixPath(identity).name in names]
@@ -162,4 +169,4 @@ def _contents(images: Samples) -> dict[str, str]:
     identities = images.identify()
     if isinstance(images.images, Tensor):
         return dict(zip(identities, identities, strict=True))
-    return dict(zip(identities, (digest.hex() for digest in digests_of(images.images)), strict=True))
+    return dict(zip(identities, digest_files(images.images), strict=True))

@@ -8,15 +8,15 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 from filelock import FileLock
 from torchvision import datasets
 from torchvision.datasets.utils import check_integrity
 
-from metricloss_pl.data.base import ImageDataModule, Part
-from metricloss_pl.data.samples import Samples, Statistics, array_samples
+from metricloss_pl.data.base import ImageDataModule
+from metricloss_pl.data.samples import Samples, Split, Statistics, array_samples
 from metricloss_pl.download import UNREADABLE_ARCHIVE
 from metricloss_pl.errors import UserError, reason
 from metricloss_pl.files import UNREADABLE_PICKLE
@@ -24,7 +24,7 @@ from metricloss_pl.files import UNREADABLE_PICKLE
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class _TorchvisionDataModule(ImageDataModule, ABC):
-    """A set of torchvision with an official training and test part.
+    """A set of torchvision with an official training and test split.
 
     Args:
         root: Folder that holds, or will hold, torchvision's folder of the set.
@@ -58,23 +58,23 @@ class _TorchvisionDataModule(ImageDataModule, ABC):
         except (*UNREADABLE_ARCHIVE, HTTPException, OSError, RuntimeError, ValueError) as error:
             raise UserError(f"{self._expected()}; downloading failed: {reason(error)}") from error
 
-    def read(self, part: Part) -> Samples | None:
-        """Reads the training or the test part; there is no official validation part.
+    def read(self, split: Split) -> Samples | None:
+        """Reads the training or the test split; there is no official validation split.
 
         Raises:
             UserError: The files are missing or broken.
         """
-        if part == "val":
+        if split == "val":
             return None
         if not all((self._directory() / name).is_file() for name in self.files):
             raise UserError(f"{self._expected()}; switch `download` on, or put them there")
         try:
-            dataset = self.dataset(self.root, train=part == "train")
+            dataset = self.dataset(self.root, train=split == "train")
         except UNREADABLE_PICKLE as error:
             raise UserError(
                 f"{self._directory()} cannot be read ({reason(error)}): remove it, then download it again"
             ) from error
-        return array_samples(np.asarray(dataset.data), dataset.targets, part)
+        return array_samples(np.asarray(dataset.data), dataset.targets, split)
 
     def _download(self) -> None:
         root = Path(self.root).expanduser()
@@ -104,7 +104,7 @@ class _TorchvisionDataModule(ImageDataModule, ABC):
 class MNISTDataModule(_TorchvisionDataModule):
     """MNIST (LeCun et al. 1998): handwritten digits, grey, 28 x 28 px; 60,000 for training, 10,000 for test."""
 
-    in_channels: Literal[1, 3] = 1
+    in_channels: int = 1
 
     dataset = datasets.MNIST
     folder = "MNIST/raw"

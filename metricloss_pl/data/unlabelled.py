@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from metricloss_pl.checkpoints import read_checkpoint
-from metricloss_pl.data.base import ImageDataModule, Part
+from metricloss_pl.data.base import ImageDataModule
 from metricloss_pl.data.dataset import Views
-from metricloss_pl.data.samples import Samples
+from metricloss_pl.data.samples import Samples, Split
 from metricloss_pl.errors import UserError
 
 
@@ -33,7 +32,7 @@ class UnlabelledFolderDataModule(ImageDataModule):
         *,
         predict_dir: str,
         class_names: list[str],
-        in_channels: Literal[1, 3] = 3,
+        in_channels: int = 3,
         resize: int | None = None,
         image_size: int | None = None,
         batch_size: int = 64,
@@ -95,6 +94,6 @@ class UnlabelledFolderDataModule(ImageDataModule):
         """The names of the classifier's classes, in the order of its labels."""
         return self._class_names
 
-    def read(self, part: Part) -> Samples | None:
-        """There are no labelled parts."""
+    def read(self, split: Split) -> Samples | None:
+        """There are no labelled sets."""
         return None

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from metricloss_pl.compare.folds import FoldDataModule, digest, fold_numbers, images_root
+from metricloss_pl.compare.folds import digest, images_root
 from metricloss_pl.data import DigitsDataModule, FileListDataModule, ImageListDataModule
+from metricloss_pl.data.folds import FoldDataModule
 from metricloss_pl.data.samples import Samples, file_samples
+from metricloss_pl.data.splits import assign_folds
 from metricloss_pl.errors import UserError
 from tests.helpers import make_image
 
@@ -63,7 +65,7 @@ def test_groups_stay_whole():
     generator = np.random.default_rng(0)
     groups = generator.integers(0, 30, 200)
     images = labelled((groups % 3).tolist(), groups.tolist())
-    numbers = fold_numbers(images, 4, 0, ["a", "b", "c"])
+    numbers = assign_folds(images, 4, 0, ["a", "b", "c"])
     assert all(len(set(numbers[groups == group])) == 1 for group in range(30))
     assert min(np.bincount(numbers)) > 30
 
@@ -85,9 +87,9 @@ def test_a_list_with_groups_has_them_on_one_side_of_every_split(tmp_path):
 
 def test_folds_that_cannot_be_filled_are_refused():
     with pytest.raises(UserError, match="class 'b' has 3 images: folds is 4"):
-        fold_numbers(labelled([0] * 9 + [1] * 3), 4, 0, ["a", "b"])
-    with pytest.raises(UserError, match="too few groups to share out class 'b'"):
-        fold_numbers(labelled([0] * 9 + [1] * 4, [*range(9), 9, 9, 9, 9]), 3, 0, ["a", "b"])
+        assign_folds(labelled([0] * 9 + [1] * 3), 4, 0, ["a", "b"])
+    with pytest.raises(UserError, match="class 'b' has too few groups"):
+        assign_folds(labelled([0] * 9 + [1] * 4, [*range(9), 9, 9, 9, 9]), 3, 0, ["a", "b"])
 
 
 def test_a_digest_tells_images_apart():

@@ -19,13 +19,13 @@ from metricloss_pl.cli import main
 from metricloss_pl.compare import Range, Tuning, Variant, run_comparison
 from metricloss_pl.compare import run as running
 from metricloss_pl.compare.costs import Cost
-from metricloss_pl.compare.folds import fold_numbers
 from metricloss_pl.compare.prepare import prepare
 from metricloss_pl.compare.settings import RunFiles, for_each
 from metricloss_pl.compare.worker import Worker
 from metricloss_pl.data import DigitsDataModule, ImageFolderDataModule, reading, store
 from metricloss_pl.data.dataset import ImageDataset
 from metricloss_pl.data.samples import concatenate
+from metricloss_pl.data.splits import assign_folds
 from metricloss_pl.errors import UserError
 from tests.compare.tiny import CONFIGS, RATES, THREADS, note_start_method, run_and_die, tiny
 from tests.helpers import make_folder, make_image
@@ -582,7 +582,7 @@ def test_images_that_stand_twice_are_looked_for_in_every_fold(tmp_path, capsys, 
     monkeypatch.setattr(Worker, "measure", lambda self, run: cost)
     data = ImageFolderDataModule(root=str(root), image_size=16, val_fraction=0)
     images = data.read("train"), data.read("test")
-    folds = fold_numbers(concatenate(*images), 6, 0, data.class_names)
+    folds = assign_folds(concatenate(*images), 6, 0, data.class_names)
     of = dict(zip([*images[0].names, *images[1].names], folds, strict=True))
     alike: dict[bytes, list[str]] = {}
     for name in of:
@@ -595,10 +595,10 @@ def test_images_that_stand_twice_are_looked_for_in_every_fold(tmp_path, capsys, 
     main(["compare", "--data_root", str(root), *flags, "--folds", "6", "--overrides", '{"data.image_size": 16}'])
     screen = capsys.readouterr().out
     assert "trials      6: 1 for each of 6 (variant, size, fold) on " in screen
-    assert f"warning: {parted} images stand in more than one part" in screen
-    assert "warning: 1 image stands under two classes" in screen
-    assert "again within a part" in screen
-    assert screen.count("warning: not used: 1 file of a kind that is not read, such as 'dog/scan.heic'") == 1
+    assert f"warning: {parted} duplicates in more than one set" in screen
+    assert "warning: 1 duplicate of two classes" in screen
+    assert "within one class of a set" in screen
+    assert screen.count("warning: not used: 1 file of unknown type, such as 'dog/scan.heic'") == 1
     assert len(decoded) == len(set(decoded)) == len(of)
 
 
@@ -611,9 +611,9 @@ def test_an_image_for_training_and_validation_stands_in_two_parts(tmp_path, caps
     monkeypatch.setattr(Worker, "measure", lambda self, run: cost)
     main(["compare", "--data_root", str(root), "--only", "[softmax]", "--seeds", "[0]", "--dry_run", "true"])
     screen = capsys.readouterr().out
-    [line] = (line for line in screen.splitlines() if "in more than one part" in line)
-    assert re.search(r"1 image stands .*again\.png \(val\) = .*0\.png \(train\)", line)
-    assert "again within" not in screen
+    [line] = (line for line in screen.splitlines() if "in more than one set" in line)
+    assert re.search(r"1 duplicate .*again\.png \(val\) = .*0\.png \(train\)", line)
+    assert "within one class" not in screen
 
 
 def test_images_that_no_run_draws_are_looked_at(tmp_path, capsys, monkeypatch):
@@ -626,7 +626,7 @@ def test_images_that_no_run_draws_are_looked_at(tmp_path, capsys, monkeypatch):
     flags += ["--samples_per_class", "[2]", "--seeds", "[0]", "--steps", "1", "--overrides", '{"data.image_size": 16}']
     main(["compare", *flags, "--folder", str(tmp_path / "results")])
     out = capsys.readouterr().out
-    assert "warning: 12 images stand in more than one part" in out
+    assert "warning: 12 duplicates in more than one set" in out
     assert (
         "warning: 24 test images can show a difference only between variants that differ on at least 6 of them. " in out
     )

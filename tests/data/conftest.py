@@ -11,8 +11,8 @@ from lightning.pytorch import LightningModule
 from PIL import Image
 from torch import Tensor
 
-from metricloss_pl.data.base import ImageDataModule, Part
-from metricloss_pl.data.samples import Samples
+from metricloss_pl.data.base import ImageDataModule
+from metricloss_pl.data.samples import Samples, Split
 
 
 def make_samples(counts: list[int], *, side: int = 8, channels: int = 3, seed: int = 0, part: str = "train") -> Samples:
@@ -44,9 +44,9 @@ class ToyDataModule(ImageDataModule):
     def class_names(self) -> list[str]:
         return self.names
 
-    def read(self, part: Part) -> Samples | None:
-        self.has_read.append(part)
-        return self.parts.get(part)
+    def read(self, split: Split) -> Samples | None:
+        self.has_read.append(split)
+        return self.parts.get(split)
 
 
 class ToyClassifier(LightningModule):

@@ -220,7 +220,7 @@ def test_wrong_line_of_a_list_is_named(tmp_path, line, words):
 
 def test_split_that_is_not_there(tmp_path):
     make_cub(tmp_path)
-    assert f"{tmp_path / 'none'}: there is no such file: a file like" in refused(
+    assert f"{tmp_path / 'none'}: there is no such file: give a file like" in refused(
         root=str(tmp_path), split=str(tmp_path / "none")
     )
     (tmp_path / "lists").mkdir()

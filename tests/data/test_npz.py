@@ -98,7 +98,7 @@ def test_missing_validation_part(tmp_path):
 def test_16_bit_images(tmp_path):
     contents = arrays(val=0, test=0)
     contents["train_images"] = contents["train_images"].astype(np.uint16) * 257
-    images = NpzDataModule(path=save(tmp_path, contents)).list_part("train").images
+    images = NpzDataModule(path=save(tmp_path, contents)).list_split("train").images
     assert images.dtype == torch.float32
     expected = (contents["train_images"] / 65535).astype(np.float32)
     assert np.allclose(images[:, 0].numpy(), expected, rtol=1e-6, atol=0)
@@ -109,7 +109,7 @@ def test_16_bit_images(tmp_path):
 def test_float_images(tmp_path, dtype):
     contents = arrays(val=0, test=0)
     contents["train_images"] = (contents["train_images"] / 255).astype(dtype)
-    images = NpzDataModule(path=save(tmp_path, contents)).list_part("train").images
+    images = NpzDataModule(path=save(tmp_path, contents)).list_split("train").images
     assert images.dtype == torch.float32
     assert (images[:, 0].numpy() == contents["train_images"].astype(np.float32)).all()
 

@@ -1,22 +1,26 @@
+"""Decoding: modes, depths and channels; and whole pixels beside broken metadata, as far as torchvision reads them."""
+
 from __future__ import annotations
 
-import pickle
-import socket
-from collections.abc import Callable
+import io
+import struct
+import sys
+import zlib
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.datasets.folder import default_loader
 
-from metricloss_pl.data.reading import UnreadableImages, check_readable, image_files, read_image
-from metricloss_pl.data.samples import Samples
+from metricloss_pl.data import reading
+from metricloss_pl.data.file_checks import check_readable, image_files
+from metricloss_pl.data.reading import UnreadableImages, read_head, read_image
 from metricloss_pl.errors import UserError
-from tests.data.images import as_tensor, pixels, store_of
-from tests.systems import make_pipe
-
-Make = Callable[..., Samples]
+from tests.data.images import as_tensor, pixels
 
 
 def test_image_files(tmp_path: Path) -> None:
@@ -101,61 +105,226 @@ def test_palettes(tmp_path: Path) -> None:
     assert read_image(tmp_path / "cmyk.jpg", 3).shape == (3, 6, 9)
 
 
-@pytest.mark.parametrize("broken", [1, 7])
-def test_all_broken_files_are_named_at_once(tmp_path: Path, photos: list[Path], broken: int) -> None:
-    """Also those whose heads are whole; many of them in a list of their own."""
-    whole = photos[0].read_bytes()
-    bad = [tmp_path / f"bad{index}.png" for index in range(broken)]
-    for index, path in enumerate(bad):
-        path.write_bytes(whole[: len(whole) // 2] if index % 2 else b"no image")
-    with pytest.raises(UnreadableImages) as caught:
-        check_readable([*photos, *bad], 3)
-    message = str(caught.value)
-    assert str(pickle.loads(pickle.dumps(caught.value))) == message  # as a loader's process hands it over
-    assert "\n" not in message
-    assert f"{bad[0]} " in message
-    assert all(str(path) not in message for path in photos)
-    if broken == 1:
+# Other numbers of channels.
+
+
+def save_tiff(path: Path, bands: np.ndarray) -> None:
+    """Write one page per band (H, W, C)."""
+    pages = [Image.fromarray(np.ascontiguousarray(bands[..., band])) for band in range(bands.shape[2])]
+    pages[0].save(path, save_all=True, append_images=pages[1:])
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4, 13])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_pages_of_a_tiff_file_are_channels(tmp_path: Path, channels: int, dtype: type) -> None:
+    bands = pixels(channels=channels)
+    save_tiff(tmp_path / "bands.tif", (bands / 255).astype(dtype) if dtype is np.float32 else bands.astype(dtype))
+    image = read_image(tmp_path / "bands.tif", channels)
+    scale = {np.uint8: 1, np.uint16: 65535, np.float32: 255}[dtype]
+    assert image.dtype == (torch.uint8 if dtype is np.uint8 else torch.float32)
+    assert torch.allclose(image.double(), as_tensor(bands).double() / scale)
+    assert read_head(tmp_path / "bands.tif", channels) == (9, 6, dtype is not np.uint8) or channels == 3
+
+
+@pytest.mark.parametrize(("channels", "in_channels"), [(13, 4), (4, 13), (13, 3), (13, 1), (3, 4)])
+def test_other_channels_than_in_channels_are_refused(tmp_path: Path, channels: int, in_channels: int) -> None:
+    save_tiff(tmp_path / "bands.tif", pixels(channels=channels))
+    with pytest.raises(UnreadableImages, match=f"{channels} channels, where in_channels is {in_channels}"):
+        read_image(tmp_path / "bands.tif", in_channels)
+
+
+def test_four_channels_of_each_pixel(tmp_path: Path) -> None:
+    bands = pixels(channels=4)
+    for name in ("bands.png", "bands.tif"):
+        Image.fromarray(bands).save(tmp_path / name)
+        assert torch.equal(read_image(tmp_path / name, 4), as_tensor(bands))
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_bands_that_pillow_cannot_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: bool) -> None:
+    """Such as those of most satellite images; tifffile gives the bands as first or last axis."""
+    bands = pixels(channels=13).astype(np.uint16)
+    (tmp_path / "bands.tif").write_bytes(b"II*\0 unknown to Pillow")
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    with pytest.raises(UnreadableImages, match="pip install tifffile"):
+        read_image(tmp_path / "bands.tif", 13)
+    module = SimpleNamespace(imread=lambda path: bands.transpose(2, 0, 1) if first else bands)
+    monkeypatch.setitem(sys.modules, "tifffile", module)
+    assert torch.allclose(read_image(tmp_path / "bands.tif", 13), as_tensor(bands) / 65535)
+
+
+def test_a_stack_of_other_pages_gives_its_first_one(tmp_path: Path) -> None:
+    """Such as one with a thumbnail."""
+    pages = [Image.fromarray(pixels()), Image.fromarray(pixels(3, 4))]
+    pages[0].save(tmp_path / "thumbnail.tif", save_all=True, append_images=pages[1:])
+    assert torch.equal(read_image(tmp_path / "thumbnail.tif", 3), as_tensor(pixels()))
+
+
+# Metadata.
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def saved(kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels()).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def png_with(kind: bytes, data: bytes, at_end: bool) -> bytes:
+    whole = saved("PNG")
+    place = len(whole) - 12 if at_end else 33  # before IEND, or behind IHDR
+    return whole[:place] + chunk(kind, data) + whole[place:]
+
+
+def exif(*entries: bytes) -> bytes:
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + b"".join(entries) + struct.pack("<I", 0)
+
+
+def entry(tag: int, kind: int, count: int, value: bytes) -> bytes:
+    return struct.pack("<HHI", tag, kind, count) + value.ljust(4, b"\0")
+
+
+def jpeg_with(marker: int, data: bytes, length: int | None = None) -> bytes:
+    whole = saved("JPEG", quality=95)
+    size = struct.pack(">H", len(data) + 2 if length is None else length)
+    return whole[:2] + bytes([0xFF, marker]) + size + data + whole[2:]
+
+
+ORIENTATION_6 = entry(274, 3, 1, struct.pack("<H", 6))
+BROKEN_EXIF = {
+    "no header": b"\0\1\2\3\4\5\6\7",
+    "cut": exif(ORIENTATION_6)[:13],
+    "text for a number": exif(entry(256, 2, 2, b"a\0"), ORIENTATION_6),
+    "offset beyond the end": exif(entry(270, 2, 99, struct.pack("<I", 9999)), ORIENTATION_6),
+    "orientation 0": exif(entry(274, 3, 1, b"\0\0")),
+    "orientation 77": exif(entry(274, 3, 1, struct.pack("<H", 77))),
+    "orientation as text": exif(entry(274, 2, 2, b"6\0")),
+    "two orientations": exif(entry(274, 3, 2, struct.pack("<HH", 6, 3))),
+    "orientation of an unknown type": exif(entry(274, 99, 1, b"\6")),
+    "empty": b"",
+}
+FILES = {
+    **{f"png, {name}.png": png_with(b"eXIf", data, at_end=True) for name, data in BROKEN_EXIF.items()},
+    **{f"png, first, {name}.png": png_with(b"eXIf", data, at_end=False) for name, data in BROKEN_EXIF.items()},
+    **{f"jpeg, {name}.jpg": jpeg_with(0xE1, b"Exif\0\0" + data) for name, data in BROKEN_EXIF.items()},
+    **{f"webp, {name}.webp": saved("WEBP", lossless=True, exif=data) for name, data in BROKEN_EXIF.items()},
+    "raw profile.png": png_with(b"tEXt", b"Raw profile type exif\0\nexif\n8\nno hex", at_end=False),
+    "xmp that is no text.png": png_with(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0\xff\xfe", at_end=False),
+    "xmp orientation 9.png": png_with(b"iTXt", b'XML:com.adobe.xmp\0\0\0\0\0tiff:Orientation="9"', at_end=False),
+    "profile.png": png_with(b"iCCP", b"name\0\0no zlib stream", at_end=False),
+    "text.png": png_with(b"zTXt", b"key\0\0no zlib stream", at_end=False),
+    "alphas.png": png_with(b"tRNS", b"\0", at_end=False),
+    "resolution.png": png_with(b"pHYs", b"\0", at_end=False),
+    "segment that ends early.jpg": jpeg_with(0xE1, b"Exif\0\0" + exif(ORIENTATION_6)[:11]),
+    "segment longer than the file.jpg": jpeg_with(0xE1, b"Exif\0\0", length=60_000),
+    "profile.jpg": jpeg_with(0xE2, b"ICC_PROFILE\0\3\1no profile"),
+    "photoshop.jpg": jpeg_with(0xED, b"Photoshop 3.0\x008BIM\4\4\0\0\0\0\0\xff"),
+    "several pictures.jpg": jpeg_with(0xE2, b"MPF\0no index"),
+    "comment.gif": saved("GIF", comment=b"\xff\0" * 300),
+    "unknown tag.tif": saved("TIFF", tiffinfo={65000: "what"}, exif=b"Exif\0\0" + exif(ORIENTATION_6)),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's, of what it finds
+@pytest.mark.parametrize("name", FILES)
+def test_all_that_torchvision_reads_is_read(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(FILES[name])
+    try:
+        want = np.asarray(default_loader(str(path)))
+    except Exception:
+        with pytest.raises(UnreadableImages):
+            read_image(path, 3)
         return
-    assert message.startswith("7 files cannot be read as images: ")
-    assert f"{bad[4]} (" in message
-    assert f"{bad[5]} (" not in message
-    listed = Path(message.split("all are listed in ")[1].split(";")[0])
-    assert listed.read_text().splitlines() == [str(path) for path in bad]
-    listed.unlink()
+    image = read_image(path, 3)
+    turned = [np.rot90(want, turns) for turns in range(4)]
+    assert any(torch.equal(image, as_tensor(candidate)) for candidate in turned)
+    check_readable([path], 3)
 
 
-def test_what_is_no_file_of_a_sound_image(tmp_path: Path) -> None:
-    (tmp_path / "bomb.pbm").write_text("P4\n40000 40000\n")
-    (tmp_path / "folder.png").mkdir()
-    check_that_none_is_read(tmp_path)
+@pytest.mark.filterwarnings("ignore")
+def test_the_corpus_is_mostly_readable(tmp_path: Path) -> None:
+    """Else the test above would compare nothing."""
+    read = 0
+    for name, content in FILES.items():
+        (tmp_path / name).write_bytes(content)
+        try:
+            default_loader(str(tmp_path / name))
+        except Exception:
+            continue
+        read += 1
+    assert read > len(FILES) * 0.7
 
 
-def test_pipes_and_sockets_are_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_pipe(tmp_path / "pipe.png")
-    with socket.socket(socket.AF_UNIX) as listening:
-        monkeypatch.chdir(tmp_path)  # a socket's path is short
-        listening.bind("socket.png")
-        with pytest.raises(UserError, match="no image in "):
-            image_files(tmp_path)
-        check_that_none_is_read(tmp_path)
+@pytest.mark.parametrize("kind", ["png", "jpg", "webp", "tif"])
+def test_the_orientation_is_applied_beside_broken_tags(kind: str, tmp_path: Path) -> None:
+    odd = exif(entry(256, 2, 2, b"a\0"), ORIENTATION_6)
+    if kind == "tif":
+        content = saved("TIFF", tiffinfo={274: 6, 65000: "what"})
+    else:
+        content = {
+            "png": png_with(b"eXIf", odd, at_end=True),
+            "jpg": jpeg_with(0xE1, b"Exif\0\0" + odd),
+            "webp": saved("WEBP", lossless=True, exif=odd),
+        }[kind]
+    (tmp_path / f"a.{kind}").write_bytes(content)
+    image = read_image(tmp_path / f"a.{kind}", 3)
+    assert image.shape == (3, 9, 6)
+    if kind != "jpg":
+        assert torch.equal(image, as_tensor(np.rot90(pixels(), -1)))
 
 
-def check_that_none_is_read(folder: Path) -> None:
-    for path in sorted(folder.iterdir()):
-        for read in (store_of, lambda files: check_readable(files, 3)):
-            with pytest.raises(UserError, match=rf"{path.name} cannot be read as an image \([^\n]*$"):
-                read([path])
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP", "GIF", "BMP"])
+def test_cut_pixels_are_refused(kind: str, tmp_path: Path) -> None:
+    whole = saved(kind)
+    (tmp_path / "a").write_bytes(whole[: len(whole) - len(whole) // 4])
+    if kind == "TIFF":  # its directory stands at the end
+        (tmp_path / "a").write_bytes(whole[:40])
+    with pytest.raises(UnreadableImages, match=r"a cannot be read as an image \("):
+        read_image(tmp_path / "a", 3)
+    (tmp_path / "a").write_bytes(b"")
+    with pytest.raises(UnreadableImages, match=r"\(an empty file\)"):
+        read_image(tmp_path / "a", 3)
 
 
-@pytest.mark.parametrize("content", [b"", b"not an image", "torn"])
-@pytest.mark.parametrize("cache_gb", [0.0, 1.0])
-def test_unreadable_files_are_named(tmp_path: Path, photos: list[Path], content: bytes | str, cache_gb: float) -> None:
-    whole = photos[0].read_bytes()
-    bad = tmp_path / "bad.png"
-    bad.write_bytes(content if isinstance(content, bytes) else whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=r"bad\.png cannot be read") as caught:
-        store_of([photos[0], bad], cache_gb=cache_gb).fetch([0, 1])
-    assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match=r"missing\.png cannot be read"):
-        store_of([tmp_path / "missing.png"], cache_gb=cache_gb)
+def test_a_bug_of_ours_is_no_bad_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.png").write_bytes(saved("PNG"))
+
+    def buggy(*arguments: object) -> None:
+        raise AttributeError("planted")
+
+    for function in ("_turn_upright", "check_file"):
+        with monkeypatch.context() as patched:
+            patched.setattr(reading, function, buggy)
+            with pytest.raises(AttributeError, match="planted"):
+                check_readable([tmp_path / "a.png"], 3)
+
+
+def gray_png(path: Path, depth: int, kind: int, samples: bytes, transparent: bytes, width: int) -> None:
+    """Write one row of pixels with a transparent color."""
+    head = struct.pack(">IIBBBBB", width, 1, depth, kind, 0, 0, 0)
+    chunks = [(b"IHDR", head), (b"tRNS", transparent), (b"IDAT", zlib.compress(b"\0" + samples)), (b"IEND", b"")]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*parts) for parts in chunks))
+
+
+@pytest.mark.parametrize("in_channels", [1, 3])
+@pytest.mark.parametrize(
+    ("depth", "kind", "samples", "transparent", "want"),
+    [
+        (1, 0, b"\x40", b"\0\1", [0, 255]),
+        (1, 0, b"\x40", b"\0\0", [255, 255]),
+        (8, 0, b"\1\2", b"\0\1", [255, 2]),
+        (16, 0, b"\1\0\2\0", b"\1\0", [1.0, 512 / 65535]),
+        (8, 2, b"\1\1\1\2\2\2", b"\0\1\0\1\0\1", [255, 2]),
+    ],
+)
+def test_a_transparent_color_lies_over_white(
+    depth: int, kind: int, samples: bytes, transparent: bytes, want: list[float], in_channels: int, tmp_path: Path
+) -> None:
+    gray_png(tmp_path / "t.png", depth, kind, samples, transparent, width=2)
+    image = read_image(tmp_path / "t.png", in_channels)
+    assert torch.equal(image, torch.tensor(want).to(image.dtype).expand(in_channels, 1, 2))

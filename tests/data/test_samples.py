@@ -51,14 +51,13 @@ def test_float_images_are_finite_and_in_range(samples: Make, value: float) -> No
     [
         ({"labels": torch.tensor([0, 1, 0, 1, 2, 0, 0])}, r"train\[4\].* label 2.* 0 to 1"),
         ({"labels": torch.tensor([0, 1, -1, 1, 0, 0, 0])}, r"train\[2\].* label -1"),
-        ({"labels": torch.tensor([0.0, 1, 1, 1, 0, 0, 0])}, r"float32 .*train\[0\].* 0.0.*integer"),
+        ({"labels": torch.tensor([0.0, 1, 1, 1, 0, 0, 0])}, "float32: an integer"),
         ({"labels": torch.zeros(7, dtype=torch.bool)}, "bool"),
         ({"labels": torch.zeros(6, dtype=torch.int64)}, "7 images, labels of shape"),
-        ({"labels": torch.zeros(7, 1, dtype=torch.int64)}, "one label"),
+        ({"labels": torch.zeros(7, 1, dtype=torch.int64)}, r"labels of shape \(7, 1\)"),
         ({"names": ["a"] * 6}, "6 names"),
         ({"groups": torch.zeros(3, dtype=torch.int64)}, "groups"),
         ({"images": torch.zeros(7, 4, 4, dtype=torch.uint8)}, r"\(7, 4, 4\)"),
-        ({"images": torch.zeros(7, 2, 4, 4, dtype=torch.uint8)}, r"\(7, 2, 4, 4\)"),
         ({"images": torch.zeros(7, 1, 4, 4, dtype=torch.int32)}, "int32"),
     ],
 )
@@ -69,5 +68,5 @@ def test_bad_samples_are_named(samples: Make, change: dict[str, object], message
 
 
 def test_an_empty_part_is_an_error(samples: Make) -> None:
-    with pytest.raises(UserError, match=r"test part .* no image"):
+    with pytest.raises(UserError, match=r"test set .* no image"):
         check_samples(samples([3]).subset([]), 1, "test")

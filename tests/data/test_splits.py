@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from metricloss_pl.compare.folds import fold_numbers
 from metricloss_pl.data.samples import Samples
-from metricloss_pl.data.splits import choose_per_class, group_numbers, split_off
+from metricloss_pl.data.splits import assign_folds, choose_per_class, group_numbers, split_off
 from metricloss_pl.errors import UserError
 
 CLASSES = [*"abcdefgh"]
@@ -149,7 +148,7 @@ def sets_of(images: Listing, purpose: str) -> dict[str, set[str]]:
         groups = group_numbers([group or "" for _, _, group in images])
     samples = files(names, labels, groups)
     if purpose == "folds":
-        numbers = fold_numbers(samples, 4, 0, classes)
+        numbers = assign_folds(samples, 4, 0, classes)
     elif purpose == "subset":
         numbers = np.isin(np.arange(len(names)), choose_per_class(samples, 5, 0, classes))
     else:

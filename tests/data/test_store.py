@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from metricloss_pl.data.reading import image_files
+from metricloss_pl.data.file_checks import image_files
 from metricloss_pl.data.samples import Samples
 from metricloss_pl.data.store import ImageStore
 from tests.data.images import as_tensor, pixels, store_of

@@ -268,7 +268,7 @@ def test_cifar100_as_published(tmp_path, monkeypatch):
     publish_cifar(tmp_path, monkeypatch, CIFAR100DataModule, "fine_labels")
     data.prepare_data()
     message = refusal(data.setup, "test")
-    assert "the test part has 10 images of 100 classes, but 10,000 images of 100 classes were published" in message
+    assert "test set has 10 images of 100 classes, but 10,000 images of 100 classes were published" in message
 
 
 def test_cifar100_archive_with_wrong_checksum(tmp_path, monkeypatch):
