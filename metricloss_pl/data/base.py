@@ -24,7 +24,6 @@ from metricloss_pl.data.sampler import EvaluationSampler, TrainSampler, process_
 from metricloss_pl.data.samples import SET_NAMES, Samples
 from metricloss_pl.data.store import ImageStore, measure_normalization
 from metricloss_pl.errors import UserError, check_choice
-from metricloss_pl.files import FilePath
 
 _LEAST = {
     "batch_size": 1, "samples_per_class": 1, "seed": 0, "repeat": 1, "oversample_to": 1,
@@ -47,13 +46,6 @@ class ImageDataModule(LabeledSets, LightningDataModule):
 
     Args:
         batch_size: Images per step and process.
-        val_fraction: Share of the training set that becomes the validation set if the data set has none of its own, in
-            [0, 1). 0: train on everything, an official validation set included, without validation.
-        samples_per_class: Images per class in total, split into training and validation, drawn by `seed`. None: all.
-        seed: Seed of splits, subsets, order and augmentations; at least 0.
-        split_file: CSV file with the columns file, label and split (train, val or test) that assigns each image to a
-            set, such as the `split.csv` of another run. Images that it does not list are not used. None: the sets of
-            the data, or sets cut from them.
         augment: Augmentations of the training images, applied in this order.
         repeat: Number of times that each training image is used per epoch, augmented differently each time.
         oversample_to: Alternative to `repeat`: images N per epoch of the largest class. Each image is repeated
@@ -84,10 +76,6 @@ class ImageDataModule(LabeledSets, LightningDataModule):
     """
 
     batch_size: int = 64
-    val_fraction: float = 0.1
-    samples_per_class: int | None = None
-    seed: int = 0
-    split_file: FilePath | None = None
     augment: list[Augmentation] = field(default_factory=list)
     repeat: int = 1
     oversample_to: int | None = None
@@ -105,12 +93,10 @@ class ImageDataModule(LabeledSets, LightningDataModule):
     tta: Views | None = None
 
     def __post_init__(self) -> None:
-        super().__init__()
+        super().__post_init__()
         self._stores: dict[str, ImageStore] = {}
         self.unreadable: UnreadableImages | None = None  # images of `predict_dir` that `predict` leaves out
         self._check_arguments()
-        if self.split_file is not None:
-            self.use_split(self.split_file)
 
     # Facts.
 
@@ -228,8 +214,6 @@ class ImageDataModule(LabeledSets, LightningDataModule):
         for name, least in _LEAST.items():
             if (value := getattr(self, name)) is not None and value < least:
                 raise UserError(f"{name} {where} is {value}: at least {least} is needed")
-        if not 0 <= self.val_fraction < 1:
-            raise UserError(f"val_fraction {where} is {self.val_fraction}: a number from 0 to below 1 is needed")
         if self.balanced_sampling and self.samples_per_class_in_batch is not None:
             raise UserError(f"balanced_sampling and samples_per_class_in_batch {where}: choose one of them")
         if self.repeat > 1 and self.oversample_to is not None:

@@ -102,7 +102,8 @@ def read_bird_index(folder: Path, split_file: Path | None = None, image_id: str 
     position = {number: label for label, number in enumerate(used)}
     order = sorted(assigned, key=lambda number: (len(number), number))
     sets: dict[Split, Samples] = {}
-    for split, flag in (("train", "1"), ("test", "0")):
+    flags: dict[Split, str] = {"train": "1", "test": "0"}
+    for split, flag in flags.items():
         chosen = [number for number in order if assigned[number].text == flag]
         labels = [position[of_class[number].text] for number in chosen]
         sets[split] = file_samples(folder / "images", [files[number].text for number in chosen], labels)

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -182,7 +182,7 @@ class Duplicate(NamedTuple):
     earlier_label: int
 
 
-def find_duplicates(sets: Mapping[str, Samples]) -> list[Duplicate]:
+def find_duplicates(sets: Mapping[Any, Samples]) -> list[Duplicate]:
     """Find images that occur more than once.
 
     Args:
@@ -224,7 +224,7 @@ def describe_duplicates(found: Iterable[Duplicate], class_names: Sequence[str]) 
     return [f"{plural(len(kinds[where]), 'duplicate')} {where}: {', '.join(pairs)}" for where, pairs in shown.items()]
 
 
-def _contents(sets: Mapping[str, Samples]) -> dict[str, list[Hashable]]:
+def _contents(sets: Mapping[Any, Samples]) -> dict[str, list[Hashable]]:
     """Return a key per image that is equal for equal images; None if no other file has the same size."""
     files = {split: samples.images for split, samples in sets.items() if isinstance(samples.images, list)}
     sizes = {path: path.stat().st_size for paths in files.values() for path in paths}

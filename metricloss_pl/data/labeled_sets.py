@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -28,24 +29,40 @@ from metricloss_pl.errors import UserError
 from metricloss_pl.files import FilePath
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class LabeledSets(ABC):
     """Labeled images in a training, a validation and a test set, without decoding them.
 
     A data set implements `class_names` and `read`.
+
+    Args:
+        val_fraction: Share of the training set that becomes the validation set if the data set has none of its own, in
+            [0, 1). 0: train on everything, an official validation set included, without validation.
+        samples_per_class: Images per class in total, split into training and validation, drawn by `seed`. None: all.
+        seed: Seed of splits, subsets, order and augmentations; at least 0.
+        split_file: CSV file with the columns file, label and split (train, val or test) that assigns each image to a
+            set, such as the `split.csv` of another run. Images that it does not list are not used. None: the sets of
+            the data, or sets cut from them.
     """
 
-    val_fraction: float
-    samples_per_class: int | None
-    seed: int
-    split_file: FilePath | None
+    val_fraction: float = 0.1
+    samples_per_class: int | None = None
+    seed: int = 0
+    split_file: FilePath | None = None
 
     statistics: ClassVar[Statistics | None] = None  # of a published set; checked when it is read
 
-    def __init__(self) -> None:
+    def __post_init__(self) -> None:
         super().__init__()
         self._samples: dict[str, Samples] = {}  # sets that are set up
         self._split_rows: list[SplitRow] | None = None
         self._split_sets: dict[Split, Samples] | None = None
+        if not 0 <= self.val_fraction < 1:
+            raise UserError(
+                f"val_fraction of {type(self).__name__} is {self.val_fraction}: a number from 0 to below 1 is needed"
+            )
+        if self.split_file is not None:
+            self.use_split(self.split_file)
 
     @property
     @abstractmethod
@@ -98,7 +115,7 @@ class LabeledSets(ABC):
             samples = self.read(split)
         else:
             if self._split_sets is None:
-                images, source = self.all_images(), str(self.split_file)
+                images, source = self.all_images(), self._split_source
                 self._split_sets, warnings = split_by_rows(self._split_rows, images, self.class_names, source)
                 self._warn(warnings)
             samples = self._split_sets.get(split)
@@ -136,7 +153,7 @@ class LabeledSets(ABC):
             UserError: The file is missing or no split.
         """
         self._split_rows, self._split_sets = read_split(path), None
-        self.split_file = FilePath(str(path))
+        self._split_source = str(path)
         return digest_of_split(self._split_rows)
 
     def split_rows(self) -> list[SplitRow]:

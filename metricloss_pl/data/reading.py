@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -244,7 +244,7 @@ def _turn_upright(image: Image.Image) -> Image.Image:
     """Apply the EXIF orientation; broken metadata are ignored, since the pixels are whole."""
     from PIL import ExifTags, Image
 
-    turns = {
+    turns: dict[Any, Image.Transpose] = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
         4: Image.Transpose.FLIP_TOP_BOTTOM,

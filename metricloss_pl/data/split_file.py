@@ -169,4 +169,4 @@ def _contents(images: Samples) -> dict[str, str]:
     identities = images.identify()
     if isinstance(images.images, Tensor):
         return dict(zip(identities, identities, strict=True))
-    return dict(zip(identities, digest_files(images.images), strict=True))
+    return dict(zip(identities, (digest.hex() for digest in digest_files(images.images)), strict=True))
