@@ -105,12 +105,16 @@ def _to_tensor(image: ImageLike, in_channels: int, name: str) -> Tensor:
         raise UserError(
             f"{name} is {type(image).__name__}: a file's path, an image of Pillow, an array or a tensor is needed"
         )
-    if image.ndim not in (2, 3) or 0 in image.shape:
-        raise UserError(f"{name} has the shape {image.shape}: an array (H, W) or (H, W, C), or a tensor (C, H, W)")
+    channels = image.shape[2] if image.ndim == 3 else 1
+    if image.ndim not in (2, 3) or 0 in image.shape or (channels != in_channels and {channels, in_channels} != {1, 3}):
+        raise UserError(
+            f"{name} has the shape {image.shape}: an array (H, W) or (H, W, C) or a tensor (C, H, W) with "
+            f"{in_channels} channels is needed"
+        )
     if image.dtype.kind != "f" and image.dtype.name not in ("uint8", "uint16"):
         raise UserError(f"{name} is {image.dtype.name}: uint8, uint16 or floats in [0, 1] are needed")
     image = image[..., 0] if image.shape[2:] == (1,) else image
-    if image.shape[2:] not in ((), (3,)) or in_channels not in (1, 3):
+    if in_channels not in (1, 3):
         return channels_tensor(np.atleast_3d(image), in_channels, Path(name))
     if image.dtype == np.uint8:
         return decode_image(Image.fromarray(np.ascontiguousarray(image)), in_channels, Path(name))
