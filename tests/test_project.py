@@ -49,10 +49,7 @@ LAYERS = {
 LONG = {
     "metricloss_pl/cli/command_line.py",
     "metricloss_pl/data/augment.py",
-    "metricloss_pl/data/base.py",
-    "metricloss_pl/data/reading.py",
     "metricloss_pl/losses/functional.py",
-    "metricloss_pl/plots/comparison.py",
     "metricloss_pl/regimes/base.py",
 }
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
