@@ -1,14 +1,10 @@
-"""Files: named in a config relative to it, read line by line, and written whole or not at all."""
+"""Files: named in a config relative to it, read line by line, and written completely or not at all."""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
-import pickle
-import struct
-import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -35,7 +31,7 @@ else:
     from jsonargparse.typing import register_type
 
     class FilePath(str):
-        """The type of an option that is a file: in a YAML file, relative to that file; as a flag, to where one is."""
+        """Type of an option that is a file: relative to the YAML file that names it, or to the working folder."""
 
         __slots__ = ()
 
@@ -43,7 +39,7 @@ else:
             return str(self)
 
     def _beside_config(value: str) -> FilePath:
-        """The file's absolute path, as far as there is such a file; a config is parsed within its own folder."""
+        """Return the absolute path of a file that exists; the parser reads a config in the config's folder."""
         if not isinstance(value, str):
             raise TypeError(f"{value!r} is no path")
         return FilePath(os.path.abspath(value) if os.path.isfile(value) else value)
@@ -51,54 +47,38 @@ else:
     register_type(FilePath, deserializer=_beside_config)
 
 
-# What reading a torn or foreign file as a pickle, or as an archive of them, raises, in torch and NumPy too.
-UNREADABLE_PICKLE = (
-    pickle.UnpicklingError,
-    struct.error,
-    zipfile.BadZipFile,
-    zlib.error,
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    ImportError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
+# A truncated or foreign file that is read as a pickle, or as an archive of pickles, raises exceptions of any type.
+UNREADABLE_PICKLE = (Exception,)
 _NO_ROOM = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
 class Line(NamedTuple):
     """One line of a text file."""
 
-    place: str  # file and number, for messages
+    place: str  # file and line number, for messages
     text: str
 
 
 def read_lines(
     path: FilePath | Path, source: str | None = None, remedy: str | None = None, comments: bool = False
 ) -> list[Line]:
-    """Reads the lines of a text file, except for empty ones, without the white space around them.
+    """Return the lines of a text file that are not empty, without the white space around them.
 
     Args:
-        path: The file, UTF-8.
-        source: What messages call it. None: by its path.
-        remedy: What a person can do where it is missing or empty. None: it may be empty.
-        comments: Pass over lines that begin with #.
+        path: File in UTF-8.
+        source: Name of the file in messages. None: its path.
+        remedy: Advice for messages if the file is missing or empty. None: it may be empty.
+        comments: Whether to skip lines that begin with #.
 
     Raises:
-        UserError: The file is missing, cannot be read, or is empty.
+        UserError: The file is missing, can't be read, or is empty.
     """
     source = str(path) if source is None else source
-    right = "" if remedy is None else f": {remedy}"
+    advice = "" if remedy is None else f": {remedy}"
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError as error:
-        raise UserError(f"{source}: there is no such file{right}") from error
+        raise UserError(f"{source}: there is no such file{advice}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{source} can't be read as text: {reason(error)}") from error
     stripped = [Line(f"{source}, line {number}", line.strip()) for number, line in enumerate(lines, start=1)]
@@ -110,13 +90,13 @@ def read_lines(
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Gives a file beside ``path`` to be written, which then takes its place; after an error nothing of it stays.
+    """Yield a temporary file beside a path, which replaces the path at the end; after an error it is removed.
 
     Args:
-        path: The file to replace, or a link to it; its folder is made.
+        path: File to replace, or a link to it. Its folder is created.
 
     Raises:
-        UserError: It is no file, such as a folder or a device; or it or its folder can't be written, or not whole.
+        UserError: The path is a folder or device, or it can't be written completely.
     """
     path = Path(path).resolve()
     beside = path.with_name(f".{path.stem[:100]}.{os.getpid()}.part{path.suffix}")
@@ -143,7 +123,7 @@ def is_no_room(error: OSError) -> bool:
 
 
 def no_room(path: Path | str, error: OSError) -> UserError:
-    """What to say where the disk is full, or a limit has been reached."""
+    """Return the error for a full disk, or a limit that has been reached."""
     return UserError(f"{path} can't be written whole ({error.strerror}): make room there, and start again")
 
 
@@ -156,14 +136,14 @@ def _blaming(path: Path) -> Iterator[None]:
 
 
 def stem_of_result(folder: Path, stem: str, command: str | None) -> str:
-    """Return the stem of a command's result: `test`, or `test_2` and so on beside the results of other commands.
+    """Return the stem of the files with a command's result: `test`, or `test_2` beside the result of another command.
 
-    The file `<stem>.json` names the command that the files of this stem are of.
+    The file `<stem>.json` names the command.
 
     Args:
         folder: Folder of the results.
-        stem: Stem of the first one.
-        command: The command. None: there is none, such as in a script; the first result is then replaced.
+        stem: Stem without a number.
+        command: Command that writes the result. None: a script, which replaces the first result.
     """
     stems = (stem if number == 1 else f"{stem}_{number}" for number in count(1))
     return next(
@@ -174,14 +154,14 @@ def stem_of_result(folder: Path, stem: str, command: str | None) -> str:
 
 
 def note_command(result: Path, command: str | None) -> None:
-    """Write the command that a result is of beside it, for `stem_of_result`; without one, nothing."""
+    """Write the command beside its result, for `stem_of_result`."""
     if command is not None:
         with replacing(result.with_suffix(".json")) as beside:
             beside.write_text(json.dumps({"command": command}) + "\n", encoding="utf-8")
 
 
 def _command_of(file: Path) -> str | None:
-    """Return the command that a result is of; None: it cannot be told."""
+    """Return the command that a result file names, or None."""
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

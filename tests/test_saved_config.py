@@ -1,4 +1,4 @@
-"""The config that a run saves is read back, whatever objects the classes in it have as defaults."""
+"""The saved config of a run can be read, whatever objects the classes in it have as defaults."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import enum
 import functools
 import inspect
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,9 +17,7 @@ from lightning.pytorch import Callback
 
 from metricloss_pl.backbones import TinyConvNet
 from metricloss_pl.cli import main
-
-CONFIG = Path(__file__).parents[1] / "configs" / "digits_cosine.yaml"
-QUIET = ("--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu", "--trainer.limit_train_batches=2")
+from tests.command_line import QUIET, best, fit
 
 
 class Color(enum.Enum):
@@ -33,7 +30,7 @@ class Opaque:
 
 
 class Box:
-    """A type that text can give, but whose objects are equal to themselves alone."""
+    """A type that text can give, and whose objects equal only themselves."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -52,7 +49,7 @@ built: list[dict[str, Any]] = []
 
 
 class Defaults(Callback):
-    """With defaults that text can hold and others that it can't."""
+    """Callback with defaults that text can hold and others that it can't."""
 
     def __init__(
         self,
@@ -80,7 +77,7 @@ class Inherited(Defaults):
 
 
 class Network(TinyConvNet):
-    """A checkpoint holds its settings, too."""
+    """Network with such a default, whose settings are in the checkpoint, too."""
 
     def __init__(self, in_channels: int = 1, width: int = 4, activation: Any = OPAQUE) -> None:
         super().__init__(in_channels, width)
@@ -88,14 +85,12 @@ class Network(TinyConvNet):
 
 
 @pytest.mark.parametrize("name", ["Defaults", "Inherited"])
-def test_whatever_a_class_has_as_its_default(name, tmp_path):
+def test_defaults_that_are_objects_come_from_their_classes(name, tmp_path):
     built.clear()
-    flags = ["--trainer.callbacks=null", f"--trainer.callbacks+={__name__}.{name}"]
+    flags = [f"--trainer.callbacks+={__name__}.{name}", "--trainer.limit_train_batches=2"]
     flags += [f"--trainer.callbacks.{given}" for given in ("wait=0:00:07", "color=BLUE", "box=mine")]
-    flags += [f"--model.backbone={__name__}.Network", "--test_after_fit=false"]
-    main(["fit", f"--config={CONFIG}", f"--runs_dir={tmp_path}", "--trainer.max_epochs=1", *flags, *QUIET])
-    (run,) = (tmp_path / "digits_cosine").glob("version_*")
-    main(["test", f"--config={run / 'config.yaml'}", f"--ckpt_path={run / 'checkpoints' / 'best.ckpt'}", *QUIET])
+    run = fit("digits_cosine", tmp_path, *flags, f"--model.backbone={__name__}.Network")
+    main(["test", f"--config={run / 'config.yaml'}", best(run), *QUIET])
     main(["fit", f"--resume={run}", "--trainer.max_epochs=2", *QUIET])
     assert len(built) == 3
     for settings in built:

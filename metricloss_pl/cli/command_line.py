@@ -13,7 +13,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
@@ -24,7 +24,6 @@ from metricloss_pl.callbacks import ConfusionMatrixPlot, HierarchyMetrics, Predi
 from metricloss_pl.callbacks.run_folder import run_folder
 from metricloss_pl.checkpoints import AtomicCheckpointIO, import_paths, read_checkpoint, trusted_imports
 from metricloss_pl.cli.arguments import (
-    SUBCOMMANDS,
     has_own_config,
     name_of_run,
     named_in,
@@ -99,19 +98,10 @@ class MetricLossCLI(LightningCLI):
         self.arguments = list(sys.argv[1:] if args is None else args)
         prepared = prepare(self.arguments) if run else prepare(["fit", *self.arguments])[1:]
         texts = {
-            name: {
-                "usage": f"{shell_command(name)} {_USAGE[name]}",
-                "description": DESCRIPTIONS[name],
-                "epilog": DEBUG_HELP,
-            }
-            for name in SUBCOMMANDS
+            name: {"usage": f"{shell_command(name)} {usage}", "description": DESCRIPTIONS[name], "epilog": DEBUG_HELP}
+            for name, usage in _USAGE.items()
         }
-        ours: dict[str, Any] = {
-            "seed_everything_default": 0,
-            "parser_class": Parser,
-            "parser_kwargs": texts,
-            "auto_configure_optimizers": False,
-        }
+        defaults = {"seed_everything_default": 0, "parser_class": Parser, "parser_kwargs": texts}
         super().__init__(
             model_class,
             datamodule_class,
@@ -120,7 +110,7 @@ class MetricLossCLI(LightningCLI):
             subclass_mode_data=True,
             args=prepared,
             run=run,
-            **{**ours, **kwargs},
+            **{**defaults, "auto_configure_optimizers": False, **kwargs},
         )
 
     # ----------------------------------------------------------------------------------------------------- arguments
@@ -186,14 +176,16 @@ class MetricLossCLI(LightningCLI):
             model = {"class_path": trained, "dict_kwargs": settings}
             self.config = self.parser.parse_object({subcommand: {"model": model}}, self.config)
         config = _of_subcommand(self.config)
-        backbone = (config.model.init_args.get("backbone") or {}).get("init_args", {})
-        if backbone.get("weights") is not None:  # the checkpoint holds the weights
-            backbone["weights"] = None
+        # The files that the config names here may be gone, and what they hold is in the checkpoint or the run's folder.
+        backbone = (config.model.get("init_args", {}).get("backbone") or {}).get("init_args", {})
         data = config.data.get("init_args", {})
-        if data.get("classes", ()) is None:
-            data["classes"] = self.checkpoint["class_names"]
-        if data.get("split_file") is not None:  # choose_images decides
-            data["split_file"] = None
+        for block, name, value in (
+            (backbone, "weights", None),
+            (data, "split_file", None),
+            (data, "classes", data.get("classes") or self.checkpoint["class_names"]),
+        ):
+            if name in block:
+                block[name] = value
 
     # ------------------------------------------------------------------------------------------------------ the run
 
@@ -202,7 +194,7 @@ class MetricLossCLI(LightningCLI):
         make_room_for_linked_values(self)
 
     def instantiate_classes(self) -> None:
-        """Build model, data and Trainer, choose the images to evaluate, and reserve the folder of the run."""
+        """Build model, data and Trainer, and choose the images to evaluate."""
         with self._limit_imports(), constructor_errors():
             super().instantiate_classes()
         if self.checkpoint is not None:
@@ -212,9 +204,6 @@ class MetricLossCLI(LightningCLI):
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, (ConfusionMatrixPlot, PredictionWriter)):
                 callback.command = "fit" if self.is_fit else shell_command(*self.arguments)
-            without_images = not self.datamodule.has_validation and isinstance(callback, ModelCheckpoint)
-            if without_images and (callback.monitor or "").startswith("val/"):
-                callback.monitor, callback.save_top_k = None, 0  # the last checkpoint is the result
 
     @property
     def is_fit(self) -> bool:
