@@ -42,6 +42,7 @@ _TRUSTED = (
     *(f"metricloss_pl.{name}" for name in metricloss_pl.__all__ if name[0].isupper()),
     "metricloss_pl.backbones",
     "metricloss_pl.mixing",
+    "metricloss_pl.optimizers.sgd",
     "metricloss_pl.regimes",
     "metricloss_pl.schedules",
     "lightning.pytorch.cli.ReduceLROnPlateau",

@@ -20,8 +20,9 @@ from metricloss_pl.cli import main
 from metricloss_pl.cli.console import filter_library_messages
 from metricloss_pl.download import Resource
 from metricloss_pl.errors import UserError
+from tests import command_line
+from tests.command_line import CONFIGS, QUIET, refusal
 from tests.helpers import make_folder, make_nab, md5
-from tests.test_cli import CONFIGS, QUIET, fit, refusal
 
 TREE = "digit\n-- loops\n---- 0\n---- two loops\n------ 6\n------ 8\n------ 9\n-- straight\n---- 1\n---- 4\n---- 7\n"
 TREE += "-- open\n---- 2\n---- 3\n---- 5\n"
@@ -30,6 +31,11 @@ MEASURES = {
     f"test/{name}"
     for name in ("hierarchical_accuracy", "mistake_severity", "hp_1", "hp_10", "hp_50", "hp_100", "mahp_250")
 }
+
+
+def fit(*args):
+    """Train by a shipped config for an epoch, and test; return the run's folder."""
+    return command_line.fit(*args, "--test_after_fit=true")
 
 
 @pytest.fixture
@@ -45,7 +51,7 @@ def model_file(tmp_path):
 def test_a_hierarchy_named_by_a_config(model_file, tmp_path, capsys):
     """Its file is needed once: a checkpoint holds the hierarchy, by which a test measures."""
     tree = model_file.parent / "trees" / "digits.txt"
-    run = fit("digits_cosine", tmp_path / "runs", f"--model={model_file}", name="digits_cosine-semantic")
+    run = fit("digits_cosine", tmp_path / "runs", f"--model={model_file}")
     metrics = json.loads((run / "result.json").read_text())["metrics"]
     assert metrics.keys() >= MEASURES
     assert 0 < metrics["test/accuracy"] < metrics["test/hierarchical_accuracy"] < 1
@@ -258,7 +264,7 @@ def test_ones_own_metrics_take_the_place_of_those_that_come_by_themselves(model_
     tree = model_file.parent / "trees" / "digits.txt"
     flags = ["--trainer.callbacks=HierarchyMetrics", f"--trainer.callbacks.hierarchy={tree}"]
     flags += ["--trainer.callbacks.retrieval=false", "--trainer.limit_train_batches=2", f"--model={model_file}"]
-    run = fit("digits_cosine", tmp_path / "runs", *flags, name="digits_cosine-semantic")
+    run = fit("digits_cosine", tmp_path / "runs", *flags)
     metrics = json.loads((run / "result.json").read_text())["metrics"]
     assert metrics.keys() & MEASURES == {"test/hierarchical_accuracy", "test/mistake_severity"}
 
