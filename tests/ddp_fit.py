@@ -1,4 +1,4 @@
-"""Fit every regime in some processes and save how each ends."""
+"""Fit every regime in some processes and save weights and metrics."""
 
 import os
 from pathlib import Path
@@ -34,14 +34,14 @@ class Dense(nn.Module):
 
 
 def cosine_with_frozen_norm(**options) -> CosineClassifier:
-    """The paper's head with its batch norm in evaluation mode, where Lightning leaves it."""
+    """Return a regime with the paper's head, its batch norm in evaluation mode, where Lightning leaves it."""
     model = CosineClassifier(10, Dense(), head_weight_decay=1e-3, **options)
     model.criterion.head.norm.eval()
     return model
 
 
 def standalone(**options):
-    """With a weight of the push that suits the term."""
+    """Return a builder with a weight that suits the inter-class term."""
     return lambda **o: StandaloneCenterClassifier(10, Dense(), **{"inter_weight": 0.02, **options}, **o)
 
 
@@ -106,7 +106,7 @@ def fit(name: str, processes: int) -> dict[str, dict]:
 
 
 def fit_mixed(processes: int) -> dict[str, torch.Tensor]:
-    """What each process has drawn, and the weights that each ends with."""
+    """Return the shares that each process has drawn, and the weights that each ends with."""
     trainer, data = build_run(processes)
     model, shares = CosineClassifier(10, Dense(), batch_mixing=CutMix(probability=0.7)), []
     model.batch_mixing.register_forward_hook(lambda module, images, mixed: shares.append(mixed[2]))
@@ -118,7 +118,7 @@ def fit_mixed(processes: int) -> dict[str, torch.Tensor]:
 
 
 def fit_all(processes: int, file: Path) -> None:
-    """In each of the processes; the first one saves."""
+    """Fit all in each of the processes; the first one saves."""
     ends = {name: fit(name, processes) for name in REGIMES}
     ends["mixed"] = fit_mixed(processes)
     if int(os.environ.get("RANK", "0")) == 0:

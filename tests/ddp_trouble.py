@@ -1,4 +1,4 @@
-"""A command line whose second process comes to grief: ``python ddp_trouble.py fit ...``."""
+"""A command line whose second process fails: `python ddp_trouble.py fit ...`."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from metricloss_pl.errors import UserError
 
 
 class Trouble(Callback):
-    """What happens to process 1 at step 2."""
+    """Failure of process 1 at step 2."""
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if trainer.global_rank != 1 or trainer.global_step != 2:

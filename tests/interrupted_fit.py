@@ -11,7 +11,7 @@ from metricloss_pl.cli import main
 
 
 class Kill(Callback):
-    """End the process as a crash would, within an epoch."""
+    """Kills the process within an epoch, as a crash would."""
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if trainer.global_step == int(os.environ["KILL_AT"]):
@@ -19,14 +19,14 @@ class Kill(Callback):
 
 
 class Terminate(Callback):
-    """Ask the process to end, as a scheduler does."""
+    """Asks the process to end, as a scheduler does."""
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         os.kill(os.getpid(), signal.SIGTERM)
 
 
 def in_a_process_of_its_own(arguments: list[str], kill_at: int | None = None) -> int:
-    """Run the command line in a fork, which has all imports behind it; its exit status."""
+    """Run the command line in a fork, which has imported everything; return its exit status."""
     pid = os.fork()
     if pid == 0:
         status = 1
@@ -42,6 +42,6 @@ def in_a_process_of_its_own(arguments: list[str], kill_at: int | None = None) ->
 
 
 def run_in_turn(*sets: tuple[list[tuple[list[str], int | None]], Path]) -> None:
-    """Run sets of command lines, each with the step to be killed at; the exit statuses of a set go into its file."""
+    """Run sets of command lines, each with the step in which it is killed; write the exit statuses to the set's file."""
     for runs, file in sets:
         file.write_text(json.dumps([in_a_process_of_its_own(*run) for run in runs]))

@@ -1,6 +1,6 @@
-"""Functions in processes of their own, forked off a server that has imported everything, which takes seconds.
+"""Functions in processes of their own, forked from a server that has imported everything, which takes seconds.
 
-Where forking a process that has loaded torch is not safe, on macOS, or impossible, on Windows, each imports all itself.
+On macOS forking after torch is loaded is not safe, and on Windows it is impossible: there each process imports all.
 """
 
 import multiprocessing
@@ -22,9 +22,9 @@ if START_METHOD == "forkserver":
 
 
 def run_groups(*groups: tuple[Any, ...]) -> None:
-    """Run all at the same time; each is a number of processes, a function of a module's top level and its arguments.
+    """Run groups at the same time; each is a number of processes, a top-level function of a module and its arguments.
 
-    The processes of a group know of each other as if torchrun had started them. Where one fails, its error is raised.
+    The environment of a group is that of torchrun. If a process fails, its error is raised.
     """
     if sys.platform == "win32" and any(processes > 1 for processes, *_ in groups):
         pytest.skip("training in several processes is tested on Linux and macOS")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def run_scripts(*scripts: Sequence[str | Path]) -> list[subprocess.CompletedProcess[str]]:
-    """How each of these, a file and its arguments, ended; in their order."""
+    """Run each script, given as a file and its arguments; return how they ended, in their order."""
 
     def run(script: Sequence[str | Path]) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -1,4 +1,4 @@
-"""Several processes train as one with the same global batch, count every image once, and end together."""
+"""Several processes train like one with the same global batch, count every image once, and end together."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ from tests.systems import needs_signals
 
 @pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)], ids=lambda n: f"{n}_processes")
 def ends(request, tmp_path_factory):
-    """How every regime ends in one process and in several."""
+    """Weights and metrics of every regime after training in one process and in several."""
     folder = tmp_path_factory.mktemp("ddp")
     files = {processes: folder / f"{processes}.pt" for processes in (request.param, 1)}
     run_groups(*((processes, fit_all, processes, file) for processes, file in files.items()))
@@ -30,7 +30,7 @@ PAIRS = ("standalone", "standalone_log", "standalone_margin", "standalone_negati
 
 
 @pytest.mark.parametrize("name", REGIMES)
-def test_processes_train_as_one(name, ends):
+def test_processes_train_like_one(name, ends):
     """Weights, centers, temperature and metrics after 12 steps, with clipping, accumulation and momentum."""
     one, many = (by_name[name] for by_name in ends)
     assert one["steps"] == many["steps"] == 12
@@ -49,12 +49,12 @@ def test_processes_train_as_one(name, ends):
 
 @pytest.mark.parametrize("name", REGIMES)
 def test_each_has_learned_something(name, ends):
-    """Else the test above could compare networks that stand still."""
+    """Otherwise the test above could compare networks that do not change."""
     assert ends[0][name]["moved"] > 0.01
 
 
-def test_each_process_mixes_in_its_own_way(ends):
-    """lambda, and whether a batch is mixed at all, are each process's own; the weights stay common."""
+def test_each_process_draws_its_own_mixing(ends):
+    """lambda, and whether a batch is mixed at all, differ between processes; the weights do not."""
     shares, weights = ends[1]["mixed"]["shares"], ends[1]["mixed"]["weights"]
     processes = len(shares)
     assert processes > 1
@@ -66,12 +66,12 @@ def test_each_process_mixes_in_its_own_way(ends):
 
 LOST = "error: process 0 lost contact with another one, which has died or hangs"
 REFUSED = "error: an image of process 1 is broken"
-# What happens to process 1, and the errors that the screen then may show; the one that mostly waits comes first.
+# Troubles of process 1, and the errors that may follow on the screen.
 TROUBLES = {"hangs": [], "dies": [LOST], "refuses": [REFUSED, LOST]}
 
 
 class Job(NamedTuple):
-    """How a job ended: its status, its screen, and whether it left no process behind."""
+    """End of a job: its status, its screen, and whether it left no process behind."""
 
     status: int
     lines: list[str]
@@ -80,7 +80,7 @@ class Job(NamedTuple):
 
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory):
-    """How each job in trouble ended; two run at a time."""
+    """Ends of the jobs in trouble; two are run at a time."""
     folders = [tmp_path_factory.mktemp(trouble) for trouble in TROUBLES]
     with ThreadPoolExecutor(2) as pool:
         return dict(zip(TROUBLES, pool.map(run_in_trouble, TROUBLES, folders), strict=True))
@@ -109,9 +109,9 @@ def run_in_trouble(trouble: str, folder: Path) -> Job:
 @needs_signals
 @pytest.mark.parametrize("trouble", TROUBLES)
 def test_a_process_in_trouble_ends_the_job(trouble, jobs):
-    """Within a bounded time, with a status, in one line a process where it can be told, without leaving anyone.
+    """Within a bounded time, with a status, with at most one line per process, without a process left.
 
-    The first process may be killed by Lightning's watch over its children before it has found its words.
+    Lightning may kill the first process because of its children before it has printed its line.
     """
     status, lines, gone = jobs[trouble]
     assert status != 0
@@ -126,7 +126,7 @@ def test_a_process_in_trouble_ends_the_job(trouble, jobs):
 
 
 def _is_gone(group: int, seconds: float = 10) -> bool:
-    """Whether no process of the group runs any more, or none will within so many seconds."""
+    """Return whether no process of the group is running, or none will be within so many seconds."""
     end = time.monotonic() + seconds
     while True:
         try:

@@ -1,4 +1,4 @@
-"""A file that a config names, relative to the config."""
+"""Files that a config names, relative to the config, and files that can't be written."""
 
 import os
 from typing import Literal
@@ -21,7 +21,7 @@ def parser():
 
 def test_it_is_relative_to_the_config_that_names_it(parser, tmp_path, monkeypatch):
     (tmp_path / "configs" / "trees").mkdir(parents=True)
-    (tmp_path / "configs" / "trees" / "one.txt").write_text("a: 1")  # not to be taken for the value
+    (tmp_path / "configs" / "trees" / "one.txt").write_text("a: 1")  # must not be taken for the value
     (tmp_path / "configs" / "config.yaml").write_text("file: trees/one.txt")
     monkeypatch.chdir(tmp_path)
     expected = str(tmp_path / "configs" / "trees" / "one.txt")
@@ -31,19 +31,19 @@ def test_it_is_relative_to_the_config_that_names_it(parser, tmp_path, monkeypatc
         assert parser.dump(config).strip() == f"file: {expected}"
 
 
-def test_what_is_no_file_stays_as_it_is(parser, tmp_path, monkeypatch):
+def test_a_value_that_is_no_file_is_kept(parser, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for given, expected in {"a": "a", "nowhere.txt": "nowhere.txt", "null": None, ".": "."}.items():
         assert parser.parse_args([f"--file={given}"]).file == expected
     assert parser.parse_object({"file": 7}).file == 7
 
 
-def test_what_may_not_be_written(tmp_path, monkeypatch):
+def test_files_that_can_not_be_written(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     for path in (tmp_path / "file" / "table.csv", tmp_path / f"{'long' * 99}.csv"):
-        with pytest.raises(UserError, match=r"\.csv can't be written \(.*: another place is needed"), replacing(path):
+        with pytest.raises(UserError, match=r"\.csv can't be written"), replacing(path):
             pytest.fail("nothing is to be written yet")
     monkeypatch.setattr(os, "replace", lambda beside, path: os.mkdir(tmp_path))
-    with pytest.raises(UserError, match=r"table\.csv can't be written \("), replacing(tmp_path / "table.csv") as beside:
+    with pytest.raises(UserError, match=r"table\.csv can't be written"), replacing(tmp_path / "table.csv") as beside:
         beside.write_text("new")
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]

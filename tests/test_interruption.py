@@ -1,4 +1,4 @@
-"""A run killed within an epoch and resumed ends, bit for bit, as one that was never interrupted."""
+"""A run that is killed within an epoch and resumed ends, bit for bit, as one that was never interrupted."""
 
 import json
 import signal
@@ -14,7 +14,7 @@ from tests.systems import needs_fork
 ROOT = Path(__file__).parent.parent
 REGIMES = ("softmax", "cosine", "center", "standalone")
 
-# Chance within the training step; the center regimes take no mixing.
+# Randomness within the training step; the center regimes accept no mixing.
 MIXING = {
     "softmax": ["--model.batch_mixing=MixUp", "--model.batch_mixing.alpha=0.5"],
     "cosine": ["--model.batch_mixing=CutMix", "--model.batch_mixing.probability=0.8"],
@@ -22,7 +22,7 @@ MIXING = {
 
 
 def arguments(regime: str, runs: Path, workers: int) -> list[str]:
-    """Two epochs of 20 steps, with dropout, augmentation, mixing and a last.ckpt every 7 steps."""
+    """Return the arguments for two epochs of 20 steps, with dropout, mixing and a last.ckpt every 7 steps."""
     return [
         "fit",
         f"--config={ROOT / 'configs' / f'digits_{regime}.yaml'}",
@@ -40,19 +40,22 @@ def arguments(regime: str, runs: Path, workers: int) -> list[str]:
 
 
 def command_lines(regime: str, folder: Path, workers: int) -> list[tuple[list[str], int | None]]:
-    """Of a whole run without workers; then of one with them, killed in step 11 and in step 31 and resumed."""
+    """Return those of a whole run without workers, then of a run with them, which is killed twice and resumed.
+
+    Each comes with the step in which it is killed.
+    """
     resume = ["fit", f"--resume={folder / 'resumed' / f'digits_{regime}' / 'version_0'}"]
     return [
         (arguments(regime, folder / "whole", 0), None),
         (arguments(regime, folder / "resumed", workers), 11),
         (resume, 31),
-        ([*resume, "--trainer.callbacks=null"], None),  # a run's config names the callback that killed it
+        ([*resume, "--trainer.callbacks=null"], None),  # the saved config names the callback that kills
     ]
 
 
 @pytest.fixture(scope="module", params=[0, pytest.param(2, marks=pytest.mark.slow)], ids=lambda n: f"{n}_workers")
 def ended(request, tmp_path_factory):
-    """Folders by regime, with the exit statuses of their command lines; two regimes run at a time."""
+    """Folders by regime, with the exit statuses of their command lines; two regimes are run at a time."""
     folders = {regime: tmp_path_factory.mktemp(regime) for regime in REGIMES}
     runs = [
         (command_lines(regime, folder, request.param), folder / "statuses.json") for regime, folder in folders.items()
@@ -79,12 +82,12 @@ def test_killed_and_resumed_equals_uninterrupted(regime, ended):
 
 
 def last_checkpoint(runs: Path, regime: str) -> dict:
-    """The end of a run."""
+    """Return the last checkpoint of a regime's run."""
     return torch.load(runs / f"digits_{regime}" / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)
 
 
 def equal(a: object, b: object) -> bool:
-    """Whether nested states are the same, tensors bit for bit."""
+    """Return whether nested states are the same, tensors bit for bit."""
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
     if isinstance(a, dict):
