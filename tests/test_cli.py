@@ -127,7 +127,7 @@ def test_trainer_flags_keep_their_meaning(flags, steps, tmp_path):
 def test_without_checkpoints_and_log_the_last_weights_are_tested(tmp_path, capsys):
     off = ["--trainer.enable_checkpointing=false", "--trainer.logger=false", "--test_after_fit=true"]
     run = fit("digits_center", tmp_path, *off)
-    assert {path.name for path in run.iterdir()} == {"config.yaml", "result.json", "split.csv"}
+    assert {path.name for path in run.iterdir()} == {".metricloss_run", "config.yaml", "result.json", "split.csv"}
     assert "test/accuracy" in result(run)["metrics"]
     assert "--ckpt_path" not in capsys.readouterr().out
 

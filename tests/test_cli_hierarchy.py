@@ -1,7 +1,6 @@
 """Class hierarchies on the command line: in a config, in a checkpoint without its file, and shown."""
 
 import json
-import pickle
 import re
 import shutil
 import sys
@@ -145,9 +144,9 @@ def test_embeddings_from_a_file(tmp_path, monkeypatch, capsys):
     torch.testing.assert_close(targets, torch.from_numpy(expected).float())
 
     monkeypatch.chdir(tmp_path)
-    Path("e.pkl").write_bytes(pickle.dumps({"embedding": directions[1:], "ind2label": ids[1:]}))
+    np.savez("e.npz", embedding=directions[1:], ind2label=ids[1:])
     config = ["fit", f"--config={CONFIGS / 'digits_cosine.yaml'}", "--trainer.callbacks=null"]
-    line = refusal(capsys, *config, "--model.class_embeddings=e.pkl")
+    line = refusal(capsys, *config, "--model.class_embeddings=e.npz")
     assert "class '4' is no row of embeddings " in line
     assert "(9 of 10 classes are rows); rows without a class: '10'; repair the names, or give class_list" in line
 

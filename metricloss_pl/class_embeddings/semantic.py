@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import pickle
-import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,7 +22,10 @@ if TYPE_CHECKING:
 __all__ = ["are_embeddings", "read_embeddings", "semantic", "stored"]
 
 _SUFFIXES = (".npz", ".pickle", ".pkl")
-_ITEMS = re.compile(r"[biufSU]\d+|O\d*")  # of arrays in a pickle: truth values, numbers, texts, objects
+_CONVERT = (
+    "python -c \"import pickle, numpy as np; d = pickle.load(open('e.pickle', 'rb')); e = d['embedding']; "
+    "np.savez('e.npz', embedding=e, ind2label=[str(d['ind2label'][i]) for i in range(len(e))])\""
+)
 _LEAST_NORM = 1e-6  # of a row before it is brought to norm 1; less is rounding
 
 
@@ -71,31 +72,30 @@ def semantic(hierarchy: Hierarchy, class_names: Sequence[str] | None = None, dim
 
 
 def read_embeddings(path: FilePath) -> tuple[list[str], NDArray[np.float64]]:
-    """Read class embeddings as Barz & Denzler's programs write them: an array `embedding` and `ind2label`.
+    """Read class embeddings: an array `embedding` (C, D) and the classes' ids `ind2label` (C,).
 
     Args:
-        path: A pickled dictionary, or an `.npz` archive. Nothing in the file is executed.
+        path: An `.npz` archive. A pickle, such as those of Barz & Denzler's programs, has to be converted: reading it
+            could run code.
 
     Returns:
         Ids of the C classes, as texts, and their embeddings (C, D).
 
     Raises:
-        UserError: The file is missing, broken, or holds anything but arrays and plain containers.
+        UserError: The file is missing, broken, a pickle, or lacks an array.
     """
+    if not Path(path).is_file():
+        raise UserError(f"embeddings {path}: there is no such file")
+    if Path(path).suffix.lower() != ".npz":
+        raise UserError(f"embeddings {path}: an .npz file is needed; to convert a pickle that you trust: {_CONVERT}")
     try:
-        with Path(path).open("rb") as file:
-            is_zip = _is_zip(file)
-            content: Any = dict(np.load(file, allow_pickle=False)) if is_zip else _ArraysAndContainers(file).load()
-    except FileNotFoundError as error:
-        raise UserError(f"embeddings {path}: there is no such file") from error
+        with np.load(path, allow_pickle=False) as file:
+            content = dict(file)
     except UNREADABLE_PICKLE as error:
-        raise UserError(f"embeddings {path} can't be read ({reason(error)}): a pickle or .npz is needed") from error
+        raise UserError(f"embeddings {path} can't be read ({reason(error)}): an .npz file is needed") from error
     try:
         array = np.asarray(content["embedding"], dtype=np.float64)
-        labels = content["ind2label"]
-        if isinstance(labels, dict):  # from rows to labels
-            labels = [labels[row] for row in range(len(labels))]
-        names = list(map(str, labels))
+        names = list(map(str, content["ind2label"].tolist()))
     except (LookupError, TypeError, ValueError) as error:
         needed = "numbers as `embedding` and the classes' ids as `ind2label` are needed"
         raise UserError(f"embeddings {path} can't be read ({reason(error)}): {needed}") from error
@@ -129,81 +129,3 @@ def stored(path: FilePath, class_names: Sequence[str], class_list: FilePath | No
     rows = {key: row for row, key in enumerate(ids)}
     found = match_classes(class_names, ids, listed, f"embeddings {path}", ("row", "rows"))
     return torch.from_numpy(array[[rows[key] for key in found]])
-
-
-def _is_zip(file: IO[bytes]) -> bool:
-    start = file.read(2)
-    file.seek(0)
-    return start == b"PK"
-
-
-class _ArraysAndContainers(pickle.Unpickler):
-    """An unpickler that knows nothing but numpy's arrays; lists, dictionaries and numbers need no name.
-
-    The arrays are built here: numpy itself believes a pickle about the size of items and where in them pointers stand,
-    so that a forged one has it read any memory.
-    """
-
-    def find_class(self, module: str, name: str) -> Any:
-        home = module.replace("numpy.core", "numpy._core")  # as it is called since numpy 2
-        known = {
-            ("_codecs", "encode"): _latin1,
-            ("numpy", "ndarray"): None,  # handed to _reconstruct
-            ("numpy", "dtype"): _Dtype,
-            ("numpy._core.multiarray", "_reconstruct"): _Array,
-            ("numpy._core.multiarray", "scalar"): _scalar,
-            ("numpy._core.numeric", "_frombuffer"): _from_buffer,
-        }
-        if (home, name) not in known:
-            raise pickle.UnpicklingError(
-                f"it names {module}.{name}, where only numpy arrays and plain containers may be"
-            )
-        return known[home, name]
-
-
-class _Dtype:
-    """Type of an array's items as a pickle spells it: its code, such as f8, then its byte order."""
-
-    def __init__(self, code: str, *_: object) -> None:
-        if not _ITEMS.fullmatch(code):
-            raise pickle.UnpicklingError(f"it has an array of {code}, where only numbers and texts may be")
-        self.dtype = np.dtype(code)
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        if state[1] in ("<", ">"):
-            self.dtype = self.dtype.newbyteorder(state[1])
-
-
-class _Array:
-    """An array that a pickle fills after it has made it."""
-
-    def __init__(self, *_: object) -> None:
-        self.array: NDArray[Any] = np.empty(0)
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _, shape, items, in_fortran_order, content = state
-        self.array = _from_buffer(content, items, shape, "F" if in_fortran_order else "C")
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        return self.array.astype(dtype or self.array.dtype)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.array)
-
-
-def _from_buffer(content: Any, items: _Dtype, shape: tuple[int, ...], order: Literal["C", "F"]) -> NDArray[Any]:
-    if items.dtype == object:
-        array = np.empty(len(content), dtype=object)
-        array[:] = content
-    else:
-        array = np.frombuffer(content, items.dtype)
-    return array.reshape(shape, order=order)
-
-
-def _scalar(items: _Dtype, content: bytes) -> Any:
-    return _from_buffer(content, items, (), "C")[()]
-
-
-def _latin1(text: str, encoding: str) -> bytes:
-    """Return bytes as pickles of old protocols spell them."""
-    return text.encode("latin-1")

@@ -1,4 +1,4 @@
-"""Subsets of ImageNet with few images a class, cut out of its archives as published lists say."""
+"""Subsets of ImageNet with few images per class, unpacked from its archives as published lists say."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal, NamedTuple
 
-import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 
 from metricloss_pl.data.base import ImageDataModule
@@ -29,34 +28,27 @@ _LISTS: dict[Subset, str] = {
     "image-classification (last in commit d8c3344)",
     "deic": "train.txt, val.txt and test.txt of cvjena/deic on GitHub, datasets/imagenet",
 }
-
 _TRAIN_FILE, _TEST_FILE = r"n\d{8}/[\w.-]+\.JPEG", r"ILSVRC2012_val_\d{8}\.JPEG"
-_PLAIN = {  # what pickled NumPy arrays and texts name; older and newer versions of NumPy differ
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
-}
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class ImageNetSubsetDataModule(ImageDataModule):
-    """A subset of ImageNet (ILSVRC 2012, Russakovsky et al. 2015) of 1,000 classes, tested on ILSVRC's validation set.
+    """Subset of ImageNet (ILSVRC 2012, Russakovsky et al. 2015) of 1,000 classes, tested on ILSVRC's validation set.
 
-    `vipriors` is that of the VIPriors challenge of 2020, with 50 images a class for training and 50 for validation;
-    `deic` is that of Brigato et al. (2021), with 30 and 20. With `val_fraction: 0` both train. The class names are
-    WordNet's, such as "n01440764".
+    `vipriors` is the subset of the VIPriors challenge of 2020, with 50 images per class for training and 50 for
+    validation; `deic` is that of Brigato et al. (2021), with 30 and 20. With `val_fraction: 0` both train. The class
+    names are WordNet's, such as "n01440764".
 
     Nothing is downloaded: `ILSVRC2012_img_train.tar` and `ILSVRC2012_img_val.tar` (and for `vipriors`
-    `ILSVRC2012_devkit_t12.tar.gz`, which has the test labels) have to be put into `root`. Only the images of the
-    subset are unpacked, once, into `root/imagenet_<subset>`.
+    `ILSVRC2012_devkit_t12.tar.gz`, which has the test labels) have to be put into `root`. Only the images of the subset
+    are unpacked, once, into `root/imagenet_<subset>`.
 
     Args:
         lists: Folder of the subset's lists, train, val and test: `.pickle` files from the repository
-            VIPriors/vipriors-challenges-toolkit, or `.txt` files from cvjena/deic. Of pickles only plain data are read.
-        subset: Which one.
+            VIPriors/vipriors-challenges-toolkit, or `.txt` files from cvjena/deic. Of pickles, only lists of texts are
+            read.
+        subset: Name of the subset.
         root: Folder that holds ImageNet's archives, or already `imagenet_<subset>`.
-        resize: Shorter side in px to which images are resized before the crop.
-        image_size: Side in px of the square crop.
     """
 
     lists: str
@@ -80,36 +72,36 @@ class ImageNetSubsetDataModule(ImageDataModule):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice(f"subset of {type(self).__name__}", self.subset, Subset)
-        self._lists = (read_pickles if self.subset == "vipriors" else read_texts)(Path(self.lists).expanduser())
-        wnids = {file.partition("/")[0] for split in (self._lists.train, self._lists.val) for file in split}
-        self._class_names = sorted(wnids)
+        read = _read_pickles if self.subset == "vipriors" else _read_texts
+        self._lists = read(Path(self.lists).expanduser())
+        self._class_names = sorted({file.partition("/")[0] for file in self._lists.train + self._lists.val})
 
     @property
     def class_names(self) -> list[str]:
-        """The WordNet numbers of the classes, sorted."""
+        """Sorted WordNet numbers of the classes."""
         return list(self._class_names)
 
     def published_statistics(self) -> Statistics | None:
-        """What the chosen subset holds."""
+        """Return the numbers of the chosen subset."""
         return self.published[self.subset]
 
     def prepare_data(self) -> None:
-        """Unpacks the subset's images where they are not there yet."""
-        self._folder()
+        """Unpack the subset's images if they are not there yet."""
+        self._unpacked()
 
     def read(self, split: Split) -> Samples | None:
-        """Returns the files of one split."""
-        folder = self._folder()
+        """Return the files of one set."""
+        folder = self._unpacked()
         position = {name: label for label, name in enumerate(self._class_names)}
         if split != "test":
             files = self._lists.train if split == "train" else self._lists.val
             return file_samples(folder / "train", files, [position[file.partition("/")[0]] for file in files])
         labels = self._lists.test_labels
         if labels is None:
-            labels = read_ground_truth(folder, self._lists.test, position)
+            labels = _read_ground_truth(folder, self._lists.test, position)
         return file_samples(folder / "val", self._lists.test, labels)
 
-    def _folder(self) -> Path:
+    def _unpacked(self) -> Path:
         root = Path(self.root).expanduser()
         target = root / f"imagenet_{self.subset}"
         archives = [self.train_archive, self.test_archive, *([self.devkit] if self.subset == "vipriors" else [])]
@@ -133,24 +125,24 @@ class ImageNetSubsetDataModule(ImageDataModule):
 
 
 def _unpack_train(archive: Path, files: list[str], into: Path) -> None:
-    """Unpacks `<class>/<file>` out of the tar of one tar a class."""
+    """Unpack `<class>/<file>` from a tar file with one tar file per class."""
     wanted: defaultdict[str, set[str]] = defaultdict(set)
     for file in files:
         wnid, _, name = file.partition("/")
         wanted[wnid].add(name)
     with tarfile.open(archive) as of_all:
         for member in of_all:
-            names = wanted.pop(PurePosixPath(member.name).stem, None)
-            stream = None if names is None else of_all.extractfile(member)
-            if names is not None and stream is not None:
+            wnid = PurePosixPath(member.name).stem
+            stream = of_all.extractfile(member) if wnid in wanted else None
+            if stream is not None:
                 with stream, tarfile.open(fileobj=stream) as of_class:
-                    _unpack_files(of_class, names, into / PurePosixPath(member.name).stem, archive)
+                    _unpack_files(of_class, wanted.pop(wnid), into / wnid, archive)
     if wanted:
         raise UserError(f"{archive} holds no {min(wanted)}.tar, which the lists name")
 
 
 def _unpack_files(packed: tarfile.TarFile, names: set[str], into: Path, archive: Path) -> None:
-    """Unpacks the files of these names, and nothing else."""
+    """Unpack the files of these names, and nothing else."""
     into.mkdir(parents=True)
     missing = set(names)
     for member in packed:
@@ -163,31 +155,27 @@ def _unpack_files(packed: tarfile.TarFile, names: set[str], into: Path, archive:
         raise UserError(f"{archive} holds no {min(missing)}, which the lists name")
 
 
-class Lists(NamedTuple):
-    """A subset: files `<class>/<file>` of ILSVRC's training split, and files of its validation split."""
+class _Lists(NamedTuple):
+    """Files of a subset: `<class>/<file>` of ILSVRC's training set, and files of its validation set."""
 
     train: list[str]
     val: list[str]
     test: list[str]
-    test_labels: list[int] | None  # None: they stand in ILSVRC's development kit
+    test_labels: list[int] | None  # None: in ILSVRC's development kit
 
 
-def read_texts(folder: Path) -> Lists:
-    """Reads deic's `train.txt`, `val.txt` and `test.txt`: lines `<file without extension> <label>`.
-
-    Raises:
-        UserError: A list is missing or broken, or a label is not the position of its class.
-    """
-    train, val, test = (read_list(_list_file(folder, f"{split}.txt", "deic")) for split in ("train", "val", "test"))
+def _read_texts(folder: Path) -> _Lists:
+    """Read deic's `train.txt`, `val.txt` and `test.txt`: lines `<file without extension> <label>`."""
+    train, val, test = (read_list(_find_list(folder, f"{split}.txt", "deic")) for split in ("train", "val", "test"))
     wnids = sorted({file.partition("/")[0] for _, file, _ in (*train, *val)})
     position = {wnid: str(label) for label, wnid in enumerate(wnids)}
     for place, file, label in (*train, *val):
         if label != position[file.partition("/")[0]]:
             raise UserError(f"{place}: label {label!r}, where the position of the class among all classes is needed")
     for place, _, label in test:
-        if not re.fullmatch("[0-9]{1,18}", label) or int(label) >= len(wnids):
+        if label not in position.values():
             raise UserError(f"{place}: label {label!r}, where a number from 0 to {len(wnids) - 1} is needed")
-    return Lists(
+    return _Lists(
         train=[_checked(f"{file}.JPEG", _TRAIN_FILE, place) for place, file, _ in train],
         val=[_checked(f"{file}.JPEG", _TRAIN_FILE, place) for place, file, _ in val],
         test=[_checked(f"{file}.JPEG", _TEST_FILE, place) for place, file, _ in test],
@@ -195,14 +183,10 @@ def read_texts(folder: Path) -> Lists:
     )
 
 
-def read_pickles(folder: Path) -> Lists:
-    """Reads VIPriors' `train.pickle` and `val.pickle` (pairs of class and file) and `test.pickle` (files).
-
-    Raises:
-        UserError: A list is missing or broken, or holds anything else.
-    """
-    train, val, test = (_list_file(folder, f"{split}.pickle", "vipriors") for split in ("train", "val", "test"))
-    return Lists(
+def _read_pickles(folder: Path) -> _Lists:
+    """Read VIPriors' `train.pickle` and `val.pickle` (pairs of class and file) and `test.pickle` (files)."""
+    train, val, test = (_find_list(folder, f"{split}.pickle", "vipriors") for split in ("train", "val", "test"))
+    return _Lists(
         train=[_checked("/".join(map(str, pair)), _TRAIN_FILE, str(train)) for pair in _unpickle(train)],
         val=[_checked("/".join(map(str, pair)), _TRAIN_FILE, str(val)) for pair in _unpickle(val)],
         test=[_checked(PurePosixPath(str(file)).name, _TEST_FILE, str(test)) for file in _unpickle(test)],
@@ -210,7 +194,7 @@ def read_pickles(folder: Path) -> Lists:
     )
 
 
-def _list_file(folder: Path, name: str, subset: Subset) -> Path:
+def _find_list(folder: Path, name: str, subset: Subset) -> Path:
     if not (folder / name).is_file():
         raise UserError(f"no file {folder / name}: `lists` has to be a folder with {_LISTS[subset]}")
     return folder / name
@@ -222,37 +206,32 @@ def _checked(file: str, pattern: str, place: str) -> str:
     return file
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Reads lists, texts and numbers, also as NumPy arrays; calls nothing else, so that a pickle cannot run code."""
+class _ListUnpickler(pickle.Unpickler):
+    """Unpickler of lists, texts and numbers: these need no name, so that a pickle cannot run code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Returns one of NumPy's constructors of arrays."""
-        if (module, name) in _PLAIN:
-            return super().find_class(module, name)
+        """Refuse every name."""
         raise pickle.UnpicklingError(f"{module}.{name} in it is not plain data")
 
 
 def _unpickle(file: Path) -> list[Any]:
     try:
         with file.open("rb") as stream:
-            content = _PlainUnpickler(stream).load()
+            return list(_ListUnpickler(stream).load())
     except UNREADABLE_PICKLE as error:
         raise UserError(f"{file} cannot be read as a list: {reason(error)}") from error
-    if not isinstance(content, (list, tuple, np.ndarray)):
-        raise UserError(f"{file} cannot be read as a list: it holds {type(content).__name__}")
-    return list(content)
 
 
-def read_ground_truth(folder: Path, files: list[str], position: dict[str, int]) -> list[int]:
-    """Looks the labels of files of ILSVRC's validation split up in its unpacked development kit.
+def _read_ground_truth(folder: Path, files: list[str], position: dict[str, int]) -> list[int]:
+    """Return the labels of files of ILSVRC's validation set from its unpacked development kit.
 
     Args:
-        folder: Holds `ILSVRC2012_devkit_t12`.
-        files: Such as "ILSVRC2012_val_00000001.JPEG".
-        position: The labels of the classes.
+        folder: Folder that holds `ILSVRC2012_devkit_t12`.
+        files: Names such as "ILSVRC2012_val_00000001.JPEG".
+        position: Labels of the classes.
 
     Raises:
-        UserError: A file of the kit is missing or broken, or has not all of the images and classes.
+        UserError: A file of the kit is missing or broken, or lacks some of the images and classes.
     """
     data = folder / "ILSVRC2012_devkit_t12" / "data"
     synsets = read_mat(data / "meta.mat", "synsets", reinstall_hint(folder), fields=("ILSVRC2012_ID", "WNID"))

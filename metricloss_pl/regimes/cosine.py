@@ -53,7 +53,7 @@ class CosineClassifier(Classifier):
         class_embeddings: phi, (C, D), rows of norm 1: `one_hot`; `simplex` (C directions with largest equal angles);
             `semantic`, from the class hierarchy of the data; the name of a published hierarchy (`cub_flat`,
             `cub_wikispecies`, `cub_deep`, `cifar100`, all downloaded once, or `cifar100_superclasses`); the file of a
-            hierarchy, whose class similarities become the dot products; a file of embeddings, `.npz` or `.pickle`, with
+            hierarchy, whose class similarities become the dot products; a file of embeddings (`.npz`) with
             arrays `embedding` (C, D) and `ind2label`; in Python also a tensor. Classes are matched by name. None: the
             embeddings of the checkpoint that is loaded.
         class_list: File of lines `<id> <class name>`, for files whose leaves or rows are named otherwise than the
