@@ -205,7 +205,7 @@ class Hierarchy:
 
     def similarities(self, leaves: Sequence[str]) -> NDArray[np.float64]:
         """Return 1 - height(LCA) / height(root) of any two of C leaves: (C, C), in [0, 1], ones on the diagonal."""
-        return 1 - self.lca_heights(leaves) / np.float64(self.height)
+        return 1 - self.lca_heights(leaves) / self.height
 
     def _lca_height(self, first: str, second: str) -> int:
         above = {first}

@@ -5,7 +5,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metricloss_pl.backbones import TorchvisionBackbone
 from metricloss_pl.backbones._weights import load_state, read_state
 from metricloss_pl.errors import UserError
 
@@ -54,12 +53,6 @@ def test_a_partial_match_is_reported():
     assert torch.equal(found.state_dict()["2.weight"], start)
 
 
-def test_counts_of_batches_may_be_missing(recwarn: pytest.WarningsRecorder):
-    state = {key: value for key, value in trained().items() if value.ndim}
-    load_state(network(), state, "net", "weights.pth")
-    assert not recwarn.list
-
-
 def test_weights_of_another_network_are_refused():
     found = network()
     before = {key: value.clone() for key, value in found.state_dict().items()}
@@ -69,14 +62,6 @@ def test_weights_of_another_network_are_refused():
     with pytest.raises(UserError, match=r"file\.pth .* net; .* 2 \(1\.bias, 2\.weight\)$"):
         load_state(found, state, "net", "file.pth")
     assert equal(found, before)
-
-
-def test_full_convolution_takes_weights_of_the_plain_network(tmp_path: Path, recwarn: pytest.WarningsRecorder):
-    plain = TorchvisionBackbone("resnet18")
-    torch.save(plain.network.state_dict(), tmp_path / "plain.pth")
-    full = TorchvisionBackbone("resnet18", weights=str(tmp_path / "plain.pth"), full_convolution=True)
-    assert equal(full, plain.state_dict())
-    assert not [warning for warning in recwarn.list if "tensors" in str(warning.message)]
 
 
 def test_checkpoints_are_unwrapped(tmp_path: Path):

@@ -9,7 +9,6 @@ from tests.class_embeddings.trees import (
     BY_HAND,
     LCA_HEIGHTS,
     LEAVES,
-    balanced_pairs,
     lca_heights_by_paths,
     random_pairs,
 )
@@ -49,15 +48,6 @@ def test_heights_are_of_the_whole_tree():
     """Even where the data have only some of the classes."""
     similarities = Hierarchy.from_pairs(BY_HAND).similarities(["a1", "a2"])
     np.testing.assert_allclose(similarities, [[1, 2 / 3], [2 / 3, 1]])
-
-
-def test_similarities_of_a_balanced_tree():
-    tree = Hierarchy.from_pairs(balanced_pairs(3, 4))
-    similarities = tree.similarities(tree.leaves)
-    assert len(tree.leaves) == 81
-    shares = [1 / 81, 2 / 81, 6 / 81, 18 / 81, 54 / 81]  # equal, and common ancestor at height 1, 2, 3, 4
-    for height, share in enumerate(shares):
-        assert (similarities == 1 - height / 4).mean() == pytest.approx(share)
 
 
 def test_a_deep_tree():
@@ -255,13 +245,6 @@ def test_names_of_inner_nodes_that_are_those_of_classes(tmp_path):
         tmp_path, "0 Birds\n22 Perching Birds\n80 Verdin\n383 Shrike\n433 Verdin\n821 Verdin\n937 Shrike\n", "names.txt"
     )
     assert Hierarchy.from_file(pairs, class_list=listed).leaves_of(["Shrike", "Verdin"]) == ["937", "821"]
-
-
-@pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_a_class_list_as_an_editor_leaves_it(end, tmp_path):
-    listed = written(tmp_path, f"\ufeff1\tcrow{end}{end}2   a gull {end}", "names.txt")
-    tree = Hierarchy.from_file(written(tmp_path, "0 2\n0 1\n"), class_list=listed)
-    assert tree.leaves_of(["a gull", "crow"]) == ["2", "1"]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Published hierarchies, by name."""
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -59,18 +58,13 @@ def test_a_name_is_downloaded_once(name, classes, heights, web, tmp_path):
     assert [folder.name for folder in (tmp_path / "cache/hub/metricloss_pl").iterdir() if folder.is_dir()] == [name]
 
 
-def test_downloads_are_checked(web, tmp_path):
+def test_downloads_are_checked(web):
     (web / "cub_flat.parent-child.txt").write_text("another\n")
     with pytest.raises(UserError, match=r"cub_flat\.parent-child\.txt is incomplete"):
         open_hierarchy("cub_flat")
     (web / "cub_flat.parent-child.txt").unlink()
-    cache = tmp_path / "cache" / "hub" / "metricloss_pl"
-    assert [file.name for file in cache.iterdir()] == [".cub_flat.lock"]
-    by_hand = rf"cub_flat.parent-child.txt \(MD5 \w+\) can be put into {re.escape(str(cache))} "
-    with pytest.raises(UserError, match=by_hand):
+    with pytest.raises(UserError, match=r"cub_flat\.parent-child\.txt \(MD5 \w+\)"):
         open_hierarchy("cub_flat")
-    (cache / "cub_flat.parent-child.txt").write_text("204 203\n203 2\n203 1\n204 205\n205 17\n")
-    assert open_hierarchy("cub_flat").leaves == ["1", "2", "17"]
 
 
 def test_a_given_class_list_replaces_the_published_one(web, tmp_path):

@@ -165,31 +165,28 @@ def test_confusion_matrix_shows_shares_and_counts():
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("predicted class", "true class")
 
 
-def test_large_confusion_matrices_are_thinned(tmp_path):
-    figure = plots.confusion_matrix(np.eye(200, dtype=int), [f"class {k}" for k in range(200)])
-    ax = figure.axes[0]
-    assert len(ax.texts) == 0
-    ticks = ax.get_xticks()
-    assert 10 < len(ticks) <= plots.MAX_TICKS
-    assert [label.get_text() for label in ax.get_xticklabels()] == [f"class {k}" for k in ticks]
-    plots.save_figure(figure, tmp_path / "matrix.png")
-    picture = pixels(tmp_path / "matrix.png")
-    assert max(picture.shape) < 2000
-    assert (border(picture) == 255).all()
+def test_large_matrices_name_some_classes(tmp_path):
+    names = [f"class {k}" for k in range(200)]
+    for draw in (plots.confusion_matrix, plots.similarity_matrix):
+        figure = draw(np.eye(200, dtype=int), names)
+        ax = figure.axes[0]
+        assert len(ax.texts) == 0
+        ticks = ax.get_xticks()
+        assert 10 < len(ticks) <= plots.MAX_TICKS
+        assert [label.get_text() for label in ax.get_xticklabels()] == [f"class {k}" for k in ticks]
+        plots.save_figure(figure, tmp_path / "matrix.png")
+        picture = pixels(tmp_path / "matrix.png")
+        assert max(picture.shape) < 2000
+        assert (border(picture) == 255).all()
 
 
-def test_similarity_matrix(tmp_path):
+def test_similarity_matrix():
     similarities = np.array([[1, 0.5, 0], [0.5, 1, 0], [0, 0, 1]])
-    figure = plots.similarity_matrix(similarities, ["cat", "dog", "$ car"], title="t")
-    ax = figure.axes[0]
+    ax = plots.similarity_matrix(similarities, ["cat", "dog", "$ car"], title="t").axes[0]
     np.testing.assert_allclose(ax.images[0].get_array(), similarities)
     assert ax.images[0].get_clim() == (0, 1)
     for labels in (ax.get_xticklabels(), ax.get_yticklabels()):
         assert [label.get_text() for label in labels] == ["cat", "dog", r"\$ car"]
-    many = plots.similarity_matrix(np.eye(1000), [f"class {k}" for k in range(1000)])
-    assert 10 < len(many.axes[0].get_xticks()) <= plots.MAX_TICKS
-    plots.save_figure(many, tmp_path / "matrix.png")
-    assert (border(pixels(tmp_path / "matrix.png")) == 255).all()
 
 
 def test_gif_plays_the_frames_in_order(tmp_path):
@@ -209,22 +206,6 @@ def test_gif_plays_the_frames_in_order(tmp_path):
             assert np.argmax(gif.convert("RGB").getpixel((5, 5))) == number
     assert durations == [200, 200, 1000]
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["all.gif"]
-
-
-def test_failed_save_leaves_nothing(tmp_path, monkeypatch):
-    figure = plots.confusion_matrix(np.eye(2), ["a", "b"])
-    plots.save_figure(figure, tmp_path / "matrix.png")
-    before = (tmp_path / "matrix.png").read_bytes()
-
-    def fail(file, **_):
-        file.write(b"half")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(figure, "savefig", fail)
-    with pytest.raises(OSError, match="disk full"):
-        plots.save_figure(figure, tmp_path / "matrix.png")
-    assert (tmp_path / "matrix.png").read_bytes() == before
-    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_import_is_cheap():
