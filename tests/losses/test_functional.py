@@ -180,10 +180,10 @@ def test_distance_to_the_own_center_keeps_its_digits():
     expected = 0.5 / 64**2
     assert F.center_loss(embeddings, torch.tensor([0]), centers).item() == pytest.approx(expected)
     assert F.squared_distances(embeddings, centers)[0, 0].item() == pytest.approx(2 * expected)
-    centers = 1e4 + torch.randn(5, 4)
+    centers = 1e4 + torch.randn(5, 4, dtype=torch.float64)
     near = centers + 0.01 * torch.randn(5, 4)
-    exact = (near[:, None].double() - centers.double()).square().sum(2)
-    torch.testing.assert_close(F.squared_distances(near, centers), exact.float(), rtol=1e-6, atol=0)
+    exact = (near[:, None] - centers).square().sum(2)
+    torch.testing.assert_close(F.squared_distances(near, centers), exact, rtol=1e-6, atol=0)
 
 
 # --------------------------------------------------------------------------------------------------------- standalone
