@@ -42,6 +42,6 @@ def in_a_process_of_its_own(arguments: list[str], kill_at: int | None = None) ->
 
 
 def run_in_turn(*sets: tuple[list[tuple[list[str], int | None]], Path]) -> None:
-    """Run sets of command lines, each with the step in which it is killed; write the exit statuses to the set's file."""
+    """Run sets of command lines, each with the step in which it is killed; write the statuses to the set's file."""
     for runs, file in sets:
         file.write_text(json.dumps([in_a_process_of_its_own(*run) for run in runs]))

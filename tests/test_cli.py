@@ -3,8 +3,6 @@
 import csv
 import re
 import shutil
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -254,19 +252,6 @@ def test_a_loss_of_pytorch_metric_learning(tmp_path, capsys):
     arcface = ["fit", f"--config={CONFIGS / 'digits_arcface.yaml'}", f"--runs_dir={tmp_path}"]
     for flag, value in (("loss_args.margn=20", "'margn'"), ("loss=CosFaceLoss", "28.6"), ("loss=ProxyAnchorLoss",) * 2):
         assert value.removeprefix("loss=") in refusal(capsys, *arcface, f"--model.{flag}")
-
-
-def test_help_is_quick():
-    """It must not import what takes long."""
-    program = (
-        "import sys\nfrom metricloss_pl.cli import main\n"
-        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
-        "heavy = ('sklearn', 'tensorboard', 'pytorch_metric_learning', 'metricloss_pl.plots')\n"
-        "print([m for m in heavy if m in sys.modules], file=sys.stderr)"
-    )
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert ended.stderr.splitlines()[-1] == "[]"
-    assert "fit" in ended.stdout
 
 
 # ------------------------------------------------------------------------------------------------- meaning of configs

@@ -291,8 +291,8 @@ def test_save_split_and_use_it(tmp_path):
     other = ImageFolderDataModule(root=str(tmp_path / "root"), split_file=str(tmp_path / "mine.csv"), seed=9)
     for module in (data, other):
         module.setup(None)
-    for part in ("train", "val", "test"):
-        assert other.samples(part).names == data.samples(part).names
+    for subset in ("train", "val", "test"):
+        assert other.samples(subset).names == data.samples(subset).names
     # A split is a list of images, too.
     listed = ImageListDataModule(csv=str(tmp_path / "mine.csv"), images_dir=str(tmp_path / "root"))
     listed.setup(None)
@@ -352,9 +352,9 @@ def test_equal_arrays_stay_in_their_sets(tmp_path):
     other = NpzDataModule(path=str(tmp_path / "set.npz"), split_file=str(tmp_path / "split.csv"))
     for module in (data, other):
         module.setup(None)
-    for part in ("train", "val", "test"):
+    for subset in ("train", "val", "test"):
         assert other.class_counts.tolist() == data.class_counts.tolist()
-        assert other.samples(part).labels.bincount().tolist() == data.samples(part).labels.bincount().tolist()
+        assert other.samples(subset).labels.bincount().tolist() == data.samples(subset).labels.bincount().tolist()
 
 
 def test_official_sets_are_recorded(tmp_path, monkeypatch):
@@ -370,5 +370,5 @@ def test_official_sets_are_recorded(tmp_path, monkeypatch):
     data = Official(root=str(tmp_path))
     data.save_split(tmp_path / "split.csv")
     rows = read_split(tmp_path / "split.csv")
-    assert [sum(row.split == part for row in rows) for part in ("train", "val", "test")] == [54, 6, 60]
+    assert [sum(row.split == subset for row in rows) for subset in ("train", "val", "test")] == [54, 6, 60]
     assert rows[-1].file == "test[59]"
