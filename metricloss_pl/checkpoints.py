@@ -33,7 +33,6 @@ __all__ = [
     "where_classes_differ",
     "where_states_differ",
     "with_given_classes",
-    "without_functions",
 ]
 
 # What the settings in a checkpoint may name, by the path that is given and by that of its definition; each stands for
@@ -368,16 +367,6 @@ def check_finite(state: Mapping[str, Tensor], place: str) -> None:
                 f"{name} is not finite {place}; if training diverged, lower the learning rate or set "
                 "trainer.gradient_clip_val"
             )
-
-
-def without_functions(state: Any) -> Any:
-    """Return a nested state without functions, which `weights_only` refuses.
-
-    torch before 2.10 keeps one in the state of `SWALR`, whose constructor sets it again.
-    """
-    if isinstance(state, dict):
-        return {key: without_functions(value) for key, value in state.items() if not inspect.isfunction(value)}
-    return [without_functions(value) for value in state] if isinstance(state, list) else state
 
 
 def where_classes_differ(trained: list[str], given: list[str]) -> str:

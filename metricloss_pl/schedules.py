@@ -1,4 +1,4 @@
-"""Learning-rate schedules that torch lacks: two that know how long the training is, and a paper's warm restarts."""
+"""Learning-rate schedules: two over the whole training, and the warm restarts of Barz & Denzler."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _FIRST_WARMUP_FACTOR = 0.01
 
 
 class WholeTraining(LRScheduler, ABC):
-    """A schedule over the whole training, whatever its length.
+    """Schedule over the whole training, whatever its length.
 
-    The regime fills in ``length`` from the Trainer (epochs or steps, as the schedule is stepped), so that
-    `--trainer.max_epochs` alone changes it. A subclass says the rate in :meth:`factor`.
+    The callback `ScheduleLength` sets `length` from the Trainer, in epochs or steps, so that `--trainer.max_epochs`
+    alone changes it. A subclass implements `factor`.
 
     Args:
-        optimizer: Its groups' learning rates are the peak.
-        length: Number of calls of ``step()`` in the whole training; None: the regime fills it in.
-        last_epoch: As in torch.
+        optimizer: Optimizer, whose learning rates are the peak rates.
+        length: Number of calls of `step()` in the whole training. None: set by `ScheduleLength`.
+        last_epoch: Index of the last epoch, as in torch.
 
     Raises:
-        UserError: A length below 1.
+        UserError: `length` is below 1.
     """
 
     def __init__(self, optimizer: Optimizer, length: int | None, last_epoch: int) -> None:
@@ -40,31 +40,31 @@ class WholeTraining(LRScheduler, ABC):
 
     @abstractmethod
     def factor(self, step: int) -> float:
-        """Factor on the peak learning rate after ``step`` calls of ``step()``."""
+        """Return the factor on the peak learning rate after `step` calls of `step()`."""
 
     def state_dict(self) -> dict[str, Any]:
-        """As in torch, without the length, which belongs to the Trainer: a resumed run may be longer."""
+        """Return the state without the length, since a resumed run may be longer."""
         return {name: value for name, value in super().state_dict().items() if name != "length"}
 
     def get_lr(self) -> list[float | Tensor]:
-        """Learning rate of each group."""
+        """Return the learning rate of each group."""
         return [peak * self.factor(self.last_epoch) for peak in self.base_lrs]
 
 
 class CosineDecay(WholeTraining):
-    """Linear warm-up, then half a cosine down to the end of the training, whatever its length.
+    """Linear warm-up, then half a cosine until the end of the training.
 
     factor(t) = final + (1 - final) (1 + cos(pi t)) / 2 with t in [0, 1] over the training after the warm-up.
 
     Args:
-        optimizer: Its groups' learning rates are the peak.
+        optimizer: Optimizer, whose learning rates are the peak rates.
         warmup: Share of the training in [0, 1) in which the factor rises from 0.01 to 1.
         final: Factor at the end, in [0, 1].
-        length: Number of calls of ``step()`` in the whole training; None: the regime fills it in.
-        last_epoch: As in torch.
+        length: Number of calls of `step()` in the whole training. None: set by `ScheduleLength`.
+        last_epoch: Index of the last epoch, as in torch.
 
     Raises:
-        UserError: A share outside its range.
+        UserError: A share is out of its range.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class CosineDecay(WholeTraining):
         super().__init__(optimizer, length, last_epoch)
 
     def factor(self, step: int) -> float:
-        """Factor on the peak learning rate after ``step`` calls of ``step()``."""
+        """Return the factor on the peak learning rate after `step` calls of `step()`."""
         length = self.length or math.inf
         progress = min(1.0, step / length)
         if progress < self.warmup or (self.warmup > 0 and step == 0):
@@ -94,20 +94,20 @@ class CosineDecay(WholeTraining):
 
 
 class StepDecay(WholeTraining):
-    """The learning rate times ``gamma`` at each of some shares of the training, whatever its length.
+    """Multiplication of the learning rate by `gamma` at given shares of the training.
 
-    With the defaults a training of 90 epochs goes down at 30 and 60, as `torch.optim.lr_scheduler.MultiStepLR` with
-    these milestones, and one of 180 at 60 and 120.
+    With the defaults, a training of 90 epochs steps down at epochs 30 and 60, like
+    `torch.optim.lr_scheduler.MultiStepLR` with these milestones, and one of 180 epochs at 60 and 120.
 
     Args:
-        optimizer: Its groups' learning rates are the peak.
+        optimizer: Optimizer, whose learning rates are the peak rates.
         gamma: Factor of each step down, above 0.
         milestones: Shares of the training in (0, 1).
-        length: Number of calls of ``step()`` in the whole training; None: the regime fills it in.
-        last_epoch: As in torch.
+        length: Number of calls of `step()` in the whole training. None: set by `ScheduleLength`.
+        last_epoch: Index of the last epoch, as in torch.
 
     Raises:
-        UserError: A share or a factor outside its range.
+        UserError: A share or a factor is out of its range.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class StepDecay(WholeTraining):
         super().__init__(optimizer, length, last_epoch)
 
     def factor(self, step: int) -> float:
-        """Factor on the peak learning rate after ``step`` calls of ``step()``."""
+        """Return the factor on the peak learning rate after `step` calls of `step()`."""
         if self.length is None:
             return 1.0
         return self.gamma ** sum(step >= max(1, round(share * self.length)) for share in self.milestones)
@@ -141,15 +141,15 @@ class WarmRestarts(CosineAnnealingWarmRestarts):
     torch's class s is t. With the defaults, the restarts are at 12, 36, 84, 180 and 372.
 
     Args:
-        optimizer: Its groups' learning rates are the peak.
-        T_0: Epochs of the first cycle (or steps, as the schedule is stepped).
-        T_mult: Factor from one cycle's length to the next one's, at least 1.
-        eta_min: The lowest learning rate.
-        reach_minimum: Whether a cycle's last epoch runs at eta_min; false: torch's schedule.
-        last_epoch: As in torch.
+        optimizer: Optimizer, whose learning rates are the peak rates.
+        T_0: Length of the first cycle, in epochs or steps.
+        T_mult: Factor from the length of one cycle to that of the next, at least 1.
+        eta_min: Minimum learning rate.
+        reach_minimum: Whether the last epoch of a cycle runs at `eta_min`. False: the schedule of torch.
+        last_epoch: Index of the last epoch, as in torch.
 
     Raises:
-        UserError: A length below 1.
+        ValueError: A length is below 1.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class WarmRestarts(CosineAnnealingWarmRestarts):
         super().__init__(optimizer, T_0, T_mult, eta_min, last_epoch)
 
     def get_lr(self) -> list[float | Tensor]:
-        """Learning rate of each group."""
+        """Return the learning rate of each group."""
         ahead = 1 if self.reach_minimum and self.T_cur > 0 else 0
         factor = (1 + math.cos(math.pi * (self.T_cur + ahead) / self.T_i)) / 2
         return [self.eta_min + (peak - self.eta_min) * factor for peak in self.base_lrs]

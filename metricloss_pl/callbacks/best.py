@@ -1,4 +1,4 @@
-"""The checkpoint of the best epoch."""
+"""Checkpoint of the best epoch."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ __all__ = ["BestCheckpoint", "callback_states", "recorded_id", "resumed_state"]
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Lightning's `ModelCheckpoint`, which of equally good epochs keeps the latest in place of the first.
+    """Lightning's `ModelCheckpoint`, but the latest of equally good epochs is kept instead of the first.
 
-    On few validation images many epochs are level, and the first of them has hardly trained.
+    On few validation images many epochs tie, and the first of them has hardly been trained.
     """
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
@@ -33,20 +33,20 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 def resumed_state(callback: ModelCheckpoint, state: dict[str, Any], run_id: str | None) -> dict[str, Any] | None:
-    """Return the state that a callback goes on with when a run is resumed.
+    """Return the state of a checkpoint callback for a run that resumes.
 
-    A run that is stopped between two checkpoints may have kept a better epoch than the one resumed from knows, and the
-    folder of a run may have been moved or copied. Checkpoints of other runs in the callback's folder do not count, and
-    those of this run that lie elsewhere are copied into it.
+    A run that was stopped between two checkpoints may have kept a better epoch than the one it resumes from, and the
+    folder of a run may have been moved or copied. Checkpoints of other runs in the folder are ignored. Checkpoints of
+    this run in other folders are copied into it.
 
     Args:
         callback: Callback to restore; its `dirpath` is set.
-        state: State of it in the checkpoint that is resumed from.
-        run_id: What the checkpoints of the run record as its id.
+        state: State of the callback in the checkpoint to resume from.
+        run_id: Id of the run, as recorded in its checkpoints.
 
     Returns:
-        The newer state, if the callback keeps one checkpoint and the newest one in its folder is better; with paths of
-        existing files. None if the files are gone, so that the callback starts anew.
+        The state with paths of existing files, from the newest checkpoint in the folder if that one is better and the
+        callback keeps only one. None if the files are gone, so that the callback starts from nothing.
     """
     relocated = _relocated(callback, state, run_id)
     newest = _newest_state(callback, run_id) if callback.monitor and callback.save_top_k == 1 else None
@@ -61,7 +61,7 @@ def resumed_state(callback: ModelCheckpoint, state: dict[str, Any], run_id: str 
 
 
 def _newest_state(callback: ModelCheckpoint, run_id: str | None) -> dict[str, Any] | None:
-    """Return what the run's newest checkpoint in the callback's folder holds of it."""
+    """Return the state of the callback in the newest checkpoint of the run in its folder."""
     files = [file for file in Path(str(callback.dirpath)).rglob("[!.]*.ckpt") if file.name != "last.ckpt"]
     for file in sorted(files, key=lambda file: file.stat().st_mtime_ns, reverse=True):
         states = callback_states(file)
@@ -71,7 +71,7 @@ def _newest_state(callback: ModelCheckpoint, run_id: str | None) -> dict[str, An
 
 
 def callback_states(checkpoint: Path) -> dict[str, dict[str, Any]]:
-    """Return the states of the callbacks in a checkpoint, as far as there are any."""
+    """Return the states of the callbacks in a checkpoint, or none if it is no checkpoint."""
     try:
         states: dict[str, dict[str, Any]] = read_checkpoint(checkpoint).get("callbacks", {})
     except UserError:  # a file of something else
@@ -80,7 +80,7 @@ def callback_states(checkpoint: Path) -> dict[str, dict[str, Any]]:
 
 
 def recorded_id(states: dict[str, Any]) -> str | None:
-    """Return the id of the run that the states of callbacks are of, if it was recorded."""
+    """Return the id of the run that callback states record, if any."""
     run_id: str | None = states.get("RunFolder", {}).get("id")
     return run_id
 
@@ -93,7 +93,7 @@ def _is_better(callback: ModelCheckpoint, state: dict[str, Any], than: dict[str,
 
 
 def _relocated(callback: ModelCheckpoint, state: dict[str, Any], run_id: str | None) -> dict[str, Any] | None:
-    """Return the state with the files that exist, where they are now; None if there were some and all are gone."""
+    """Return the state with the present paths of its files; None if it had files and all are gone."""
     before, now = str(state["dirpath"]), str(callback.dirpath)
     if "://" in before or "://" in now:
         return state
@@ -112,7 +112,7 @@ def _relocated(callback: ModelCheckpoint, state: dict[str, Any], run_id: str | N
             return str(here)
         states = callback_states(Path(file)) if Path(file).is_file() else {}
         scores = states.get(callback.state_key, {}).get("best_k_models", {})
-        # A copy of this run that has gone on may have replaced the file.
+        # A copy of this run that was trained further may have replaced the file.
         if not Path(file).is_file() or not is_of_run(states) or scores.get(file) not in (None, known.get(file)):
             return ""
         return file if here.exists() else str(_copy(Path(file), here))

@@ -1,4 +1,4 @@
-"""Which classes the test images of each class are taken for."""
+"""Confusion matrix of the test set."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ __all__ = ["ConfusionMatrixPlot"]
 
 
 class ConfusionMatrixPlot(Callback):
-    """Confusion matrix of `test`, drawn as `<run>/figures/confusion_matrix.png` with the numbers in a `.csv`.
+    """Confusion matrix of `test`, as `<run>/figures/confusion_matrix.png` with the counts in a `.csv`.
 
-    Rows are the true classes, columns the predicted ones. Exact under several processes. The matrix of another command
-    is not replaced: `confusion_matrix_2.png` and so on stand beside it.
+    Rows are true classes, columns predicted ones; exact under several processes. The matrix of another command is kept,
+    and the new one is named `confusion_matrix_2.png` and so on.
     """
 
-    command: str | None = None  # that the result is of, set by the command line
+    command: str | None = None  # recorded with the result; set by the command line
 
     def __init__(self) -> None:
         self._counts: MulticlassConfusionMatrix | None = None
@@ -54,8 +54,8 @@ class ConfusionMatrixPlot(Callback):
         from metricloss_pl import plots
 
         names = check_model(self, pl_module).class_names
-        right = counts.trace() / max(counts.sum(), 1)
-        title = f"{plural(counts.sum(), 'test image')}, {100 * right:.2f} % right"
+        correct = counts.trace() / max(counts.sum(), 1)
+        title = f"{plural(counts.sum(), 'test image')}, {100 * correct:.2f} % correct"
         figure = plots.confusion_matrix(counts, names, title=title)
         stem = stem_of_result(folder, "confusion_matrix", self.command)
         plots.save_figure(figure, folder / f"{stem}.png")

@@ -1,4 +1,4 @@
-"""Fine-tuning: first the new layers alone, then all."""
+"""Fine-tuning in two phases."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ __all__ = ["FreezeBackbone"]
 
 
 class FreezeBackbone(Callback):
-    """Train only the new layers for some epochs, then all, as one does with a pre-trained backbone.
+    """Training of the new layers alone for some epochs, then of all layers, for a pretrained backbone.
 
-    New are all layers but the backbone's: embedding layer, head, centers. Until the backbone is freed, its parameters
-    do not move, and its batch norm and dropout are in evaluation mode. Its parameters are in the optimizer from the
-    start, so that parameter groups, learning-rate schedules, gradient clipping and resumed runs are what they are
-    without this callback; momentum and weight decay begin when it is freed. The schedule runs over all epochs.
+    New layers are all but those of the backbone: embedding layer, head, centers. While the backbone is frozen, its
+    parameters do not move, and its batch norm and dropout are in evaluation mode. Its parameters are in the optimizer
+    from the start, so that parameter groups, learning-rate schedules, gradient clipping and resumed runs are as without
+    this callback. Its momentum and weight decay begin when it is unfrozen. The schedule spans all epochs.
 
-    Under several processes the backbone's gradients are computed and then dropped, since DistributedDataParallel waits
-    for each: no ``find_unused_parameters`` is needed, and a frozen epoch takes as long as any other.
+    Under several processes the gradients of the backbone are computed and then dropped, since DistributedDataParallel
+    waits for each: no `find_unused_parameters` is needed, and a frozen epoch takes as long as any other.
 
     Args:
-        epochs: Epochs that train only the new layers, at least 1.
+        epochs: Number of epochs that train only the new layers, at least 1.
 
     Raises:
-        UserError: epochs below 1, or nothing to train but the backbone.
+        UserError: `epochs` is below 1, or there is nothing to train but the backbone.
     """
 
     def __init__(self, epochs: int = 5) -> None:
         if epochs < 1:
             raise UserError(f"epochs of FreezeBackbone is {epochs}; it must be at least 1")
         self.epochs = epochs
-        # While the backbone is frozen: what was in training mode, and what had a gradient.
+        # While the backbone is frozen: its layers in training mode, and its parameters with a gradient.
         self._training: list[nn.Module] = []
         self._trained: list[nn.Parameter] = []
 
@@ -63,15 +63,15 @@ class FreezeBackbone(Callback):
         if trainer.current_epoch >= self.epochs:
             self._free()
         elif not self._trained:
-            self._training = [part for part in backbone.modules() if part.training]
+            self._training = [layer for layer in backbone.modules() if layer.training]
             self._trained = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
             backbone.eval()
             if not isinstance(trainer.strategy, ParallelStrategy):
                 backbone.requires_grad_(False)
 
     def _free(self) -> None:
-        for part in self._training:
-            part.training = True
+        for layer in self._training:
+            layer.training = True
         for parameter in self._trained:
             parameter.requires_grad = True
         self._training, self._trained = [], []

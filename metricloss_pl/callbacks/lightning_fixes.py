@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.utilities import rank_zero_warn
@@ -12,11 +15,12 @@ __all__ = ["LightningFixes"]
 
 
 class LightningFixes(Callback):
-    """Correction of faults of Lightning that change results without a message.
+    """Correction of faults of Lightning that appear late or without a message.
 
     - A run with `max_steps` that resumes from the end of an epoch would count that epoch twice.
     - `LearningRateFinder` sets its learning rate in parameter groups that have one of their own, and not in schedules.
     - The last pass of `StochasticWeightAveraging` over the data would step with the gradients of the step before.
+    - The state of `SWALR` holds a function before torch 2.10, which reading with `weights_only` refuses.
     - `EMAWeightAveraging` with a late start validates and saves the initial weights until then: a warning names the
       alternative.
     """
@@ -42,5 +46,16 @@ class LightningFixes(Callback):
                 if hasattr(config.scheduler, "base_lrs"):  # ReduceLROnPlateau has none
                     config.scheduler.base_lrs = [group["lr"] for group in groups]
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        for name in ("lr_schedulers", "callbacks"):
+            checkpoint[name] = _without_functions(checkpoint.get(name, {}))
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         pl_module.zero_grad()
+
+
+def _without_functions(state: Any) -> Any:
+    """Return a nested state without functions."""
+    if isinstance(state, dict):
+        return {key: _without_functions(value) for key, value in state.items() if not inspect.isfunction(value)}
+    return [_without_functions(value) for value in state] if isinstance(state, list) else state

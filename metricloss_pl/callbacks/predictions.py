@@ -38,7 +38,7 @@ class PredictionWriter(BasePredictionWriter):
         UserError: The path is a folder or an `.npz` file.
     """
 
-    command: str | None = None  # that the result is of, set by the command line
+    command: str | None = None  # recorded with the result; set by the command line
 
     def __init__(self, path: str | None = None, embeddings: bool = False) -> None:
         super().__init__(write_interval="batch")  # with "epoch" Lightning would keep all probabilities in memory

@@ -1,4 +1,4 @@
-"""The folder that a run's files go into."""
+"""Folder of a run."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ __all__ = ["RunFolderCallback", "run_folder"]
 
 
 class RunFolderCallback(Callback):
-    """Callback that knows the run's folder, once the run has one."""
+    """Callback that knows the folder of the run, once it has one."""
 
     run_folder: Path | None = None
 
 
 def run_folder(trainer: Trainer) -> Path:
-    """Return the folder that a run's files go into; a collective call, so on every process.
+    """Return the folder of a run; a collective call, for every process.
 
-    On the command line a `RunFolderCallback` knows it, whatever the loggers are. Elsewhere it is where Lightning puts
-    the checkpoints: in the folder of the first logger's run, or in the Trainer's `default_root_dir`.
+    On the command line a `RunFolderCallback` knows it. Elsewhere it is the folder in which Lightning saves checkpoints:
+    that of the first logger's run, or the Trainer's `default_root_dir`.
     """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, RunFolderCallback) and callback.run_folder is not None:

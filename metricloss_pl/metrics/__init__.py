@@ -1,5 +1,6 @@
 """Metrics that torchmetrics lacks, exact for any split over batches and processes."""
 
+from metricloss_pl.metrics.accuracies import accuracies
 from metricloss_pl.metrics.balanced import BalancedAccuracy
 from metricloss_pl.metrics.geometry import EmbeddingGeometry, nearest_mean
 from metricloss_pl.metrics.hierarchical import HierarchicalAccuracy, HierarchicalPrecision, MistakeSeverity
@@ -12,5 +13,6 @@ __all__ = [
     "HierarchicalPrecision",
     "MistakeSeverity",
     "Temperature",
+    "accuracies",
     "nearest_mean",
 ]

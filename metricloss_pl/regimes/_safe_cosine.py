@@ -1,4 +1,4 @@
-"""The cosine in the losses of pytorch-metric-learning. Importing this needs the extra."""
+"""Cosine similarity for the losses of pytorch-metric-learning, whose extra it needs."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _LARGEST = 1 - 1e-6
 
 
 class SafeCosine(CosineSimilarity):
-    """Cosine whose gradients, and those of its angle, stay finite.
+    """Cosine similarity whose gradient, and that of its angle, is finite.
 
-    A zero embedding has no direction and passes no gradient. At cosines of 1 and -1 the angle's derivative is infinite,
-    so they end 1e-6 before.
+    A zero embedding has no direction and gets no gradient. The derivative of the angle is infinite at cosines of 1 and
+    -1, so that the cosines are clamped 1e-6 before.
     """
 
     def normalize(self, embeddings: Tensor, dim: int = 1, **kwargs: Any) -> Tensor:
-        """Embeddings (B, D), or with ``dim=0`` class weights (D, C), scaled to norm 1 along ``dim``."""
+        """Return embeddings (B, D), or with `dim=0` class weights (D, C), scaled to norm 1 along `dim`."""
         return F.normalize(embeddings) if dim == 1 else F.normalize(embeddings.t()).t()
 
     def compute_mat(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:

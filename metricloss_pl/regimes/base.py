@@ -19,8 +19,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torchmetrics import MeanMetric, Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics import MeanMetric, MetricCollection
 
 from metricloss_pl import callbacks
 from metricloss_pl.backbones import Backbone
@@ -33,12 +32,11 @@ from metricloss_pl.checkpoints import (
     plain_settings,
     where_classes_differ,
     where_states_differ,
-    without_functions,
 )
 from metricloss_pl.class_weights import ClassWeights, given_weights
 from metricloss_pl.data.preparation import ImageLike, prepare_batches
 from metricloss_pl.errors import UserError, check_choice, plural
-from metricloss_pl.metrics import BalancedAccuracy
+from metricloss_pl.metrics import accuracies
 from metricloss_pl.mixing import Mixing, frozen_batch_statistics
 from metricloss_pl.optimizers import check_optimizer, exempt_norm_and_bias, has_gradients, sgd
 
@@ -156,15 +154,8 @@ class Classifier(LightningModule, ABC):
         if class_weights is not None and class_weights != "balanced":
             self.class_weights = given_weights(class_weights, names)
 
-        accuracies: dict[str, Metric | MetricCollection] = {
-            "accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
-            "balanced_accuracy": BalancedAccuracy(num_classes),
-        }
-        if num_classes > 5:
-            accuracies["top5_accuracy"] = MulticlassAccuracy(num_classes, 5, average="micro", validate_args=False)
-        # The first batch would form groups, and join top-1 and top-5 for good if they agree on it.
-        metrics = MetricCollection(accuracies, compute_groups=False)
-        self.val_metrics, self.test_metrics = metrics.clone(prefix="val/"), metrics.clone(prefix="test/")
+        self.val_metrics = accuracies(num_classes, prefix="val/")
+        self.test_metrics = accuracies(num_classes, prefix="test/")
         self.loss_means = nn.ModuleDict()
 
     # Implemented by a regime
@@ -213,7 +204,7 @@ class Classifier(LightningModule, ABC):
 
     @property
     def is_fitting(self) -> bool:
-        """Whether a Trainer is running `fit`, possibly resumed from a checkpoint."""
+        """True while a Trainer runs `fit`, also one that resumes from a checkpoint."""
         try:
             return self.trainer.state.fn == TrainerFn.FITTING
         except RuntimeError:  # no Trainer is attached
@@ -239,8 +230,7 @@ class Classifier(LightningModule, ABC):
     def embed_views(self, images: Tensor) -> Tensor:
         """Return embeddings (B, D) of images (B, C, H, W), or the mean `metric_embeddings` of views (B, V, C, H, W).
 
-        The logits of the mean are the mean logits of the views. So are its cosines and its negative squared distances,
-        up to a factor or a term that is the same for all classes.
+        The class scores of the mean are the mean scores, up to a factor or a term that is the same for all classes.
         """
         if images.ndim < 5:
             return self.embed(images)
@@ -374,9 +364,6 @@ class Classifier(LightningModule, ABC):
             "temperature": self.temperature,
             "class_weights": None if self.class_weights is None else self.class_weights.tolist(),
         }
-        for name in ("lr_schedulers", "callbacks"):
-            if name in checkpoint:
-                checkpoint[name] = without_functions(checkpoint[name])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if (names := checkpoint.get("class_names", self.class_names)) != self.class_names:
@@ -399,9 +386,9 @@ class Classifier(LightningModule, ABC):
 
         Args:
             checkpoint_path: Checkpoint file.
-            args: Further arguments of Lightning's method.
+            args: Further arguments of Lightning's method, as `kwargs`, which may also replace settings.
             classes: Classes of your own that the settings may name, such as that of the backbone.
-            kwargs: Further arguments of Lightning's method, and settings that replace those in the checkpoint.
+            kwargs: See `args`.
         """
         return load_trusted(super().load_from_checkpoint, checkpoint_path, args, kwargs, classes)
 
