@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from metricloss_pl.errors import refusing
 
-__all__ = ["check_optimizer", "exempt_norm_and_bias", "has_gradients", "sgd"]
+__all__ = ["check_optimizer", "exempt_norm_and_bias", "has_gradients", "loss_with_gradients", "sgd"]
 
 
 def sgd(parameters: Any) -> Optimizer:
@@ -61,3 +61,9 @@ def exempt_norm_and_bias(groups: list[dict[str, Any]], module: nn.Module) -> lis
 def has_gradients(optimizer: Any) -> bool:
     """Return whether a backward pass has taken place since the gradients were last cleared."""
     return any(parameter.grad is not None for group in optimizer.param_groups for parameter in group["params"])
+
+
+def loss_with_gradients(closure: Callable[[], Any], optimizer: Any) -> Any:
+    """Run the closure of a step; return None, which tells Lightning not to unscale, if it computed no gradients."""
+    loss = closure()
+    return loss if has_gradients(optimizer) else None

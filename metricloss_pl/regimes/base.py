@@ -38,7 +38,7 @@ from metricloss_pl.data.preparation import ImageLike, prepare_batches
 from metricloss_pl.errors import UserError, check_choice, plural
 from metricloss_pl.metrics import accuracies
 from metricloss_pl.mixing import Mixing, frozen_batch_statistics
-from metricloss_pl.optimizers import check_optimizer, exempt_norm_and_bias, has_gradients, sgd
+from metricloss_pl.optimizers import check_optimizer, exempt_norm_and_bias, loss_with_gradients, sgd
 
 if TYPE_CHECKING:
     from metricloss_pl.class_embeddings import Hierarchy
@@ -186,8 +186,6 @@ class Classifier(LightningModule, ABC):
         """Return the parameter groups of the optimizer; settings in a group replace those of the optimizer."""
         return [{"params": [parameter for parameter in self.parameters() if parameter.requires_grad]}]
 
-    # Used by a regime
-
     def reduce_loss(self, values: Tensor, labels: Tensor) -> Tensor:
         """Return the mean over the batch of per-image losses (B,), weighted by `class_weights` where there are any."""
         if self.class_weights is None:
@@ -209,8 +207,6 @@ class Classifier(LightningModule, ABC):
             return self.trainer.state.fn == TrainerFn.FITTING
         except RuntimeError:  # no Trainer is attached
             return False
-
-    # From images to class scores
 
     def forward(self, images: Tensor) -> Tensor:
         """Return class scores (B, C) of images (B, C, H, W)."""
@@ -347,7 +343,7 @@ class Classifier(LightningModule, ABC):
         """Step as Lightning does, also with a loss scaler after a pass without backward, where Lightning fails."""
         closure = optimizer_closure
         if closure is not None and getattr(self.trainer.precision_plugin, "scaler", None) is not None:
-            closure = functools.partial(_loss_with_gradients, closure, optimizer)
+            closure = functools.partial(loss_with_gradients, closure, optimizer)
         super().optimizer_step(epoch, batch_idx, optimizer, closure)
 
     # Checkpoints
@@ -382,14 +378,7 @@ class Classifier(LightningModule, ABC):
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, classes: Iterable[type] = (), **kwargs: Any) -> Any:
-        """Load a regime as Lightning does, if the settings in the checkpoint name only trusted classes.
-
-        Args:
-            checkpoint_path: Checkpoint file.
-            args: Further arguments of Lightning's method, as `kwargs`, which may also replace settings.
-            classes: Classes of your own that the settings may name, such as that of the backbone.
-            kwargs: See `args`.
-        """
+        """Load a regime as Lightning does, if its settings name only trusted classes and those in `classes`."""
         return load_trusted(super().load_from_checkpoint, checkpoint_path, args, kwargs, classes)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
@@ -407,9 +396,3 @@ class Classifier(LightningModule, ABC):
         memo[id(self)] = twin = type(self).__new__(type(self))
         twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         return twin
-
-
-def _loss_with_gradients(closure: Callable[[], Any], optimizer: Optimizer | LightningOptimizer) -> Any:
-    """Run the closure; return None, which tells Lightning not to unscale, if it has computed no gradients."""
-    loss = closure()
-    return loss if has_gradients(optimizer) else None

@@ -17,7 +17,7 @@ def digits(**options) -> DigitsDataModule:
 
 
 def regime(embedding_dim: int | None = 2, dropout: float = 0.3) -> Classifier:
-    """With batch norm and dropout, so that evaluation mode matters."""
+    """Return a regime with batch norm and dropout, so that evaluation mode matters."""
     torch.manual_seed(0)
     names = [f"digit {k}" for k in range(10)]
     return CenterSoftmaxClassifier(10, TinyConvNet(width=4, dropout=dropout), names, embedding_dim=embedding_dim)

@@ -13,7 +13,7 @@ from tests.callbacks.runs import fit, regime, trainer
 
 
 class Draws(Callback):
-    """What the random generators yield at the beginning of each epoch."""
+    """Record draws of the random generators at the start of each epoch."""
 
     def __init__(self):
         self.values = []

@@ -15,7 +15,7 @@ from tests.callbacks.runs import digits, fit, regime, trainer
 
 @pytest.fixture
 def figures(monkeypatch):
-    """What is drawn, instead of drawing it."""
+    """Record the arguments of the plot instead of drawing it."""
     calls = []
     draw = plots.embedding_scatter
 

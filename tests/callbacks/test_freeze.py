@@ -37,7 +37,7 @@ def sgd(parameters):
 
 @pytest.fixture(params=REGIMES)
 def model(request):
-    """With batch norm and dropout in the backbone, groups of parameters, weight decay and a schedule."""
+    """Return a regime with batch norm, dropout, parameter groups, weight decay and a schedule."""
     torch.manual_seed(0)
     options = {"cosine": {"head_weight_decay": 0.001}, "standalone": {"inter_weight": 0.01, "center_lr": 0.1}}
     return REGIMES[request.param](
@@ -176,7 +176,7 @@ def test_mistakes_get_one_line(tmp_path):
 
 
 def test_processes_train_as_one(tmp_path):
-    """With momentum, weight decay, clipping and accumulation, without find_unused_parameters."""
+    """Momentum, weight decay, clipping and accumulation, without find_unused_parameters."""
     files = {processes: tmp_path / f"{processes}.pt" for processes in (0, 1, 2)}
     run_groups(*((max(1, processes), fit_all, processes, file) for processes, file in files.items()))
     ends = [torch.load(file, weights_only=True) for file in files.values()]

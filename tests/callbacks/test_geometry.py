@@ -120,7 +120,7 @@ def test_wrong_settings_are_refused():
 
 
 def test_two_processes_measure_exactly_what_one_does(tmp_path):
-    """Of odd numbers of images, and the network does not move: batch norm sees other batches on two processes."""
+    """Odd numbers of images; the network does not move, since batch norm sees other batches on two processes."""
     run_groups(*((n, run_all, n, tmp_path / f"{n}.pt", tmp_path / f"run{n}") for n in (1, 2)))
     one, two = (torch.load(tmp_path / f"{n}.pt", weights_only=True) for n in (1, 2))
     assert one["geometry"] == pytest.approx(two["geometry"], rel=1e-5)

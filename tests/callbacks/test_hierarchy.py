@@ -58,7 +58,7 @@ def measured(run) -> dict[str, float]:
 def test_values_are_those_of_all_images_at_once(make, tree, tmp_path):
     model, data, callback = make(), digits(batch_size=10), HierarchyMetrics(tree)
     run = trainer(tmp_path, callback)
-    for _ in range(2):  # the second test begins anew
+    for _ in range(2):  # the second test starts from nothing
         run.test(model, data, verbose=False)
         values = expected(model, data, callback.hierarchy)
         assert {"test/hp_1", "test/mahp_250"} < values.keys()

@@ -50,7 +50,7 @@ def test_one_line_an_image_in_order(tmp_path, capsys, embeddings):
 
 def test_all_probabilities_are_not_kept(tmp_path):
     class Watch(Callback):
-        """What is left, at the end, of the batches' probabilities."""
+        """Record the probabilities that are kept until the end."""
 
         def on_predict_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
             seen.append(weakref.ref(outputs["probabilities"]))

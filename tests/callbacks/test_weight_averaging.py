@@ -31,7 +31,7 @@ DECAY = 0.8
 
 @pytest.fixture(params=REGIMES)
 def model(request):
-    """With batch norm and dropout; of colour images, whose mean is wider than before the data are known."""
+    """Return a regime with batch norm and dropout for color images."""
     torch.manual_seed(0)
     options = {"standalone": {"inter_weight": 0.01}}.get(request.param, {})
     backbone = TinyConvNet(in_channels=3, width=4, dropout=0.3)

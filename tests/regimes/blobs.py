@@ -1,4 +1,4 @@
-"""A toy problem: 4 x 4 grey images of three classes that a small network without batch norm tells apart."""
+"""A toy problem: 4 x 4 gray images of three classes that a small network without batch norm tells apart."""
 
 import torch
 from lightning.pytorch import Trainer

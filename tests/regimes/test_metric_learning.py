@@ -98,7 +98,7 @@ def test_the_settings_are_those_that_the_losses_have():
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_gradients_stay_finite(name):
-    """Of embeddings along a class weight, against it, and without a direction."""
+    """Embeddings along a class weight, against it, and without a direction."""
     model = build(name)
     along = nn.functional.normalize(model.criterion.weight.detach()[:, 0], dim=0)
     embeddings = torch.stack([along, -along, torch.zeros(D), 1e-20 * along, 1e10 * along]).requires_grad_()

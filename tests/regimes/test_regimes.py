@@ -1,4 +1,4 @@
-"""What holds for every regime: it trains under every Trainer flag, logs, saves, loads, resumes and refuses."""
+"""Properties of every regime: it trains under every Trainer flag, logs, saves, loads, resumes and refuses."""
 
 import copy
 import functools
@@ -201,7 +201,7 @@ def test_no_checkpoint_of_weights_that_are_not_finite(build, tmp_path):
     assert not (tmp_path / "bad.ckpt").exists()
 
 
-def test_images_of_any_type_are_normalised_alike():
+def test_images_of_any_type_are_normalized_alike():
     model = SoftmaxClassifier(C, Flat())
     model.mean, model.std = [0.2], [0.5]
     images = torch.randint(0, 256, (5, 1, 4, 4), dtype=torch.uint8)
@@ -234,7 +234,7 @@ def test_squared_error_and_smoothing_reach_the_loss():
     torch.testing.assert_close(model.losses(embeddings, labels)["loss"], expected)
 
 
-def test_cosine_head_reads_the_normalised_embedding():
+def test_cosine_head_reads_the_normalized_embedding():
     model = CosineClassifier(C, Flat(), ce_weight=0.3).eval()
     embeddings, labels = torch.randn(6, C), torch.arange(6) % C
     unit = embeddings / embeddings.norm(dim=1, keepdim=True)
@@ -511,7 +511,7 @@ def digits(**options):
     return DigitsDataModule(samples_per_class=20, batch_size=40, **options)
 
 
-def test_normalisation_and_image_format_come_from_the_data(tmp_path):
+def test_normalization_and_image_format_come_from_the_data(tmp_path):
     data = digits()
     model = SoftmaxClassifier(10, TinyConvNet(width=8))
     run = trainer(tmp_path, max_epochs=1)
