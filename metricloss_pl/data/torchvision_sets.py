@@ -17,7 +17,6 @@ from metricloss_pl.download import UNREADABLE_ARCHIVE, Resource, fetch, make_fol
 from metricloss_pl.errors import UserError, reason
 from metricloss_pl.files import UNREADABLE_PICKLE
 
-
 _CLOTHING = "T-shirt/top, Trouser, Pullover, Dress, Coat, Sandal, Shirt, Sneaker, Bag, Ankle boot"
 _CIFAR10_NAMES = "airplane automobile bird cat deer dog frog horse ship truck"
 _CIFAR100_NAMES = (
