@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 from lightning.pytorch import Trainer
 
-from metricloss_pl.cli import MetricLossCLI, command_line, main
+from metricloss_pl.cli import MetricLossCLI, main
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.regimes import Classifier
 
@@ -19,7 +19,6 @@ class _Begins(BaseException):
 
 def keep_fit_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave only the subcommand `fit`, because building the parsers of the others takes long."""
-    monkeypatch.setattr(command_line, "SUBCOMMANDS", ("fit",))
     subcommands = {"fit": MetricLossCLI.subcommands()["fit"]}
     monkeypatch.setattr(MetricLossCLI, "subcommands", staticmethod(lambda: subcommands))
 

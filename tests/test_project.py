@@ -47,7 +47,6 @@ LAYERS = {
 }
 # Files of more than 400 lines.
 LONG = {
-    "metricloss_pl/cli/command_line.py",
     "metricloss_pl/data/augment.py",
     "metricloss_pl/losses/functional.py",
     "metricloss_pl/regimes/base.py",

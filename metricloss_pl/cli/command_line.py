@@ -100,6 +100,7 @@ class MetricLossCLI(LightningCLI):
         texts = {
             name: {"usage": f"{shell_command(name)} {usage}", "description": DESCRIPTIONS[name], "epilog": DEBUG_HELP}
             for name, usage in _USAGE.items()
+            if name in self.subcommands()
         }
         defaults = {"seed_everything_default": 0, "parser_class": Parser, "parser_kwargs": texts}
         super().__init__(
