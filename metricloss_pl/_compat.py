@@ -38,17 +38,20 @@ def _require(owner: object, *names: str) -> None:
 
 @contextmanager
 def import_paths_limited_to(paths: Iterable[str]) -> Iterator[list[str]]:
-    """Let parsers import only what is below these import paths; yield the paths that are denied meanwhile.
+    """Let parsers import only what is below these import paths; yield a list of the paths that they are denied.
 
-    The policy is global in jsonargparse, and public functions only add to it: without the private entries it would also
-    limit later parsers of the same process. A denial is noted where it is made, since jsonargparse drops the error of a
-    denied path where another type of a union is tried.
+    jsonargparse's policy is global, and public functions only add to it. Without the private entries it would limit
+    later parsers of the process, too. Denials are recorded, since jsonargparse drops their errors within unions.
 
     Args:
         paths: Import paths of modules, classes and functions, as given and as defined.
+
+    Raises:
+        AttributeError: jsonargparse has no such policy, so nothing would be limited.
     """
     from jsonargparse import _common
 
+    _require(_common, "parsing_settings", "denying_import_path_entry")
     names = ("import_path_verdicts", "import_paths_enforced")
     before = {name: _common.parsing_settings[name] for name in names}
     find_denial = _common.denying_import_path_entry

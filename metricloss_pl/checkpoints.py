@@ -17,7 +17,7 @@ from torch import Tensor
 
 import metricloss_pl
 from metricloss_pl._compat import import_paths_limited_to
-from metricloss_pl.errors import UserError, raised_in, reason, shell_command
+from metricloss_pl.errors import UserError, cause_outside, reason, shell_command
 from metricloss_pl.files import UNREADABLE_PICKLE, replacing
 
 __all__ = [
@@ -35,8 +35,8 @@ __all__ = [
     "with_given_classes",
 ]
 
-# What the settings in a checkpoint may name, by the path that is given and by that of its definition; each stands for
-# whatever is below it.
+# Import paths that the settings in a checkpoint may name, with all below them. The path of a class's definition counts
+# as well as the path that is given.
 _TRUSTED = (
     *(f"metricloss_pl.{name}" for name in metricloss_pl.__all__ if name[0].isupper()),
     "metricloss_pl.backbones",
@@ -54,8 +54,7 @@ _BASES = (
     ("metricloss_pl.regimes", "Classifier"),
     ("metricloss_pl.schedules", "WholeTraining"),
 )
-_MOST_DEPTH = 100
-_TRUSTED_IN_RUN = (  # beside a checkpoint, too
+_TRUSTED_IN_RUN = (  # also in the config beside a checkpoint
     "metricloss_pl.callbacks",
     "metricloss_pl.data",
     "lightning.pytorch.callbacks",
@@ -67,10 +66,10 @@ _TRUSTED_IN_RUN = (  # beside a checkpoint, too
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Write beside the target, flush to the disk, then replace: whenever the process dies, a whole file is there.
+    """Plugin of the Trainer that writes checkpoints whole or not at all, whenever the process dies.
 
-    A plugin for the Trainer. Lightning's own writes to the temporary folder and moves the file from there, which is not
-    atomic from one file system to another. Addresses such as ``s3://...`` are left to it.
+    It writes beside the target, flushes to the disk, then replaces. Lightning's own plugin moves the file from the
+    temporary folder, which is not atomic across file systems; it still handles addresses such as `s3://...`.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
@@ -90,7 +89,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class _NotingErrors:
-    """A file to write to, with the error of a write that failed: torch raises another one in its place."""
+    """File that keeps the error of a failed write, since torch raises another one in its place."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -108,13 +107,16 @@ class _NotingErrors:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Reads a regime's checkpoint onto the CPU.
+    """Return the content of a regime's checkpoint, on the CPU.
+
+    Args:
+        path: Checkpoint file.
 
     Returns:
-        Lightning's dictionary, with ``class_names`` (list) and ``images`` (how they were prepared, or None).
+        Lightning's dictionary, with `class_names` (list) and `images` (how they were prepared, or None).
 
     Raises:
-        UserError: There is no such file; it is torn, carries code, or is no regime's checkpoint.
+        UserError: There is no such file, or it is truncated, holds code, or belongs to no regime.
     """
     if Path(path).is_dir():
         raise UserError(f"checkpoint {path} is a folder: give a file in it, such as checkpoints/best.ckpt")
@@ -131,36 +133,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(
             f"checkpoint {path} can't be read ({type(error).__name__}): it is truncated, or no checkpoint"
         ) from error
-    if not _is_of_regime(checkpoint):
+    types = {"state_dict": dict, "hyper_parameters": dict, "class_names": list}
+    if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(k), kind) for k, kind in types.items()):
         raise UserError(f"checkpoint {path} holds no regime of metricloss_pl: give a file that `fit` has written")
-    if _nests_deeply(checkpoint["hyper_parameters"]):
-        raise UserError(f"checkpoint {path} has settings that nest too deeply: it is not trusted")
     return checkpoint
-
-
-def _is_of_regime(checkpoint: Any) -> bool:
-    """Return whether everything that is read of a checkpoint is there and of its type."""
-    if not isinstance(checkpoint, dict):
-        return False
-    state, settings, names = (checkpoint.get(key) for key in ("state_dict", "hyper_parameters", "class_names"))
-    images, callbacks = checkpoint.get("images"), checkpoint.get("callbacks", {})
-    numbers = [checkpoint.get("temperature", 1.0)]
-    for key in ("mean", "std", "class_weights"):
-        numbers += values if isinstance(values := checkpoint.get(key) or [], list) else [None]
-    return (
-        isinstance(state, dict)
-        and all(isinstance(tensor, Tensor) for tensor in state.values())
-        and isinstance(settings, dict)
-        and isinstance(settings.get("_class_path"), str | None)
-        and isinstance(names, list)
-        and all(isinstance(name, str) for name in names)
-        and isinstance(checkpoint.get("pytorch-lightning_version", ""), str)
-        and isinstance(images, dict | None)
-        and all(isinstance(value, int | None) for value in (images or {}).values())
-        and all(isinstance(value, float) for value in numbers)
-        and isinstance(callbacks, dict)
-        and all(isinstance(state, dict) for state in callbacks.values())
-    )
 
 
 def import_paths(settings: Any) -> set[str]:
@@ -182,28 +158,27 @@ def import_paths(settings: Any) -> set[str]:
 
 @contextmanager
 def trusted_imports(source: str, others: Iterable[str] = (), run: bool = False) -> Iterator[None]:
-    """Let parsers build only what the settings in a checkpoint may name: a regime, its network and its optimizers.
+    """Limit parsers to classes that the settings in a checkpoint may name: regimes, networks and optimizers.
 
-    Classes derived from those of this package count as well once the user's own program has imported them.
+    Subclasses of this package's classes may be named, too, if the user's program has imported them.
 
     Args:
-        source: The place of the settings, for messages.
+        source: Origin of the settings, for messages.
         others: Further import paths, such as those in the user's own config.
-        run: Whether the settings are those of a whole run, with data, callbacks and loggers.
+        run: Whether the settings belong to a whole run, with data, callbacks and loggers.
 
     Raises:
-        UserError: The settings name something else.
+        UserError: The settings name another class.
     """
     trusted = {*_TRUSTED, *(_TRUSTED_IN_RUN if run else ()), *_imported_subclasses(), *others}
     try:
         with import_paths_limited_to(trusted) as denied:
             yield
     except (ArgumentError, TypeError, ValueError) as error:
-        named = next((path for path in denied if path in str(error)), None)
-        if isinstance(error, UserError) or named is None:
+        if not denied or cause_outside(error, "jsonargparse") is not None:
             raise
         raise UserError(
-            f"{source} names {named}, which is not trusted for a checkpoint's sake: for a class of yours give the "
+            f"{source} names {denied[-1]}, which is not trusted for a checkpoint's sake: for a class of yours give the "
             "--config that it was trained with too; in Python import it and call "
             "metricloss_pl.load(path, classes=[...])"
         ) from error
@@ -236,34 +211,19 @@ def load_trusted(
             return load(path, *args, **{**changed, **settings})
     except ArgumentError as error:
         raise UserError(f"checkpoint {path} has settings that do not fit: {reason(error)}") from error
-    except ValueError as error:
-        # jsonargparse wraps the exception of a constructor in its own.
-        cause: BaseException = error
-        while raised_in(cause, "jsonargparse") and cause.__cause__ is not None:
-            cause = cause.__cause__
-        if cause is error:
+    except ValueError as error:  # jsonargparse wraps the exception of a constructor in its own
+        cause = cause_outside(error, "jsonargparse")
+        if cause in (error, None):
             raise
         raise cause from cause.__cause__
 
 
-def _nests_deeply(settings: Any) -> bool:
-    level = [settings]
-    for _ in range(_MOST_DEPTH):
-        level = [
-            item
-            for value in level
-            if isinstance(value, (dict, list, tuple))
-            for item in (value.values() if isinstance(value, dict) else value)
-        ]
-    return bool(level)
-
-
 def with_given_classes(settings: Any, classes: Sequence[type]) -> Any:
-    """Return settings in which the given classes stand by the paths that they have by now.
+    """Return settings with the current import paths of the given classes.
 
     Args:
-        settings: Those in a checkpoint, written where a class may have been in another module, such as `__main__`.
-        classes: The user's own; of two with the same qualified name, none stands for a class of another module.
+        settings: Settings in a checkpoint, which may name a class by a former module, such as `__main__`.
+        classes: Classes of the user's own. Of two with the same qualified name, none replaces one of another module.
     """
     if isinstance(settings, dict):
         return {name: with_given_classes(value, classes) for name, value in settings.items()}
@@ -276,7 +236,7 @@ def with_given_classes(settings: Any, classes: Sequence[type]) -> Any:
 
 
 def is_trusted_run(settings: Any) -> bool:
-    """Return whether a checkpoint with these settings of a run is enough to go on from, without its config."""
+    """Return whether a checkpoint with these settings of a run can be used without its config."""
     return all(_is_below(path, {*_TRUSTED, *_TRUSTED_IN_RUN}) for path in _class_paths(settings))
 
 
@@ -311,9 +271,7 @@ def plain_settings(hyper_parameters: dict[str, Any], cls: type) -> dict[str, Any
     A module or a lambda function is left out: it has to be given again in Python. So is the file of the backbone's
     initial weights, which the checkpoint replaces.
     """
-    taken, _ = constructor_arguments(
-        cls
-    )  # the command line records all facts of the data, whether the regime takes them or not
+    taken, _ = constructor_arguments(cls)  # the command line records all facts of the data, even those not taken
     plain = {
         name: value
         for name, value in hyper_parameters.items()
@@ -321,7 +279,7 @@ def plain_settings(hyper_parameters: dict[str, Any], cls: type) -> dict[str, Any
     }
     backbone = plain.get("backbone")
     if isinstance(backbone, dict) and "class_path" not in backbone:
-        del plain["backbone"]  # it holds what the data tell alone, and the regime takes none
+        del plain["backbone"]  # it only holds facts of the data, and the regime takes no backbone
     elif isinstance(backbone, dict) and isinstance(settings := backbone.get("init_args"), dict):
         plain["backbone"] = {**backbone, "init_args": {k: v for k, v in settings.items() if k != "weights"}}
     return plain
@@ -370,7 +328,7 @@ def check_finite(state: Mapping[str, Tensor], place: str) -> None:
 
 
 def where_classes_differ(trained: list[str], given: list[str]) -> str:
-    """Where two lists of class names part, in words."""
+    """Return a description of the first difference between two lists of class names."""
     if len(trained) != len(given):
         return f"was trained on {len(trained)} classes and the data have {len(given)}: they must be the same"
     label = next(i for i, (a, b) in enumerate(zip(trained, given, strict=True)) if a != b)
@@ -378,7 +336,7 @@ def where_classes_differ(trained: list[str], given: list[str]) -> str:
 
 
 def where_states_differ(saved: Mapping[str, Any], expected: Mapping[str, Tensor]) -> str | None:
-    """Return in words where the tensors in a checkpoint and those of a network differ in name or shape."""
+    """Return a description of the first tensor whose name or shape differs between a checkpoint and a network."""
     for name, tensor in expected.items():
         if name not in saved:
             return f"has no tensor {name}, which the network has"

@@ -1,4 +1,4 @@
-"""The one exception that stands for a user's mistake, and what becomes one."""
+"""Exception for a user's mistake, and what decides that another exception is one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class UserError(ValueError):
 
 
 def reason(error: BaseException) -> str:
-    """What another library's error says, on one line, to be quoted in one of ours."""
+    """Return the message of another library's error on one line, to be quoted in a message of ours."""
     text = getattr(error, "strerror", None) or str(error)  # an OSError's without its number and file
     return " ".join(text.split()) or type(error).__name__
 
@@ -61,7 +61,7 @@ DEBUG_HELP = "With --debug after a subcommand, or METRICLOSS_DEBUG=1, an error s
 
 
 def is_debugging(arguments: Sequence[str]) -> bool:
-    """Return whether every error is to keep its traceback, also a user's mistake."""
+    """Return whether a user's mistake shows its traceback, too."""
     return "--debug" in arguments or os.environ.get("METRICLOSS_DEBUG", "0") not in ("", "0")
 
 
@@ -74,14 +74,27 @@ def raised_in(error: BaseException, *packages: str) -> bool:
     return any(module == package or module.startswith(f"{package}.") for package in packages)
 
 
+def causes_of(error: BaseException) -> list[BaseException]:
+    """Return an error and what it was explicitly raised from, outermost first."""
+    causes = [error]
+    while (cause := causes[-1].__cause__) is not None:
+        causes.append(cause)
+    return causes
+
+
+def cause_outside(error: BaseException, package: str) -> BaseException | None:
+    """Return the first of an error and its causes that was raised outside of a package, or None."""
+    return next((cause for cause in causes_of(error) if not raised_in(cause, package)), None)
+
+
 @contextmanager
 def refusing(package: str, kinds: type[Exception] | tuple[type[Exception], ...], line: str = "{}") -> Iterator[None]:
-    """Turn what a package raises on a setting that was handed on to it into a `UserError`.
+    """Turn exceptions of a package on a setting that was passed to it into a `UserError`.
 
     Args:
-        package: Its import path; the same exception from elsewhere is a bug.
-        kinds: Types of exceptions that mean the setting.
-        line: The message, with {} for what the package says.
+        package: Import path of the package. The same exception from elsewhere is a bug.
+        kinds: Types of exceptions that a wrong setting raises.
+        line: Message, with {} in place of the package's own.
     """
     try:
         yield

@@ -27,12 +27,19 @@ def fit(config: str, runs: Path, *flags: str) -> Path:
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *args: str) -> str:
-    """Return the one line that a mistake gets, with status 1 and no traceback."""
+    """Return the one line that a run's mistake gets, with status 1 and no traceback."""
+    return refusal_of(capsys, *args, *QUIET)
+
+
+def refusal_of(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    """Return the one line that a mistake of any subcommand gets."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as caught:
-        main([*args, *QUIET])
+        main(list(args))
     assert caught.value.code == 1
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    errors = capsys.readouterr().err
+    assert "Traceback" not in errors
+    (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
     return line
 
 

@@ -7,15 +7,8 @@ from PIL import Image
 
 from metricloss_pl import plots
 from metricloss_pl.cli import main
+from tests.command_line import refusal_of
 from tests.compare.simulated import make_results
-
-
-def refusal(capsys, *args):
-    with pytest.raises(SystemExit) as caught:
-        main([*args])
-    assert caught.value.code == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    return line
 
 
 @pytest.mark.parametrize("name", ["loss-surfaces", "pair-weights"])
@@ -54,20 +47,26 @@ def test_the_report_and_the_maps_of_a_comparison(tmp_path, capsys):
         assert name in screen
     assert (folder / "report.html").is_file()
 
-    line = refusal(capsys, "figure", "embeddings", f"--results={folder}", "--samples_per_class=30")
+    line = refusal_of(capsys, "figure", "embeddings", f"--results={folder}", "--samples_per_class=30")
     assert "--samples_per_class is 30: the sizes of" in line
     for file in (folder / "predictions").iterdir():
         with np.load(file) as stored:
             kept = {name: stored[name] for name in stored.files if name != "embeddings"}
         np.savez(file, **kept)
-    assert "has stored no embeddings" in refusal(capsys, "figure", "embeddings", f"--results={folder}")
+    assert "has stored no embeddings" in refusal_of(capsys, "figure", "embeddings", f"--results={folder}")
 
 
-def test_mistakes(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["report", "gone"], "plan.json can't be read"),
+        (["figure", "embeddings"], "--results is missing"),
+        (["figure", "embeddings", "--results=gone"], "--results gone"),
+        (["figure", "pair-weights", "--out=x.gif"], ".svg or .pdf"),
+        (["figure", "center-weights"], "center-weights"),
+    ],
+)
+def test_mistakes(arguments, words, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert "plan.json can't be read" in refusal(capsys, "report", str(tmp_path))
-    assert "--results is missing" in refusal(capsys, "figure", "embeddings")
-    assert "must end in .png, .svg or .pdf" in refusal(capsys, "figure", "pair-weights", "--out=x.gif")
-    assert "--results gone is no folder of a comparison: " in refusal(capsys, "figure", "embeddings", "--results=gone")
-    assert "center-weights" in refusal(capsys, "figure", "center-weights")
+    assert words in refusal_of(capsys, *arguments)
     assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,5 @@
 """Class hierarchies on the command line: in a config, in a checkpoint without its file, and shown."""
 
-import json
 import re
 import shutil
 import sys
@@ -18,23 +17,21 @@ from metricloss_pl.class_embeddings import Hierarchy, published, semantic
 from metricloss_pl.cli import main
 from metricloss_pl.cli.console import filter_library_messages
 from metricloss_pl.download import Resource
-from metricloss_pl.errors import UserError
-from tests import command_line
-from tests.command_line import CONFIGS, QUIET, refusal
+from tests.command_line import CONFIGS, QUIET, fit, load, refusal, refusal_of, result
 from tests.helpers import make_folder, make_nab, md5
 
 TREE = "digit\n-- loops\n---- 0\n---- two loops\n------ 6\n------ 8\n------ 9\n-- straight\n---- 1\n---- 4\n---- 7\n"
 TREE += "-- open\n---- 2\n---- 3\n---- 5\n"
 MODEL = "class_path: CosineClassifier\ninit_args:\n  backbone: TinyConvNet\n  class_embeddings: trees/digits.txt\n"
+TESTED = "--test_after_fit=true"
 MEASURES = {
     f"test/{name}"
     for name in ("hierarchical_accuracy", "mistake_severity", "hp_1", "hp_10", "hp_50", "hp_100", "mahp_250")
 }
 
 
-def fit(*args):
-    """Train by a shipped config for an epoch, and test; return the run's folder."""
-    return command_line.fit(*args, "--test_after_fit=true")
+def model_settings(run: Path) -> dict:
+    return yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]
 
 
 @pytest.fixture
@@ -50,19 +47,19 @@ def model_file(tmp_path):
 def test_a_hierarchy_named_by_a_config(model_file, tmp_path, capsys):
     """Its file is needed once: a checkpoint holds the hierarchy, by which a test measures."""
     tree = model_file.parent / "trees" / "digits.txt"
-    run = fit("digits_cosine", tmp_path / "runs", f"--model={model_file}")
-    metrics = json.loads((run / "result.json").read_text())["metrics"]
+    run = fit("digits_cosine", tmp_path / "runs", f"--model={model_file}", TESTED)
+    metrics = result(run)["metrics"]
     assert metrics.keys() >= MEASURES
     assert 0 < metrics["test/accuracy"] < metrics["test/hierarchical_accuracy"] < 1
     assert 1 <= metrics["test/mistake_severity"] <= 3
     screen = capsys.readouterr().out
     for name in metrics:
         assert re.search(rf"(?m)^(best )?{name} +{metrics[name]:.4f}$", screen), name
-    named = yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["class_embeddings"]
+    named = model_settings(run)["class_embeddings"]
     assert named == str(tree)
 
     checkpoint = run / "checkpoints" / "best.ckpt"
-    saved = torch.load(checkpoint, weights_only=True)
+    saved = load(checkpoint)
     expected = semantic(Hierarchy.from_file(tree), [str(digit) for digit in range(10)]).float()
     assert torch.equal(saved["state_dict"]["criterion.class_embeddings"], expected)
     assert saved["hyper_parameters"]["class_embeddings"] is None
@@ -70,12 +67,12 @@ def test_a_hierarchy_named_by_a_config(model_file, tmp_path, capsys):
 
     tree.rename(tmp_path / "elsewhere.txt")
     main(["test", f"--ckpt_path={checkpoint}", *QUIET])
-    tested = json.loads((run / "test.json").read_text())["metrics"]
+    tested = result(run, "test")["metrics"]
     assert tested == pytest.approx({name: value for name, value in metrics.items() if name.startswith("test/")})
     Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(tmp_path / "image.png")
     main(["predict", f"--ckpt_path={checkpoint}", f"--data.predict_dir={tmp_path}", "--data.image_size=8", *QUIET])
     main(["fit", f"--resume={run}", "--trainer.max_epochs=2", *QUIET])
-    init_args = yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]
+    init_args = model_settings(run)
     assert init_args["class_embeddings"] == str(tree)
     assert init_args["class_list"] is None
 
@@ -90,16 +87,21 @@ def test_approximate_embeddings_and_a_class_list(tmp_path):
     (tmp_path / "names.txt").write_text("".join(f"{digit} leaf {digit}\n" for digit in range(10)))
     hierarchy = [f"--model.class_embeddings={tmp_path / 'tree.txt'}", f"--model.class_list={tmp_path / 'names.txt'}"]
     run = fit(
-        "digits_cosine", tmp_path / "runs", *hierarchy, "--model.embedding_dim=6", "--trainer.limit_train_batches=2"
+        "digits_cosine",
+        tmp_path / "runs",
+        *hierarchy,
+        "--model.embedding_dim=6",
+        "--trainer.limit_train_batches=2",
+        TESTED,
     )
     checkpoint = run / "checkpoints" / "best.ckpt"
-    assert torch.load(checkpoint, weights_only=True)["state_dict"]["criterion.class_embeddings"].shape == (10, 6)
-    assert json.loads((run / "result.json").read_text())["metrics"].keys() >= MEASURES
+    assert load(checkpoint)["state_dict"]["criterion.class_embeddings"].shape == (10, 6)
+    assert result(run)["metrics"].keys() >= MEASURES
     for name in ("tree.txt", "names.txt"):
         (tmp_path / name).unlink()
     main(["test", f"--ckpt_path={checkpoint}", *QUIET])
-    assert json.loads((run / "test.json").read_text())["metrics"].keys() >= MEASURES
-    settings = yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]
+    assert result(run, "test")["metrics"].keys() >= MEASURES
+    settings = model_settings(run)
     assert settings["class_list"] == str(tmp_path / "names.txt")
 
 
@@ -110,17 +112,17 @@ def test_a_hierarchy_called_by_its_name(tmp_path, monkeypatch):
     monkeypatch.setattr(published, "_FILES", {**published._FILES, "cub_flat": (file,)})
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
     flags = ["--model.class_embeddings=cub_flat", "--trainer.limit_train_batches=2"]
-    run = fit("digits_cosine", tmp_path / "runs", *flags)
+    run = fit("digits_cosine", tmp_path / "runs", *flags, TESTED)
     (tmp_path / "cub_flat.txt").unlink()
-    assert json.loads((run / "result.json").read_text())["metrics"].keys() >= MEASURES
-    assert yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["class_embeddings"] == "cub_flat"
+    assert result(run)["metrics"].keys() >= MEASURES
+    assert model_settings(run)["class_embeddings"] == "cub_flat"
     checkpoint = run / "checkpoints" / "best.ckpt"
-    targets = torch.load(checkpoint, weights_only=True)["state_dict"]["criterion.class_embeddings"].double()
+    targets = load(checkpoint)["state_dict"]["criterion.class_embeddings"].double()
     same_group = torch.arange(10) % 3 == (torch.arange(10) % 3)[:, None]
     torch.testing.assert_close(targets @ targets.T, same_group / 2 + torch.eye(10) / 2, check_dtype=False)
     shutil.rmtree(tmp_path / "cache")
     main(["test", f"--ckpt_path={checkpoint}", *QUIET])
-    assert json.loads((run / "test.json").read_text())["metrics"].keys() >= MEASURES
+    assert result(run, "test")["metrics"].keys() >= MEASURES
 
 
 def test_embeddings_from_a_file(tmp_path, monkeypatch, capsys):
@@ -130,8 +132,8 @@ def test_embeddings_from_a_file(tmp_path, monkeypatch, capsys):
     ids = [4, 9, 0, 3, 7, 10, 1, 8, 2, 6, 5]
     np.savez(tmp_path / "e.npz", embedding=directions, ind2label=ids)
     flags = [f"--model.class_embeddings={tmp_path / 'e.npz'}", "--trainer.limit_train_batches=2"]
-    run = fit("digits_cosine", tmp_path / "runs", *flags)
-    metrics = json.loads((run / "result.json").read_text())["metrics"]
+    run = fit("digits_cosine", tmp_path / "runs", *flags, TESTED)
+    metrics = result(run)["metrics"]
     assert "test/accuracy" in metrics
     assert not metrics.keys() & MEASURES
     (tmp_path / "e.npz").unlink()
@@ -139,7 +141,7 @@ def test_embeddings_from_a_file(tmp_path, monkeypatch, capsys):
     with warnings.catch_warnings(record=True) as caught:
         main(["test", f"--ckpt_path={checkpoint}", *QUIET])
     assert not [warning for warning in caught if "nothing is measured" in str(warning.message)]
-    targets = torch.load(checkpoint, weights_only=True)["state_dict"]["criterion.class_embeddings"]
+    targets = load(checkpoint)["state_dict"]["criterion.class_embeddings"]
     expected = directions[[ids.index(digit) for digit in range(10)]]
     torch.testing.assert_close(targets, torch.from_numpy(expected).float())
 
@@ -147,8 +149,7 @@ def test_embeddings_from_a_file(tmp_path, monkeypatch, capsys):
     np.savez("e.npz", embedding=directions[1:], ind2label=ids[1:])
     config = ["fit", f"--config={CONFIGS / 'digits_cosine.yaml'}", "--trainer.callbacks=null"]
     line = refusal(capsys, *config, "--model.class_embeddings=e.npz")
-    assert "class '4' is no row of embeddings " in line
-    assert "(9 of 10 classes are rows); rows without a class: '10'; repair the names, or give class_list" in line
+    assert all(word in line for word in ("class '4'", "9 of 10", "'10'", "class_list")), line
 
 
 @pytest.mark.slow
@@ -161,16 +162,10 @@ def test_a_folder_of_ones_own_with_its_hierarchy(tmp_path, monkeypatch, capsys):
     flags = ["--data.root=other", "--data.image_size=32", "--trainer.max_epochs=1", "--trainer.callbacks=null"]
     command = ["fit", f"--config={CONFIGS / 'folder_semantic_cosine.yaml'}", *flags]
     line = refusal(capsys, *command)
-    assert "class_embeddings is 'semantic', and there is no other/hierarchy.txt: write the hierarchy there" in line
-    assert "--model.class_embeddings" in line
-    misspelt = tree.replace("carrion", "carion")
-    (root / "hierarchy.txt").write_text(misspelt)
+    assert all(word in line for word in ("class_embeddings", "other/hierarchy.txt")), line
+    (root / "hierarchy.txt").write_text(tree.replace("carrion", "carion"))
     line = refusal(capsys, *command)
-    assert (
-        f"class 'carrion crow' is no leaf of hierarchy {Path.cwd()}/other/hierarchy.txt (3 of 4 classes are leaves);"
-        in line
-    )
-    assert "; leaves without a class: 'carion crow';" in line
+    assert all(word in line for word in ("'carrion crow'", "other/hierarchy.txt", "3 of 4", "'carion crow'")), line
     (root / "hierarchy.txt").write_text(tree, encoding="utf-8-sig", newline="\r\n")
     (root / "cow" / "11.heic").touch()
     shutil.copy(root / "cow" / "0.png", root / "cow" / "0 (copy).png")
@@ -181,25 +176,25 @@ def test_a_folder_of_ones_own_with_its_hierarchy(tmp_path, monkeypatch, capsys):
     main([*command, "--data.cache_gb=0", *QUIET])
     shown = capsys.readouterr()
     unused, *twice = [line for line in shown.err.splitlines() if "ImageFolderDataModule" in line]
-    assert unused.startswith("warning: ImageFolderDataModule: not used: 1 file of")
-    assert all(re.match(r"warning: ImageFolderDataModule: \d images? stand.* cow/0 ?", line) for line in twice)
-    assert 1 <= len(twice) <= 2  # where the copies stand, the split decides
+    assert "1 file" in unused
+    assert all("cow/0" in line for line in twice)
+    assert 1 <= len(twice) <= 2  # the split decides where the copies stand
     assert "workers" not in shown.err
-    assert re.search(r"(?m)^images +decoded anew for each batch: raise --data.cache_gb or ", shown.out)
+    assert "--data.cache_gb" in shown.out
     run = tmp_path / "runs" / "folder_semantic_cosine" / "version_0"
     checkpoint = run / "checkpoints" / "best.ckpt"
-    saved = torch.load(checkpoint, weights_only=True)
+    saved = load(checkpoint)
     assert saved["class_names"] == ["carrion crow", "cow", "mallard (female)", "mallard (male)"]
     targets = saved["state_dict"]["criterion.class_embeddings"]
     expected = torch.tensor([[3, 0, 1, 1], [0, 3, 0, 0], [1, 0, 3, 2], [1, 0, 2, 3]]) / 3
     torch.testing.assert_close(targets @ targets.T, expected)
     main(["test", f"--ckpt_path={checkpoint}", *QUIET])
-    metrics = json.loads((run / "test.json").read_text())["metrics"]
+    metrics = result(run, "test")["metrics"]
     assert metrics.keys() >= {"test/hierarchical_accuracy", "test/hp_1", "test/mahp_250"}
     assert metrics["test/accuracy"] <= metrics["test/hierarchical_accuracy"] <= 1
     (root / "hierarchy.txt").unlink()
     main(["predict", f"--ckpt_path={checkpoint}", "--data.predict_dir=other/cow", *QUIET])
-    assert yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["class_embeddings"] == "semantic"
+    assert model_settings(run)["class_embeddings"] == "semantic"
 
 
 def show_warnings(monkeypatch):
@@ -242,71 +237,43 @@ def test_the_hierarchy_of_nabirds(tmp_path, monkeypatch, capsys):
     assert "leaves without a class: '295', '296'; repair the names, or give class_list, a file of lines" in line
     main([*command, "--model.class_list=data/nabirds/classes.txt", *QUIET])
     (checkpoint,) = tmp_path.rglob("best.ckpt")
-    targets = torch.load(checkpoint, weights_only=True)["state_dict"]["criterion.class_embeddings"]
+    targets = load(checkpoint)["state_dict"]["criterion.class_embeddings"]
     torch.testing.assert_close(targets @ targets.T, torch.tensor([[1, 0.5], [0.5, 1]]))
 
 
-def test_every_regime_is_measured_by_a_hierarchy_of_the_callbacks(model_file, tmp_path):
-    callbacks = tmp_path / "trainer.yaml"
+def test_metrics_of_ones_own_replace_those_that_come_by_themselves(model_file, tmp_path):
     settings = "{class_path: HierarchyMetrics, init_args: {hierarchy: blocks/trees/digits.txt, retrieval: false}}"
-    callbacks.write_text(f"max_epochs: 1\nlimit_train_batches: 2\ncallbacks:\n  - {settings}\n")
-    config = f"--config={CONFIGS / 'digits_center.yaml'}"
-    main(["fit", config, f"--trainer={callbacks}", f"--runs_dir={tmp_path / 'runs'}", *QUIET])
-    run = tmp_path / "runs" / "digits_center" / "version_0"
-    metrics = json.loads((run / "result.json").read_text())["metrics"]
+    (tmp_path / "trainer.yaml").write_text(f"max_epochs: 1\nlimit_train_batches: 2\ncallbacks:\n  - {settings}\n")
+    flags = [f"--trainer={tmp_path / 'trainer.yaml'}", f"--model={model_file}", f"--runs_dir={tmp_path / 'runs'}"]
+    main(["fit", f"--config={CONFIGS / 'digits_cosine.yaml'}", *flags, *QUIET])
+    [run] = tmp_path.glob("runs/*/version_0")
+    metrics = result(run)["metrics"]
     assert metrics.keys() & MEASURES == {"test/hierarchical_accuracy", "test/mistake_severity"}
     saved = yaml.safe_load((run / "config.yaml").read_text())["trainer"]["callbacks"]
     assert saved[0]["init_args"]["hierarchy"] == str(model_file.parent / "trees" / "digits.txt")
 
 
-def test_ones_own_metrics_take_the_place_of_those_that_come_by_themselves(model_file, tmp_path):
-    tree = model_file.parent / "trees" / "digits.txt"
-    flags = ["--trainer.callbacks=HierarchyMetrics", f"--trainer.callbacks.hierarchy={tree}"]
-    flags += ["--trainer.callbacks.retrieval=false", "--trainer.limit_train_batches=2", f"--model={model_file}"]
-    run = fit("digits_cosine", tmp_path / "runs", *flags)
-    metrics = json.loads((run / "result.json").read_text())["metrics"]
-    assert metrics.keys() & MEASURES == {"test/hierarchical_accuracy", "test/mistake_severity"}
-
-
 @pytest.mark.parametrize(
-    ("text", "flags", "message"),
+    ("text", "flags", "words"),
     [
-        (None, [], "class_embeddings is 'tree.txt'"),
-        ("a b\nc b\na d\n", [], "tree.txt: 'b' has two parents, 'a' and 'c'"),
-        ("r\n-- 0\n-- 1\n", [], "class '2' is no leaf of hierarchy"),
-        (TREE, ["--model.embedding_dim=11"], "11 dimensions of semantic class embeddings: they must be 1 to 10"),
-        (TREE, ["--model.embedding_dim=null"], "set model.embedding_dim to auto"),
-        (TREE, ["--model.class_list=gone.txt"], "class list gone.txt: there is no such file"),
+        (None, [], ["class_embeddings is 'tree.txt'"]),
+        ("a b\nc b\na d\n", [], ["tree.txt: 'b' ", "'a' and 'c'"]),
+        ("r\n-- 0\n-- 1\n", [], ["class '2'", "tree.txt"]),
+        (TREE, ["--model.embedding_dim=11"], ["11", "1 to 10"]),
+        (TREE, ["--model.embedding_dim=null"], ["model.embedding_dim", "auto"]),
+        (TREE, ["--model.class_list=gone.txt"], ["class list gone.txt: "]),
+        (None, ["--model.class_embeddings=null"], ["class_embeddings is null"]),
+        (None, ["--model.class_embeddings=semantic"], ["'semantic'", "--model"]),
+        (None, ["--model.class_embeddings=7"], ["class_embeddings"]),
     ],
 )
-def test_mistakes_in_one_line(text, flags, message, tmp_path, monkeypatch, capsys):
+def test_mistakes_in_one_line(text, flags, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     if text is not None:
         Path("tree.txt").write_text(text)
     config = f"--config={CONFIGS / 'digits_cosine.yaml'}"
     line = refusal(capsys, "fit", config, "--trainer.callbacks=null", "--model.class_embeddings=tree.txt", *flags)
-    assert message in line
-    assert [path.name for path in tmp_path.iterdir()] == ([] if text is None else ["tree.txt"])
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ("null", "class_embeddings is null"),
-        (
-            "semantic",
-            "class_embeddings is 'semantic'",
-        ),
-        ("7", "class_embeddings"),
-    ],
-)
-def test_what_a_config_cannot_say(given, message, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    Path("model.yaml").write_text(MODEL.replace("trees/digits.txt", given))
-    line = refusal(
-        capsys, "fit", f"--config={CONFIGS / 'digits_cosine.yaml'}", "--model=model.yaml", "--test_after_fit=false"
-    )
-    assert message in line
+    assert all(word in line for word in words), line
 
 
 # -------------------------------------------------------------------------------------------------------------- shown
@@ -317,13 +284,13 @@ def test_a_hierarchy_is_shown(tmp_path, capsys):
     main(["hierarchy", str(tmp_path / "tree.txt"), f"--picture={tmp_path / 'new' / 'tree.png'}"])
     screen = capsys.readouterr().out
     for line in (
-        r"classes +10, from 0 to 5",
-        r"nodes +15, root digit",
-        r"levels +2: 7, 3: 3 \(level: classes",
-        r"heights +0: 10, 1: 3, 2: 1, 3: 1 \(height: nodes",
-        r"similarity +0\.667 \(20\.0 %\), 0\.333 \(6\.7 %\), 0 \(73\.3 %\) of the pairs",
+        "classes +10, from 0 to 5",
+        "nodes +15, root digit",
+        "levels +2: 7, 3: 3",
+        "heights +0: 10, 1: 3, 2: 1, 3: 1",
+        r"similarity +0\.667 \(20\.0 %\), 0\.333 \(6\.7 %\), 0 \(73\.3 %\)",
         r"(?m)^---- two loops \(height 1\)$",
-        r"(?m)^------ 6$",
+        "(?m)^------ 6$",
     ):
         assert re.search(line, screen), line
     with Image.open(tmp_path / "new" / "tree.png") as picture:
@@ -354,24 +321,14 @@ def test_names_of_a_class_list_are_shown(tmp_path, capsys):
     assert (tmp_path / "tree.txt").read_text() == "9\n-- 7\n---- 1\n---- 2\n-- 8\n---- 3\n"
     assert "3, from crow to cow" in screen
     assert "root animal" in screen
-    assert "'2' has two parents, '7' and '8'" in hierarchy_refusal(capsys, str(tmp_path / "dag.txt"), *flags)
-
-
-def hierarchy_refusal(capsys, *args):
-    with pytest.raises(SystemExit) as caught:
-        main(["hierarchy", *args])
-    assert caught.value.code == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    return line
+    assert "'7' and '8'" in refusal_of(capsys, "hierarchy", str(tmp_path / "dag.txt"), *flags)
 
 
 def test_mistakes_of_the_command(tmp_path, capsys):
-    assert "there is no such file" in hierarchy_refusal(capsys, str(tmp_path / "gone.txt"))
-    assert hierarchy_refusal(capsys).startswith("error: ")
+    assert "gone.txt" in refusal_of(capsys, "hierarchy", str(tmp_path / "gone.txt"))
+    assert refusal_of(capsys, "hierarchy")
     (tmp_path / "tree.txt").write_text(TREE)
-    assert "yaml" in hierarchy_refusal(capsys, str(tmp_path / "tree.txt"), "--format=yaml")
-    with pytest.raises(UserError, match="no such file"):
-        Hierarchy.from_file("gone.txt")
+    assert "yaml" in refusal_of(capsys, "hierarchy", str(tmp_path / "tree.txt"), "--format=yaml")
 
 
 def test_the_shipped_hierarchy_is_of_the_classes_of_cifar10():

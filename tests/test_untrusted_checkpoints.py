@@ -21,6 +21,7 @@ from metricloss_pl.backbones import TinyConvNet
 from metricloss_pl.cli import main
 from metricloss_pl.errors import UserError
 from metricloss_pl.regimes import CosineClassifier, SoftmaxClassifier
+from tests.command_line import refusal
 
 CONFIG = Path(__file__).parent.parent / "configs" / "digits_cosine.yaml"
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu", "--trainer.logger=false"]
@@ -33,17 +34,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     main(["fit", f"--config={CONFIG}", f"--runs_dir={folder}", "--trainer.callbacks=null", *SHORT])
     return folder / "digits_cosine" / "version_0"
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *args: str) -> str:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as caught:
-        main([*args, "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"])
-    assert caught.value.code == 1
-    errors = capsys.readouterr().err.splitlines()
-    assert [line for line in errors if "Traceback" in line] == []
-    [line] = [line for line in errors if line.startswith("error: ")]
-    return line
 
 
 @pytest.mark.parametrize(
@@ -169,22 +159,6 @@ def test_classes_of_a_users_own(tmp_path):
     [command] = [line.split("metricloss ")[1] for line in screen.splitlines() if line.startswith("test ")]
     assert "--config" in command
     start(f"{command} {' '.join(QUIET)}", f"fit --resume=runs/Mine/version_0 --trainer.max_epochs=2 {' '.join(QUIET)}")
-
-
-def nested(depth: int) -> dict[str, Any]:
-    settings: dict[str, Any] = {}
-    for _ in range(depth):
-        settings = {"a": [settings]}
-    return settings
-
-
-def test_settings_that_nest_too_deeply(run, tmp_path, capsys):
-    evil = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
-    evil["hyper_parameters"]["extra"] = nested(100)
-    torch.save(evil, tmp_path / "evil.ckpt")
-    assert "nest too deeply" in refusal(capsys, "test", f"--ckpt_path={tmp_path / 'evil.ckpt'}")
-    with pytest.raises(UserError, match="nest too deeply"):
-        CosineClassifier.load_from_checkpoint(tmp_path / "evil.ckpt", weights_only=True)
 
 
 def test_a_bug_of_a_constructor_is_not_blamed_on_the_checkpoint(run, monkeypatch):

@@ -1,4 +1,4 @@
-"""A user's mistake in one line, a bug with its traceback: which errors are which."""
+"""Decision between a user's mistake, which is one line, and a bug, which keeps its traceback."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from jsonargparse import add_instantiator
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from metricloss_pl.errors import UserError, raised_in, reason, shell_command
+from metricloss_pl.errors import UserError, cause_outside, causes_of, raised_in, reason, shell_command
 from metricloss_pl.files import is_no_room, no_room
 
 __all__ = [
@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 _LIBRARIES = ("lightning", "torch", "torchvision")
-_SETTINGS = tuple(  # of Lightning: what looks at the user's settings once a run has begun
+_SETTINGS = tuple(  # modules of Lightning that check settings once a run has begun
     f"lightning.pytorch.{place}"
     for place in (
         "accelerators",
@@ -40,7 +40,7 @@ _SETTINGS = tuple(  # of Lightning: what looks at the user's settings once a run
         "tuner",
     )
 )
-# What reads arguments; an error that came up elsewhere is one of a module that was imported.
+# Modules that read arguments. An error from elsewhere is a bug in a module that a setting has imported.
 _READERS = ("argparse", "codecs", "enum", "importlib", "json", "jsonargparse", "metricloss_pl.files", "yaml")
 
 
@@ -50,7 +50,7 @@ def format_user_error(error: BaseException) -> str | None:
     A user's mistake is a `UserError`, an error of the argument parser, or what `raise ... from` ties to one of them.
     An exception that only came up while another one was handled does not count.
     """
-    causes = list(_causes(error))
+    causes = causes_of(error)
     mistakes: list[Exception] = []
     mistakes += [cause for cause in causes if isinstance(cause, UserError)][:1]
     if causes[-1].__traceback__ is None or raised_in(causes[-1], *_READERS):
@@ -60,11 +60,11 @@ def format_user_error(error: BaseException) -> str | None:
 
 
 def lost_contact(rank: int) -> str:
-    """Return the line for the process of this rank, whose partner in a collective operation is gone."""
+    """Return the message of a process that can't reach another one."""
     resume = shell_command("fit", "--resume", "runs/<config>/<version>")
     return (
-        f"process {rank} lost contact with another one, which has died or hangs; what it said, if anything, is above. "
-        f"A run goes on with: {resume}"
+        f"process {rank} lost contact with another one, which has died or hangs and may have printed its own message; "
+        f"resume the run with: {resume}"
     )
 
 
@@ -73,19 +73,17 @@ def hint_of(error: BaseException) -> str | None:
     distributed = torch.distributed
     is_parallel = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
     if _is_of_group(error) or (is_parallel and is_of_collective(error)):
-        return (
-            "hint: if another process has died or hangs, its own message is above, and this error only follows from it"
-        )
+        return "hint: this error may only be the consequence of another process's, whose message is above"
     return None
 
 
 @contextmanager
 def lightning_refusals(setting: str | None = None) -> Iterator[None]:
-    """Turn what Lightning raises on settings that it can't work with into a `UserError`.
+    """Turn Lightning's exceptions on settings into a `UserError`.
 
     Args:
-        setting: The setting in question, to begin the line with. None: a run has begun, in which Lightning refuses
-            a bug of a user's class by the same exception, so that the place decides.
+        setting: Setting that the message begins with. None: a run has begun. Lightning then raises the same exception
+            on bugs in a user's class, so the module that raises it decides.
     """
     source = f"{setting}: " if setting else ""
     try:
@@ -129,7 +127,7 @@ def constructor_errors() -> Iterator[None]:
     except _ConstructorFailed as carrier:
         failed = carrier.__cause__
     except ValueError as error:  # of a model or data, which Lightning's own instantiators build
-        failed = next((cause for cause in _causes(error) if not raised_in(cause, "jsonargparse")), None)
+        failed = cause_outside(error, "jsonargparse")
         if failed in (error, None):
             raise
     finally:
@@ -160,20 +158,12 @@ def _build(class_type: type[_T], *args: Any, **kwargs: Any) -> _T:
 add_instantiator(_build, object)  # for all classes without an instantiator of their own, which Lightning's have
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield the error and what it was explicitly raised from, outermost first."""
-    seen: BaseException | None = error
-    while seen is not None:
-        yield seen
-        seen = seen.__cause__
-
-
 def is_of_collective(error: BaseException) -> bool:
-    """Return whether an error may be that of a collective operation, within a backward or DDP's forward, too."""
+    """Return whether an error may come from a collective operation, also one within a backward pass or DDP."""
     places = ("torch.distributed", "torch.nn.parallel.distributed", "torch.autograd")
     return _is_of_group(error) or (type(error) is RuntimeError and raised_in(error, *places))
 
 
 def _is_of_group(error: BaseException) -> bool:
-    """Return whether an error is torch's own for a group of processes, also for one that never came together."""
+    """Return whether an error is of torch's own type for groups of processes."""
     return torch.distributed.is_available() and isinstance(error, torch.distributed.DistError)
