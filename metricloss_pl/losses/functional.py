@@ -396,8 +396,8 @@ def squared_distances(x: Tensor, y: Tensor) -> Tensor:
     """
     _check_width(x, y, "the other points")
     reference = _reference(y)
-    chunks = [_distances_by_product(x, chunk, reference).to(x.dtype) for chunk in y.split(_CHUNK)]
-    return torch.cat(chunks, dim=1)
+    chunks = [y[start : start + _CHUNK] for start in range(0, len(y), _CHUNK)]
+    return torch.cat([_distances_by_product(x, chunk, reference).to(x.dtype) for chunk in chunks], dim=1)
 
 
 @_full_precision
