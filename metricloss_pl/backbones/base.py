@@ -1,4 +1,4 @@
-"""The type of a regime's network."""
+"""Type of the network of a regime."""
 
 from __future__ import annotations
 

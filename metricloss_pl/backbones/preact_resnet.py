@@ -1,4 +1,4 @@
-"""The small pre-activation ResNet of the standalone center loss."""
+"""Small pre-activation ResNet of the standalone center loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A network for tiny images, fast on a CPU."""
+"""Network for tiny images, fast on a CPU."""
 
 from __future__ import annotations
 

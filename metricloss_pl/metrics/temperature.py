@@ -1,4 +1,4 @@
-"""The temperature that turns class scores into calibrated probabilities."""
+"""Temperature that turns class scores into calibrated probabilities."""
 
 from __future__ import annotations
 

@@ -4,14 +4,7 @@ They use only matplotlib's object interface: no display, no global state, nothin
 and Pillow are imported at first use, so that importing this package is cheap.
 """
 
-from metricloss_pl.plots._style import (
-    MAX_COUNTED_CLASSES,
-    MAX_LEGEND_CLASSES,
-    MAX_TICKS,
-    SeriesStyle,
-    class_colors,
-    series_styles,
-)
+from metricloss_pl.plots._style import MAX_TICKS, SeriesStyle, class_colors, series_styles
 from metricloss_pl.plots.comparison import (
     WIDTH,
     accuracy_against_rate,
@@ -28,8 +21,6 @@ from metricloss_pl.plots.paper_figures import loss_surfaces, pair_weights
 from metricloss_pl.plots.saving import figure_bytes, save_figure, save_gif
 
 __all__ = [
-    "MAX_COUNTED_CLASSES",
-    "MAX_LEGEND_CLASSES",
     "MAX_TICKS",
     "WIDTH",
     "SeriesStyle",
