@@ -17,11 +17,10 @@ from metricloss_pl.data.base import ImageDataModule
 from metricloss_pl.data.cars import StanfordCarsDataModule
 from metricloss_pl.data.cub import CUB200DataModule
 from metricloss_pl.data.digits import DigitsDataModule
-from metricloss_pl.data.file_list import FileListDataModule
 from metricloss_pl.data.flowers import Flowers102DataModule
 from metricloss_pl.data.folder import ImageFolderDataModule
-from metricloss_pl.data.image_list import ImageListDataModule
 from metricloss_pl.data.imagenet_subset import ImageNetSubsetDataModule
+from metricloss_pl.data.lists import FileListDataModule, ImageListDataModule
 from metricloss_pl.data.mit67 import MIT67DataModule
 from metricloss_pl.data.nab import NABirdsDataModule
 from metricloss_pl.data.npz import NpzDataModule

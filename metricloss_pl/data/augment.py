@@ -1,77 +1,26 @@
-"""Augmentations of whole batches, where each image's draws depend on the seed, the epoch and the image alone.
-
-An image therefore gets the same augmentation in an epoch whatever its batch, worker process, rank or resume. The random
-numbers come from splitmix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators"), used as a
-hash of a counter: a bijective mix of 64-bit integers that needs no state and works on a whole array at once.
-"""
+"""Augmentations of whole batches, drawn from keys that depend on the seed, the epoch and the image alone."""
 
 from __future__ import annotations
 
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as transforms
 
+from metricloss_pl.data.keys import Keys, random_bytes, stream, uniform
 from metricloss_pl.errors import UserError, check_choice
 
-Keys = npt.NDArray[np.uint64]
 Fill = Literal["reflect", "nearest", "zero"]
 AreaFill = Literal["noise", "mean", "zero"]
 _FILLS: dict[Fill, str] = {"reflect": "reflection", "nearest": "border", "zero": "zeros"}  # torch's names
 
 _ATTEMPTS = 10  # at a rectangle that fits
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-
-
-def _mix(values: Keys) -> Keys:
-    """The output function of splitmix64: a bijection of 64-bit integers."""
-    mixed = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
-
-
-def _counters(keys: Keys, count: int) -> Keys:
-    """The next `count` outputs of splitmix64 from each key as its state: (B,) -> (B, count)."""
-    steps = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
-    return _mix(keys[:, None] + steps)
-
-
-def image_keys(seed: int, draws: Sequence[int] | np.ndarray, indices: Sequence[int] | np.ndarray) -> Keys:
-    """Returns one 64-bit key an image, different for each (seed, draw, index).
-
-    Args:
-        seed: The run's seed, at least 0.
-        draws: (B,) which draw of the image this is, at least 0: the epoch, for an image that comes once an epoch.
-        indices: (B,) the images' positions in the training part, at least 0.
-    """
-    key = _mix(np.array([seed], dtype=np.uint64) + _GOLDEN)
-    key = _mix((key ^ np.asarray(draws, dtype=np.uint64)) + _GOLDEN)
-    return _mix((key ^ np.asarray(indices, dtype=np.uint64)) + _GOLDEN)
-
-
-def stream(keys: Keys, number: int) -> Keys:
-    """Returns the keys of an independent stream, so that two augmentations of one image do not share their draws."""
-    return _mix(keys ^ _mix(np.array([number + 1], dtype=np.uint64) * _GOLDEN))
-
-
-def uniform(keys: Keys, count: int) -> Tensor:
-    """Returns (B, count) float64 numbers, uniform in [0, 1), that depend on each image's key alone."""
-    return torch.from_numpy((_counters(keys, count) >> np.uint64(11)).astype(np.float64) * 2.0**-53)
-
-
-def _random_bytes(keys: Keys, count: int) -> Tensor:
-    """(B, count) uint8 numbers, uniform in 0..255, that depend on each image's key alone."""
-    words = _counters(keys, -(-count // 8)).astype("<u8", copy=False)
-    return torch.from_numpy(words.view(np.uint8)[:, :count])
 
 
 def _reflect(positions: Tensor, size: int) -> Tensor:
@@ -403,7 +352,7 @@ def _fill_rectangles(
         return torch.where(inside, mean.round().to(torch.uint8) if images.dtype == torch.uint8 else mean, images)
     filled = images.clone()
     for image in inside.flatten(1).any(1).nonzero()[:, 0].tolist():  # noise is costly: only as much as is shown
-        noise = _random_bytes(keys[image : image + 1], channels * int(inside[image].sum()))[0]
+        noise = random_bytes(keys[image : image + 1], channels * int(inside[image].sum()))[0]
         filled[image, inside[image].expand(channels, -1, -1)] = (
             noise if images.dtype == torch.uint8 else noise.float() / 255
         )

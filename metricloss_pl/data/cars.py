@@ -17,13 +17,9 @@ _PAGE = "https://github.com/pytorch/vision/issues/7545"  # where copies are coll
 class StanfordCarsDataModule(ArchiveDataModule):
     """Stanford Cars (Krause et al. 2013): 196 models of cars, 8,144 images for training, 8,041 for test.
 
-    Its authors' server is gone, so that nothing is downloaded: the archives have to be put into `root`, or what they
-    hold into `root/stanford_cars` as torchvision has it. The defaults are those of Barz and Denzler (2020): shorter
-    side 512 px, crops of 448 px, batches of 96, and their mean and standard deviation.
-
-    Args:
-        resize: Shorter side in px to which images are resized before the crop.
-        image_size: Side in px of the square crop.
+    Its authors' server is gone, so that nothing is downloaded: the archives have to be put into `root`, or their
+    content into `root/stanford_cars` in torchvision's layout. The defaults are those of Barz and Denzler (2020):
+    shorter side 512 px, crops of 448 px, batches of 96, and their mean and standard deviation.
     """
 
     batch_size: int = 96
@@ -42,7 +38,7 @@ class StanfordCarsDataModule(ArchiveDataModule):
     statistics = Statistics(classes=196, train=8144, test=8041, images_per_class=(24, 68))
 
     def read_index(self, folder: Path) -> Index:
-        """Reads the MATLAB files; their classes count from 1."""
+        """Read the MATLAB files; their classes count from 1."""
         names = read_mat(folder / "devkit" / "cars_meta.mat", "class_names", reinstall_hint(folder))
         train = _read(folder, "devkit/cars_train_annos.mat", "cars_train")
         test = _read(folder, "cars_test_annos_withlabels.mat", "cars_test")

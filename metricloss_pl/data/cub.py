@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from metricloss_pl.data.archives import ArchiveDataModule, Index
-from metricloss_pl.data.file_list import read_file_lists
-from metricloss_pl.data.image_list import samples_of
 from metricloss_pl.data.index_files import read_numbered, reinstall_hint
+from metricloss_pl.data.lists import read_file_lists, samples_of
 from metricloss_pl.data.samples import Samples, Split, Statistics, file_samples
 from metricloss_pl.download import Resource
 from metricloss_pl.errors import UserError
@@ -21,14 +20,12 @@ class CUB200DataModule(ArchiveDataModule):
     The defaults are those of Barz and Denzler ("Deep Learning on Small Datasets without Pre-Training using Cosine
     Loss", 2020): shorter side 512 px, crops of 448 px, batches of 96, and their mean and standard deviation.
 
-    The class names stand in the data, so that the constructor downloads (1.15 GB) where they are missing.
+    The class names are in the data, so that the constructor downloads them (1.15 GB) if they are missing.
 
     Args:
-        split: Replaces the official split. A file like `train_test_split.txt`, such as the authors' `..._N.txt` for N
-            images a class (images that it leaves out are not used); or a folder of lists `train.txt`, `test.txt` and
-            perhaps `val.txt`, with lines `<file> <label>`, such as cvjena/deic's.
-        resize: Shorter side in px to which images are resized before the crop.
-        image_size: Side in px of the square crop.
+        split: Replacement of the official split: a file like `train_test_split.txt`, such as the authors' `..._N.txt`
+            for N images per class (images that it does not list are not used); or a folder of lists `train.txt`,
+            `test.txt` and optionally `val.txt`, with lines `<file> <label>`, such as those of cvjena/deic.
     """
 
     split: str | None = None
@@ -50,11 +47,11 @@ class CUB200DataModule(ArchiveDataModule):
     statistics = Statistics(classes=200, train=5994, test=5794, images_per_class=(29, 30))
 
     def published_statistics(self) -> Statistics | None:
-        """None where `split` replaces the official split."""
+        """Return the numbers of the official split, or None if `split` replaces it."""
         return self.statistics if self.split is None else None
 
     def read_index(self, folder: Path) -> Index:
-        """Reads the index files; the names are those in `classes.txt`, such as "001.Black_footed_Albatross"."""
+        """Read the index files; the names are those in `classes.txt`, such as "001.Black_footed_Albatross"."""
         split = None if self.split is None else Path(self.split).expanduser()
         if split is None or not split.is_dir():
             return read_bird_index(folder, split)

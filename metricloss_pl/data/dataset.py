@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from metricloss_pl.data.augment import Augmentation, crop, image_keys, stream, uniform
+from metricloss_pl.data.augment import Augmentation, crop
+from metricloss_pl.data.keys import image_keys, stream, uniform
 from metricloss_pl.data.reading import one_thread
 from metricloss_pl.data.store import ImageStore, with_shorter_side
 from metricloss_pl.errors import UserError

@@ -12,13 +12,10 @@ from metricloss_pl.data.test_split import HeldOutDataModule
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class DigitsDataModule(HeldOutDataModule):
-    """scikit-learn's 1,797 handwritten digits of 8 x 8 px, in grey, bundled with it (no download).
+    """scikit-learn's 1,797 handwritten digits of 8 x 8 px, in gray, bundled with it (no download).
 
     There is no official test set: a stratified one is drawn, the same for every `seed`. The values 0..16 are scaled to
     0..255. The images are of the test split of "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak 1998).
-
-    Args:
-        in_channels: 3 for colour, 1 for grey; images of the other kind are converted.
     """
 
     in_channels: int = 1
@@ -30,7 +27,7 @@ class DigitsDataModule(HeldOutDataModule):
 
     @property
     def given_splits(self) -> tuple[Split, ...]:
-        """No set but the whole."""
+        """The training set alone, which is all images."""
         return ("train",)
 
     def list_split(self, split: Split) -> Samples:

@@ -33,12 +33,8 @@ _NAMES = (
 class Flowers102DataModule(ArchiveDataModule):
     """Oxford Flowers-102 (Nilsback and Zisserman 2008): 102 species; 1,020 images for training, as many for validation.
 
-    6,149 images are for test. With `val_fraction: 0` both others train, as in Barz and Denzler (2020), whose are the
-    other defaults: shorter side 512 px, crops of 448 px, batches of 96, and their mean and standard deviation.
-
-    Args:
-        resize: Shorter side in px to which images are resized before the crop.
-        image_size: Side in px of the square crop.
+    6,149 images are for test. With `val_fraction: 0` the other two sets train, as in Barz and Denzler (2020). The
+    other defaults are theirs: shorter side 512 px, crops of 448 px, batches of 96, mean and standard deviation.
     """
 
     batch_size: int = 96
@@ -57,7 +53,7 @@ class Flowers102DataModule(ArchiveDataModule):
     classes = tuple(_NAMES.split(", "))
 
     def read_index(self, folder: Path) -> Index:
-        """Reads `imagelabels.mat` and `setid.mat`; their classes and images count from 1."""
+        """Read `imagelabels.mat` and `setid.mat`; their classes and images count from 1."""
         labels = read_mat(folder / "imagelabels.mat", "labels", reinstall_hint(folder)).tolist()
         index = Index(list(self.classes), {})
         variables: dict[Split, str] = {"train": "trnid", "val": "valid", "test": "tstid"}

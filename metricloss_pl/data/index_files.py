@@ -1,4 +1,4 @@
-"""Reading the text and MATLAB files by which data sets say what their images are."""
+"""Reading of the text and MATLAB files in which published sets describe their images."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from metricloss_pl.files import UNREADABLE_PICKLE, Line, read_lines
 
 
 def reinstall_hint(folder: Path) -> str:
-    """What a person can do about a broken index file in a set's own folder."""
-    return f"remove {folder} to have it unpacked anew"
+    """Return the remedy for a broken index file in a set's own folder."""
+    return f"remove {folder} to have it unpacked again"
 
 
 def read_numbered(file: Path, remedy: str, number: str = "[0-9]{1,18}") -> dict[str, Line]:
-    """Reads lines of `<number> <text>`, where each number comes once.
+    """Read lines of `<number> <text>`, where each number occurs once.
 
     Args:
         file: The file.
-        remedy: What a person can do where it is missing or empty.
+        remedy: Advice if it is missing or empty.
         number: Regular expression that a number matches.
 
     Raises:
-        UserError: A line is of another form, or its number came before; and as `read_lines`.
+        UserError: The file cannot be read, a line has another form, or its number occurred before.
     """
     found: dict[str, Line] = {}
     for place, line in read_lines(file, remedy=remedy):
@@ -42,13 +42,13 @@ def read_numbered(file: Path, remedy: str, number: str = "[0-9]{1,18}") -> dict[
 
 
 def read_list(file: Path) -> list[tuple[str, str, str]]:
-    """Reads lines of `<file> <label>`; a file's name may hold spaces, a label may not.
+    """Read lines of `<file> <label>`; the name of a file may have spaces, a label may not.
 
     Returns:
         Place (for messages), file and label of each line.
 
     Raises:
-        UserError: A line has no label; and as `read_lines`.
+        UserError: The file cannot be read, or a line has no label.
     """
     listed = []
     for place, line in read_lines(file, remedy="a list of lines `<file> <label>` is needed"):
@@ -60,13 +60,13 @@ def read_list(file: Path) -> list[tuple[str, str, str]]:
 
 
 def read_mat(file: Path, variable: str, remedy: str, fields: Sequence[str] = ()) -> npt.NDArray[Any]:
-    """Reads one variable of a MATLAB file, as an array of one dimension; a struct is read as a structured array.
+    """Read one variable of a MATLAB file as an array of one dimension, a struct as a structured array.
 
     Args:
         file: The file.
         variable: Its name in the file.
-        remedy: What a person can do where the file is missing or broken.
-        fields: That the struct has to have.
+        remedy: Advice if the file is missing or broken.
+        fields: Fields that the struct must have.
 
     Raises:
         UserError: The file is missing, cannot be read, or has no such variable or field.

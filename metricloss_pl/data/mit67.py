@@ -15,12 +15,8 @@ class MIT67DataModule(ArchiveDataModule):
     """MIT Indoor 67 (Quattoni and Torralba 2009): 67 kinds of rooms, 5,360 images for training, 1,340 for test.
 
     The defaults are those of Barz and Denzler (2020): shorter side 256 px, crops of 224 px, batches of 96, and their
-    mean and standard deviation. The class names stand in the data, so that the constructor downloads (2.4 GB) where
-    they are missing.
-
-    Args:
-        resize: Shorter side in px to which images are resized before the crop.
-        image_size: Side in px of the square crop.
+    mean and standard deviation. The class names are in the data, so that the constructor downloads them
+    (2.4 GB) if they are missing.
     """
 
     batch_size: int = 96
@@ -46,5 +42,5 @@ class MIT67DataModule(ArchiveDataModule):
     statistics = Statistics(classes=67, train=5360, test=1340, images_per_class=(77, 83))
 
     def read_index(self, folder: Path) -> Index:
-        """Reads the lists; images of the archive that neither has are not used."""
+        """Read the lists; images in neither of them are not used."""
         return index_by_folder(folder, "Images", {"train": "TrainImages.txt", "test": "TestImages.txt"})

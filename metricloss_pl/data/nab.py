@@ -18,10 +18,6 @@ class NABirdsDataModule(ArchiveDataModule):
     A person has to accept its terms, so that nothing is downloaded: `nabirds.tar.gz` has to be put into `root`. The
     defaults are those of Barz and Denzler (2020): shorter side 512 px, crops of 448 px, batches of 96, and their mean
     and standard deviation.
-
-    Args:
-        resize: Shorter side in px to which images are resized before the crop.
-        image_size: Side in px of the square crop.
     """
 
     batch_size: int = 96
@@ -45,5 +41,5 @@ class NABirdsDataModule(ArchiveDataModule):
         return str(Path(self.root).expanduser() / self.folder / "hierarchy.txt")
 
     def read_index(self, folder: Path) -> Index:
-        """Reads the index files, which are like CUB's; classes without images are the inner nodes of a hierarchy."""
+        """Read the index files, which are like those of CUB; classes without images are inner nodes of a hierarchy."""
         return read_bird_index(folder, image_id=r"[0-9a-f-]+")

@@ -12,27 +12,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metricloss_pl.data.samples import Samples, Split, array_samples
+from metricloss_pl.data.samples import SPLITS, Samples, Split, array_samples
 from metricloss_pl.data.test_split import HeldOutDataModule
 from metricloss_pl.errors import UserError, plural, reason
 
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
-_SHOWN = 10  # labels, of many
-_MOST_CLASSES = 1_000_000  # that a label is taken for a class of
-_BROKEN_FILE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)  # what NumPy raises on one
+_MOST_CLASSES = 1_000_000  # a larger label is a mistake
+_BROKEN_FILE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)  # raised by NumPy
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class NpzDataModule(HeldOutDataModule):
-    """An .npz file with `train_images`, `train_labels` and, if wanted, the same for `val` and `test` (MedMNIST's keys).
+    """An .npz file with `train_images`, `train_labels` and optionally the same for `val` and `test` (MedMNIST's keys).
 
-    Images are (N, H, W), (N, H, W, 1) or (N, H, W, 3), uint8, uint16 (divided by 65535) or floats in [0, 1]; all sets
-    have one shape. Labels are integers (N,) or (N, 1), from 0 to C - 1. `classes` or `class_names` (C,) names the
-    classes; without it they are "0", "1", ...
+    Images are (N, H, W) or (N, H, W, C), uint8, uint16 (divided by 65535) or floats in [0, 1]; all sets have one shape.
+    Labels are integers (N,) or (N, 1), from 0 to C - 1. `classes` or `class_names` (C,) names the classes; without it
+    they are "0", "1", ...
 
     Args:
         path: The .npz file. Pickled objects in it are not read.
-        in_channels: 3 for colour, 1 for grey; images of the other kind are converted. None: as the arrays are.
+        in_channels: Channels of the images. Gray (1) and color (3) are converted into each other. None: those of the
+            arrays.
     """
 
     path: str
@@ -40,23 +39,28 @@ class NpzDataModule(HeldOutDataModule):
 
     def __post_init__(self) -> None:
         self._file = Path(self.path).expanduser()
-        heads = read_heads(self._file)
-        images = check_heads(self._file, heads, trained=self.classes is None)
+        heads = _read_heads(self._file)
+        shape = _check_heads(self._file, heads, trained=self.classes is None)
         if self.in_channels is None:
-            self.in_channels = 3 if len(images.shape) == 4 and images.shape[3] == 3 else 1
+            self.in_channels = shape[3] if len(shape) == 4 else 1
+            if self.in_channels > min(shape[1:3]):
+                raise UserError(
+                    f"the images in {self._file} have the shape {shape}: the channels are the last axis; if they are, "
+                    f"set in_channels to {self.in_channels}"
+                )
         super().__post_init__()
         self._present = [split for split in SPLITS if f"{split}_images" in heads]
-        labels = {split: read_labels(self._file, split) for split in self._present}
-        self._found_classes = read_classes(self._file, heads, labels, trained=self.classes is None)
+        labels = {split: _read_labels(self._file, split) for split in self._present}
+        self._found_classes = _read_classes(self._file, heads, labels, trained=self.classes is None)
 
     @property
     def found_classes(self) -> list[str]:
-        """The names in the file, else the labels as text."""
+        """Names in the file, else the labels as text."""
         return self._found_classes
 
     @property
     def given_splits(self) -> list[Split]:
-        """The sets in the file."""
+        """Sets in the file."""
         return self._present
 
     def list_split(self, split: Split) -> Samples:
@@ -65,22 +69,18 @@ class NpzDataModule(HeldOutDataModule):
         Raises:
             UserError: The file is broken.
         """
-        return array_samples(_array(self._file, f"{split}_images"), read_labels(self._file, split), split)
+        return array_samples(_array(self._file, f"{split}_images"), _read_labels(self._file, split), split)
 
 
-class Head(NamedTuple):
-    """What an array's head tells without reading the array."""
+class _Head(NamedTuple):
+    """Shape and type of an array that has not been read."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
 
 
-def read_heads(file: Path) -> dict[str, Head]:
-    """Reads shape and type of each array of an .npz file.
-
-    Raises:
-        UserError: The file is missing, or no .npz file.
-    """
+def _read_heads(file: Path) -> dict[str, _Head]:
+    """Return shape and type of each array of an .npz file."""
     if not file.is_file():
         raise UserError(f"no file {file}: an .npz file is needed")
     heads = {}
@@ -88,143 +88,101 @@ def read_heads(file: Path) -> dict[str, Head]:
         with zipfile.ZipFile(file) as packed:
             for name in packed.namelist():
                 with packed.open(name) as stream:
-                    version = np.lib.format.read_magic(stream)
-                    read = {(1, 0): np.lib.format.read_array_header_1_0}.get(
-                        version, np.lib.format.read_array_header_2_0
-                    )
+                    old = np.lib.format.read_magic(stream) == (1, 0)
+                    read = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
                     shape, _, dtype = read(stream)
-                    heads[name.removesuffix(".npy")] = Head(shape, dtype)
+                    heads[name.removesuffix(".npy")] = _Head(shape, dtype)
     except _BROKEN_FILE as error:
         raise UserError(f"{file} cannot be read as an .npz file: {reason(error)}") from error
     return heads
 
 
-def check_heads(file: Path, heads: dict[str, Head], trained: bool = True) -> Head:
-    """Check keys, shapes and types, and return the head of the training images, or of others where there are none.
-
-    Args:
-        file: The .npz file.
-        heads: The heads of its arrays.
-        trained: Require training images.
-
-    Raises:
-        UserError: A key is missing, or an array has another shape or type than it should.
-    """
-    train = next((heads[f"{split}_images"] for split in SPLITS if f"{split}_images" in heads), None)
-    trained = trained or train is None
+def _check_heads(file: Path, heads: dict[str, _Head], trained: bool) -> tuple[int, ...]:
+    """Check keys, shapes and types, and return the shape of the training images, or of others if there are none."""
+    first = next((heads[f"{split}_images"] for split in SPLITS if f"{split}_images" in heads), None)
     for split in SPLITS:
-        images_key, labels_key = f"{split}_images", f"{split}_labels"
-        if not (trained and split == "train") and images_key not in heads and labels_key not in heads:
+        keys = f"{split}_images", f"{split}_labels"
+        required = split == "train" and (trained or first is None)
+        if not required and not any(key in heads for key in keys):
             continue
-        for key in (images_key, labels_key):
+        for key in keys:
             if key not in heads:
                 raise UserError(f"{file} has no array {key!r}; its arrays are {', '.join(heads) or 'none'}")
-        images, labels = heads[images_key], heads[labels_key]
-        right_shape = len(images.shape) == 3 or (len(images.shape) == 4 and images.shape[3] in (1, 3))
-        if not right_shape or 0 in images.shape[1:]:
-            raise UserError(
-                f"{images_key} in {file} has the shape {images.shape}: "
-                "(N, H, W), (N, H, W, 1) or (N, H, W, 3) is needed"
-            )
+        images, labels = (heads[key] for key in keys)
+        found = f"{keys[0]} in {file} are {images.dtype.name} of shape {images.shape}"
+        if len(images.shape) not in (3, 4) or 0 in images.shape[1:]:
+            raise UserError(f"{found}: (N, H, W) or (N, H, W, C) is needed")
         if _kind(images.dtype) is None:
             raise UserError(
-                f"{images_key} in {file} are {images.dtype.name}: uint8, uint16 or floats in [0, 1] are needed; values "
-                "from 0 to 255 become uint8 by images.astype('uint8')"
+                f"{found}: uint8, uint16 or floats in [0, 1] are needed; images.astype('uint8') converts values from "
+                "0 to 255"
             )
-        if len(labels.shape) not in (1, 2) or labels.shape[1:] not in ((), (1,)):
-            raise UserError(f"{labels_key} in {file} has the shape {labels.shape}: (N,) or (N, 1) is needed")
+        if first is not None and (images.shape[1:], _kind(images.dtype)) != (first.shape[1:], _kind(first.dtype)):
+            raise UserError(f"{found}, and others {first.dtype.name} of shape {first.shape}: one of them is needed")
+        found = f"{keys[1]} in {file} are {labels.dtype.name} of shape {labels.shape}"
+        if labels.shape not in (images.shape[:1], (images.shape[0], 1)):
+            raise UserError(f"{found}, and the images {images.shape}: one label per image is needed")
         if labels.dtype.kind not in "iub":
             raise UserError(
-                f"{labels_key} in {file} are {labels.dtype.name}: integers are needed; np.unique(labels, "
-                "return_inverse=True) gives names and integers"
+                f"{found}: integers are needed; np.unique(labels, return_inverse=True) returns names and integers"
             )
-        if images.shape[0] != labels.shape[0]:
-            raise UserError(
-                f"{images_key} in {file} has the shape {images.shape}, but {labels_key} {labels.shape}: "
-                "one label an image is needed"
-            )
-        if train is not None and (images.shape[1:] != train.shape[1:] or _kind(images.dtype) != _kind(train.dtype)):
-            raise UserError(
-                f"{images_key} in {file} are {images.dtype.name} of shape {images.shape}, but train_images "
-                f"{train.dtype.name} of shape {train.shape}: images of one shape and type are needed"
-            )
-    assert train is not None  # or refused
-    return train
+    assert first is not None  # else an array is missing
+    return first.shape
 
 
 def _kind(dtype: np.dtype) -> str | None:
-    """Return "uint8", "uint16" or "float", whatever the order of the bytes; None: no type of images."""
+    """Return "uint8", "uint16" or "float", in any byte order; None: no type of images."""
     return "float" if dtype.kind == "f" else dtype.name if dtype.name in ("uint8", "uint16") else None
 
 
-def read_labels(file: Path, split: Split) -> Tensor:
-    """Reads the labels of one split as (N,) int64.
-
-    Raises:
-        UserError: The split is empty or a label is negative.
-    """
+def _read_labels(file: Path, split: Split) -> Tensor:
+    """Read the labels of one set as (N,) int64."""
     key = f"{split}_labels"
-    stored = _array(file, key).reshape(-1)
-    if len(stored) == 0:
+    labels = _array(file, key).reshape(-1)
+    if len(labels) == 0:
         raise UserError(f"{key} in {file} is empty: at least one image is needed")
-    if stored.max() > np.iinfo(np.int64).max:
-        position = int(stored.argmax())
-        raise UserError(f"{key}[{position}] in {file} is {stored[position]}: labels from 0 to C - 1 are needed")
-    labels = stored.astype(np.int64)
-    if labels.min() < 0:
-        position = int(labels.argmin())
-        raise UserError(f"{key}[{position}] in {file} is {labels[position]}: labels from 0 are needed")
-    return torch.from_numpy(labels)
+    wrong = np.flatnonzero((labels < 0) | (labels > _MOST_CLASSES))
+    if len(wrong):
+        raise UserError(f"{key}[{wrong[0]}] in {file} is {labels[wrong[0]]}: labels from 0 to C - 1 are needed")
+    return torch.from_numpy(labels.astype(np.int64))
 
 
-def read_classes(file: Path, heads: dict[str, Head], labels: dict[Split, Tensor], trained: bool = True) -> list[str]:
-    """Return the classes' names after having compared them with the labels of all sets.
+def _read_classes(file: Path, heads: dict[str, _Head], labels: dict[Split, Tensor], trained: bool) -> list[str]:
+    """Return the names of the classes, after comparing them with the labels of all sets.
 
     Args:
         file: The .npz file.
-        heads: The heads of its arrays.
-        labels: The labels of each set.
+        heads: Shapes and types of its arrays.
+        labels: Labels of each set.
         trained: Require a training image of each class.
-
-    Raises:
-        UserError: The names are not a text array (C,) without repetition, a label is C or more, or a class has no
-            training image.
     """
-    known = set((labels["train"] if trained else torch.cat([*labels.values()])).tolist())
+    known = labels["train"] if trained else torch.cat([*labels.values()])
+    found = known.unique().tolist()
     key = next((key for key in ("classes", "class_names") if key in heads), None)
-    # No more names than there are images: a label beyond leaves some class without any, which is said below.
-    most = len(labels["train"]) + 1 if trained else _MOST_CLASSES
-    names = [str(label) for label in range(min(max(known) + 1, most))]
-    if key is not None:
+    if key is None:
+        names = [str(label) for label in range(found[-1] + 1)]
+    else:
         if len(heads[key].shape) != 1 or heads[key].dtype.kind not in "US":
             raise UserError(
                 f"{key} in {file} are {heads[key].dtype} of shape {heads[key].shape}: text of shape (C,) is needed"
             )
-        try:
-            names = [name.decode() if isinstance(name, bytes) else str(name) for name in _array(file, key).tolist()]
-        except UnicodeDecodeError as error:
-            raise UserError(f"{key} in {file} are not UTF-8: {reason(error)}") from error
+        names = np.char.asarray(_array(file, key)).astype(str).tolist()
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise UserError(f"{key} in {file} names {twice!r} twice: each class needs a name of its own")
-    elif trained and len(known) < len(names):
-        found = sorted(known)
-        listed = ", ".join(map(str, found[:_SHOWN])) + (", ..." if len(found) > _SHOWN else "")
-        raise UserError(
-            f"train_labels in {file} have {plural(len(found), 'value')}, {listed}: the labels of "
-            f"{plural(len(found), 'class')} are 0 to {len(found) - 1}; np.unique(labels, return_inverse=True)[1] "
-            "renumbers the labels of all sets together"
-        )
     for split, of_set in labels.items():
         position = int(of_set.argmax())
         if of_set[position] >= len(names):
             raise UserError(
-                f"{split}_labels[{position}] in {file} is {int(of_set[position])}: "
-                f"with {plural(len(names), 'class')} labels run from 0 to {len(names) - 1}"
+                f"{split}_labels[{position}] in {file} is {int(of_set[position])}: with "
+                f"{plural(len(names), 'class')} labels run from 0 to {len(names) - 1}"
             )
-    for label, name in enumerate(names):
-        if trained and label not in known:
-            raise UserError(f"train_labels in {file} has no image of class {name!r} (label {label})")
+    missing = next((label for label in range(len(names)) if label not in set(found)), None) if trained else None
+    if missing is not None:
+        raise UserError(
+            f"train_labels in {file} have {plural(len(found), 'value')}, and no image of class {names[missing]!r} "
+            f"(label {missing}): np.unique(labels, return_inverse=True)[1] renumbers the labels of all sets together"
+        )
     return names
 
 

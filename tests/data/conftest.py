@@ -111,6 +111,6 @@ def classifier() -> Callable[..., ToyClassifier]:
 
 @pytest.fixture
 def keys() -> np.ndarray:
-    from metricloss_pl.data.augment import image_keys
+    from metricloss_pl.data.keys import image_keys
 
     return image_keys(3, np.full(64, 5), np.arange(64))

@@ -20,10 +20,8 @@ from metricloss_pl.data.augment import (
     TrivialAugment,
     VerticalFlip,
     crop,
-    image_keys,
-    stream,
-    uniform,
 )
+from metricloss_pl.data.keys import image_keys, stream, uniform
 from metricloss_pl.errors import UserError
 
 ALL: list[Augmentation] = [

@@ -13,10 +13,9 @@ from metricloss_pl.data.augment import (
     RandomErasing,
     RandomResizedCrop,
     ShiftCrop,
-    image_keys,
-    stream,
 )
 from metricloss_pl.data.dataset import ImageDataset, identity_collate
+from metricloss_pl.data.keys import image_keys, stream
 from metricloss_pl.data.reading import read_image
 from metricloss_pl.data.sampler import TrainSampler
 from metricloss_pl.data.samples import Samples

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from metricloss_pl.data.file_list import FileListDataModule
+from metricloss_pl.data.lists import FileListDataModule
 from metricloss_pl.errors import UserError
 from tests.helpers import make_image
 from tests.systems import make_pipe

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from metricloss_pl.data.image_list import ImageListDataModule
+from metricloss_pl.data.lists import ImageListDataModule
 from metricloss_pl.errors import UserError
 from tests.helpers import make_image
 

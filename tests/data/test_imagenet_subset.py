@@ -182,7 +182,7 @@ def test_missing_or_broken_development_kit(tmp_path, expected, name, content):
     with pytest.raises(UserError) as caught:
         data.read("test")
     assert str(file.parent) in str(caught.value)
-    assert f"remove {tmp_path / 'data' / 'imagenet_vipriors'} to have it unpacked anew" in str(caught.value)
+    assert f"remove {tmp_path / 'data' / 'imagenet_vipriors'} to have it unpacked again" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from metricloss_pl.data.augment import Cutout, HorizontalFlip
 from metricloss_pl.data.npz import NpzDataModule
+from metricloss_pl.data.preparation import prepare_batches
 from metricloss_pl.errors import UserError
 
 
@@ -34,7 +36,7 @@ def refused(path: str, **arguments) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize(("shape", "channels"), [((6, 5), 1), ((6, 5, 1), 1), ((6, 5, 3), 3)])
+@pytest.mark.parametrize(("shape", "channels"), [((6, 5), 1), ((6, 5, 1), 1), ((6, 5, 3), 3), ((6, 5, 4), 4)])
 @pytest.mark.parametrize("compressed", [True, False])
 def test_parts(tmp_path, shape, channels, compressed):
     contents = arrays(shape)
@@ -57,7 +59,30 @@ def test_parts(tmp_path, shape, channels, compressed):
     assert labels.dtype == torch.int64
 
 
-def test_grey_images_as_colour(tmp_path):
+def test_thirteen_channels(tmp_path):
+    """From the file to batches, normalization and prediction."""
+    path = save(tmp_path, arrays((6, 5, 13)))
+    with pytest.raises(UserError, match="set in_channels to 13"):
+        NpzDataModule(path=path)
+    data = NpzDataModule(path=path, in_channels=13, image_size=4, resize=5, augment=[HorizontalFlip(), Cutout(2)])
+    data.setup()
+    assert next(iter(data.train_dataloader()))[0].shape == (20, 13, 4, 4)
+    mean, std = data.normalization
+    assert len(mean) == len(std) == 13
+    images = arrays((6, 5, 13))["test_images"]
+    [batch] = prepare_batches(images, in_channels=13, resize=5, image_size=4)
+    assert torch.equal(batch, next(iter(data.test_dataloader()))[0])
+    [batch] = prepare_batches(images.astype(np.uint16) * 257, in_channels=13, image_size=4)
+    assert batch.shape == (12, 13, 4, 4)
+    assert batch.dtype == torch.float32
+    with pytest.raises(UserError, match=r"\(6, 5, 13\).* 3 channels"):
+        next(prepare_batches(images, in_channels=3))
+    for channels in (1, 3, 4):
+        with pytest.raises(UserError, match=f"13 channels, and in_channels is {channels}"):
+            NpzDataModule(path=path, in_channels=channels).setup("fit")
+
+
+def test_gray_images_as_color(tmp_path):
     data = NpzDataModule(path=save(tmp_path, arrays()), in_channels=3)
     data.setup("fit")
     assert data.in_channels == 3
@@ -159,21 +184,30 @@ def changed(**changes) -> dict[str, np.ndarray]:
         (changed(val_labels=None), ["no array 'val_labels'"]),
         (changed(test_images=None), ["no array 'test_images'"]),
         (changed(train_images=lambda x: x[0]), ["train_images", "(6, 5)"]),
-        (changed(train_images=lambda x: np.zeros((20, 3, 6, 5), np.uint8)), ["train_images", "(20, 3, 6, 5)"]),
+        (
+            changed(
+                train_images=lambda x: np.zeros((20, 3, 6, 5), np.uint8),
+                val_images=None,
+                val_labels=None,
+                test_images=None,
+                test_labels=None,
+            ),
+            ["(20, 3, 6, 5)", "last axis"],
+        ),
         (changed(test_images=lambda x: np.zeros((12, 6, 5, 6, 3), np.uint8)), ["test_images", "(12, 6, 5, 6, 3)"]),
         (changed(train_images=lambda x: x[:, :0]), ["train_images", "(20, 0, 5)"]),
         (changed(train_images=lambda x: x.astype(np.int64)), ["train_images", "int64", "uint8"]),
-        (changed(val_images=lambda x: x[:, :, :4]), ["val_images", "(8, 6, 4)", "train_images", "(20, 6, 5)"]),
-        (changed(val_images=lambda x: x / 255), ["val_images", "float64", "train_images", "uint8"]),
-        (changed(train_labels=lambda x: x[:-1]), ["train_images", "(20, 6, 5)", "train_labels", "(19, 1)"]),
+        (changed(val_images=lambda x: x[:, :, :4]), ["val_images", "(8, 6, 4)", "(20, 6, 5)"]),
+        (changed(val_images=lambda x: x / 255), ["val_images", "float64", "uint8"]),
+        (changed(train_labels=lambda x: x[:-1]), ["(20, 6, 5)", "train_labels", "(19, 1)"]),
         (changed(val_labels=lambda x: np.eye(8, 4, dtype=int)), ["val_labels", "(8, 4)"]),
         (changed(train_labels=lambda x: x.astype(float)), ["train_labels", "float64", "integers"]),
         (changed(train_labels=lambda x: x.astype(object)), ["train_labels", "object"]),
         (changed(train_labels=lambda x: x - 1), ["train_labels[0]", "is -1"]),
         (changed(test_labels=lambda x: x + 1), ["test_labels[3]", "is 4", "4 classes", "0 to 3"]),
-        (changed(train_labels=lambda x: x * 2), ["train_labels", "4 values, 0, 2, 4, 6", "4 classes are 0 to 3"]),
-        (changed(train_labels=lambda x: x % 2 * 255), ["2 values, 0, 255", "2 classes are 0 to 1", "np.unique"]),
-        (changed(train_labels=lambda x: x + 1), ["4 values, 1, 2, 3, 4: ", "4 classes are 0 to 3"]),
+        (changed(train_labels=lambda x: x * 2), ["have 4 values", "(label 1)"]),
+        (changed(train_labels=lambda x: x % 2 * 255), ["2 values", "(label 1)", "np.unique"]),
+        (changed(train_labels=lambda x: x + 1), ["4 values", "(label 0)"]),
         (changed(classes=lambda _: np.array(list("abc"))), ["train_labels[3]", "is 3", "3 classes"]),
         (changed(classes=lambda _: np.array(list("abcde"))), ["no image of class 'e' (label 4)"]),
         (changed(classes=lambda _: np.array(list("abca"))), ["classes", "'a' twice"]),
