@@ -140,6 +140,8 @@ def test_without_validation_images_the_last_checkpoint_is_the_result(tmp_path, c
     assert checkpoint_names(run) == {"last.ckpt"}
     assert result(run)["checkpoint"] == str(run / "checkpoints" / "last.ckpt")
     assert {name.partition("/")[0] for name in result(run)["metrics"]} == {"test"}
+    main(["fit", f"--resume={run}", "--trainer.max_epochs=3", *QUIET])
+    assert result(run)["epochs"] == 3
 
 
 def test_a_limit_of_time(tmp_path):

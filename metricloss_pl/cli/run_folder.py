@@ -121,10 +121,6 @@ class LastCheckpoint(Checkpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         trainer.callbacks = sorted(callbacks, key=lambda callback: callback is self)  # type: ignore[attr-defined]
-        if not trainer.datamodule.has_validation:  # type: ignore[attr-defined]
-            for callback in trainer.checkpoint_callbacks:  # the last state is the result
-                if isinstance(callback, ModelCheckpoint) and (callback.monitor or "").startswith("val/"):
-                    callback.monitor, callback.save_top_k = None, 0
 
     def state_dict(self) -> dict[str, Any]:
         return {"metrics": self._metrics} if self._metrics else {}
