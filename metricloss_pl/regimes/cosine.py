@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from metricloss_pl.class_embeddings import (
     simplex,
     stored,
 )
+from metricloss_pl.class_embeddings.argument import ClassEmbeddings
 from metricloss_pl.errors import UserError, check_choice, reason, refusing
 from metricloss_pl.files import FilePath
 from metricloss_pl.losses import CosineCrossEntropyLoss
@@ -30,13 +31,6 @@ from metricloss_pl.regimes.base import Classifier
 __all__ = ["CosineClassifier"]
 
 _NAMED = ("one_hot", "simplex")
-_Name: TypeAlias = Literal["one_hot", "simplex", "semantic"]
-
-# A tensor is for Python only: the command line would list all subclasses of Tensor in its help.
-if TYPE_CHECKING:
-    ClassEmbeddings: TypeAlias = _Name | FilePath | Tensor | None
-else:
-    ClassEmbeddings = _Name | FilePath | None
 
 
 class CosineClassifier(Classifier):
