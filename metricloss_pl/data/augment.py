@@ -24,22 +24,22 @@ _ATTEMPTS = 10  # at a rectangle that fits
 
 
 def _reflect(positions: Tensor, size: int) -> Tensor:
-    """Positions inside and outside of 0..size-1, mirrored at the first and last pixel (as often as needed)."""
+    """Return positions mirrored into 0..size-1 at the first and last pixel (as often as needed)."""
     period = max(2 * (size - 1), 1)
     folded = positions.remainder(period)
     return torch.where(folded < size, folded, period - folded) if size > 1 else torch.zeros_like(positions)
 
 
 def crop(images: Tensor, tops: Tensor, lefts: Tensor, height: int, width: int, fill: Fill = "reflect") -> Tensor:
-    """Cuts a window of (height, width) px out of each image, each at its own place.
+    """Cut a window of (height, width) px out of each image, each at its own place.
 
     Args:
         images: (B, C, H, W).
-        tops: (B,) int64, the window's first row; may lie outside the image.
-        lefts: (B,) int64, the window's first column; may lie outside the image.
-        height: Of the window.
-        width: Of the window.
-        fill: Outside the image: mirrored at the border pixel, the border pixel repeated, or zero.
+        tops: (B,) int64, first row of each window; may lie outside the image.
+        lefts: (B,) int64, first column of each window; may lie outside the image.
+        height: Height of the window in px.
+        width: Width of the window in px.
+        fill: Content outside the image: the image mirrored at its border pixel, its border pixel repeated, or zero.
 
     Returns:
         (B, C, height, width), of the images' dtype.
@@ -61,13 +61,12 @@ def crop(images: Tensor, tops: Tensor, lefts: Tensor, height: int, width: int, f
 
 
 class Augmentation(ABC):
-    """A random change of training images; YAML gives a class's name, or `class_path` and `init_args`.
+    """Random change of training images; in YAML a class name, or `class_path` and `init_args`.
 
     Called with images (B, C, H, W), uint8 or float32 in [0, 1], and the images' keys (B,), it returns images of the
     same dtype, shape and range. All of its randomness comes from the keys.
 
-    Where `before_crop` is true it sees whole images as they were resized, else the crops; the former come first, and
-    may change the size. Where `changes_color` is true, images must be gray or color.
+    With `before_crop` it is applied to the resized images and may change their size, else to the crops. Where `changes_color` is true, images must be gray or color.
     """
 
     before_crop: bool = False
@@ -75,10 +74,9 @@ class Augmentation(ABC):
 
     @abstractmethod
     def __call__(self, images: Tensor, keys: Keys) -> Tensor:
-        """Returns the changed images (B, C, H, W)."""
 
     def for_size(self, image_size: int | None) -> Augmentation:
-        """The augmentation for crops of this side in px (None: images as they are): itself, unless that matters."""
+        """Return the augmentation for crops of this side in px (None: images as they are), by default itself."""
         return self
 
     def __repr__(self) -> str:
@@ -103,11 +101,11 @@ def _check_range(owner: Augmentation, name: str, values: tuple[float, float], up
 def _draw_fitting(
     height: int, width: int, area: tuple[float, float], aspect: tuple[float, float], draws: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The first rectangle of several that fits into (height, width) px.
+    """Return the first of several random rectangles that fits into (height, width) px.
 
     Args:
-        height: Of the image.
-        width: Of the image.
+        height: Height of the image in px.
+        width: Width of the image in px.
         area: Smallest and largest share of the image's area, drawn uniformly.
         aspect: Smallest and largest ratio of height to width, drawn log-uniformly.
         draws: (B, 2 * _ATTEMPTS) numbers in [0, 1).
@@ -126,46 +124,38 @@ def _draw_fitting(
 
 
 class HorizontalFlip(Augmentation):
-    """Mirrors left and right.
+    """Random mirroring of left and right.
 
     Args:
-        probability: Of an image to be mirrored, in [0, 1].
+        probability: Probability that an image is mirrored, in [0, 1].
     """
+
+    _dimension = -1
 
     def __init__(self, probability: float = 0.5) -> None:
         self.probability = _check_probability(self, probability)
 
     def __call__(self, images: Tensor, keys: Keys) -> Tensor:
-        """Returns the changed images (B, C, H, W)."""
-        return _flip(images, uniform(keys, 1)[:, 0] < self.probability, -1)
+        rows = (uniform(keys, 1)[:, 0] < self.probability).nonzero()[:, 0]
+        return images.index_copy(0, rows, images.index_select(0, rows).flip(self._dimension))
 
 
-class VerticalFlip(Augmentation):
-    """Mirrors top and bottom.
+class VerticalFlip(HorizontalFlip):
+    """Random mirroring of top and bottom.
 
     Args:
-        probability: Of an image to be mirrored, in [0, 1].
+        probability: Probability that an image is mirrored, in [0, 1].
     """
 
-    def __init__(self, probability: float = 0.5) -> None:
-        self.probability = _check_probability(self, probability)
-
-    def __call__(self, images: Tensor, keys: Keys) -> Tensor:
-        """Returns the changed images (B, C, H, W)."""
-        return _flip(images, uniform(keys, 1)[:, 0] < self.probability, -2)
-
-
-def _flip(images: Tensor, drawn: Tensor, dimension: int) -> Tensor:
-    rows = drawn.nonzero()[:, 0]
-    return images.index_copy(0, rows, images.index_select(0, rows).flip(dimension))
+    _dimension = -2
 
 
 class ShiftCrop(Augmentation):
-    """Pads each side by some pixels and cuts a window of the old size at a random place: a shift by whole pixels.
+    """Random shift by whole pixels: each side is padded, and a window of the old size is cut out.
 
     Args:
-        pixels: The largest shift in px, in each direction; at least 0.
-        fill: What the padding shows: the image mirrored at its border pixel, its border pixel repeated, or zero.
+        pixels: Largest shift in px, in each direction; at least 0.
+        fill: Content of the padding: the image mirrored at its border pixel, its border pixel repeated, or zero.
     """
 
     def __init__(self, pixels: int = 4, fill: Fill = "reflect") -> None:
@@ -176,17 +166,16 @@ class ShiftCrop(Augmentation):
         self.fill: Fill = fill
 
     def __call__(self, images: Tensor, keys: Keys) -> Tensor:
-        """Returns the changed images (B, C, H, W)."""
         shift = (uniform(keys, 2) * (2 * self.pixels + 1)).floor().to(torch.int64) - self.pixels
         return crop(images, shift[:, 0], shift[:, 1], images.shape[2], images.shape[3], self.fill)
 
 
 class Rotation(Augmentation):
-    """Rotates about the centre by an angle drawn uniformly, with bilinear interpolation.
+    """Random rotation about the center by a uniformly drawn angle, with bilinear interpolation.
 
     Args:
-        degrees: The largest angle, in either direction; at least 0.
-        fill: What the corners show: the image mirrored at its border, its border repeated, or zero.
+        degrees: Largest angle, in either direction; at least 0.
+        fill: Content of the corners: the image mirrored at its border, its border repeated, or zero.
     """
 
     def __init__(self, degrees: float = 5.0, fill: Fill = "zero") -> None:
@@ -197,7 +186,6 @@ class Rotation(Augmentation):
         self.fill: Fill = fill
 
     def __call__(self, images: Tensor, keys: Keys) -> Tensor:
-        """Returns the changed images (B, C, H, W)."""
         height, width = images.shape[2:]
         angle = torch.deg2rad((2 * uniform(keys, 1)[:, 0] - 1) * self.degrees).float()
         cosine, sine, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
@@ -213,7 +201,7 @@ class Rotation(Augmentation):
 
 
 class RandomResizedCrop(Augmentation):
-    """Cuts out a random rectangle and resizes it to the crop's size, in place of the random crop (Szegedy et al. 2015).
+    """Random rectangle resized to the size of the crop, in place of the random crop (Szegedy et al. 2015).
 
     As torchvision's: the area is drawn uniformly and the aspect ratio log-uniformly, ten times at most until it fits
     into the image; where none does, it is the largest rectangle of an allowed ratio, in the centre. Rectangles are cut
@@ -240,13 +228,12 @@ class RandomResizedCrop(Augmentation):
         self.size = size
 
     def for_size(self, image_size: int | None) -> RandomResizedCrop:
-        """With that size, if it has none of its own."""
+        """Return a crop of that size, unless it has a size of its own."""
         sized = copy.copy(self)
         sized.size = image_size if self.size is None else self.size
         return sized
 
     def __call__(self, images: Tensor, keys: Keys) -> Tensor:
-        """Returns the crops (B, C, size, size)."""
         size = list(images.shape[2:]) if self.size is None else [self.size, self.size]
         rectangles = torch.stack(self.rectangles(images.shape[2], images.shape[3], keys), 1).tolist()
         crops = torch.stack(
@@ -258,7 +245,7 @@ class RandomResizedCrop(Augmentation):
         return crops if crops.dtype == torch.uint8 else crops.clamp_(0, 1)
 
     def rectangles(self, height: int, width: int, keys: Keys) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Draws top, left, height and width in px, each (B,) int64."""
+        """Return top, left, height and width in px, each (B,) int64."""
         draws = uniform(keys, 2 + 2 * _ATTEMPTS)
         heights, widths, found = _draw_fitting(height, width, self.area, self.aspect, draws[:, 2:])
         heights = torch.where(found, heights, min(height, max(1, round(width * self.aspect[1]))))
@@ -269,16 +256,16 @@ class RandomResizedCrop(Augmentation):
 
 
 class RandomErasing(Augmentation):
-    """Fills a random rectangle (Zhong et al. 2020, "Random Erasing Data Augmentation").
+    """Random rectangle that is filled (Zhong et al. 2020, "Random Erasing Data Augmentation").
 
     The aspect ratio is drawn log-uniformly, so that lying and standing rectangles are equally likely. A rectangle that
     does not fit into the image is drawn again, ten times at most; the image stays whole if none fits.
 
     Args:
-        probability: Of an image to be erased, in [0, 1].
+        probability: Probability that an image is changed, in [0, 1].
         area: Smallest and largest share of the image's area.
         aspect: Smallest and largest ratio of height to width.
-        fill: With uniform noise, the image's own mean of each channel, or zero.
+        fill: Content of the area: uniform noise, the image's mean of each channel, or zero.
         before_crop: Erase in the whole image, and crop afterwards; else in the crop.
     """
 
@@ -298,12 +285,11 @@ class RandomErasing(Augmentation):
         self.before_crop = before_crop
 
     def __call__(self, images: Tensor, keys: Keys) -> Tensor:
-        """Returns the changed images (B, C, H, W)."""
         tops, lefts, heights, widths = self.rectangles(images.shape[2], images.shape[3], keys)
         return _fill_rectangles(images, tops, lefts, tops + heights, lefts + widths, self.fill, stream(keys, 0))
 
     def rectangles(self, height: int, width: int, keys: Keys) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Draws top, left, height and width in px, each (B,) int64; height and width 0 where nothing is erased."""
+        """Return top, left, height and width in px, each (B,) int64; height and width are 0 if nothing is erased."""
         draws = uniform(keys, 3 + 2 * _ATTEMPTS)
         heights, widths, found = _draw_fitting(height, width, self.area, self.aspect, draws[:, 3:])
         erased = (draws[:, 0] < self.probability) & found
@@ -315,11 +301,11 @@ class RandomErasing(Augmentation):
 
 
 class Cutout(Augmentation):
-    """Fills a square about a random pixel, cut off at the border (DeVries and Taylor 2017).
+    """Square around a random pixel that is filled, cut off at the border (DeVries and Taylor 2017).
 
     Args:
         pixels: Side of the square in px; at least 1.
-        fill: With uniform noise, the image's own mean of each channel, or zero.
+        fill: Content of the area: uniform noise, the image's mean of each channel, or zero.
     """
 
     def __init__(self, pixels: int = 16, fill: AreaFill = "mean") -> None:
@@ -330,9 +316,8 @@ class Cutout(Augmentation):
         self.fill: AreaFill = fill
 
     def __call__(self, images: Tensor, keys: Keys) -> Tensor:
-        """Returns the changed images (B, C, H, W)."""
-        centre = (uniform(keys, 2) * torch.tensor(images.shape[2:])).floor().to(torch.int64)
-        start = centre - self.pixels // 2
+        center = (uniform(keys, 2) * torch.tensor(images.shape[2:])).floor().to(torch.int64)
+        start = center - self.pixels // 2
         end = start + self.pixels
         return _fill_rectangles(images, start[:, 0], start[:, 1], end[:, 0], end[:, 1], self.fill, stream(keys, 0))
 
@@ -367,7 +352,6 @@ class _PerImage(Augmentation):
     changes_color = True
 
     def __call__(self, images: Tensor, keys: Keys) -> Tensor:
-        """Returns the changed images (B, C, H, W)."""
         generator = torch.default_generator
         state = generator.get_state()
         try:
@@ -381,11 +365,11 @@ class _PerImage(Augmentation):
 
 
 class RandAugment(_PerImage):
-    """torchvision's RandAugment (Cubuk et al. 2020): some random operations of one strength, image by image.
+    """torchvision's RandAugment (Cubuk et al. 2020): random operations of one strength, image by image.
 
     Args:
-        num_ops: Operations an image; at least 0.
-        magnitude: Their strength, from 0 to 30.
+        num_ops: Operations per image; at least 0.
+        magnitude: Strength of the operations, from 0 to 30.
     """
 
     def __init__(self, num_ops: int = 2, magnitude: int = 9) -> None:
@@ -399,7 +383,7 @@ class RandAugment(_PerImage):
 
 
 class TrivialAugment(_PerImage):
-    """torchvision's TrivialAugmentWide (Mueller and Hutter 2021): one random operation of random strength an image."""
+    """torchvision's TrivialAugmentWide (Mueller and Hutter 2021): one random operation of random strength per image."""
 
     def __init__(self) -> None:
         self._transform = v2.TrivialAugmentWide(interpolation=_BILINEAR)

@@ -1,4 +1,4 @@
-"""The torch data set that hands out the images of one part, cropped and augmented, in finished batches."""
+"""The torch data set that returns the images of one set, cropped and augmented, in finished batches."""
 
 from __future__ import annotations
 
@@ -23,27 +23,26 @@ _CROP_STREAM = 2**32  # a stream of draws that no position in a list of augmenta
 
 
 class ImageDataset(Dataset[Any]):
-    """The images and labels of one part, fetched a whole batch at a time.
+    """Images and labels of one set, fetched a whole batch at a time.
 
-    Give it to a DataLoader with `collate_fn=identity_collate`. An item is a position in the part, or (position, draw)
-    as the
-    training sampler gives them; the draw (the epoch, for an image that comes once an epoch) chooses the augmentation.
+    A DataLoader needs `collate_fn=identity_collate`. An item is a position in the set, or (position, draw) from the
+    training sampler; the draw (the epoch, for an image that is used once per epoch) determines the augmentation.
 
     Args:
-        store: The images.
+        store: Decoded or decodable images.
         labels: (N,) int64.
-        names: One an image, for messages.
-        image_size: Side in px of the square crop. None: as they are, all of one size.
-        resize: Shorter side in px to which fetched images are resized once more. None: as the store has them.
-        training: Crop at random and augment; else crop the centre.
-        augment: Augmentations in their order; used in training only.
-        seed: Of crops and augmentations.
+        names: N names, for messages.
+        image_size: Side in px of the square crop. None: images as they are, all of one size.
+        resize: Shorter side in px to which fetched images are resized again. None: as in the store.
+        training: Crop at random and augment; else crop the center.
+        augment: Augmentations in their order, for training only.
+        seed: Seed of crops and augmentations.
         with_index: Batches are (images, labels, index) instead of (images, labels).
-        views: Views of each image: itself and its mirror image, the crops at the centre and in the corners, or these
-            and their mirror images. Images are then (B, V, C, S, S), the usual one first. Not for training.
+        views: Views of each image: itself and its mirror image, the crops at the center and in the corners, or these
+            and their mirror images. Images are then (B, V, C, S, S), the plain one first. Not for training.
 
     Raises:
-        UserError: Crops of images that are not larger than the crop.
+        UserError: Views are crops, and the images are not larger than the crop.
     """
 
     def __init__(
@@ -81,13 +80,13 @@ class ImageDataset(Dataset[Any]):
         return len(self.store)
 
     def __getitem__(self, item: int | tuple[int, int]) -> tuple[Tensor, ...]:
-        """Returns one image (C, S, S) and its label (), and its index () where batches have one."""
+        """Return one image (C, S, S) and its label (), and its index () if `with_index`."""
         return tuple(part[0] for part in self.__getitems__([item]))
 
     def __getitems__(self, items: Sequence[int | tuple[int, int]]) -> tuple[Tensor, ...]:
-        """Returns the finished batch: images (B, C, S, S), labels (B,), and index (B,) where batches have one.
+        """Return the finished batch: images (B, C, S, S), labels (B,), and index (B,) if `with_index`.
 
-        Where there are views, images are (B, V, C, S, S).
+        With views, images are (B, V, C, S, S).
         """
         try:
             with one_thread():
@@ -124,7 +123,7 @@ class ImageDataset(Dataset[Any]):
         return [with_shorter_side(image, self.resize) for image in images]
 
     def _augment_whole(self, images: Tensor | list[Tensor], keys: np.ndarray) -> Tensor | list[Tensor]:
-        """Applies those augmentations that see the image before the crop."""
+        """Apply the augmentations that come before the crop."""
         for position, augmentation in enumerate(self.augment):
             if self.training and augmentation.before_crop:
                 own = stream(keys, position)
@@ -162,15 +161,15 @@ class ImageDataset(Dataset[Any]):
         )
 
     def _places(self, sides: Tensor, size: int, keys: np.ndarray, corner: tuple[int, int] | None = None) -> Tensor:
-        """Top and left (B, 2) of the crops; the centre, also where the image is smaller, unless in training."""
+        """Return top and left (B, 2) of the crops: random in training if the image is larger, else central."""
         room = sides - size
-        centre = room.div(2, rounding_mode="floor")
+        center = room.div(2, rounding_mode="floor")
         if corner is not None:
-            return torch.where(room > 0, room * torch.tensor(corner), centre)
+            return torch.where(room > 0, room * torch.tensor(corner), center)
         if not self.training:
-            return centre
+            return center
         at_random = (uniform(stream(keys, _CROP_STREAM), 2) * (room + 1)).floor().to(torch.int64)
-        return torch.where(room > 0, at_random, centre)
+        return torch.where(room > 0, at_random, center)
 
     def _stack(self, images: list[Tensor], indices: list[int]) -> Tensor:
         first = images[0].shape
@@ -184,9 +183,9 @@ class ImageDataset(Dataset[Any]):
 
 
 class _WorkerUserError(UserError):
-    """A user's mistake that a worker process met.
+    """A user's mistake in a worker process.
 
-    torch hands it on by calling its type with the worker's traceback as text; what the user needs is the last line.
+    torch re-raises it by calling its type with the worker's traceback as text, whose last line is the message.
     """
 
     def __init__(self, text: str) -> None:
@@ -194,5 +193,5 @@ class _WorkerUserError(UserError):
 
 
 def identity_collate(batch: Any) -> Any:
-    """The `collate_fn` of a data set that fetches finished batches."""
+    """Return a batch unchanged: the `collate_fn` of a data set that fetches finished batches."""
     return batch

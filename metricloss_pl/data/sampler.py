@@ -18,38 +18,38 @@ from metricloss_pl.errors import UserError, plural
 
 
 def process_group() -> tuple[int, int]:
-    """Returns the number of processes and this one's rank: 1 and 0 where torch.distributed is not initialised."""
+    """Return the number of processes and the rank of this one; 1 and 0 if torch.distributed is not initialized."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_world_size(), torch.distributed.get_rank()
     return 1, 0
 
 
 class TrainSampler(DistributedSampler[Any]):
-    """The training order: drawn from (seed, epoch), in whole global batches, each process its share of every batch.
+    """Training order, drawn from (seed, epoch) in whole global batches, of which each process has its share.
 
-    The last incomplete global batch (of batch_size * num_replicas images) is dropped, so all processes take equally
-    many steps. A part smaller than one global batch gives one smaller batch, of equally many images a process. With
-    the same global batch size, a global batch holds the same images for any number of processes.
+    The last incomplete global batch (of batch_size * num_replicas images) is dropped, so that all processes take
+    equally many steps. A set smaller than one global batch gives one smaller batch, of equally many images per process.
+    With the same global batch size, a global batch has the same images for any number of processes.
 
-    An item is (index, draw): the draw is the epoch, plus 2^32 for each time that the image came before in the epoch.
-    Worker processes thereby know the epoch, and a repeated image is augmented anew.
+    An item is (index, draw): the draw is the epoch, plus 2^32 for each earlier use of the image in the epoch. Worker
+    processes thereby know the epoch, and a repeated image is augmented differently.
 
-    With ``per_class`` a global batch of G images holds M = per_class images of each of P = G / M classes, drawn in
-    rounds: in a round of ceil(C / P) batches each class comes once, and what its last batch then lacks are classes of
-    its first one, a second time. Rounds go on from one epoch to the next, so that no class is left out however short
-    an epoch is. An epoch has as many batches as without, at least one; within it the images of a class come equally
-    often (within one), and twice in a batch only where the class has fewer than M.
+    With `per_class` a global batch of G images has M = per_class images of each of P = G / M classes, drawn in rounds:
+    in a round of ceil(C / P) batches each class is drawn once, and the last batch is filled up with classes of the
+    first one. Rounds continue from one epoch to the next, so that no class is left out in short epochs. The number of
+    batches per epoch does not change, but is at least one. Within an epoch the images of a class are drawn equally
+    often (within one), and twice in a batch only if the class has fewer than M.
 
     Args:
         labels: (N,) int64.
-        batch_size: Images a step and process.
+        batch_size: Images per step and process.
         seed: At least 0.
-        repeat: Times that each image comes in an epoch, anywhere in it.
-        balanced: Every class comes equally often (within one) in each run of C images, and within a class every image
-            equally often (within one). As many images an epoch as without.
-        per_class: M. None: batches are drawn without regard to classes.
-        num_replicas: Number of processes. None: of the process group.
-        rank: This process. None: of the process group.
+        repeat: Number of times that each image is drawn per epoch.
+        balanced: Draw every class equally often (within one) in each run of C images, and every image of a class
+            equally often (within one). The number of images per epoch does not change.
+        per_class: Images M of each class in a batch. None: batches are drawn without regard to classes.
+        num_replicas: Number of processes. None: that of the process group.
+        rank: Rank of this process. None: that in the process group.
 
     Raises:
         UserError: There are fewer images than processes; or per_class does not divide the global batch, or leaves it
@@ -92,11 +92,11 @@ class TrainSampler(DistributedSampler[Any]):
         self._first_batch = 0
 
     def resume(self, begin: Callable[[], tuple[int, int]]) -> None:
-        """Begins at a batch of an epoch; other epochs are whole.
+        """Begin at a batch of an epoch; other epochs are whole.
 
         Args:
-            begin: Tells (epoch, batch). It is asked when the order is first needed, since a loader may be built before
-                the state of an interrupted run is back.
+            begin: Function that returns (epoch, batch). It is called when the order is first needed, since a loader
+                may be built before the state of an interrupted run is restored.
         """
         self._begin = begin
 
@@ -143,7 +143,7 @@ class TrainSampler(DistributedSampler[Any]):
         return order
 
     def _round(self, number: int, classes: np.ndarray, round_length: int, in_batch: int) -> np.ndarray:
-        """The classes of a round's batches: (round_length, in_batch), each at least once, none twice in a batch."""
+        """Return the classes of a round's batches (round_length, in_batch), each at least once, none twice in a batch."""
         # One number more than an epoch's generator has, so that the two differ.
         generator = np.random.Generator(np.random.PCG64([self.seed, number, 1]))
         return np.resize(generator.permutation(classes), (round_length, in_batch))
@@ -161,7 +161,7 @@ class TrainSampler(DistributedSampler[Any]):
 
 
 def _earlier_occurrences(order: np.ndarray) -> np.ndarray:
-    """How often each entry stands earlier in `order`: [5, 7, 5, 5] -> [0, 0, 1, 2]."""
+    """Return how often each entry occurs earlier in `order`: [5, 7, 5, 5] -> [0, 0, 1, 2]."""
     by_value = np.argsort(order, kind="stable")
     value = order[by_value]
     starts = np.flatnonzero(np.r_[True, value[1:] != value[:-1]])
@@ -172,14 +172,14 @@ def _earlier_occurrences(order: np.ndarray) -> np.ndarray:
 
 
 class EvaluationSampler(DistributedSampler[Any]):
-    """The order of the data set, each image exactly once over all processes: nothing is padded or dropped.
+    """Order of the data set, each image exactly once over all processes, without padding.
 
     Process r takes the images r, r + R, r + 2R, ...; so shares differ by one image at most.
 
     Args:
         num_images: N.
-        num_replicas: Number of processes R. None: of the process group.
-        rank: This process. None: of the process group.
+        num_replicas: Number of processes R. None: that of the process group.
+        rank: Rank of this process. None: that in the process group.
     """
 
     def __init__(self, num_images: int, *, num_replicas: int | None = None, rank: int | None = None) -> None:
