@@ -1,4 +1,4 @@
-"""Fetching what authors publish, so that what lies unpacked on disk is whole and what was published."""
+"""Download and unpacking of published files: checksum first, and a folder is there whole or not at all."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
 
 
 class Resource(NamedTuple):
-    """A file as a data set's authors publish it: an archive, or a file that stands beside the archives.
+    """Published file of a data set: an archive, or a file beside the archives.
 
-    `url` is where it can be downloaded; where `by_hand`, the page that leads a person to it. `md5` is its checksum.
+    `url` is its address; with `by_hand`, that of the page where a person can get it. `md5` is its checksum.
     """
 
     name: str
@@ -43,19 +43,18 @@ def fetch(
     download: bool = True,
     archives_hold_folder: bool = False,
 ) -> Path:
-    """Makes sure that `root/folder` is there, with the archives unpacked into it and the other files beside them.
+    """Return `root/folder`, into which archives are unpacked and other files are put if it does not exist yet.
 
-    Files of those names that already lie in `root` are used instead of downloading; archives that are downloaded stay
-    there. Whatever is not finished (a download, an unpacking) lives in `root/.<folder>.partial`, which the next call
-    starts again from nothing; `root/folder` appears by one rename. Processes that come here together wait for the
-    first.
+    Files of those names in `root` are used instead of downloading; downloaded archives stay there. Unfinished work is
+    in `root/.<folder>.partial`, which the next call starts again; `root/folder` appears by one rename. Processes that
+    call it together wait for the first.
 
     Args:
-        resources: What `root/folder` is made of.
-        root: Folder to put all into; created if need be.
+        resources: Files that make up `root/folder`.
+        root: Folder of all files; created if needed.
         folder: Name of the set's own folder.
-        download: False takes files that lie in `root`, but fetches none.
-        archives_hold_folder: `folder` is the archives' own top folder; what else they hold is dropped.
+        download: Download missing files; else only files in `root` are used.
+        archives_hold_folder: `folder` is the archives' own top folder; their other content is dropped.
 
     Returns:
         The path `root/folder`.
@@ -81,14 +80,14 @@ def fetch(
 
 
 def make_folder(target: Path, build: Callable[[Path], Path]) -> Path:
-    """Makes sure that the folder `target` is there whole: `build` makes it elsewhere, then one rename puts it there.
+    """Return the folder `target`; if it does not exist yet, `build` makes it elsewhere and one rename puts it there.
 
     Args:
         target: The folder.
-        build: Called with an empty folder beside `target`; returns the path in it of what becomes `target`.
+        build: Function that gets an empty folder beside `target` and returns the path in it that becomes `target`.
 
     Raises:
-        UserError: The disk refuses, or what `build` raises.
+        UserError: The folder cannot be written, or `build` raises it.
     """
     if target.is_dir():
         return target
@@ -109,10 +108,10 @@ def make_folder(target: Path, build: Callable[[Path], Path]) -> Path:
 
 
 def check_present(resources: Sequence[Resource], root: Path, target: Path) -> None:
-    """Checks that files which nobody is going to download lie in `root`.
+    """Check that files which are not to be downloaded are in `root`.
 
     Raises:
-        UserError: Some do not; the message says which, where each is found, and what it is for.
+        UserError: Some are missing; the message names them and their addresses.
     """
     missing = [resource for resource in resources if not (root / resource.name).is_file()]
     if missing:
@@ -122,10 +121,10 @@ def check_present(resources: Sequence[Resource], root: Path, target: Path) -> No
 
 
 def check_sum(resource: Resource, root: Path) -> Path:
-    """Returns the path of a file in `root`, whose checksum is compared.
+    """Return the path of a file in `root` after comparing its checksum.
 
     Raises:
-        UserError: It is another one.
+        UserError: The checksum differs.
     """
     file = root / resource.name
     found = _md5(file)
@@ -137,7 +136,7 @@ def check_sum(resource: Resource, root: Path) -> Path:
 
 
 def _put(resource: Resource, root: Path, content: Path, download: bool) -> None:
-    """Puts what a resource holds into the folder `content`."""
+    """Put the content of a resource into the folder `content`."""
     file, is_archive = root / resource.name, resource.name.endswith(_ARCHIVES)
     if resource.by_hand or not download:
         check_sum(resource, root)
@@ -168,7 +167,7 @@ def _download(resource: Resource, file: Path, root: Path) -> None:
 
 
 def unpack(archive: Path, into: Path) -> None:
-    """Unpacks a tar or zip file; a member whose path or link leads out of the folder is refused."""
+    """Unpack a tar or zip file; a member whose path or link leads out of the folder is refused."""
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as packed:

@@ -66,7 +66,8 @@ class Augmentation(ABC):
     Called with images (B, C, H, W), uint8 or float32 in [0, 1], and the images' keys (B,), it returns images of the
     same dtype, shape and range. All of its randomness comes from the keys.
 
-    With `before_crop` it is applied to the resized images and may change their size, else to the crops. Where `changes_color` is true, images must be gray or color.
+    With `before_crop` it is applied to the resized images and may change their size, else to the crops. With
+    `changes_color` the images must be gray or color.
     """
 
     before_crop: bool = False
@@ -74,6 +75,7 @@ class Augmentation(ABC):
 
     @abstractmethod
     def __call__(self, images: Tensor, keys: Keys) -> Tensor:
+        """Return the changed images (B, C, H, W)."""
 
     def for_size(self, image_size: int | None) -> Augmentation:
         """Return the augmentation for crops of this side in px (None: images as they are), by default itself."""

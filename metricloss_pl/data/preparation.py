@@ -1,4 +1,4 @@
-"""Images given in Python, prepared for a network as those of a data module are."""
+"""Preparation of images given in Python, as a data module prepares its own."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def prepare_batches(
         (B, in_channels, H, W), uint8, or float32 in [0, 1] where an image of the batch has more than 8 bits.
 
     Raises:
-        UserError: An image cannot be read, or is none.
+        UserError: An image cannot be read, or has another number of channels.
     """
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}: at least 1 is needed")

@@ -143,7 +143,7 @@ class TrainSampler(DistributedSampler[Any]):
         return order
 
     def _round(self, number: int, classes: np.ndarray, round_length: int, in_batch: int) -> np.ndarray:
-        """Return the classes of a round's batches (round_length, in_batch), each at least once, none twice in a batch."""
+        """Return the classes of a round's batches (round_length, in_batch), each at least once, never twice in one."""
         # One number more than an epoch's generator has, so that the two differ.
         generator = np.random.Generator(np.random.PCG64([self.seed, number, 1]))
         return np.resize(generator.permutation(classes), (round_length, in_batch))

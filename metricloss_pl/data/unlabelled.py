@@ -12,19 +12,19 @@ from metricloss_pl.errors import UserError
 
 
 class UnlabelledFolderDataModule(ImageDataModule):
-    """A folder of images without labels, for `predict`, prepared as the training images of a checkpoint were.
+    """Folder of images without labels, for `predict`, prepared as the training images of a checkpoint were.
 
     Args:
-        predict_dir: The folder; images in its subfolders count too.
-        class_names: Of the classifier, in the order of its labels.
-        in_channels: 3 for colour, 1 for grey; images of the other kind are converted.
+        predict_dir: The folder; images in its subfolders are included.
+        class_names: Class names of the classifier, in the order of its labels.
+        in_channels: Channels of the images; gray (1) and color (3) are converted into each other.
         resize: Shorter side in px to which images are resized before the crop. None: `image_size`.
-        image_size: Side in px of the square centre crop. None: images as they are, of one size.
-        batch_size: Images a step and process.
-        num_workers: Processes that prepare batches. 0: none but the main one.
-        cache_gb: The images are all decoded at the start if they fit into so many GB, else batch by batch.
-        tta: Views of each image, whose embeddings are averaged: ``flip``, ``crops`` or ``crops_and_flips``, as
-            in :class:`~metricloss_pl.data.ImageDataModule`. None: the image alone.
+        image_size: Side in px of the square center crop. None: images as they are, of one size.
+        batch_size: Images per step and process.
+        num_workers: Processes that prepare batches. 0: only the main process.
+        cache_gb: Memory in GB: the images are all decoded at the start if they fit, else batch by batch.
+        tta: Test-time augmentation, as of `ImageDataModule`: `flip`, `crops` or `crops_and_flips`. None: the image
+            alone.
     """
 
     def __init__(
@@ -62,23 +62,23 @@ class UnlabelledFolderDataModule(ImageDataModule):
         num_workers: int = 0,
         tta: Views | None = None,
     ) -> UnlabelledFolderDataModule:
-        """Prepares the folder's images as those that the checkpoint was trained on.
+        """Return the folder's images, prepared like those that a checkpoint was trained on.
 
         Args:
             path: The checkpoint; its "class_names" and "images" (in_channels, resize, image_size) are read.
-            predict_dir: The folder of images.
-            batch_size: Images a step and process.
+            predict_dir: Folder of images.
+            batch_size: Images per step and process.
             num_workers: Processes that prepare batches.
-            tta: Views of each image, whose embeddings are averaged. None: the image alone.
+            tta: Test-time augmentation. None: the image alone.
 
         Raises:
-            UserError: The checkpoint cannot be read, or does not hold these facts.
+            UserError: The checkpoint cannot be read, or lacks these facts.
         """
         checkpoint = read_checkpoint(path)
         images = checkpoint.get("images")
         if images is None:
             raise UserError(
-                f"checkpoint {path} does not say how its images were prepared: it was not trained on an ImageDataModule"
+                f"checkpoint {path} has no facts about its images: it was not trained on an ImageDataModule"
             )
         return cls(
             predict_dir=predict_dir,
@@ -91,9 +91,9 @@ class UnlabelledFolderDataModule(ImageDataModule):
 
     @property
     def class_names(self) -> list[str]:
-        """The names of the classifier's classes, in the order of its labels."""
+        """Class names of the classifier, in the order of its labels."""
         return self._class_names
 
     def read(self, split: Split) -> Samples | None:
-        """There are no labelled sets."""
+        """Return None: there are no labeled sets."""
         return None
