@@ -1,4 +1,4 @@
-"""Configs that come with the package: found by name, listed, and copied into one file for editing."""
+"""Configs that come with the package: found by name, listed, copied into one file for editing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""With what a result was found: versions, hardware, the commit of the sources, memory."""
+"""Conditions of a result: versions, hardware, commit of the sources, memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["collect_environment", "peak_memory", "versions"]
 
 
 def collect_environment() -> dict[str, Any]:
-    """Versions, hardware and the threads of this moment, and the commit that this process first found."""
+    """Return versions, hardware with the current number of threads, and the commit at this process's first call."""
     accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "versions": versions(*(["optuna"] if importlib.util.find_spec("optuna") else [])),
@@ -29,7 +29,7 @@ def collect_environment() -> dict[str, Any]:
 
 
 def versions(*others: str) -> dict[str, str]:
-    """Versions of Python, of this package, of what it stands on, and of other installed packages."""
+    """Return the versions of Python, of this package, of its main dependencies and of other installed packages."""
     packages = ("torch", "torchvision", "lightning", *others)
     own = {"python": platform.python_version(), "metricloss_pl": metricloss_pl.__version__}
     return own | {name: version(name) for name in packages}
@@ -37,7 +37,7 @@ def versions(*others: str) -> dict[str, str]:
 
 @functools.cache
 def _commit() -> str | None:
-    """The commit of the package's own sources, with "-dirty" if they have changed since; None outside of git."""
+    """Return the commit of the package's sources, with "-dirty" if they have changed since; None outside of git."""
     folder = Path(metricloss_pl.__file__).parent
 
     def git(*arguments: str) -> str:
@@ -45,14 +45,14 @@ def _commit() -> str | None:
         return asked.stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", "__init__.py")  # else a repository that the environment lies in
+        git("ls-files", "--error-unmatch", "__init__.py")  # else the repository around a virtual environment
         return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
 def peak_memory() -> float:
-    """Most bytes that this process has held at once; 0 where the system does not say."""
+    """Return the peak memory of this process in bytes; 0 where the system does not report it."""
     try:
         import resource
     except ImportError:

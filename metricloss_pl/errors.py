@@ -16,7 +16,7 @@ from typing import get_args
 class UserError(ValueError):
     """A mistake in a config, a command or the data; its message is one line that the command line shows as it is.
 
-    The line says what is wrong, the value given, what would be right, and where.
+    The line names the setting, the value given, right values, and the place.
     """
 
 

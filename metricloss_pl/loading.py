@@ -1,4 +1,4 @@
-"""A trained regime from its checkpoint alone."""
+"""Loading of a trained regime from its checkpoint."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ def load(path: str | Path, classes: Iterable[type] = ()) -> Classifier:
     """Load a trained regime onto the CPU, ready for `predict`.
 
     Args:
-        path: A checkpoint that `fit` has written, such as `runs/digits_cosine/version_0/checkpoints/best.ckpt`.
-        classes: Classes of your own that the checkpoint names: the regime, its backbone; also from another module.
+        path: Checkpoint that `fit` has written, such as `runs/digits_cosine/version_0/checkpoints/best.ckpt`.
+        classes: Classes of your own that the checkpoint names, such as the regime or its backbone. They may have moved
+            to another module.
 
     Returns:
         The regime in evaluation mode.
 
     Raises:
-        UserError: The file is missing or no such checkpoint; it names other classes; or it was written by a Trainer of
-            your own, and so lacks the backbone's settings.
+        UserError: The file is missing or no such checkpoint, names other classes, or was written by a Trainer of your
+            own, and so lacks the backbone's settings.
     """
     classes = list(classes)
     class_path = with_given_classes(read_checkpoint(path)["hyper_parameters"].get("_class_path"), classes)

@@ -1,4 +1,4 @@
-"""A checkpoint file is whole or the old one, and its settings name what they may."""
+"""Checkpoint files are whole or the old ones, and their settings name only trusted classes."""
 
 import fractions
 import os
@@ -78,17 +78,17 @@ def test_settings_that_need_code_or_that_the_constructor_lacks_are_left_out():
     assert backbone["init_args"]["weights"] == "file.pth"
 
 
-def test_what_is_no_file_is_not_replaced(tmp_path):
-    with pytest.raises(UserError, match="is no file that could be replaced"), replacing(tmp_path):
-        pass
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"a\.csv can't be written \("), replacing(tmp_path / "file" / "a.csv"):
-        pass
-
-
-def test_a_pipe_is_not_replaced(tmp_path):
-    make_pipe(tmp_path / "pipe")
-    with pytest.raises(UserError, match="is no file that could be replaced"), replacing(tmp_path / "pipe"):
+@pytest.mark.parametrize("kind", ["folder", "pipe", "below a file"])
+def test_what_is_no_file_is_not_replaced(kind, tmp_path):
+    target = tmp_path / "target"
+    if kind == "folder":
+        target.mkdir()
+    elif kind == "pipe":
+        make_pipe(target)
+    else:
+        target.touch()
+        target = target / "a.csv"
+    with pytest.raises(UserError, match=target.name), replacing(target):
         pass
 
 
@@ -100,7 +100,7 @@ def test_the_file_that_a_link_names_is_replaced(tmp_path):
     assert (tmp_path / "target.csv").read_text() == "new"
 
 
-@pytest.mark.parametrize("text", ["\udce9", "[" * 100 + "]" * 100, "[" * 300_000], ids=["no_unicode", "nested", "deep"])
+@pytest.mark.parametrize("text", ["\udce9", "[" * 300_000], ids=["no_unicode", "deep"])
 def test_reading_a_checkpoint_leaves_its_texts_alone(tmp_path, text):
     torch.save({"state_dict": {}, "hyper_parameters": {"name": text}, "class_names": []}, tmp_path / "a.ckpt")
     assert read_checkpoint(tmp_path / "a.ckpt")["hyper_parameters"] == {"name": text}
@@ -114,19 +114,23 @@ def test_torn_and_foreign_files_are_refused(tmp_path):
     contents = [whole[: len(whole) * share // 20] for share in range(20)] + [junk[100 * i :][:40] for i in range(200)]
     for content in contents:
         file.write_bytes(content)
-        with pytest.raises(UserError, match=r"a\.ckpt can't be read|holds no regime"):
+        with pytest.raises(UserError, match=r"a\.ckpt"):
+            read_checkpoint(file)
+    for changed in ({"class_names": None}, {"hyper_parameters": []}, {"state_dict": 1}):
+        torch.save({"state_dict": {}, "hyper_parameters": {}, "class_names": [], **changed}, file)
+        with pytest.raises(UserError, match=r"a\.ckpt holds no regime"):
             read_checkpoint(file)
 
 
 def test_a_full_disk_is_told_in_one_line(tmp_path, monkeypatch):
-    """A limit on the size of files stands for the disk; torch raises an error of its own in the place of the disk's."""
+    """A limit on the size of files stands for the disk; torch raises an error of its own in place of the system's."""
     resource = pytest.importorskip("resource", reason="Windows has no such limit")
     path = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
-        with pytest.raises(UserError, match=r"last.ckpt can't be written whole \(.*\): make room there"):
+        with pytest.raises(UserError, match=r"last\.ckpt can't be written whole"):
             AtomicCheckpointIO().save_checkpoint({"weights": torch.ones(1_000_000)}, path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -147,7 +151,7 @@ def test_the_limit_on_imports_ends_with_its_block():
     given = ["--make=fractions.Fraction"]
     parser.parse_args(given)
     with (
-        pytest.raises(UserError, match=r"the file names fractions\.Fraction, which is not trusted"),
+        pytest.raises(UserError, match=r"the file names fractions\.Fraction"),
         trusted_imports("the file"),
     ):
         parser.parse_args(given)
@@ -163,8 +167,6 @@ def test_a_file_that_cannot_be_read_is_not_called_torn(error, tmp_path, monkeypa
 
     (tmp_path / "whole.ckpt").write_bytes(b"whole")
     monkeypatch.setattr(torch, "load", fail)
-    words = r"Permission denied|much is needed"
-    with pytest.raises(UserError, match=rf"whole\.ckpt can't be read \(({words})\)"):
-        read_checkpoint(tmp_path / "whole.ckpt")
-    with pytest.raises(UserError, match=rf"whole\.ckpt can't be read \(({words})\)"):
-        read_state(tmp_path / "whole.ckpt")
+    for read in (read_checkpoint, read_state):
+        with pytest.raises(UserError, match=r"whole\.ckpt .*(Permission denied|much is needed)"):
+            read(tmp_path / "whole.ckpt")

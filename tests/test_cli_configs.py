@@ -95,8 +95,8 @@ def test_a_config_that_is_nowhere_is_one_line(subcommand, capsys):
         main([subcommand, "--config", "digits_cosinus.yaml"])
     assert caught.value.code == 1
     [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: --config digits_cosinus.yaml: there is no such file and no shipped config")
-    assert line.endswith("metricloss configs lists those")
+    assert line.startswith("error: --config digits_cosinus.yaml: ")
+    assert "metricloss configs" in line
 
 
 def test_the_list_has_each_config_with_a_description(capsys):

@@ -136,37 +136,37 @@ def test_predicting_leaves_a_training_as_it_was(checkpoint: Path, photos: list[P
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def test_classes_of_ones_own(tmp_path: Path, photos: list[Path]) -> None:
+@pytest.fixture(scope="module")
+def own_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     module = MySoftmax.__module__
-    checkpoint = fit(tmp_path, f"--model={module}.MySoftmax", f"--model.backbone={module}.MyNet")
-    for classes in ([MyNet], [MySoftmax, MyNet]):
+    folder = tmp_path_factory.mktemp("own")
+    return fit(folder, f"--model={module}.MySoftmax", f"--model.backbone={module}.MyNet")
+
+
+def test_classes_of_ones_own(own_checkpoint: Path, tmp_path: Path, photos: list[Path]) -> None:
+    """Also if they have moved, such as from `__main__`. Of two classes of the same name none replaces another."""
+    content = torch.load(own_checkpoint, weights_only=True)
+    content["hyper_parameters"]["_class_path"] = "their_old_module.MySoftmax"
+    content["hyper_parameters"]["backbone"]["class_path"] = "their_old_module.MyNet"
+    torch.save(content, tmp_path / "moved.ckpt")
+    other = type("MySoftmax", (MySoftmax,), {"__module__": "their_other_module"})
+    for checkpoint, classes in (
+        (own_checkpoint, [MyNet]),
+        (own_checkpoint, [MySoftmax, MyNet]),
+        (tmp_path / "moved.ckpt", [MySoftmax, MyNet]),
+    ):
         model = metricloss_pl.load(checkpoint, classes=classes)
         assert type(model) is MySoftmax
         assert type(model.backbone) is MyNet
         assert len(model.predict(photos).classes) == len(photos)
-    with pytest.raises(
-        UserError, match=rf"names {re.escape(module)}\.MyNet, which is not trusted .*classes=\["
-    ) as caught:
-        metricloss_pl.load(checkpoint)
-    assert "\n" not in str(caught.value)
-
-
-def test_classes_that_have_moved(tmp_path: Path, photos: list[Path]) -> None:
-    """Such as from `__main__`; of two with the name none is meant."""
-    module = MySoftmax.__module__
-    checkpoint = fit(tmp_path, f"--model={module}.MySoftmax", f"--model.backbone={module}.MyNet")
-    content = torch.load(checkpoint, weights_only=True)
-    content["hyper_parameters"]["_class_path"] = "their_old_module.MySoftmax"
-    content["hyper_parameters"]["backbone"]["class_path"] = "their_old_module.MyNet"
-    torch.save(content, tmp_path / "moved.ckpt")
-    model = metricloss_pl.load(tmp_path / "moved.ckpt", classes=[MySoftmax, MyNet])
-    assert type(model) is MySoftmax
-    assert type(model.backbone) is MyNet
-    assert len(model.predict(photos).classes) == len(photos)
-    other = type("MySoftmax", (MySoftmax,), {"__module__": "their_other_module"})
-    for classes in ([MySoftmax], [MySoftmax, MyNet, other]):
-        with pytest.raises(UserError, match="their_old_module"):
-            metricloss_pl.load(tmp_path / "moved.ckpt", classes=classes)
+    for checkpoint, classes, named in (
+        (own_checkpoint, [], f"{MySoftmax.__module__}.MyNet"),
+        (tmp_path / "moved.ckpt", [MySoftmax], "their_old_module"),
+        (tmp_path / "moved.ckpt", [MySoftmax, MyNet, other], "their_old_module"),
+    ):
+        with pytest.raises(UserError, match=re.escape(named)) as caught:
+            metricloss_pl.load(checkpoint, classes=classes)
+        assert "\n" not in str(caught.value)
 
 
 def test_other_files_are_refused_in_one_line(checkpoint: Path, tmp_path: Path) -> None:
@@ -177,10 +177,10 @@ def test_other_files_are_refused_in_one_line(checkpoint: Path, tmp_path: Path) -
     content["hyper_parameters"]["_class_path"] = "torch.nn.Linear"
     torch.save(content, tmp_path / "no_regime.ckpt")
     for name, words in (
-        ("missing.ckpt", "there is no such file"),
-        ("other.ckpt", "holds no regime of metricloss_pl"),
-        ("mine.ckpt", r"names my_project\.Mine.*import it.*classes=\[Mine\]"),
-        ("no_regime.ckpt", r"names torch\.nn\.Linear"),
+        ("missing.ckpt", "no such file"),
+        ("other.ckpt", "holds no regime"),
+        ("mine.ckpt", r"my_project\.Mine.*classes=\[Mine\]"),
+        ("no_regime.ckpt", r"torch\.nn\.Linear"),
     ):
         with pytest.raises(UserError, match=words) as caught:
             metricloss_pl.load(tmp_path / name)

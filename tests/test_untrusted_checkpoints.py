@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import json
 import os
 import shutil
 import subprocess
@@ -42,9 +41,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"optimizer": "os.system"},
         {"optimizer": "metricloss_pl.files.os.system"},
         {"optimizer": TOUCH},
-        {"optimizer": json.dumps(TOUCH)},
         {"optimizer": "settings.yaml"},
-        {"optimizer": ["os.system"]},
         {"backbone": TOUCH},
         {"backbone": {"class_path": "this_must_not_be_imported.Net"}},
         {"backbone": {"class_path": "torch.utils.collect_env.run", "init_args": {"command": "touch executed"}}},

@@ -1,4 +1,4 @@
-"""`metricloss compare`: a comparison as a YAML file and flags say it."""
+"""`metricloss compare`: comparison that a YAML file and flags describe."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def compare(arguments: Sequence[str]) -> None:
     """Run the comparison that the arguments describe; a folder of images alone stands for `compare/folder.yaml`.
 
     Args:
-        arguments: What follows ``compare`` on the command line.
+        arguments: Arguments after `compare` on the command line.
 
     Raises:
-        UserError: An unknown setting, or a plan that can't be run.
+        UserError: There is an unknown setting, or the comparison can't be run.
     """
     from metricloss_pl.compare import Comparison, run_comparison
 
     parser = ArgumentParser(
         prog=shell_command("compare"),
         usage="%(prog)s (--config FILE | --data_root FOLDER) [options]",
-        description="Which variant is best on these images: tuned alike, run with several seeds, tested once each.",
+        description="Compare variants on the same images: equal tuning, several seeds, one test of each run.",
         epilog=DEBUG_HELP,
         exit_on_error=False,
         allow_abbrev=False,
@@ -53,12 +53,12 @@ def compare(arguments: Sequence[str]) -> None:
     settings = parser.instantiate(parser.parse_args(given)).as_dict()
     if file is None:
         raise UserError(
-            "compare needs to know what: give --config with a comparison, such as compare/digits.yaml, or "
-            "--data_root with your folder of images"
+            "compare needs --config with a comparison, such as compare/digits.yaml, or --data_root with a folder of "
+            "images"
         )
     settings.pop("config")
     described = {name: settings.pop(name) for name in names}
-    of_file = parser.parse_args([f"--config={file}"]).overrides  # of which a flag changes single ones
+    of_file = parser.parse_args([f"--config={file}"]).overrides  # a flag changes some of them
     described["overrides"] = {**of_file, **described["overrides"]}
     for length, other in (("epochs", "steps"), ("steps", "epochs")):  # a flag takes the place of the file's other one
         if option(given, f"--{length}") is not None and option(given, f"--{other}") is None:

@@ -1,4 +1,4 @@
-"""`metricloss figure NAME`: the figures that the losses' sources explain themselves with."""
+"""`metricloss figure NAME`: figures that explain the losses."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_figure"]
 
-_HALF = 2.0  # of the plane's side
-_POINTS = 201  # of a grid, so that one of them is its middle
+_HALF = 2.0  # half the side of the plane
+_POINTS = 201  # an odd number of grid points has a middle
 _SURFACES: dict[str, Callable[..., Tensor]] = {
     "squared error": F.squared_error,
     "softmax cross-entropy": F.cross_entropy,
@@ -35,16 +35,16 @@ def draw_figure(
     results: str | None = None,
     samples_per_class: int | None = None,
 ) -> None:
-    """Draws a figure into a file.
+    """Draw a figure into a file.
 
     Args:
-        figure: ``loss-surfaces``: squared error, cross-entropy and cosine loss over the plane of two features (Barz &
-            Denzler 2020, Figure 1). ``pair-weights``: how much two embeddings of different classes push each other, by
-            their distance, with each inter term of the standalone center loss. ``embeddings``: the test embeddings of
-            each variant of a comparison side by side, such as one over center weights (Wen et al. 2016, Figure 5).
-        out: File to write, .png, .svg or .pdf; by default the figure's name and .png, in the working folder.
-        results: For ``embeddings``: folder of the comparison.
-        samples_per_class: For ``embeddings``: which size of the comparison; by default the largest.
+        figure: `loss-surfaces`: squared error, cross-entropy and cosine loss over the plane of two features (Barz &
+            Denzler 2020, Figure 1). `pair-weights`: repulsion of two embeddings of different classes over their
+            distance, for each inter term of the standalone center loss. `embeddings`: test embeddings of each variant
+            of a comparison, such as one of center weights (Wen et al. 2016, Figure 5).
+        out: File to write, .png, .svg or .pdf. Default: the figure's name and .png, in the working folder.
+        results: Folder of the comparison, for `embeddings`.
+        samples_per_class: Training-set size of the comparison, for `embeddings`. Default: the largest.
 
     Raises:
         UserError: The folder holds no comparison with embeddings, or the file has another ending.

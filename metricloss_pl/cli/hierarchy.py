@@ -1,4 +1,4 @@
-"""`metricloss hierarchy FILE`: what a class hierarchy looks like."""
+"""`metricloss hierarchy FILE`: summary, tree and similarities of a class hierarchy."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ def show_hierarchy(
     picture: str | None = None,
     save: str | None = None,
 ) -> None:
-    """Prints the classes, levels, heights and similarities of a class hierarchy, and its tree, in the indented form.
+    """Print the classes, levels, heights and similarities of a class hierarchy, and its tree in the indented form.
 
     Args:
-        path: The file: lines ``<parent> <child>`` or ``<child> <parent>``, or an indented tree; or a name: cub_flat,
-            cub_wikispecies, cub_deep, cifar100 or cifar100_superclasses.
-        format: How to read it; ``auto`` tells the three apart.
-        class_list: File of lines ``<id> <class name>``.
+        path: File of lines `<parent> <child>` or `<child> <parent>`, or of an indented tree; or one of the names
+            cub_flat, cub_wikispecies, cub_deep, cifar100 and cifar100_superclasses.
+        format: Format of the file; `auto` detects it.
+        class_list: File of lines `<id> <class name>`.
         allow_dag: Whether nodes may have several parents; each keeps the one furthest from the root.
-        tree: Whether to print the whole tree, also where it has more than 60 lines.
-        picture: File to draw the matrix of similarities into, .png, .svg or .pdf, classes in the order of the tree (a
-            part of them where they are more than 1000).
-        save: File to write the tree into, indented, by the ids.
+        tree: Whether to print the whole tree, even if it has more than 60 lines.
+        picture: File to draw the matrix of similarities into, .png, .svg or .pdf, with classes in the order of the
+            tree. Of more than 1000 classes a subset is drawn.
+        save: File to write the indented tree of ids into.
 
     Raises:
         UserError: The file is missing, malformed, or holds no tree.
@@ -74,8 +74,8 @@ def show_hierarchy(
         from metricloss_pl import plots
 
         drawn = classes[:: math.ceil(len(classes) / _MAX_DRAWN)]
-        part = f"{len(drawn)} of " if len(drawn) < len(classes) else ""
-        title = f"{Path(path).stem}: {part}{plural(len(classes), 'class')}, height {hierarchy.height}"
+        share = f"{len(drawn)} of " if len(drawn) < len(classes) else ""
+        title = f"{Path(path).stem}: {share}{plural(len(classes), 'class')}, height {hierarchy.height}"
         figure = plots.similarity_matrix(hierarchy.similarities(drawn), [names[leaf] for leaf in drawn], title)
         plots.save_figure(figure, Path(picture))
         print_table([("picture", relative_path(picture))])

@@ -16,8 +16,8 @@ __all__ = ["ProgressLines"]
 class ProgressLines(ProgressBar):
     """Lines of text in place of Lightning's progress bar, for output that is no terminal, such as a log file.
 
-    An epoch has a line if it is the first or the last one, or if the line before is 10 seconds old. A long epoch also
-    has lines every 5 minutes.
+    The first and the last epoch have a line, and any other one that ends 10 seconds after the last line. Within a long
+    epoch there is a line every 5 minutes.
     """
 
     def __init__(self) -> None:

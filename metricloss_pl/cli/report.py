@@ -1,4 +1,4 @@
-"""`metricloss report FOLDER`: the report on a comparison, written again from its results."""
+"""`metricloss report FOLDER`: report of a comparison, written again from its results."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["show_report"]
 
 
 def show_report(folder: str) -> None:
-    """Writes the report and the figures of a comparison from what is stored, without any training.
+    """Write the report and the figures of a comparison from its stored results, without any training.
 
     Args:
-        folder: Of the comparison, which may be incomplete.
+        folder: Folder of the comparison, which may be incomplete.
 
     Raises:
         UserError: The folder holds no plan of a comparison.

@@ -651,7 +651,7 @@ def test_a_dry_run_writes_nothing(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "compare needs to know what"),
+        ([], "compare needs --config"),
         (["--data_root", "nowhere", "--only", "[softmax,cosine]"], "error: no folder nowhere"),
         (["--config", str(CONFIGS / "compare" / "digits.yaml"), "--sizes", "3"], "sizes"),
         (["--data_rot", "my_images"], "unrecognized arguments: --data_rot"),
