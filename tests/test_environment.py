@@ -3,7 +3,7 @@ import subprocess
 import pytest
 import torch
 
-from metricloss_pl import collect_environment as module
+from metricloss_pl import environment as module
 from metricloss_pl.environment import collect_environment
 
 
