@@ -67,7 +67,7 @@ def check_model(callback: Callback, model: LightningModule) -> EmbeddingClassifi
 
 @contextmanager
 def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; the mode of each sub-module is restored at the end."""
+    """Switch to evaluation mode without gradients, and restore the mode of each sub-module at the end."""
     modes = [(layer, layer.training) for layer in module.modules()]
     module.eval()
     try:
@@ -80,7 +80,7 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def evaluation_mode(trainer: Trainer, module: LightningModule) -> Iterator[None]:
-    """Evaluation mode in the Trainer's precision; modes and random state are restored at the end."""
+    """Switch to evaluation mode in the Trainer's precision, and restore modes and random state at the end."""
     # An iterator over a DataLoader draws a seed, which would shift the draws of the training.
     with eval_mode(module), isolate_rng(), trainer.precision_plugin.forward_context():
         yield
