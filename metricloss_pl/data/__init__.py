@@ -1,4 +1,4 @@
-"""The LightningDataModules: labelled images in a training, a validation and a test part."""
+"""LightningDataModules: labeled images in a training, a validation and a test set."""
 
 from metricloss_pl.data.archives import ArchiveDataModule
 from metricloss_pl.data.augment import (

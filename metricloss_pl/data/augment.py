@@ -206,7 +206,7 @@ class RandomResizedCrop(Augmentation):
     """Random rectangle resized to the size of the crop, in place of the random crop (Szegedy et al. 2015).
 
     As torchvision's: the area is drawn uniformly and the aspect ratio log-uniformly, ten times at most until it fits
-    into the image; where none does, it is the largest rectangle of an allowed ratio, in the centre. Rectangles are cut
+    into the image; if none does, it is the largest rectangle of an allowed ratio, in the center. Rectangles are cut
     from images as they were resized before: `train_resize` of the data module keeps more pixels for it.
 
     Args:

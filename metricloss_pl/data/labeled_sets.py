@@ -77,7 +77,7 @@ class LabeledSets(ABC):
         """
 
     def all_images(self) -> Samples:
-        """List all labeled images, whatever set they are in.
+        """List the labeled images of all sets.
 
         Raises:
             UserError: There is none.

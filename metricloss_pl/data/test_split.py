@@ -101,7 +101,7 @@ class HeldOutDataModule(ImageDataModule, ABC):
         return everything.subset(train if split == "train" else test)
 
     def all_images(self) -> Samples:
-        """List all images of `classes`, whatever set they are in."""
+        """List the images of `classes` of all sets."""
         return self._list(self.given_splits)
 
     def left_out(self) -> list[str]:

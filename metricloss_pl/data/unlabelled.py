@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from metricloss_pl.checkpoints import read_checkpoint
 from metricloss_pl.data.base import ImageDataModule
 from metricloss_pl.data.dataset import Views
 from metricloss_pl.data.samples import Samples, Split
-from metricloss_pl.errors import UserError
 
 
 class UnlabelledFolderDataModule(ImageDataModule):
-    """Folder of images without labels, for `predict`, prepared as the training images of a checkpoint were.
+    """Folder of images without labels, for `predict`, prepared as the training images of a classifier were.
 
     Args:
         predict_dir: The folder; images in its subfolders are included.
@@ -50,43 +46,6 @@ class UnlabelledFolderDataModule(ImageDataModule):
             num_workers=num_workers,
             cache_gb=cache_gb,
             tta=tta,
-        )
-
-    @classmethod
-    def from_checkpoint(
-        cls,
-        path: str | Path,
-        *,
-        predict_dir: str,
-        batch_size: int = 64,
-        num_workers: int = 0,
-        tta: Views | None = None,
-    ) -> UnlabelledFolderDataModule:
-        """Return the folder's images, prepared like those that a checkpoint was trained on.
-
-        Args:
-            path: The checkpoint; its "class_names" and "images" (in_channels, resize, image_size) are read.
-            predict_dir: Folder of images.
-            batch_size: Images per step and process.
-            num_workers: Processes that prepare batches.
-            tta: Test-time augmentation. None: the image alone.
-
-        Raises:
-            UserError: The checkpoint cannot be read, or lacks these facts.
-        """
-        checkpoint = read_checkpoint(path)
-        images = checkpoint.get("images")
-        if images is None:
-            raise UserError(
-                f"checkpoint {path} has no facts about its images: it was not trained on an ImageDataModule"
-            )
-        return cls(
-            predict_dir=predict_dir,
-            class_names=checkpoint["class_names"],
-            batch_size=batch_size,
-            num_workers=num_workers,
-            tta=tta,
-            **images,
         )
 
     @property

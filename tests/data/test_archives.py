@@ -7,14 +7,12 @@ import importlib
 import itertools
 import re
 import shutil
-import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from lightning.pytorch import Trainer
 
@@ -218,73 +216,6 @@ def test_wrong_checksum(published):
         assert f"instead of {resource.md5}" in message
         (published.web / resource.name).write_bytes(whole)
     published.bring()
-    assert published.load().read("train") is not None
-
-
-def test_broken_archive(published, monkeypatch):
-    file = published.web / published.module.resources[0].name
-    whole = file.read_bytes()
-    file.write_bytes(whole[: len(whole) // 2])
-    with monkeypatch.context() as patch:
-        published.publish(patch)  # the authors' own mistake: the checksum is right
-        published.bring()
-        assert "cannot be unpacked" in published.refused()
-    file.write_bytes(whole)
-    published.bring()
-    assert published.load().read("train") is not None
-
-
-def test_member_that_points_outside(published, tmp_path, monkeypatch):
-    file = published.web / published.module.resources[0].name
-    (tmp_path / "evil.txt").write_text("evil")
-    with tarfile.open(file, "w:gz") as packed:
-        packed.add(tmp_path / "evil.txt", arcname=f"{published.module.folder}/../../../evil.txt")
-    (tmp_path / "evil.txt").unlink()
-    published.publish(monkeypatch)
-    published.bring()
-    message = published.refused()
-    assert "points outside" in message
-    assert "evil.txt" in message
-    assert not list(tmp_path.rglob("evil.txt"))
-
-
-@pytest.mark.parametrize(
-    "published",
-    [module for module in SETS if not module.resources[0].by_hand],
-    indirect=True,
-    ids=lambda module: module.__name__,
-)
-def test_interrupted_download(published, monkeypatch):
-    last = published.module.resources[-1].name
-    download = torch.hub.download_url_to_file
-
-    def stops_at_the_last(url: str, dst: str) -> None:
-        if url.endswith(last):
-            Path(dst).write_bytes((published.web / last).read_bytes()[:100])
-            raise KeyboardInterrupt
-        download(url, dst)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.hub, "download_url_to_file", stops_at_the_last)
-        with pytest.raises(KeyboardInterrupt):
-            published.load()
-    assert not (published.root / published.module.folder).exists()
-    assert not (published.root / last).exists()
-    assert published.load().read("train") is not None
-
-
-def test_interrupted_unpacking(published, monkeypatch):
-    published.bring()
-
-    def stops_half_way(self: tarfile.TarFile, path: Path, filter: str) -> None:
-        self.extract(self.getmembers()[0], path, filter=filter)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(tarfile.TarFile, "extractall", stops_half_way)
-        with pytest.raises(KeyboardInterrupt):
-            published.load()
-    assert not (published.root / published.module.folder).exists()
     assert published.load().read("train") is not None
 
 

@@ -8,7 +8,6 @@ import torch
 
 from metricloss_pl.data import digits
 from metricloss_pl.data.digits import DigitsDataModule
-from metricloss_pl.errors import UserError
 
 
 def test_digits() -> None:
@@ -47,12 +46,6 @@ def test_the_test_part_stays_whatever_the_seed() -> None:
     assert first.samples("val").names != second.samples("val").names
     parts = [set(first.samples(part).names) for part in ("train", "val", "test")]
     assert len(set.union(*parts)) == sum(len(part) for part in parts) == 1797
-
-
-@pytest.mark.parametrize("fraction", [0.0, 1.1, -1.0])
-def test_test_fraction_is_checked(fraction: float) -> None:
-    with pytest.raises(UserError, match="test_fraction"):
-        DigitsDataModule(test_fraction=fraction)
 
 
 def test_importing_and_building_loads_no_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,16 +85,6 @@ def test_order_of_classes(folder, labels, names):
             assert names[label] == (labels * 2)[number]
 
 
-def test_test_part_is_cut_stratified_and_alike_for_every_seed(folder):
-    path = write(folder, "file,label", *(f"images/{i}.png,{i % 2}" for i in range(12)))
-    first, second = (ImageListDataModule(csv=path, seed=seed, test_fraction=1 / 3) for seed in (0, 5))
-    train, test = first.read("train"), first.read("test")
-    assert test.labels.bincount().tolist() == [2, 2]
-    assert sorted(train.names + test.names) == sorted(f"images/{i}.png" for i in range(12))
-    assert second.read("test").names == test.names
-    assert first.read("val") is None
-
-
 def test_no_group_stands_on_two_sides(folder):
     lines = [f"images/{i}.png,{i % 2},patient {i // 4 if i < 8 else i}" for i in range(12)]
     path = write(folder, "file,label,group", *lines)
@@ -191,12 +181,6 @@ def test_list_in_another_encoding(folder):
     with pytest.raises(UserError, match="UTF-8") as caught:
         ImageListDataModule(csv=str(folder / "list.csv"))
     assert "\n" not in str(caught.value)
-
-
-def test_test_fraction_out_of_range(folder):
-    assert "test_fraction of ImageListDataModule is 1.5" in refused(
-        folder, "file,label", "images/0.png,a", test_fraction=1.5
-    )
 
 
 @pytest.mark.parametrize(

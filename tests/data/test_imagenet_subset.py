@@ -122,20 +122,6 @@ def test_wrong_checksum(tmp_path, expected, name):
     assert f"instead of {archive.md5}" in message
 
 
-@pytest.mark.parametrize("name", ARCHIVES)
-def test_broken_archive(tmp_path, expected, name, monkeypatch):
-    file = tmp_path / "data" / getattr(ImageNetSubsetDataModule, name).name
-    whole = file.read_bytes()
-    file.write_bytes(whole[: len(whole) // 2])
-    publish(tmp_path / "data", monkeypatch)
-    message = refused(tmp_path, "vipriors")
-    assert file.name in message
-    assert "cannot be unpacked" in message or "which the lists name" in message  # cut between two members
-    file.write_bytes(whole)
-    publish(tmp_path / "data", monkeypatch)
-    assert len(load(tmp_path, "vipriors").read("train").labels) == 9
-
-
 def test_archive_that_lacks_a_listed_image(tmp_path, expected):
     with (tmp_path / "lists" / "train.txt").open("a") as file:
         file.write("n01440764/n01440764_5 0\n")

@@ -116,10 +116,6 @@ def test_missing_test_part_is_cut_stratified_and_alike_for_every_seed(tmp_path):
     assert (test.images[0, 0].numpy() == contents["train_images"][number]).all()
 
 
-def test_missing_validation_part(tmp_path):
-    assert NpzDataModule(path=save(tmp_path, arrays(val=0))).read("val") is None
-
-
 def test_16_bit_images(tmp_path):
     contents = arrays(val=0, test=0)
     contents["train_images"] = contents["train_images"].astype(np.uint16) * 257
@@ -255,8 +251,3 @@ def test_pickled_objects_are_not_loaded(tmp_path):
 
     refused(save(tmp_path, {**arrays(), "classes": np.array([Trap()] * 4, dtype=object)}))
     assert not (tmp_path / "sprung").exists()
-
-
-def test_test_fraction_out_of_range(tmp_path):
-    with pytest.raises(UserError, match="test_fraction of NpzDataModule is 0"):
-        NpzDataModule(path=save(tmp_path, arrays()), test_fraction=0)

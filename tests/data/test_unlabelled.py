@@ -25,12 +25,8 @@ def folder(tmp_path: Path) -> Path:
     return root
 
 
-def test_images_are_prepared_as_those_of_the_checkpoint(folder: Path, tmp_path: Path) -> None:
-    torch.save(
-        {"images": FACTS, "class_names": ["ant", "bee"], "state_dict": {}, "hyper_parameters": {}},
-        tmp_path / "run.ckpt",
-    )
-    module = UnlabelledFolderDataModule.from_checkpoint(tmp_path / "run.ckpt", predict_dir=str(folder), batch_size=2)
+def test_images_are_prepared_as_the_facts_say(folder: Path) -> None:
+    module = UnlabelledFolderDataModule(predict_dir=str(folder), class_names=["ant", "bee"], batch_size=2, **FACTS)
     assert module.image_format == FACTS
     assert module.class_names == ["ant", "bee"]
     assert module.num_classes == 2
@@ -55,15 +51,3 @@ def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:
     for folder in (tmp_path / "nowhere", tmp_path):
         with pytest.raises(UserError, match=re.escape(str(folder))):
             UnlabelledFolderDataModule(predict_dir=str(folder), class_names=["ant"], image_size=8).setup("predict")
-
-
-@pytest.mark.parametrize("content", [None, b"torn", {}, {"images": {"in_channels": 1}, "class_names": ["a"]}, [1]])
-def test_other_checkpoints_are_refused_in_one_line(tmp_path: Path, content: object) -> None:
-    path = tmp_path / "other.ckpt"
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    elif content is not None:
-        torch.save(content, path)
-    with pytest.raises(UserError, match=r"other\.ckpt") as caught:
-        UnlabelledFolderDataModule.from_checkpoint(path, predict_dir=str(tmp_path))
-    assert "\n" not in str(caught.value)
