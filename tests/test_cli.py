@@ -12,6 +12,7 @@ import torch
 import yaml
 from PIL import Image
 
+from metricloss_pl.backbones import TinyConvNet
 from metricloss_pl.cli import main
 from metricloss_pl.regimes import MetricLearningClassifier
 from tests.command_line import CONFIGS, QUIET, SMALL, best, checkpoint_names, fit, load, refusal, result
@@ -166,6 +167,14 @@ def test_the_file_of_initial_weights_is_needed_once(tmp_path):
     main(["fit", f"--resume={run}", "--trainer.max_epochs=2", *QUIET])
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["model"]["init_args"]["backbone"]["init_args"]["weights"] == str(weights)
+
+
+def test_compile_is_that_of_the_backbone(tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(TinyConvNet, "compile", lambda network: compiled.append(network))
+    fit("digits_softmax", tmp_path, *SMALL, "--compile=true")
+    fit("digits_softmax", tmp_path, *SMALL)
+    assert len(compiled) == 1
 
 
 def test_fast_dev_run_leaves_nothing(tmp_path, monkeypatch):

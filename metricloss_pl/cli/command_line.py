@@ -260,6 +260,8 @@ class MetricLossCLI(LightningCLI):
 
     def fit(self, model: Any, **kwargs: Any) -> None:
         """Train; a metric that `EarlyStopping` lacks and the loss of another process are one line."""
+        if self.given.compile:
+            model.backbone.compile()
         try:
             with refusing("lightning.pytorch.callbacks", RuntimeError):
                 self.trainer.fit(model, weights_only=True, **kwargs)
@@ -279,10 +281,6 @@ class MetricLossCLI(LightningCLI):
     def predict(self, model: Any, **kwargs: Any) -> Any:
         """Predict into a file, not into memory."""
         return self.trainer.predict(model, weights_only=True, return_predictions=False, **kwargs)
-
-    def before_fit(self) -> None:
-        if self.given.compile:
-            self.model.backbone.compile()
 
     def after_fit(self) -> None:
         trainer = self.trainer
