@@ -97,6 +97,14 @@ def test_a_setting_of_any_type_builds_nothing(tmp_path, monkeypatch, capsys):
     with suppress(UserError):
         assert Loose.load_from_checkpoint(checkpoint, weights_only=True).extra is not None
     assert not list(Path().rglob("executed"))
+    # A bug is not blamed on the name that was refused meanwhile.
+    monkeypatch.setattr(TinyConvNet, "__init__", functools.wraps(TinyConvNet.__init__)(fail_to_build))
+    with pytest.raises(ValueError, match="planted"):
+        Loose.load_from_checkpoint(checkpoint, weights_only=True)
+
+
+def fail_to_build(self, *args: Any, **kwargs: Any) -> None:
+    raise ValueError("planted")
 
 
 @pytest.mark.parametrize("setting", ["callbacks", "plugins"])

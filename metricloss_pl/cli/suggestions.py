@@ -23,8 +23,8 @@ from metricloss_pl.regimes import Classifier
 
 __all__ = ["find_mistake"]
 
-_BLOCKS: dict[str, type] = {"data": ImageDataModule, "model": Classifier}
 _GROUPS: dict[str, type] = {"checkpoint": BestCheckpoint, "predictions": PredictionWriter, "trainer": Trainer}
+_BLOCKS: dict[str, type] = {"data": ImageDataModule, "model": Classifier, **_GROUPS}
 _MAX_NAMES = 60
 _NESTED = ("init_args", "dict_kwargs")
 
@@ -51,11 +51,8 @@ def find_mistake(options: Iterable[tuple[str, str | None]]) -> str | None:
         else:
             for key in reversed(name[2:].removesuffix("+").split(".")):
                 settings = settings if key in _NESTED else {key: settings}
-        if isinstance(settings, dict):
-            blocks = (
-                (block, settings[block], kind) for block, kind in (_BLOCKS | _GROUPS).items() if block in settings
-            )
-            if line := next(filter(None, (search.check(*block, file) for block in blocks)), None):
+        for block, kind in _BLOCKS.items() if isinstance(settings, dict) else ():
+            if line := search.check(block, settings.get(block), kind, file):
                 return line
     return None
 
@@ -89,10 +86,9 @@ class _Search:
         if value is None or accepted.others:
             return None
         if not accepted.classes:
-            is_known = not accepted.choices or str(value) in map(str, accepted.choices)
-            return (
-                None if is_known else f"{place} is {value}; it must be one of {', '.join(map(repr, accepted.choices))}"
-            )
+            if not accepted.choices or str(value) in map(str, accepted.choices):
+                return None
+            return f"{place} is {value}; it must be one of {', '.join(map(repr, accepted.choices))}"
         if not isinstance(value, str) or not all(map(str.isidentifier, value.split("."))):
             return None
         module, _, name = value.rpartition(".")
