@@ -38,7 +38,7 @@ def _require(owner: object, *names: str) -> None:
 
 @contextmanager
 def import_paths_limited_to(paths: Iterable[str]) -> Iterator[list[str]]:
-    """Let parsers import only what is below these import paths; yield a list of the paths that they are denied.
+    """Limit the imports of parsers to these paths and those below; yield a list of the paths that they are denied.
 
     jsonargparse's policy is global, and public functions only add to it. Without the private entries it would limit
     later parsers of the process, too. Denials are recorded, since jsonargparse drops their errors within unions.
@@ -87,20 +87,20 @@ def make_room_for_linked_values(cli: LightningCLI) -> None:
 
 
 def started_processes(trainer: Trainer) -> list[Popen[bytes]]:
-    """Return the processes of DDP that this one has started; only the launcher knows them, in an undocumented list.
+    """Return the DDP processes that this one has started, from an undocumented list of the launcher.
 
-    Those of a multiprocessing launcher end with their parent.
+    Processes of a multiprocessing launcher are left out, since they end with their parent.
     """
     processes = getattr(trainer.strategy.launcher, "procs", [])
     return [process for process in processes if isinstance(process, Popen)]
 
 
 def start_epoch_after_finished_one(trainer: Trainer) -> None:
-    """Let a fit that goes on from an epoch's end begin with the next epoch, also where `max_steps` is set.
+    """Let a fit that resumes at the end of an epoch begin with the next epoch, also if `max_steps` is set.
 
-    With `max_steps`, Lightning takes every checkpoint for one within an epoch: it would enter the finished epoch again,
-    which has no batch left, and count it twice. Its own way to go on from an epoch's end is taken here, which only
-    private names lead to. To be called in `on_train_start`.
+    With `max_steps`, Lightning assumes that every checkpoint was saved within an epoch. It would enter the finished
+    epoch again, which has no batch left, and count it twice. Only private names lead to the loop's own path for the end
+    of an epoch. To be called in `on_train_start`.
     """
     loop = trainer.fit_loop
     epochs: Any = loop.epoch_progress.current

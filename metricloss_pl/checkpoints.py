@@ -140,7 +140,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def import_paths(settings: Any) -> set[str]:
-    """Return the import paths that nested settings may name, as given and, of what is loaded, as defined."""
+    """Return the import paths that nested settings may name, as given and, for loaded objects, as defined."""
     if isinstance(settings, dict):
         settings = list(settings.values())
     if isinstance(settings, (list, tuple, set)):

@@ -1,4 +1,4 @@
-"""Exception for a user's mistake, and what decides that another exception is one."""
+"""Exception for a user's mistake, and the origin of other exceptions."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def raised_in(error: BaseException, *packages: str) -> bool:
 
 
 def causes_of(error: BaseException) -> list[BaseException]:
-    """Return an error and what it was explicitly raised from, outermost first."""
+    """Return an error and the exceptions that it was explicitly raised from, outermost first."""
     causes = [error]
     while (cause := causes[-1].__cause__) is not None:
         causes.append(cause)

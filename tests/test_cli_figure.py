@@ -1,4 +1,4 @@
-"""``figure`` and ``report`` on the command line."""
+"""`figure` and `report` on the command line."""
 
 import numpy as np
 import pytest

@@ -20,7 +20,7 @@ QUIET = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
 
 
 def run(command: list[str], folder: Path, **environment: str) -> str:
-    """Run a command without this process's Python path; return what it prints."""
+    """Run a command without this process's Python path; return its output."""
     own = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTEST_ADDOPTS")}
     done = subprocess.run(command, cwd=folder, env={**own, **environment}, capture_output=True, text=True)
     assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"

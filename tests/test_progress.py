@@ -27,7 +27,7 @@ class Clock(Callback):
 
 
 def lines(capsys) -> dict[str, str]:
-    """Return what follows a line's place, by that place."""
+    """Return the values of each line by its epoch and batch."""
     found = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
     return dict(line.split(": ", maxsplit=1) for line in found)
 

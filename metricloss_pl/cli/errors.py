@@ -45,10 +45,10 @@ _READERS = ("argparse", "codecs", "enum", "importlib", "json", "jsonargparse", "
 
 
 def format_user_error(error: BaseException) -> str | None:
-    """Return the line that tells a user what was wrong, or None for a bug, whose traceback is due.
+    """Return the message on a user's mistake as one line, or None for a bug, which keeps its traceback.
 
-    A user's mistake is a `UserError`, an error of the argument parser, or what `raise ... from` ties to one of them.
-    An exception that only came up while another one was handled does not count.
+    A mistake is a `UserError`, an error of the argument parser, or an exception explicitly raised from one of them.
+    Exceptions that were only being handled meanwhile do not count.
     """
     causes = causes_of(error)
     mistakes: list[Exception] = []
@@ -69,7 +69,7 @@ def lost_contact(rank: int) -> str:
 
 
 def hint_of(error: BaseException) -> str | None:
-    """Return a line to go with a traceback, where another process may be the reason."""
+    """Return a hint to print with a traceback if another process may be the cause, or None."""
     distributed = torch.distributed
     is_parallel = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
     if _is_of_group(error) or (is_parallel and is_of_collective(error)):

@@ -15,7 +15,7 @@ from metricloss_pl.errors import DEBUG_HELP, UserError, is_debugging, is_it, she
 __all__ = ["DESCRIPTIONS", "main"]
 
 DESCRIPTIONS = {
-    "fit": "Train a network, as a run file says.",
+    "fit": "Train a network by a run file.",
     "validate": "Evaluate a checkpoint on the validation set.",
     "test": "Evaluate a checkpoint on the test set.",
     "predict": "Write the predicted classes of images into a CSV file.",
@@ -37,7 +37,7 @@ def main(args: Sequence[str] | None = None) -> None:
         SystemExit: With status 1 after a user's mistake, whose one line is on standard error; 143 after SIGTERM.
     """
     arguments = list(sys.argv[1:] if args is None else args)
-    if isinstance(sys.stdout, TextIOWrapper):  # names of files and classes may hold characters that it can't write
+    if isinstance(sys.stdout, TextIOWrapper):  # names may have characters that it can't encode
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         subcommand = _subcommand(arguments)
@@ -52,7 +52,7 @@ def main(args: Sequence[str] | None = None) -> None:
             raise
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from error
-    except BrokenPipeError as error:  # whoever read the output, such as head, has gone
+    except BrokenPipeError as error:  # the reader of the output, such as head, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from error
 
