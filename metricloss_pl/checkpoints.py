@@ -122,7 +122,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(f"checkpoint {path} is a folder: give a file in it, such as checkpoints/best.ckpt")
     if not Path(path).is_file():
         raise UserError(
-            f"checkpoint {path}: there is no such file (to go on with a run: "
+            f"checkpoint {path}: there is no such file (to continue a run: "
             f"{shell_command('fit', '--resume')} runs/<config>/<version>)"
         )
     try:

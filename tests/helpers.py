@@ -17,7 +17,7 @@ Expected = dict[str, dict[str, str]]  # the class of each image, by part
 
 
 def make_image(file: Path, size: int, seed: int, level: int = 128) -> None:
-    """Writes a colour image of noise around a grey level."""
+    """Writes a color image of noise around a gray level."""
     noise = np.random.default_rng(seed).integers(-60, 60, (size, size, 3))
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray((noise + level).clip(0, 255).astype(np.uint8)).save(file)

@@ -1,4 +1,4 @@
-"""What not every operating system has; a test that needs it is skipped elsewhere, with the reason."""
+"""Features that some operating systems lack, and marks that skip the tests which need them."""
 
 import os
 import sys

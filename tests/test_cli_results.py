@@ -101,7 +101,7 @@ def test_broken_images_of_the_set_are_named(
 
 def test_processes_agree_on_what_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each looks at its share, and all leave out the same."""
-    from metricloss_pl.data import UnlabelledFolderDataModule, base
+    from metricloss_pl.data import UnlabeledFolderDataModule, base
 
     for index in range(5):
         make_image(tmp_path / f"{index}.png", 16, index)
@@ -122,7 +122,7 @@ def test_processes_agree_on_what_is_broken(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(base, "find_unreadable", noted)
     monkeypatch.setattr(torch.distributed, "all_gather_object", all_gather)
     for rank in range(2):
-        data = UnlabelledFolderDataModule(predict_dir=str(tmp_path), class_names=["a", "b"])
+        data = UnlabeledFolderDataModule(predict_dir=str(tmp_path), class_names=["a", "b"])
         monkeypatch.setattr(data, "_processes", lambda rank=rank: (2, rank))
         with pytest.warns(UserWarning, match="2 files cannot be read"):
             data.setup("predict")

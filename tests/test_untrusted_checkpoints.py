@@ -51,7 +51,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids=str,
 )
 def test_settings_that_name_code(settings, run, tmp_path, monkeypatch, capsys):
-    """With and without a config, in a run or away from it, resumed, and loaded in Python."""
+    """Settings with and without a config, in and outside a run, resumed, and loaded in Python."""
     monkeypatch.chdir(tmp_path)
     evil = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     evil["hyper_parameters"] |= settings
@@ -75,7 +75,7 @@ def test_settings_that_name_code(settings, run, tmp_path, monkeypatch, capsys):
 
 
 class Loose(SoftmaxClassifier):
-    """With a setting of any type, for which jsonargparse keeps a name that it refuses as plain data."""
+    """Regime with a setting of any type, for which jsonargparse keeps a name that it refuses as plain data."""
 
     def __init__(
         self, num_classes: int, backbone: nn.Module, class_names: list[str] | None = None, extra: Any = None

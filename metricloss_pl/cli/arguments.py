@@ -186,7 +186,7 @@ def _complete_from_checkpoint(args: Sequence[str]) -> list[str]:
     if isinstance(backbone := settings.get("backbone"), dict):
         backbone.get("init_args", {}).pop("in_channels", None)
     images = {name: value for name, value in images.items() if f"--data.{name}" not in given}
-    data = ["--data=metricloss_pl.data.UnlabelledFolderDataModule"] if is_unlabeled else []
+    data = ["--data=metricloss_pl.data.UnlabeledFolderDataModule"] if is_unlabeled else []
     if is_unlabeled:
         images["class_names"] = checkpoint["class_names"]
     prepared = [f"--data.{name}={json.dumps(value)}" for name, value in images.items()]

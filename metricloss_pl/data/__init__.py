@@ -30,7 +30,7 @@ from metricloss_pl.data.torchvision_sets import (
     FashionMNISTDataModule,
     MNISTDataModule,
 )
-from metricloss_pl.data.unlabelled import UnlabelledFolderDataModule
+from metricloss_pl.data.unlabeled import UnlabeledFolderDataModule
 
 __all__ = [
     "ArchiveDataModule",
@@ -59,6 +59,6 @@ __all__ = [
     "ShiftCrop",
     "StanfordCarsDataModule",
     "TrivialAugment",
-    "UnlabelledFolderDataModule",
+    "UnlabeledFolderDataModule",
     "VerticalFlip",
 ]

@@ -89,7 +89,7 @@ def samples() -> Callable[..., Samples]:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> list[Path]:
-    """Colour images of different sizes."""
+    """Color images of different sizes."""
     paths = []
     for index, (height, width) in enumerate([(20, 30), (25, 18), (16, 16), (40, 17), (9, 31)]):
         paths.append(tmp_path / f"{index}.png")

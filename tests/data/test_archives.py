@@ -54,7 +54,7 @@ class Published:
         monkeypatch.setattr(self.module, "resources", tuple(resources))
 
     def bring(self) -> None:
-        """What a person does where nothing may be downloaded."""
+        """Put the files into place, as a user does for a set that may not be downloaded."""
         self.root.mkdir(parents=True, exist_ok=True)
         for resource in self.module.resources:
             if resource.by_hand:
@@ -265,7 +265,7 @@ def test_class_names_are_those_of_torchvision():
 
 
 def test_table_1():
-    """Classes, training images, test images and images a class of Barz and Denzler's Table 1."""
+    """Classes, training images, test images and images per class of Barz and Denzler's Table 1."""
     assert {
         CUB200DataModule: (200, 5994, 5794, (29, 30)),
         NABirdsDataModule: (555, 23929, 24633, (4, 60)),

@@ -153,7 +153,7 @@ def test_rotation_is_torchvisions(keys: np.ndarray) -> None:
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 @pytest.mark.parametrize("size", [8, 30, None])
 def test_random_resized_crop_is_torchvisions(dtype: torch.dtype, size: int | None, keys: np.ndarray) -> None:
-    """The same rectangle, cut out and resized by torchvision; and by Pillow, to within a grey level."""
+    """The same rectangle, cut out and resized by torchvision; and by Pillow, to within a gray level."""
     images = batch(height=21, width=17)
     if dtype == torch.float32:
         images = images.float() / 255
@@ -187,7 +187,7 @@ def test_random_resized_crops_are_drawn_as_torchvisions(height: int, width: int)
 
 
 @pytest.mark.parametrize(("height", "width"), [(10, 100), (100, 10)])
-def test_a_crop_that_never_fits_is_the_largest_in_the_centre(height: int, width: int, keys: np.ndarray) -> None:
+def test_a_crop_that_never_fits_is_the_largest_in_the_center(height: int, width: int, keys: np.ndarray) -> None:
     got = torch.stack(RandomResizedCrop(area=(0.9, 1.0)).rectangles(height, width, keys), 1)
     box = v2.RandomResizedCrop(8, scale=(0.9, 1.0)).make_params([torch.empty(1, height, width)])
     assert got.tolist() == [[box[name] for name in ("top", "left", "height", "width")]] * 64
@@ -241,8 +241,8 @@ def test_erasing_fills_the_rectangle_and_nothing_else(fill: str, keys: np.ndarra
 
 def test_cutout_is_a_square_cut_off_at_the_border(keys: np.ndarray) -> None:
     changed = Cutout(4, fill="zero")(batch(), keys)
-    centres = (uniform(keys, 2) * torch.tensor([12, 10])).floor().int().tolist()
-    for image, result, (y, x) in zip(batch(), changed, centres, strict=True):
+    centers = (uniform(keys, 2) * torch.tensor([12, 10])).floor().int().tolist()
+    for image, result, (y, x) in zip(batch(), changed, centers, strict=True):
         image[:, max(y - 2, 0) : y + 2, max(x - 2, 0) : x + 2] = 0
         assert torch.equal(result, image)
 

@@ -52,7 +52,7 @@ def test_batches_are_plain_indexing(samples: Make) -> None:
     assert label == whole.labels[7]
 
 
-def test_evaluation_crops_the_centre(samples: Make) -> None:
+def test_evaluation_crops_the_center(samples: Make) -> None:
     whole = samples([4], side=8)
     images, _ = dataset_of(whole, image_size=5).__getitems__([0, 3])
     assert torch.equal(images, whole.images[[0, 3], :, 1:6, 1:6])  # type: ignore[call-overload]
@@ -123,7 +123,7 @@ def test_augmentations_follow_their_order_and_only_in_training(samples: Make) ->
 
 @pytest.mark.parametrize("cache_gb", [0.0, 1.0])
 def test_random_resized_crops_take_the_place_of_the_crop(photos: list[Path], cache_gb: float) -> None:
-    """Cut from each image as it was resized, to the data's image_size; in evaluation the centre, as ever."""
+    """Cut from each image as it was resized, to the data's image_size; in evaluation the center, as ever."""
     store = store_of(photos, resize=14, cache_gb=cache_gb)
     cropping = RandomResizedCrop(area=(0.1, 0.6))
     arguments = (store, torch.zeros(5, dtype=torch.int64), [path.name for path in photos])
@@ -152,7 +152,7 @@ def test_images_are_resized_once_more(photos: list[Path]) -> None:
 
 
 def crop_places(shapes: list[tuple[int, int]], side: int, items: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Where the training crops lie: read off images whose pixels tell their own place."""
+    """Return the places of the training crops, read from images whose pixels encode their position."""
     images = []
     for height, width in shapes:
         rows, columns = torch.arange(height)[:, None].expand(height, width), torch.arange(width).expand(height, width)

@@ -240,7 +240,7 @@ def test_root_may_start_at_home(tmp_path, monkeypatch):
 
 
 LAYOUTS = {
-    "unlabelled images": (("train", "val"), "unlabelled/x"),
+    "unlabeled images": (("train", "val"), "unlabeled/x"),
     "a folder of one class": (("train", "val"), "notes/cat"),
     "files of macOS": (("train", "test"), "__MACOSX/train/cat"),
     "capital letters": (("Train", "Val"), "Extra/x"),
@@ -283,10 +283,10 @@ def test_runs_beside_images_of_a_class_leave_the_class(tmp_path):
 
 def test_a_training_set_beside_folders_that_are_none_is_named(tmp_path):
     make_folder(tmp_path / "train")
-    make_image(tmp_path / "unlabelled" / "0.png", 16, 0)
+    make_image(tmp_path / "unlabeled" / "0.png", 16, 0)
     message = refusal(ImageFolderDataModule, root=str(tmp_path))
     assert (
-        f"beside unlabelled, which is no val or test: move away what is not used, or give {tmp_path / 'train'}"
+        f"beside unlabeled, which is no val or test: move away what is not used, or give {tmp_path / 'train'}"
         in message
     )
 
@@ -302,7 +302,7 @@ def test_classes_are_matched_by_name(tmp_path):
     with pytest.warns(UserWarning, match="no test image of class 'cow'"):
         data.setup("test")
     assert data.class_names == ["dog", "cow", "cat"]
-    labels = {Path(name).parent.name: label for name, label in zip(*_labelled(data), strict=True)}
+    labels = {Path(name).parent.name: label for name, label in zip(*_labeled(data), strict=True)}
     assert labels == {"dog": 0, "cat": 2}
     assert len(data.samples("test")) == 10
     assert "not used: 5 images of 1 unknown class, 'ant' (5); the 3 known ones are" in data.left_out()[0]
@@ -312,7 +312,7 @@ def test_classes_are_matched_by_name(tmp_path):
     )
 
 
-def _labelled(data: ImageFolderDataModule) -> tuple[list[str], list[int]]:
+def _labeled(data: ImageFolderDataModule) -> tuple[list[str], list[int]]:
     samples = data.samples("test")
     return samples.names, samples.labels.tolist()
 

@@ -137,7 +137,7 @@ def test_float_images(tmp_path, dtype):
 
 @pytest.mark.parametrize("kind", [">u2", "<u2", ">f4", ">f2", "f8"])
 def test_the_order_of_the_bytes_does_not_matter(tmp_path, kind):
-    """Of images and labels, and in one set but not in another."""
+    """The byte orders of images and labels differ, and differ between sets."""
     contents = arrays()
     levels = contents["train_images"].astype(kind) * np.array(257 if "u" in kind else 1 / 255, kind)
     contents["train_images"], contents["train_labels"] = levels, contents["train_labels"].astype(">i2")

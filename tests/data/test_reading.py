@@ -35,23 +35,23 @@ def test_image_files(tmp_path: Path) -> None:
         image_files(tmp_path / "empty")
 
 
-def test_colour_and_grey(tmp_path: Path) -> None:
-    colour, grey = pixels(), pixels(channels=1)
-    Image.fromarray(colour).save(tmp_path / "c.png")
-    Image.fromarray(grey[..., 0]).save(tmp_path / "g.png")
-    assert torch.equal(read_image(tmp_path / "c.png", 3), as_tensor(colour))
-    assert torch.equal(read_image(tmp_path / "g.png", 1), as_tensor(grey))
-    assert torch.equal(read_image(tmp_path / "g.png", 3), as_tensor(grey).expand(3, -1, -1))
-    luma = (colour @ np.array([0.299, 0.587, 0.114])).round()
+def test_color_and_gray(tmp_path: Path) -> None:
+    color, gray = pixels(), pixels(channels=1)
+    Image.fromarray(color).save(tmp_path / "c.png")
+    Image.fromarray(gray[..., 0]).save(tmp_path / "g.png")
+    assert torch.equal(read_image(tmp_path / "c.png", 3), as_tensor(color))
+    assert torch.equal(read_image(tmp_path / "g.png", 1), as_tensor(gray))
+    assert torch.equal(read_image(tmp_path / "g.png", 3), as_tensor(gray).expand(3, -1, -1))
+    luma = (color @ np.array([0.299, 0.587, 0.114])).round()
     assert np.abs(read_image(tmp_path / "c.png", 1)[0].numpy() - luma).max() <= 1
 
 
 def test_exif_orientation(tmp_path: Path) -> None:
-    colour = pixels()
-    for orientation, turned in ((3, colour[::-1, ::-1]), (6, np.rot90(colour, -1)), (2, colour[:, ::-1])):
+    color = pixels()
+    for orientation, turned in ((3, color[::-1, ::-1]), (6, np.rot90(color, -1)), (2, color[:, ::-1])):
         exif = Image.Exif()
         exif[0x0112] = orientation
-        Image.fromarray(colour).save(tmp_path / "e.png", exif=exif)
+        Image.fromarray(color).save(tmp_path / "e.png", exif=exif)
         assert torch.equal(read_image(tmp_path / "e.png", 3), as_tensor(turned))
 
 
@@ -79,15 +79,15 @@ def test_floating_point_files(tmp_path: Path) -> None:
 
 
 def test_alpha_lies_over_white(tmp_path: Path) -> None:
-    colour = pixels()
+    color = pixels()
     alpha = np.zeros((6, 9, 1), dtype=np.uint8)
     alpha[:, :4] = 255
-    Image.fromarray(np.concatenate([colour, alpha], axis=2)).save(tmp_path / "a.png")
-    white = np.where(alpha == 255, colour, 255)
+    Image.fromarray(np.concatenate([color, alpha], axis=2)).save(tmp_path / "a.png")
+    white = np.where(alpha == 255, color, 255)
     assert torch.equal(read_image(tmp_path / "a.png", 3), as_tensor(white))
-    grey = pixels(channels=1)
-    Image.fromarray(np.concatenate([grey, alpha], axis=2), mode="LA").save(tmp_path / "la.png")
-    assert torch.equal(read_image(tmp_path / "la.png", 1), as_tensor(np.where(alpha == 255, grey, 255)))
+    gray = pixels(channels=1)
+    Image.fromarray(np.concatenate([gray, alpha], axis=2), mode="LA").save(tmp_path / "la.png")
+    assert torch.equal(read_image(tmp_path / "la.png", 1), as_tensor(np.where(alpha == 255, gray, 255)))
 
 
 def test_palettes(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_a_repeated_small_part_fills_its_batches() -> None:
 
 # Batches of M images of each of P classes.
 
-MANY = torch.tensor([label for label in range(23) for _ in range(1 + label % 9)])  # 1 to 9 images a class
+MANY = torch.tensor([label for label in range(23) for _ in range(1 + label % 9)])  # 1 to 9 images per class
 
 
 def class_batches(world: int, epoch: int, per_class: int = 4, **options: int) -> list[list[int]]:
@@ -175,7 +175,7 @@ def test_no_class_is_left_out_over_epochs(per_class: int) -> None:
         assert set(often) == set(range(23))
         assert max(often.values()) <= 2
         rounds.add(tuple(classes))
-    assert len(rounds) >= 4  # each one shuffled anew
+    assert len(rounds) >= 4  # each one shuffled again
 
 
 def test_images_of_a_class_come_equally_often_in_an_epoch() -> None:

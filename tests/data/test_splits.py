@@ -157,7 +157,7 @@ def sets_of(images: Listing, purpose: str) -> dict[str, set[str]]:
 
 
 def moved(before: dict[str, set[str]], after: dict[str, set[str]]) -> int:
-    """How many of the images that are there before and after are in another set."""
+    """Return the number of images, present before and after, that are in another set."""
     both = set.union(*before.values()) & set.union(*after.values())
     return sum(len((before[name] & both) - after[name]) for name in before)
 

@@ -63,12 +63,12 @@ def test_one_dtype_a_part(tmp_path: Path, cache_gb: float) -> None:
 
 
 def test_tensors_are_converted(samples: Make) -> None:
-    colour, grey = samples([4, 3]), samples([4, 3], channels=1)
-    to_colour = ImageStore(grey, in_channels=3, resize=None, cache_gb=0).fetch([2])
-    assert torch.equal(to_colour, grey.images[[2]].expand(-1, 3, -1, -1))  # type: ignore[index, arg-type]
-    to_grey = ImageStore(colour, in_channels=1, resize=None, cache_gb=0).fetch([2])
+    color, gray = samples([4, 3]), samples([4, 3], channels=1)
+    to_color = ImageStore(gray, in_channels=3, resize=None, cache_gb=0).fetch([2])
+    assert torch.equal(to_color, gray.images[[2]].expand(-1, 3, -1, -1))  # type: ignore[index, arg-type]
+    to_gray = ImageStore(color, in_channels=1, resize=None, cache_gb=0).fetch([2])
     weights = torch.tensor([0.299, 0.587, 0.114])
-    luma = torch.einsum("c,nchw->nhw", weights, colour.images[[2]].float())  # type: ignore[index]
-    assert (to_grey[:, 0].float() - luma).abs().max() <= 1  # type: ignore[call-overload]
-    assert ImageStore(colour, in_channels=3, resize=5, cache_gb=0).fetch([0, 1]).shape == (2, 3, 5, 5)  # type: ignore[union-attr]
-    assert ImageStore(colour, in_channels=3, resize=None, cache_gb=0).images is colour.images
+    luma = torch.einsum("c,nchw->nhw", weights, color.images[[2]].float())  # type: ignore[index]
+    assert (to_gray[:, 0].float() - luma).abs().max() <= 1  # type: ignore[call-overload]
+    assert ImageStore(color, in_channels=3, resize=5, cache_gb=0).fetch([0, 1]).shape == (2, 3, 5, 5)  # type: ignore[union-attr]
+    assert ImageStore(color, in_channels=3, resize=None, cache_gb=0).images is color.images

@@ -87,7 +87,7 @@ def cifar_web(tmp_path, monkeypatch) -> Path:
 
 
 def publish_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: type, labels: str) -> Path:
-    """Creates the archive of a miniature, with ten images a file, and gives torchvision its URL and checksums."""
+    """Creates the archive of a miniature, with ten images per file, and gives torchvision its URL and checksums."""
     dataset = module.dataset
     lists = [*dataset.train_list, *dataset.test_list, [dataset.meta["filename"], ""]]
     files = [name for name, _ in lists]

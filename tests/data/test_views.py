@@ -37,11 +37,11 @@ def test_views_are_torchvisions(views, image_size, folder):
     for part in (data, usual, whole):
         part.setup()
     [(images, labels)] = data.test_dataloader()
-    [(centres, expected_labels)] = usual.test_dataloader()
+    [(centers, expected_labels)] = usual.test_dataloader()
     assert torch.equal(labels, expected_labels)
-    assert torch.equal(images[:, 0], centres)
+    assert torch.equal(images[:, 0], centers)
     for row, (image, _) in zip(images, whole.test_dataloader(), strict=True):
-        # Where the room beside a crop is odd, torchvision's centre is a pixel off: it is compared above.
+        # Where the room beside a crop is odd, torchvision's center is a pixel off: it is compared above.
         expected = [row[0], *(corners(image[0], image_size) if views != "flip" else [])]
         if views != "crops":
             expected += [view.flip(-1) for view in expected]

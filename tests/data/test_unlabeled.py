@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from metricloss_pl.data.unlabelled import UnlabelledFolderDataModule
+from metricloss_pl.data.unlabeled import UnlabeledFolderDataModule
 from metricloss_pl.errors import UserError
 
 FACTS = {"in_channels": 1, "resize": 10, "image_size": 8}
@@ -26,7 +26,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_images_are_prepared_as_the_facts_say(folder: Path) -> None:
-    module = UnlabelledFolderDataModule(predict_dir=str(folder), class_names=["ant", "bee"], batch_size=2, **FACTS)
+    module = UnlabeledFolderDataModule(predict_dir=str(folder), class_names=["ant", "bee"], batch_size=2, **FACTS)
     assert module.image_format == FACTS
     assert module.class_names == ["ant", "bee"]
     assert module.num_classes == 2
@@ -41,13 +41,13 @@ def test_images_are_prepared_as_the_facts_say(folder: Path) -> None:
 
 
 def test_only_predict(folder: Path) -> None:
-    module = UnlabelledFolderDataModule(predict_dir=str(folder), class_names=["ant"], image_size=8)
+    module = UnlabeledFolderDataModule(predict_dir=str(folder), class_names=["ant"], image_size=8)
     for stage in ("fit", "test"):
-        with pytest.raises(UserError, match="UnlabelledFolderDataModule has no"):
+        with pytest.raises(UserError, match="UnlabeledFolderDataModule has no"):
             module.setup(stage)
 
 
 def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:
     for folder in (tmp_path / "nowhere", tmp_path):
         with pytest.raises(UserError, match=re.escape(str(folder))):
-            UnlabelledFolderDataModule(predict_dir=str(folder), class_names=["ant"], image_size=8).setup("predict")
+            UnlabeledFolderDataModule(predict_dir=str(folder), class_names=["ant"], image_size=8).setup("predict")

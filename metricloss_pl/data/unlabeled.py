@@ -7,7 +7,7 @@ from metricloss_pl.data.dataset import Views
 from metricloss_pl.data.samples import Samples, Split
 
 
-class UnlabelledFolderDataModule(ImageDataModule):
+class UnlabeledFolderDataModule(ImageDataModule):
     """Folder of images without labels, for `predict`, prepared as the training images of a classifier were.
 
     Args:
