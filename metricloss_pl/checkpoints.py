@@ -8,10 +8,12 @@ import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
 import torch
+from jsonargparse import ArgumentParser
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
@@ -113,7 +115,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         path: Checkpoint file.
 
     Returns:
-        Lightning's dictionary, with `class_names` (list) and `images` (how they were prepared, or None).
+        Lightning's dictionary, with `class_names` (list) and `image_format` (how they were prepared, or None).
 
     Raises:
         UserError: There is no such file, or it is truncated, holds code, or belongs to no regime.
@@ -285,20 +287,26 @@ def plain_settings(hyper_parameters: dict[str, Any], cls: type) -> dict[str, Any
     return plain
 
 
+@cache
 def constructor_arguments(cls: type) -> tuple[list[str], bool]:
     """Return the names of a constructor's arguments, and whether it accepts any others.
 
-    The arguments of a base class count as far as `*args` and `**kwargs` are passed on to it.
+    Arguments of a base class count if `*args` and `**kwargs` are passed on to it, unless the constructor fixes them.
     """
     names: list[str] = []
+    accepts_others = True
     for base in cls.__mro__:
         if base is object or "__init__" not in vars(base):
             continue
         arguments = list(inspect.signature(base).parameters.values())
         names += [a.name for a in arguments if a.kind not in (a.VAR_KEYWORD, a.VAR_POSITIONAL)]
         if not any(argument.kind is argument.VAR_KEYWORD for argument in arguments):
-            return list(dict.fromkeys(names)), False
-    return list(dict.fromkeys(names)), True
+            accepts_others = False
+            break
+    resolved = ArgumentParser(exit_on_error=False).add_class_arguments(cls, fail_untyped=False)
+    if "num_classes" in resolved:  # jsonargparse could read the source: it knows the arguments that are fixed
+        names = [name for name in names if name in resolved]
+    return list(dict.fromkeys(names)), accepts_others
 
 
 def _is_plain(value: Any) -> bool:

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from metricloss_pl.data import ImageDataModule
 from metricloss_pl.errors import UserError
 
 __all__ = ["ClassWeights", "balanced_weights", "given_weights"]
@@ -25,30 +26,27 @@ def given_weights(weights: Mapping[str, float] | Sequence[float], class_names: S
     if isinstance(weights, str):
         raise UserError(f"class_weights is {weights!r}; it must be 'balanced', a mapping, a list or null")
     if isinstance(weights, Mapping):
-        for name in weights:
+        by_name = {str(name): weight for name, weight in weights.items()}  # YAML reads the name 3 as a number
+        for name in by_name:
             if name not in class_names:
                 raise UserError(f"class_weights names {name!r}, which is not a class; one is {class_names[0]!r}")
-        weights = [weights.get(name, 1.0) for name in class_names]
-    if len(weights) != len(class_names) or not all(0 <= weight < math.inf for weight in weights):
-        raise UserError(
-            f"class_weights is {list(weights)}; it must be {len(class_names)} numbers of at least 0, one per class"
-        )
-    return torch.tensor(weights, dtype=torch.float32)
+        weights = [by_name.get(name, 1.0) for name in class_names]
+    values = [float(weight) for weight in weights]
+    if len(values) != len(class_names) or not all(0 <= value < math.inf for value in values):
+        raise UserError(f"class_weights is {values}; it must be {len(class_names)} numbers of at least 0")
+    return torch.tensor(values)
 
 
 def balanced_weights(data: object) -> Tensor:
-    """Return N / (C * N_class) per class (C,), whose mean over the training images is 1.
-
-    Args:
-        data: Data module with `class_counts` (C,) of the training set.
+    """Return N / (C * N_class) per class (C,) of the training set of an `ImageDataModule`; the mean over images is 1.
 
     Raises:
-        UserError: The data module does not count its classes, or balances them itself.
+        UserError: `data` is no `ImageDataModule`, or balances the classes itself.
     """
-    for setting in ("balanced_sampling", "samples_per_class_in_batch"):
-        if getattr(data, setting, None):
-            raise UserError(f"class_weights and {setting} both balance the classes: choose one of them")
-    if not hasattr(data, "class_counts"):
+    if not isinstance(data, ImageDataModule):
         raise UserError("class_weights is 'balanced', which needs an ImageDataModule that counts the classes")
-    counts: Tensor = data.class_counts
+    for setting in ("balanced_sampling", "samples_per_class_in_batch"):
+        if getattr(data, setting):
+            raise UserError(f"class_weights and {setting} both balance the classes: choose one of them")
+    counts = data.class_counts
     return counts.sum() / (len(counts) * counts.float())

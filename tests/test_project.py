@@ -31,7 +31,7 @@ LAYERS = {
     "config_files": {"errors", "files"},
     "checkpoints": {"_compat", "errors", "files", ""},
     **dict.fromkeys(GROUND[1:], BASICS),
-    "class_weights": {"errors"},
+    "class_weights": {"data", "errors"},
     "optimizers": {"errors"},
     "callbacks": {*GROUND, *BASICS, "class_weights", "schedules"},
     "regimes": {*GROUND, *BASICS, "callbacks", "class_weights", "mixing", "optimizers", "schedules"},

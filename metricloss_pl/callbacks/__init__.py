@@ -7,6 +7,7 @@ from metricloss_pl.callbacks.checks import TrainingChecks
 from metricloss_pl.callbacks.confusion import ConfusionMatrixPlot
 from metricloss_pl.callbacks.dataset_facts import DatasetFacts
 from metricloss_pl.callbacks.embedding_plot import EmbeddingPlot
+from metricloss_pl.callbacks.found_learning_rate import FoundLearningRate
 from metricloss_pl.callbacks.freeze import FreezeBackbone
 from metricloss_pl.callbacks.geometry import GeometryMonitor
 from metricloss_pl.callbacks.hierarchy import HierarchyMetrics
@@ -21,6 +22,7 @@ __all__ = [
     "DatasetFacts",
     "EmbeddingPlot",
     "ExponentialMovingAverage",
+    "FoundLearningRate",
     "FreezeBackbone",
     "GeometryMonitor",
     "HierarchyMetrics",

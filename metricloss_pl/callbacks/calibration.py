@@ -16,8 +16,8 @@ class TemperatureScaling(Callback):
     """Fit of the temperature that calibrates a model's probabilities, on each validation during training.
 
     Sets `pl_module.temperature` to the T of softmax(class_scores / T) with the least negative log-likelihood on the
-    validation set (Guo et al., ICML 2017); see `metricloss_pl.metrics.Temperature`. Validation steps have to return
-    `class_scores` and `labels`.
+    validation set (Guo et al., ICML 2017); see `metricloss_pl.metrics.Temperature`. It takes `class_scores` and
+    `labels` from what the validation steps return; without them T is 1.
     """
 
     def __init__(self) -> None:
@@ -36,9 +36,10 @@ class TemperatureScaling(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if self._metric is not None:
+        if self._metric is not None and isinstance(outputs, dict) and "class_scores" in outputs:
             self._metric.update(outputs["class_scores"], outputs["labels"])
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._metric is not None:
             pl_module.temperature = self._metric.compute().item()  # type: ignore[assignment]
+            self._metric = None

@@ -12,7 +12,6 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from metricloss_pl.callbacks.evaluation import (
-    EmbeddingClassifier,
     check_model,
     embed_batches,
     evaluation_loaders,
@@ -94,7 +93,7 @@ class EmbeddingPlot(Callback):
         if not all(embeddings.isfinite().all() for _, embeddings, _ in embedded.values()):
             rank_zero_warn(f"EmbeddingPlot draws nothing after epoch {epoch}: some embeddings are not finite")
             return
-        points, stars = self._project([embeddings.numpy() for _, embeddings, _ in embedded.values()], model)
+        points, stars = self._project([embeddings.numpy() for _, embeddings, _ in embedded.values()], pl_module)
         figure = plots.embedding_scatter(
             {
                 _TITLES[name]: (projected, labels.numpy())
@@ -150,10 +149,10 @@ class EmbeddingPlot(Callback):
                 embedded[name] = (images, embeddings, labels)
         return embedded
 
-    def _project(self, arrays: list[Any], model: EmbeddingClassifier) -> tuple[list[Any], Any]:
+    def _project(self, arrays: list[Any], pl_module: LightningModule) -> tuple[list[Any], Any]:
         from metricloss_pl import plots
 
-        anchors = model.class_anchors
+        anchors, model = getattr(pl_module, "class_anchors", None), check_model(self, pl_module)
         stars = [] if anchors is None else [anchors.detach().float().cpu().numpy()]
         points = plots.project(*arrays, *stars, method=self.method)
         if model.embedding_dim > 2:

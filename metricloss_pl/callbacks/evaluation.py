@@ -49,10 +49,6 @@ class EmbeddingClassifier(Protocol):
     def metric_embeddings(self, embeddings: Tensor) -> Tensor:
         """Return embeddings (B, D) in the space in which the model compares them."""
 
-    @property
-    def class_anchors(self) -> Tensor | None:
-        """Points (C, D) that represent the classes, if there are any."""
-
 
 def check_model(callback: Callback, model: LightningModule) -> EmbeddingClassifier:
     """Return the model as one that callbacks can measure.

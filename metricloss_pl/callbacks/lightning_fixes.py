@@ -6,7 +6,7 @@ import inspect
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
 from lightning.pytorch.utilities import rank_zero_warn
 
 from metricloss_pl._compat import start_epoch_after_finished_one
@@ -18,7 +18,6 @@ class LightningFixes(Callback):
     """Correction of faults of Lightning that appear late or without a message.
 
     - A run with `max_steps` that resumes from the end of an epoch would count that epoch twice.
-    - `LearningRateFinder` sets its learning rate in parameter groups that have one of their own, and not in schedules.
     - The last pass of `StochasticWeightAveraging` over the data would step with the gradients of the step before.
     - The state of `SWALR` holds a function before torch 2.10, which reading with `weights_only` refuses.
     - `EMAWeightAveraging` with a late start validates and saves the initial weights until then: a warning names the
@@ -37,21 +36,14 @@ class LightningFixes(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         start_epoch_after_finished_one(trainer)
-        if (rate := getattr(pl_module, "learning_rate", None)) is not None:
-            own = {id(p): g["lr"] for g in pl_module.parameter_groups() if "lr" in g for p in g["params"]}  # type: ignore[operator]
-            groups = trainer.optimizers[0].param_groups
-            for group in groups:
-                group["lr"] = own.get(id(group["params"][0]), rate)
-            for config in trainer.lr_scheduler_configs:
-                if hasattr(config.scheduler, "base_lrs"):  # ReduceLROnPlateau has none
-                    config.scheduler.base_lrs = [group["lr"] for group in groups]
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         for name in ("lr_schedulers", "callbacks"):
             checkpoint[name] = _without_functions(checkpoint.get(name, {}))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        pl_module.zero_grad()
+        if any(isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            pl_module.zero_grad()
 
 
 def _without_functions(state: Any) -> Any:

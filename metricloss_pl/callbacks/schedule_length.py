@@ -12,17 +12,15 @@ from metricloss_pl.schedules import WholeTraining
 __all__ = ["ScheduleLength", "check_end"]
 
 
-def check_end(schedule: object, trainer: Trainer) -> None:
+def check_end(schedule: object, module: LightningModule) -> None:
     """Check that a training with a schedule over the whole of it has an end.
 
     Raises:
         UserError: It has none.
     """
-    if (
-        isinstance(schedule, WholeTraining)
-        and schedule.length is None
-        and trainer.max_epochs == trainer.max_steps == -1
-    ):
+    if not isinstance(schedule, WholeTraining) or schedule.length is not None:
+        return
+    if module.trainer.max_epochs == module.trainer.max_steps == -1:
         raise UserError("trainer.max_epochs is -1 without max_steps: a schedule over the whole training needs its end")
 
 

@@ -177,7 +177,7 @@ def _complete_from_checkpoint(args: Sequence[str]) -> list[str]:
             f"--ckpt_path {path} is in no run's folder: give the --config that it was trained with too, or --data with "
             "the kind of data, such as --data ImageFolderDataModule --data.root FOLDER"
         )
-    settings, images = dict(checkpoint["hyper_parameters"]), checkpoint.get("images")
+    settings, images = dict(checkpoint["hyper_parameters"]), checkpoint.get("image_format")
     if "_class_path" not in settings or images is None:
         raise UserError(f"--ckpt_path {path} was written outside the command line: load it from Python")
     model = {"class_path": settings.pop("_class_path"), "init_args": settings}

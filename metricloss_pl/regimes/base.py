@@ -50,8 +50,9 @@ _CALLBACKS: tuple[type[Callback], ...] = (
     callbacks.PerStepSeeding,
     callbacks.TrainingChecks,
     callbacks.TemperatureScaling,
-    callbacks.LightningFixes,
+    callbacks.FoundLearningRate,
     callbacks.ScheduleLength,
+    callbacks.LightningFixes,
 )
 
 
@@ -72,8 +73,8 @@ class Classifier(LightningModule, ABC):
     and standard deviation of the training images, which come from the data module and are kept in the checkpoint.
 
     `configure_callbacks` brings `DatasetFacts`, `PerStepSeeding`, `TrainingChecks`, `TemperatureScaling`,
-    `ScheduleLength` and `LightningFixes`. A callback of the same type, or of a subclass, in the Trainer takes the place
-    of each.
+    `ScheduleLength`, `FoundLearningRate` and `LightningFixes`. A callback of the same type, or of a subclass, in the
+    Trainer takes the place of each. A subclass that overrides `configure_callbacks` extends the list of `super()`.
 
     Args:
         num_classes: Number of classes C; linked from the data on the command line.
@@ -85,8 +86,9 @@ class Classifier(LightningModule, ABC):
         optimizer: Function from parameters to an optimizer.
         lr_scheduler: Function from an optimizer to a learning-rate schedule. None: a constant rate.
         lr_scheduler_interval: Whether the schedule steps once per `epoch` or per `step`.
-        class_weights: Weight of each class in the loss: a list, or a mapping from names to weights (1 for the others).
-            `balanced`: N / (C * N_class), from the counts of the training set. None: 1.
+        class_weights: Factor on the loss of each image by its class; the mean is over the images, as without weights. A
+            list, or a mapping from names to weights (1 for the others). `balanced`: N / (C * N_class), from the counts
+            of the training set. None: 1.
         batch_mixing: `CutMix` or `MixUp` of the training images, within the batch of each process. None: no mixing.
         decay_norm_and_bias: Whether weight decay acts on all parameters. False: on the weights of convolutions and
             dense layers only.
@@ -99,7 +101,6 @@ class Classifier(LightningModule, ABC):
     supports_mixing = True
     anchor_name = "anchor"  # name of one of the class_anchors in plots
     class_hierarchy: Hierarchy | None = None  # hierarchy that the class_anchors are derived from
-    kept_in_checkpoint: tuple[str, ...] = ()  # arguments whose files a checkpoint makes dispensable
 
     def __init__(
         self,
@@ -145,14 +146,14 @@ class Classifier(LightningModule, ABC):
         self.decay_norm_and_bias = decay_norm_and_bias
         self.batch_mixing = batch_mixing
         # Facts of the data and fitted values. They are no buffers, which weight averaging would average.
-        self.mean, self.std = [0.0], [1.0]
+        self.mean, self.std = torch.zeros(1), torch.ones(1)
         self.temperature = 1.0
         self.image_format: dict[str, int | None] | None = None  # how the images were prepared
         self.split: dict[str, Any] | None = None  # identifies the training, validation and test set
-        self.balance_classes = class_weights == "balanced"
+        self.balance_classes = isinstance(class_weights, str) and class_weights == "balanced"
         self.class_weights: Tensor | None = None
-        if class_weights is not None and class_weights != "balanced":
-            self.class_weights = given_weights(class_weights, names)
+        if class_weights is not None and not self.balance_classes:
+            self.class_weights = given_weights(class_weights, names)  # type: ignore[arg-type]
 
         self.val_metrics = accuracies(num_classes, prefix="val/")
         self.test_metrics = accuracies(num_classes, prefix="test/")
@@ -190,7 +191,8 @@ class Classifier(LightningModule, ABC):
         """Return the mean over the batch of per-image losses (B,), weighted by `class_weights` where there are any."""
         if self.class_weights is None:
             return values.mean()
-        return (values * self.class_weights.to(labels.device)[labels]).mean()
+        self.class_weights = self.class_weights.to(labels.device)
+        return (values * self.class_weights[labels]).mean()
 
     def gather_rows(self, rows: Tensor) -> Tensor:
         """Return rows (N, ...) of all processes as (N * processes, ...), with gradients; N is the same on each."""
@@ -216,18 +218,14 @@ class Classifier(LightningModule, ABC):
         """Return embeddings (B, D) of images (B, C, H, W), which are integers or floats in [0, 1]."""
         scale = 1.0 if images.is_floating_point() else float(torch.iinfo(images.dtype).max)
         dtype = next(self.parameters()).dtype
-        mean, std = (
-            torch.tensor(values, dtype=dtype, device=images.device).view(-1, 1, 1) for values in (self.mean, self.std)
-        )
+        self.mean, self.std = self.mean.to(images.device), self.std.to(images.device)
+        mean, std = (values.to(dtype).view(-1, 1, 1) for values in (self.mean, self.std))
         images = (images.to(dtype) / scale - mean) / std
         embeddings: Tensor = self.embedding(self.backbone(images.contiguous(memory_format=torch.channels_last)))
         return embeddings
 
     def embed_views(self, images: Tensor) -> Tensor:
-        """Return embeddings (B, D) of images (B, C, H, W), or the mean `metric_embeddings` of views (B, V, C, H, W).
-
-        The class scores of the mean are the mean scores, up to a factor or a term that is the same for all classes.
-        """
+        """Return embeddings (B, D) of images (B, C, H, W), or the mean `metric_embeddings` of views (B, V, C, H, W)."""
         if images.ndim < 5:
             return self.embed(images)
         return torch.stack([self.metric_embeddings(self.embed(view)) for view in images.unbind(1)]).mean(0)
@@ -297,8 +295,9 @@ class Classifier(LightningModule, ABC):
             self.log(name, metric, prog_bar=name == "val/accuracy", on_step=False, on_epoch=True)
         for name, value in losses.items():
             key = f"{stage}/{name}"
-            if key not in self.loss_means:  # in float32: bf16-true changes the default type, too coarse for sums
-                self.loss_means[key] = MeanMetric().set_dtype(torch.float32).to(self.device)
+            if key not in self.loss_means:  # half types, the default of bf16-true, are too coarse for sums
+                dtype = torch.promote_types(value.dtype, torch.float32)
+                self.loss_means[key] = MeanMetric().set_dtype(dtype).to(self.device)
             mean = self.loss_means[key]
             assert isinstance(mean, MeanMetric)
             mean.update(value, len(labels))
@@ -327,7 +326,7 @@ class Classifier(LightningModule, ABC):
         if self.lr_scheduler is None:
             return optimizer
         scheduler: Any = self.lr_scheduler(optimizer)
-        check_end(scheduler, self.trainer)
+        check_end(scheduler, self)
         config: dict[str, Any] = {"scheduler": scheduler, "interval": self.lr_scheduler_interval}
         if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
             config["monitor"] = getattr(scheduler, "monitor", "val/loss")
@@ -353,13 +352,14 @@ class Classifier(LightningModule, ABC):
         checkpoint["hyper_parameters"] = plain_settings(checkpoint.get("hyper_parameters", {}), type(self))
         checkpoint |= {
             "class_names": self.class_names,
-            "images": self.image_format,
+            "image_format": self.image_format,
             "split": self.split,
-            "mean": self.mean,
-            "std": self.std,
+            "mean": self.mean.tolist(),
+            "std": self.std.tolist(),
             "temperature": self.temperature,
-            "class_weights": None if self.class_weights is None else self.class_weights.tolist(),
         }
+        if self.balance_classes and self.class_weights is not None:  # given weights are among the hyper-parameters
+            checkpoint["class_weights"] = self.class_weights.tolist()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if (names := checkpoint.get("class_names", self.class_names)) != self.class_names:
@@ -367,12 +367,14 @@ class Classifier(LightningModule, ABC):
         check_finite(checkpoint["state_dict"], "in the checkpoint: take an earlier one")
         if not self.is_fitting and "current_model_state" in checkpoint:  # load averaged weights, not those behind them
             checkpoint["current_model_state"] = checkpoint["state_dict"]
-        self.image_format, self.split = checkpoint.get("images"), checkpoint.get("split")
-        self.mean, self.std = checkpoint.get("mean", self.mean), checkpoint.get("std", self.std)
-        self.temperature = checkpoint.get("temperature", self.temperature)
-        weights = checkpoint.get("class_weights")
-        self.class_weights = None if weights is None else torch.tensor(weights, device=self.device)
-        for name, values in (("std", self.std), ("temperature", [self.temperature])):
+        if "mean" not in checkpoint:
+            raise UserError("the checkpoint has no mean: on_save_checkpoint of a subclass must call super()")
+        self.image_format, self.split = checkpoint["image_format"], checkpoint["split"]
+        self.mean, self.std = torch.tensor(checkpoint["mean"]), torch.tensor(checkpoint["std"])
+        self.temperature = checkpoint["temperature"]
+        if self.balance_classes and "class_weights" in checkpoint:
+            self.class_weights = torch.tensor(checkpoint["class_weights"])
+        for name, values in (("std", checkpoint["std"]), ("temperature", [self.temperature])):
             if not all(0 < value < math.inf for value in values):
                 raise UserError(f"the checkpoint's {name} is {values}, not above 0 and finite: take another checkpoint")
 

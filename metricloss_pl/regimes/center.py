@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from metricloss_pl.callbacks.evaluation import evaluation_mode
+from metricloss_pl.data import ImageDataModule
 from metricloss_pl.errors import UserError, check_choice, refusing
 from metricloss_pl.losses import CenterLoss
 from metricloss_pl.losses import functional as F
@@ -26,6 +28,30 @@ __all__ = ["CenterSoftmaxClassifier", "center_sgd"]
 def center_sgd(parameters: Any) -> Optimizer:
     """Return SGD with learning rate 0.5, the alpha of Wen et al."""
     return torch.optim.SGD(parameters, lr=0.5)
+
+
+class ClassMeanCenters(Callback):
+    """Initialization of the centers with the mean embedding of each class, before training."""
+
+    @torch.no_grad()
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step > 0:
+            return
+        data = getattr(trainer, "datamodule", None)
+        if not isinstance(data, ImageDataModule):
+            raise UserError("center_init is 'class_means', which needs an ImageDataModule for the first pass")
+        assert isinstance(pl_module, CenterSoftmaxClassifier)
+        centers, classes = pl_module.criterion.centers, pl_module.num_classes
+        sums = torch.zeros(centers.shape, dtype=torch.float64)
+        counts = torch.zeros(classes)
+        with evaluation_mode(trainer, pl_module):
+            for batch in data.train_eval_dataloader():
+                images, labels = trainer.strategy.batch_to_device(batch, pl_module.device)
+                sums.index_add_(0, labels.cpu(), pl_module.embed(images).cpu().double())
+                counts += torch.bincount(labels.cpu(), minlength=classes)
+        sums = trainer.strategy.reduce(sums.float().to(pl_module.device), reduce_op="sum")
+        counts = trainer.strategy.reduce(counts.to(pl_module.device), reduce_op="sum")
+        centers.copy_(sums / counts.clamp_min(1)[:, None])
 
 
 class CenterSoftmaxClassifier(Classifier):
@@ -119,6 +145,7 @@ class CenterSoftmaxClassifier(Classifier):
         self._center_stepper = self.center_optimizer([self.criterion.centers])
         if self._restored_center_state is not None:
             self._center_stepper.load_state_dict(self._restored_center_state)
+            self._restored_center_state = None
         return config
 
     def _step_centers(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -147,28 +174,13 @@ class CenterSoftmaxClassifier(Classifier):
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self.criterion.forget()  # embeddings of a skipped step
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         if not has_gradients(self.trainer.optimizers[0]):
             self.criterion.forget()  # embeddings of a batch without a backward pass
+        return super().training_step(batch, batch_idx)
 
-    @torch.no_grad()
-    def on_fit_start(self) -> None:
-        self._restored_center_state = None
-        if self.center_init != "class_means" or self.trainer.global_step > 0:
-            return
-        data: Any = getattr(self.trainer, "datamodule", None)
-        if not hasattr(data, "train_eval_dataloader"):
-            raise UserError("center_init is 'class_means', which needs an ImageDataModule for the first pass")
-        sums = torch.zeros(self.num_classes, self.embedding_dim, dtype=torch.float64)
-        counts = torch.zeros(self.num_classes)
-        with evaluation_mode(self.trainer, self):
-            for batch in data.train_eval_dataloader():
-                images, labels = self.trainer.strategy.batch_to_device(batch, self.device)
-                sums.index_add_(0, labels.cpu(), self.embed(images).cpu().double())
-                counts += torch.bincount(labels.cpu(), minlength=self.num_classes)
-        sums = self.trainer.strategy.reduce(sums.float().to(self.device), reduce_op="sum")
-        counts = self.trainer.strategy.reduce(counts.to(self.device), reduce_op="sum")
-        self.criterion.centers.copy_(sums / counts.clamp_min(1)[:, None])
+    def configure_callbacks(self) -> list[Callback]:
+        return [*super().configure_callbacks(), *([ClassMeanCenters()] if self.center_init == "class_means" else [])]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

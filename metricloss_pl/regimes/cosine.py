@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from metricloss_pl.backbones import Backbone
@@ -44,6 +45,9 @@ class CosineClassifier(Classifier):
         num_classes: Number of classes C; linked from the data on the command line.
         backbone: Network from images to features (B, F).
         class_names: Names in the order of the labels; linked from the data on the command line. None: "0", "1", ...
+        embedding_dim: Width D of the linear layer. `auto`: that of the class embeddings. Embeddings of a hierarchy are
+            approximated in as many dimensions as an integer says; others must have this width. None: the features are
+            the embeddings.
         class_embeddings: phi, (C, D), rows of norm 1: `one_hot`; `simplex` (C directions with largest equal angles);
             `semantic`, from the class hierarchy of the data; the name of a published hierarchy (`cub_flat`,
             `cub_wikispecies`, `cub_deep`, `cifar100`, all downloaded once, or `cifar100_superclasses`); the file of a
@@ -53,9 +57,6 @@ class CosineClassifier(Classifier):
         class_list: File of lines `<id> <class name>`, for files whose leaves or rows are named otherwise than the
             classes.
         hierarchy: File of the hierarchy of the data, for `semantic`; linked from the data on the command line.
-        embedding_dim: Width D of the linear layer. `auto`: that of the class embeddings. Embeddings of a hierarchy are
-            approximated in as many dimensions as an integer says; others must have this width. None: the features are
-            the embeddings.
         ce_weight: lambda, the weight of the cross-entropy, at least 0.
         head: `bn_linear`, the learned head; or `none`, cross-entropy of the cosines.
         head_weight_decay: Weight decay of the weight of the head's linear layer. None: that of the other parameters.
@@ -67,17 +68,17 @@ class CosineClassifier(Classifier):
     """
 
     anchor_name = "class embedding"
-    kept_in_checkpoint = ("class_embeddings", "class_list")
 
     def __init__(
         self,
         num_classes: int,
         backbone: Backbone,
         class_names: Sequence[str] | None = None,
+        embedding_dim: Literal["auto"] | int | None = "auto",
+        *,
         class_embeddings: ClassEmbeddings = "one_hot",
         class_list: FilePath | None = None,
         hierarchy: FilePath | None = None,
-        embedding_dim: Literal["auto"] | int | None = "auto",
         ce_weight: float = 0.1,
         head: Head = "bn_linear",
         head_weight_decay: float | None = None,
@@ -138,12 +139,13 @@ class CosineClassifier(Classifier):
         others = [p for p in self.parameters() if p.requires_grad and p is not weight]
         return [{"params": others}, {"params": [weight], "weight_decay": self.head_weight_decay}]
 
-    def on_train_start(self) -> None:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         if (targets := self.criterion.class_embeddings) is not None and targets.isnan().any():
             raise UserError(
                 "class_embeddings is null, and no checkpoint was loaded: it must be 'one_hot', 'simplex', 'semantic', "
                 "or the name or file of a hierarchy"
             )
+        return super().configure_optimizers()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

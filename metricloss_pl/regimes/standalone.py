@@ -112,7 +112,7 @@ class StandaloneCenterClassifier(Classifier):
         config = super().configure_optimizers()
         optimizer = config["optimizer"] if isinstance(config, dict) else config
         assert isinstance(optimizer, Optimizer)
-        centers = optimizer.param_groups[-1]
-        if "betas" in centers:  # momentum in Adam and its variants
-            centers["betas"] = (0.0, *centers["betas"][1:])
+        for group in optimizer.param_groups:
+            if "betas" in group and any(p is self.criterion.centers for p in group["params"]):  # Adam's momentum
+                group["betas"] = (0.0, *group["betas"][1:])
         return config

@@ -3,11 +3,13 @@
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import LearningRateFinder
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from metricloss_pl.callbacks import (
     DatasetFacts,
+    FoundLearningRate,
     LightningFixes,
     PerStepSeeding,
     ScheduleLength,
@@ -15,11 +17,24 @@ from metricloss_pl.callbacks import (
     TrainingChecks,
 )
 from metricloss_pl.errors import UserError
-from metricloss_pl.regimes import CosineClassifier, SoftmaxClassifier
+from metricloss_pl.regimes import (
+    CenterSoftmaxClassifier,
+    CosineClassifier,
+    SoftmaxClassifier,
+    StandaloneCenterClassifier,
+)
 from metricloss_pl.schedules import CosineDecay
 from tests.regimes.blobs import C, D, Flat, loader, trainer
 
-BROUGHT = (DatasetFacts, LightningFixes, PerStepSeeding, ScheduleLength, TemperatureScaling, TrainingChecks)
+BROUGHT = (
+    DatasetFacts,
+    FoundLearningRate,
+    LightningFixes,
+    PerStepSeeding,
+    ScheduleLength,
+    TemperatureScaling,
+    TrainingChecks,
+)
 
 
 class Noisy(nn.Module):
@@ -174,3 +189,84 @@ def test_losses_are_logged_at_log_steps_and_at_the_ends_of_an_epoch(tmp_path):
     run.fit(Logged(C, Flat()), loader(96))  # 8 steps per epoch
     assert logged == [(0, 0), (0, 4), (0, 7), (1, 0), (1, 1), (1, 6), (1, 7)]
     assert "train/loss" in run.callback_metrics
+
+
+@pytest.mark.parametrize("output", [None, "loss"])
+def test_a_validation_step_of_ones_own_needs_no_scores(output, tmp_path):
+    class Own(SoftmaxClassifier):
+        def validation_step(self, batch, batch_idx):
+            return None if output is None else torch.tensor(1.0)
+
+    model = Own(C, Flat())
+    trainer(tmp_path).fit(model, loader(), loader(12))
+    assert model.temperature == 1
+
+
+def test_batches_and_metrics_of_ones_own_are_no_losses(tmp_path):
+    class Own(SoftmaxClassifier):
+        def training_step(self, batch, batch_idx):
+            self.log("train/rare_class_accuracy", float("nan"))
+            return super().training_step((batch["images"], batch["labels"]), batch_idx)
+
+    images = loader()
+    images.collate_fn = lambda items: dict(
+        zip(("images", "labels"), torch.utils.data.default_collate(items), strict=True)
+    )
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(Own(C, Flat()), images)
+    assert run.global_step == 4
+
+
+@pytest.mark.parametrize(
+    ("schedule", "first", "last"),
+    [
+        (lambda o: torch.optim.lr_scheduler.LinearLR(o, 0.1, total_iters=2), 0.001, 0.01),
+        (lambda o: CosineDecay(o, warmup=0.5, length=4), 0.0001, 0.0),
+        (lambda o: CosineDecay(o, warmup=0.5), 0.0001, 0.0),
+    ],
+    ids=["linear", "length", "whole"],
+)
+def test_a_found_learning_rate_is_the_peak_of_the_schedule(schedule, first, last, tmp_path):
+    """The centers keep their own rate, under the same schedule."""
+    seen = []
+
+    class Found(LearningRateFinder):
+        def on_fit_start(self, trainer, pl_module):
+            pl_module.learning_rate = 0.01
+            for group in trainer.optimizers[0].param_groups:
+                group["lr"] = 0.01
+
+    class Rates(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            seen.append([group["lr"] for group in trainer.optimizers[0].param_groups])
+
+    model = StandaloneCenterClassifier(C, Flat(), center_lr=0.5, lr_scheduler=schedule)
+    run = trainer(tmp_path, max_epochs=4, callbacks=[Found(), Rates()])
+    run.fit(model, loader())
+    assert seen[0] == pytest.approx([first, first * 50])
+    assert [group["lr"] for group in run.optimizers[0].param_groups] == pytest.approx([last, last * 50])
+
+
+def test_a_learning_rate_of_ones_own_is_left_alone(tmp_path):
+    class Own(SoftmaxClassifier):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.learning_rate = 0.3
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(
+                [{"params": self.backbone.parameters(), "lr": 0.1}, {"params": self.head.parameters()}]
+            )
+
+    run = trainer(tmp_path)
+    run.fit(Own(C, Flat()), loader())
+    assert [group["lr"] for group in run.optimizers[0].param_groups] == [0.1, 1e-3]
+
+
+def test_class_means_do_not_depend_on_hooks_of_a_subclass(tmp_path):
+    class Own(CenterSoftmaxClassifier):
+        def on_fit_start(self):
+            pass
+
+    with pytest.raises(UserError, match="class_means"):
+        trainer(tmp_path).fit(Own(C, Flat(), center_init="class_means"), loader())

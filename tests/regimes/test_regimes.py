@@ -122,7 +122,7 @@ def test_a_checkpoint_that_would_predict_nan_is_refused(name, value, tmp_path):
     model = SoftmaxClassifier(C, Flat())
     run = trainer(tmp_path, max_epochs=1)
     run.fit(model, loader())
-    setattr(model, name, [value] if name == "std" else value)
+    setattr(model, name, torch.tensor([value]) if name == "std" else value)
     run.save_checkpoint(tmp_path / "forged.ckpt")
     with pytest.raises(UserError, match=f"{name} is .*{value}") as caught:
         SoftmaxClassifier.load_from_checkpoint(tmp_path / "forged.ckpt", backbone=Flat())
@@ -203,7 +203,7 @@ def test_no_checkpoint_of_weights_that_are_not_finite(build, tmp_path):
 
 def test_images_of_any_type_are_normalized_alike():
     model = SoftmaxClassifier(C, Flat())
-    model.mean, model.std = [0.2], [0.5]
+    model.mean, model.std = torch.tensor([0.2]), torch.tensor([0.5])
     images = torch.randint(0, 256, (5, 1, 4, 4), dtype=torch.uint8)
     expected = model.backbone((images.float() / 255 - 0.2) / 0.5)
     torch.testing.assert_close(model.embed(images), expected)
@@ -517,12 +517,11 @@ def test_normalization_and_image_format_come_from_the_data(tmp_path):
     run = trainer(tmp_path, max_epochs=1)
     run.fit(model, data)
     pixels = data.samples("train").images.double() / 255
-    assert model.mean == pytest.approx([pixels.mean().item()], abs=1e-5)
-    [std] = model.std
-    assert std == pytest.approx(pixels.std(correction=0).item(), abs=1e-5)
+    assert model.mean.item() == pytest.approx(pixels.mean().item(), abs=1e-5)
+    assert model.std.item() == pytest.approx(pixels.std(correction=0).item(), abs=1e-5)
     run.save_checkpoint(tmp_path / "model.ckpt")
     loaded = SoftmaxClassifier.load_from_checkpoint(tmp_path / "model.ckpt", backbone=TinyConvNet(width=8))
-    assert loaded.mean == model.mean
+    assert torch.equal(loaded.mean, model.mean)
     assert loaded.image_format == data.image_format
 
 
@@ -537,10 +536,15 @@ def test_balanced_class_weights(tmp_path):
 
     data = Lopsided(batch_size=100)
     model = SoftmaxClassifier(10, TinyConvNet(width=8), class_weights="balanced")
-    trainer(tmp_path, max_epochs=1).fit(model, data)
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(model, data)
     counts = data.class_counts
     torch.testing.assert_close(model.class_weights, counts.sum() / (10 * counts.float()))
     assert model.class_weights[3] > 2.5
+    run.save_checkpoint(tmp_path / "model.ckpt")
+    network = TinyConvNet(width=8)
+    loaded = SoftmaxClassifier.load_from_checkpoint(tmp_path / "model.ckpt", backbone=network)
+    assert torch.equal(loaded.class_weights, model.class_weights)
     assert model.class_weights[data.samples("train").labels].mean().item() == pytest.approx(1)
     embeddings, labels = torch.randn(4, model.embedding_dim), torch.tensor([3, 3, 0, 1])
     each = torch.nn.functional.cross_entropy(model.head(embeddings), labels, reduction="none")
@@ -548,7 +552,7 @@ def test_balanced_class_weights(tmp_path):
     torch.testing.assert_close(model.losses(embeddings, labels)["loss"], expected)
 
 
-@pytest.mark.parametrize("weights", [{"b": 2.0}, [1.0, 2.0, 1.0]])
+@pytest.mark.parametrize("weights", [{"b": 2}, [1.0, 2.0, 1.0]])
 def test_given_class_weights(weights, tmp_path):
     model = SoftmaxClassifier(C, Flat(), class_names=["a", "b", "c"], class_weights=weights)
     embeddings, labels = torch.randn(4, D), torch.tensor([1, 1, 0, 2])
@@ -558,14 +562,20 @@ def test_given_class_weights(weights, tmp_path):
     run = trainer(tmp_path, max_epochs=1)
     run.fit(model, loader())
     run.save_checkpoint(tmp_path / "model.ckpt")
-    loaded = SoftmaxClassifier.load_from_checkpoint(tmp_path / "model.ckpt", backbone=Flat())
-    assert torch.equal(loaded.class_weights, torch.tensor([1.0, 2.0, 1.0]))
+    load = functools.partial(SoftmaxClassifier.load_from_checkpoint, tmp_path / "model.ckpt", backbone=Flat())
+    assert torch.equal(load().class_weights, torch.tensor([1.0, 2.0, 1.0]))
+    assert load(class_weights=None).class_weights is None
+    assert torch.equal(load(class_weights=[5.0, 5.0, 5.0]).class_weights, torch.full((3,), 5.0))
 
 
 @pytest.mark.parametrize("weights", [{"d": 2.0}, [1.0, 2.0], [1.0, -1.0, 1.0], [1.0, float("nan"), 1.0], "balance"])
 def test_class_weights_that_do_not_fit_are_refused(weights):
     with pytest.raises(UserError, match="class_weights"):
         SoftmaxClassifier(C, Flat(), class_names=["a", "b", "c"], class_weights=weights)
+
+
+def test_class_weights_by_names_that_are_numbers():
+    assert SoftmaxClassifier(C, Flat(), class_weights={2: 3.0}).class_weights.tolist() == [1, 1, 3]
 
 
 def test_any_module_with_given_width_is_a_backbone():
@@ -636,6 +646,31 @@ def test_a_fit_from_old_weights_begins_with_a_new_center_optimizer(tmp_path):
     again = trainer(tmp_path, max_epochs=1)
     again.fit(model, loader())
     assert model._center_stepper.state[model.criterion.centers]["step"] == 4  # those of one epoch
+
+
+def test_a_constructor_that_fixes_an_argument_of_the_base_loads(tmp_path):
+    class Smooth(SoftmaxClassifier):
+        def __init__(self, *args, own: int = 1, **kwargs):
+            super().__init__(*args, label_smoothing=0.1, **kwargs)
+            self.own = own
+
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(Smooth(C, Flat(), own=2, decay_norm_and_bias=False), loader())
+    run.save_checkpoint(tmp_path / "model.ckpt")
+    loaded = Smooth.load_from_checkpoint(tmp_path / "model.ckpt", backbone=Flat())
+    assert (loaded.own, loaded.label_smoothing, loaded.decay_norm_and_bias) == (2, 0.1, False)
+
+
+def test_a_checkpoint_without_the_facts_of_the_data_is_refused(tmp_path):
+    class Forgetful(SoftmaxClassifier):
+        def on_save_checkpoint(self, checkpoint):
+            checkpoint["class_names"] = self.class_names
+
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(Forgetful(C, Flat()), loader())
+    run.save_checkpoint(tmp_path / "model.ckpt")
+    with pytest.raises(UserError, match="on_save_checkpoint"):
+        Forgetful(C, Flat()).on_load_checkpoint(torch.load(tmp_path / "model.ckpt", weights_only=False))
 
 
 def test_predicting_from_a_loader_of_images_alone(tmp_path):

@@ -20,7 +20,7 @@ def tree(tmp_path):
 
 
 def test_products_are_the_similarities_of_the_classes(tree):
-    model = CosineClassifier(C, Flat(), NAMES, tree)
+    model = CosineClassifier(C, Flat(), NAMES, class_embeddings=tree)
     assert model.embedding_dim == C
     targets = model.class_anchors
     assert targets.dtype == torch.float32
@@ -32,17 +32,20 @@ def test_products_are_the_similarities_of_the_classes(tree):
 
 
 def test_an_integer_embedding_dim_is_that_of_approximate_embeddings(tree):
-    model = CosineClassifier(C, Flat(num_features=7), NAMES, str(tree), embedding_dim=2)
+    model = CosineClassifier(C, Flat(num_features=7), NAMES, class_embeddings=str(tree), embedding_dim=2)
     assert model.embedding.weight.shape == (2, 7)
     expected = semantic(Hierarchy.from_file(tree), NAMES, 2).float()
     assert torch.equal(model.class_anchors, expected)
-    assert CosineClassifier(C, Flat(num_features=C), NAMES, tree, embedding_dim=None).embedding_dim == C
+    network = Flat(num_features=C)
+    assert CosineClassifier(C, network, NAMES, class_embeddings=tree, embedding_dim=None).embedding_dim == C
 
 
 def test_names_of_ones_own(tmp_path):
     (tmp_path / "pairs.txt").write_text("9 0\n9 1\n8 9\n8 2\n")
     (tmp_path / "names.txt").write_text("0 cat\n1 dog\n2 car\n9 pet\n")
-    listed = CosineClassifier(C, Flat(), NAMES, tmp_path / "pairs.txt", tmp_path / "names.txt")
+    listed = CosineClassifier(
+        C, Flat(), NAMES, class_embeddings=tmp_path / "pairs.txt", class_list=tmp_path / "names.txt"
+    )
     torch.testing.assert_close(listed.class_anchors @ listed.class_anchors.T, SIMILARITIES)
     unnamed = CosineClassifier(C, Flat(), class_embeddings=tmp_path / "pairs.txt")
     order = [0, 2, 1]
@@ -53,9 +56,8 @@ def test_names_of_ones_own(tmp_path):
 def test_a_checkpoint_needs_neither_file_nor_tensor(given, embedding_dim, tree, tmp_path):
     embeddings = semantic(Hierarchy.from_file(tree), NAMES, None if embedding_dim in ("auto", None) else embedding_dim)
     backbone = {"num_features": C}
-    model = CosineClassifier(
-        C, Flat(**backbone), NAMES, tree if given == "file" else embeddings, embedding_dim=embedding_dim
-    )
+    targets = tree if given == "file" else embeddings
+    model = CosineClassifier(C, Flat(**backbone), NAMES, embedding_dim, class_embeddings=targets)
     run = trainer(tmp_path, max_epochs=1)
     run.fit(model, loader(), loader())
     path = tmp_path / "model.ckpt"
@@ -81,34 +83,34 @@ def test_a_checkpoint_needs_neither_file_nor_tensor(given, embedding_dim, tree, 
 def test_a_checkpoint_of_named_class_embeddings_goes_on_naming_them(tmp_path):
     for name in ("one_hot", "simplex"):
         run = trainer(tmp_path, max_epochs=1)
-        run.fit(CosineClassifier(C, Flat(), NAMES, name), loader())
+        run.fit(CosineClassifier(C, Flat(), NAMES, class_embeddings=name), loader())
         run.save_checkpoint(tmp_path / "model.ckpt")
         assert torch.load(tmp_path / "model.ckpt", weights_only=True)["hyper_parameters"]["class_embeddings"] == name
 
 
 def test_those_of_a_checkpoint_without_one_are_refused(tmp_path):
-    model = CosineClassifier(C, Flat(), NAMES, None, embedding_dim=5)
+    model = CosineClassifier(C, Flat(), NAMES, class_embeddings=None, embedding_dim=5)
     with pytest.raises(UserError, match="class_embeddings is null"):
         trainer(tmp_path).fit(model, loader())
     with pytest.raises(UserError, match="embedding_dim is -5; it must be at least 1"):
-        CosineClassifier(C, Flat(), NAMES, None, embedding_dim=-5)
+        CosineClassifier(C, Flat(), NAMES, class_embeddings=None, embedding_dim=-5)
     with pytest.raises(UserError, match=r"class_embeddings is '10'.* 'one_hot'"):
-        CosineClassifier(C, Flat(), NAMES, 10)
+        CosineClassifier(C, Flat(), NAMES, class_embeddings=10)
 
 
 def test_embeddings_from_a_file_agree_with_the_embedding_dim_and_have_norm_1(tmp_path):
     rows = torch.tensor([[0.6, 0.8], [1.0, 0.0], [0.0, 1.0]]).numpy()
     file = tmp_path / "e.npz"
     np.savez(file, embedding=rows, ind2label=["dog", "car", "cat"])
-    assert CosineClassifier(C, Flat(), NAMES, file).class_anchors.tolist() == rows[[2, 1, 0]].tolist()
-    assert CosineClassifier(C, Flat(), NAMES, file, embedding_dim=2).embedding_dim == 2
+    assert CosineClassifier(C, Flat(), NAMES, class_embeddings=file).class_anchors.tolist() == rows[[2, 1, 0]].tolist()
+    assert CosineClassifier(C, Flat(), NAMES, class_embeddings=file, embedding_dim=2).embedding_dim == 2
     with pytest.raises(UserError, match="embedding_dim are 3 wide and the class embeddings 2"):
-        CosineClassifier(C, Flat(), NAMES, file, embedding_dim=3)
+        CosineClassifier(C, Flat(), NAMES, class_embeddings=file, embedding_dim=3)
     np.savez(file, embedding=2 * rows, ind2label=["dog", "car", "cat"])
     with pytest.raises(UserError, match=r"embeddings .*e.npz have rows whose norm is not 1: divide each by its norm"):
-        CosineClassifier(C, Flat(), NAMES, file)
+        CosineClassifier(C, Flat(), NAMES, class_embeddings=file)
     with pytest.raises(UserError, match=r"class_embeddings is 'gone.npz'"):
-        CosineClassifier(C, Flat(), NAMES, "gone.npz")
+        CosineClassifier(C, Flat(), NAMES, class_embeddings="gone.npz")
 
 
 @pytest.mark.parametrize(
