@@ -1,20 +1,17 @@
 """A user's mistake is one line, a bug keeps its traceback."""
 
 import argparse
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch.utils.data import DataLoader, TensorDataset
 
 from metricloss_pl.backbones import TinyConvNet
 from metricloss_pl.cli import main
 from metricloss_pl.cli.errors import format_user_error, hint_of
 from metricloss_pl.errors import UserError
-from metricloss_pl.regimes import SoftmaxClassifier, StandaloneCenterClassifier
+from metricloss_pl.regimes import SoftmaxClassifier
 from tests.command_line import refusal_of
 
 CONFIG = Path(__file__).parent.parent / "configs" / "digits_center.yaml"
@@ -343,14 +340,6 @@ def test_the_learning_rate_that_is_found_is_used(config, monkeypatch):
     assert seen["rates"][0] == seen["peaks"][0] == pytest.approx(seen["found"])
     if config == "digits_standalone":
         assert seen["rates"][1:] == seen["peaks"][1:] == [seen["center_lr"]]
-
-
-def test_the_learning_rate_of_a_regime():
-    model = StandaloneCenterClassifier(3, TinyConvNet(), optimizer=partial(torch.optim.Adam, lr=0.25), center_lr=0.5)
-    model.learning_rate = 0.125
-    run = Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
-    run.fit(model, DataLoader(TensorDataset(torch.rand(6, 1, 8, 8), torch.arange(6) % 3), batch_size=6))
-    assert sorted({group["lr"] for group in run.optimizers[0].param_groups}) == [0.125, 0.5]
 
 
 def test_weights_that_do_not_fit():
