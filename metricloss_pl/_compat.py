@@ -1,25 +1,25 @@
-"""Every use of a dependency's private names, one small function each, with the reason."""
+"""Uses of private names of dependencies, one small function each, with the reason.
+
+Only two overrides of `_apply` stand with their classes, in `losses` and `metrics`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from subprocess import Popen
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import set_parsing_settings
-from torch import nn, zeros
-from torchmetrics import Metric
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
     from lightning.pytorch.cli import LightningCLI
-    from torch import Tensor
 
 __all__ = [
-    "Float64Metric",
     "import_paths_limited_to",
     "make_room_for_linked_values",
+    "resumed_position",
     "start_epoch_after_finished_one",
     "started_processes",
 ]
@@ -110,23 +110,6 @@ def start_epoch_after_finished_one(trainer: Trainer) -> None:
         loop.epoch_loop.restarting = False
         loop.reset()
         epochs.completed = epochs.processed
-
-
-class Float64Metric(Metric):
-    """Metric whose states stay float64: a change of precision of the module around it changes only its device.
-
-    A parent casts its children by their private `_apply`; there is no public way for a metric to stay as it is. Where
-    the device has no float64 (Apple's MPS) the states stay where they are, so `update` has to move its input to them.
-    """
-
-    is_differentiable = False
-    full_state_update = False
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> nn.Module:
-        device = fn(zeros(1)).device
-        if device.type == "mps":
-            return self
-        return super()._apply(lambda tensor: tensor.to(device), exclude_state)
 
 
 def resumed_position(trainer: Trainer, num_batches: int) -> tuple[int, int]:

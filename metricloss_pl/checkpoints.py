@@ -180,9 +180,8 @@ def trusted_imports(source: str, others: Iterable[str] = (), run: bool = False) 
         if not denied or cause_outside(error, "jsonargparse") is not None:
             raise
         raise UserError(
-            f"{source} names {denied[-1]}, which is not trusted for a checkpoint's sake: for a class of yours give the "
-            "--config that it was trained with too; in Python import it and call "
-            "metricloss_pl.load(path, classes=[...])"
+            f"{source} names {denied[-1]}, which is not trusted in a checkpoint: for a class of yours, also give the "
+            "--config that it was trained with; in Python import it and call metricloss_pl.load(path, classes=[...])"
         ) from error
 
 

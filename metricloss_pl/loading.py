@@ -39,7 +39,7 @@ def load(path: str | Path, classes: Iterable[type] = ()) -> Classifier:
     regime = _find_class(class_path, classes)
     if regime is None:
         raise UserError(
-            f"checkpoint {path} names {class_path}, which is not imported for a checkpoint's sake: import it, and call "
+            f"checkpoint {path} names {class_path}, which a checkpoint alone may not import: import it, and call "
             f"load(path, classes=[{class_path.rpartition('.')[2]}])"
         )
     model: Classifier = regime.load_from_checkpoint(path, classes=classes, map_location="cpu", weights_only=True)

@@ -11,7 +11,7 @@ from tests.command_line import refusal_of
 from tests.compare.simulated import make_results
 
 
-@pytest.mark.parametrize("name", ["loss-surfaces", "pair-weights"])
+@pytest.mark.parametrize("name", ["loss_surfaces", "pair_weights"])
 def test_figures_of_the_losses(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     main(["figure", name])
@@ -23,7 +23,7 @@ def test_figures_of_the_losses(name, tmp_path, monkeypatch, capsys):
 def test_pair_weights_are_the_derivatives_that_their_legend_says(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(plots, "pair_weights", lambda *given: drawn.append(given) or Figure())
-    main(["figure", "pair-weights", f"--out={tmp_path / 'weights.png'}"])
+    main(["figure", "pair_weights", f"--out={tmp_path / 'weights.png'}"])
     ((distances, weights),) = drawn
     assert [name.partition(":")[0] for name in weights] == ["log1p", "log", "margin", "negative"]
     squares, step = distances**2, 1e-4 * distances**2
@@ -62,7 +62,7 @@ def test_the_report_and_the_maps_of_a_comparison(tmp_path, capsys):
         (["report", "gone"], "plan.json can't be read"),
         (["figure", "embeddings"], "--results is missing"),
         (["figure", "embeddings", "--results=gone"], "--results gone"),
-        (["figure", "pair-weights", "--out=x.gif"], ".svg or .pdf"),
+        (["figure", "pair_weights", "--out=x.gif"], ".svg or .pdf"),
         (["figure", "center-weights"], "center-weights"),
     ],
 )

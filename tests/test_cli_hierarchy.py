@@ -315,7 +315,7 @@ def test_a_hierarchy_is_shown_by_its_name(capsys):
 def test_names_of_a_class_list_are_shown(tmp_path, capsys):
     (tmp_path / "dag.txt").write_text("7 1\n7 2\n8 2\n8 3\n9 7\n9 8\n")
     (tmp_path / "names.txt").write_text("1 crow\n3 cow\n9 animal\n")
-    flags = [f"--class_list={tmp_path / 'names.txt'}", "--format=parent-child"]
+    flags = [f"--class_list={tmp_path / 'names.txt'}", "--format=parent_child"]
     main(["hierarchy", str(tmp_path / "dag.txt"), *flags, "--allow_dag=true", f"--save={tmp_path / 'tree.txt'}"])
     screen = capsys.readouterr().out
     assert (tmp_path / "tree.txt").read_text() == "9\n-- 7\n---- 1\n---- 2\n-- 8\n---- 3\n"

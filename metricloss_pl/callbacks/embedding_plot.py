@@ -100,7 +100,7 @@ class EmbeddingPlot(Callback):
                 for (name, (_, _, labels)), projected in zip(embedded.items(), points, strict=True)
             },
             model.class_names,
-            prototypes=stars,
+            anchors=stars,
             anchor_name=model.anchor_name,
             title=f"{type(pl_module).__name__}, epoch {epoch}",
             axis_labels=self._axis_labels(model.embedding_dim),

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Format", "Hierarchy"]
 
-Format = Literal["auto", "parent-child", "child-parent", "indented"]
+Format = Literal["auto", "parent_child", "child_parent", "indented"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -97,7 +97,7 @@ class Hierarchy:
 
         Args:
             path: The file.
-            format: `parent-child` or `child-parent`: two ids per line, of which the second may hold spaces.
+            format: `parent_child` or `child_parent`: two ids per line, of which the second may hold spaces.
                 `indented`: one name per line behind a pair of dashes per level below the root; classes match with or
                 without a `?` or a comment in brackets behind it. `auto`: indented if a line begins with a dash, else
                 pairs, in the order in which fewer nodes have several parents.
@@ -114,7 +114,7 @@ class Hierarchy:
             pairs = _indented(lines)
         else:
             pairs = read_pairs(lines)
-            if format == "child-parent" or (format == "auto" and _child_first(pairs)):
+            if format == "child_parent" or (format == "auto" and _child_first(pairs)):
                 pairs = [(parent, child) for child, parent in pairs]
         names = {} if class_list is None else read_class_list(class_list)
         return cls.from_pairs(pairs, names, source, allow_dag)

@@ -89,4 +89,4 @@ def open_hierarchy(
     file, *lists = (folder / resource.name for resource in _FILES[name])
     if class_list is None and lists:
         [class_list] = lists
-    return Hierarchy.from_file(file, "parent-child", class_list)
+    return Hierarchy.from_file(file, "parent_child", class_list)

@@ -30,7 +30,7 @@ _PAIR_TERMS = {"log1p": "log(1 + d²)", "log": "log(d²)", "margin": "min(d², 1
 
 
 def draw_figure(
-    figure: Literal["loss-surfaces", "pair-weights", "embeddings"],
+    figure: Literal["loss_surfaces", "pair_weights", "embeddings"],
     out: str | None = None,
     results: str | None = None,
     samples_per_class: int | None = None,
@@ -38,8 +38,8 @@ def draw_figure(
     """Draw a figure into a file.
 
     Args:
-        figure: `loss-surfaces`: squared error, cross-entropy and cosine loss over the plane of two features (Barz &
-            Denzler 2020, Figure 1). `pair-weights`: repulsion of two embeddings of different classes over their
+        figure: `loss_surfaces`: squared error, cross-entropy and cosine loss over the plane of two features (Barz &
+            Denzler 2020, Figure 1). `pair_weights`: repulsion of two embeddings of different classes over their
             distance, for each inter term of the standalone center loss. `embeddings`: test embeddings of each variant
             of a comparison, such as one of center weights (Wen et al. 2016, Figure 5).
         out: File to write, .png, .svg or .pdf. Default: the figure's name and .png, in the working folder.
@@ -60,7 +60,7 @@ def draw_figure(
 def _of_losses(figure: str) -> Figure:
     from metricloss_pl import plots
 
-    if figure == "loss-surfaces":
+    if figure == "loss_surfaces":
         axis = torch.linspace(-_HALF, _HALF, _POINTS)
         return plots.loss_surfaces({name: surface(loss, axis).numpy() for name, loss in _SURFACES.items()}, _HALF)
     distances = torch.logspace(-2, 2, 400, dtype=torch.float64)

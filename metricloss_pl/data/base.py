@@ -93,6 +93,7 @@ class ImageDataModule(LabeledSets, LightningDataModule):
     tta: Views | None = None
 
     def __post_init__(self) -> None:
+        LightningDataModule.__init__(self)
         super().__post_init__()
         self._stores: dict[str, ImageStore] = {}
         self.unreadable: UnreadableImages | None = None  # images of `predict_dir` that `predict` leaves out

@@ -53,9 +53,9 @@ class LabeledSets(ABC):
     statistics: ClassVar[Statistics | None] = None  # of a published set; checked when it is read
 
     def __post_init__(self) -> None:
-        super().__init__()
         self._samples: dict[str, Samples] = {}  # sets that are set up
         self._split_rows: list[SplitRow] | None = None
+        self._split_source = ""
         self._split_sets: dict[Split, Samples] | None = None
         if not 0 <= self.val_fraction < 1:
             raise UserError(
@@ -207,6 +207,7 @@ class LabeledSets(ABC):
         return {split: samples for split, samples in sets.items() if samples is not None}
 
     def list_test(self) -> Samples | None:
+        """Return the test set, which nothing decodes yet, or None where there is none."""
         test = self.official("test")
         if test is not None:
             self._check_statistics("test", test.labels)

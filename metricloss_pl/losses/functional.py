@@ -382,7 +382,7 @@ def squared_distances(x: Tensor, y: Tensor) -> Tensor:
     """Compute the squared Euclidean distance of each row of x to each row of y.
 
     Computed by a matrix product, which exports to ONNX, in float64 about a point amid y: a distance that is small
-    beside the norms keeps its float32 digits.
+    beside the norms keeps its float32 digits. From float64 input, distances far below the spread of y lose digits.
 
     Args:
         x: (N, D).
@@ -395,6 +395,8 @@ def squared_distances(x: Tensor, y: Tensor) -> Tensor:
         ValueError: The widths differ.
     """
     _check_width(x, y, "the other points")
+    if len(y) == 0:
+        return x.new_zeros(len(x), 0)
     reference = _reference(y)
     chunks = [y[start : start + _CHUNK] for start in range(0, len(y), _CHUNK)]
     return torch.cat([_distances_by_product(x, chunk, reference).to(x.dtype) for chunk in chunks], dim=1)

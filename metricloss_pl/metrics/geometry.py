@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from metricloss_pl._compat import Float64Metric
+from metricloss_pl.metrics.float64 import Float64Metric
 
 _BLOCK = 256  # classes whose distances to all the others are held at once
 

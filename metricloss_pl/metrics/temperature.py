@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from metricloss_pl._compat import Float64Metric
+from metricloss_pl.metrics.float64 import Float64Metric
 
 
 class Temperature(Float64Metric):

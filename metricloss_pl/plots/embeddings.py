@@ -86,7 +86,7 @@ def align(projected: Sequence[Array], reference: Sequence[Array], onto: Sequence
 def embedding_scatter(
     panels: Mapping[str, tuple[Array, Array]],
     class_names: Sequence[str],
-    prototypes: Array | None = None,
+    anchors: Array | None = None,
     anchor_name: str = "center",
     title: str = "",
     axis_labels: tuple[str, str] = ("embedding 1", "embedding 2"),
@@ -96,8 +96,8 @@ def embedding_scatter(
     Args:
         panels: Points (N, 2) and labels (N,) by title; label -1 (unknown) is drawn in gray.
         class_names: Names of the C classes in label order; the legend, outside the axes, names at most 20.
-        prototypes: Centers or class embeddings (C, 2), drawn as stars above the points in every panel.
-        anchor_name: Name of the prototypes in the legend.
+        anchors: Centers or class embeddings (C, 2), drawn as stars above the points in every panel.
+        anchor_name: Name of the anchors in the legend.
         title: Title of the whole figure.
         axis_labels: Names of the two axes.
 
@@ -112,15 +112,15 @@ def embedding_scatter(
     palette = np.vstack([colors, [to_rgb(UNKNOWN)]])  # [-1] is unknown
     longest = max(len(legible(name)) for name in [*class_names[:MAX_LEGEND_CLASSES], anchor_name])
     figure = new_figure(4.1 * len(panels) + 0.6 + 0.085 * longest, 4.5, "compressed")  # with room for the legend
-    middle, half = _square_limits([points for points, _ in panels.values()], prototypes)
+    middle, half = _square_limits([points for points, _ in panels.values()], anchors)
     for column, (name, (points, labels)) in enumerate(panels.items()):
         ax = figure.add_subplot(1, len(panels), column + 1)
         size = float(np.clip(9000 / max(len(points), 1), 5, 26))
         scatter_classes(ax, points, labels, palette, s=size, zorder=2, gid="embeddings")
-        if prototypes is not None:
+        if anchors is not None:
             ax.scatter(
-                prototypes[:, 0], prototypes[:, 1], s=float(np.clip(4000 / num_classes, 20, 230)), c=colors, marker="*",
-                edgecolors="black", linewidths=1.1 if num_classes <= 50 else 0.6, zorder=4, gid="prototypes",
+                anchors[:, 0], anchors[:, 1], s=float(np.clip(4000 / num_classes, 20, 230)), c=colors, marker="*",
+                edgecolors="black", linewidths=1.1 if num_classes <= 50 else 0.6, zorder=4, gid="anchors",
             )  # fmt: skip
         ax.set_xlim(middle[0] - half, middle[0] + half)
         ax.set_ylim(middle[1] - half, middle[1] + half)
@@ -133,7 +133,7 @@ def embedding_scatter(
         light_style(ax)
 
     handles = class_handles(class_names)
-    if prototypes is not None:
+    if anchors is not None:
         star = Line2D([], [], linestyle="", marker="*", markersize=11, color="white", markeredgecolor="black")
         star.set_label(anchor_name)
         handles.append(star)
@@ -144,9 +144,9 @@ def embedding_scatter(
     return figure
 
 
-def _square_limits(points: Sequence[Array], prototypes: Array | None) -> tuple[Array, float]:
+def _square_limits(points: Sequence[Array], anchors: Array | None) -> tuple[Array, float]:
     """Return center (2,) and half side of the smallest square around all points, with a margin."""
-    arrays = [*points] if prototypes is None else [*points, prototypes]
+    arrays = [*points] if anchors is None else [*points, anchors]
     joined = np.concatenate([np.asarray(array).reshape(-1, 2) for array in arrays])
     if len(joined) == 0:
         return np.zeros(2), 1.0

@@ -19,9 +19,9 @@ def figures(monkeypatch):
     calls = []
     draw = plots.embedding_scatter
 
-    def record(panels, class_names, prototypes=None, anchor_name="", title="", axis_labels=("", "")):
-        calls.append({"panels": panels, "names": class_names, "prototypes": prototypes, "labels": axis_labels})
-        return draw(panels, class_names, prototypes, anchor_name, title, axis_labels)
+    def record(panels, class_names, anchors=None, anchor_name="", title="", axis_labels=("", "")):
+        calls.append({"panels": panels, "names": class_names, "anchors": anchors, "labels": axis_labels})
+        return draw(panels, class_names, anchors, anchor_name, title, axis_labels)
 
     monkeypatch.setattr(plots, "embedding_scatter", record)
     return calls
@@ -53,7 +53,7 @@ def test_evaluation_embeddings_of_both_parts_are_drawn(tmp_path, figures):
         with torch.no_grad():
             np.testing.assert_allclose(points, model.embed(samples.images), rtol=1e-4, atol=1e-5)
         np.testing.assert_array_equal(labels, samples.labels)
-    np.testing.assert_allclose(drawn["prototypes"], model.criterion.centers)
+    np.testing.assert_allclose(drawn["anchors"], model.criterion.centers)
     assert drawn["names"] == model.class_names
     assert not (tmp_path / "figures" / "embeddings.gif").exists()
 

@@ -92,7 +92,7 @@ r
     [
         (PARENT_CHILD, "auto"),
         (CHILD_PARENT, "auto"),
-        (CHILD_PARENT, "child-parent"),
+        (CHILD_PARENT, "child_parent"),
         (INDENTED, "auto"),
         (PARENT_CHILD.replace(" ", "\t").replace("\n", "\r\n") + "\n# end\n", "auto"),
         ("\ufeff" + PARENT_CHILD, "auto"),

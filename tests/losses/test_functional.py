@@ -180,6 +180,7 @@ def test_distance_to_the_own_center_keeps_its_digits():
     expected = 0.5 / 64**2
     assert F.center_loss(embeddings, torch.tensor([0]), centers).item() == pytest.approx(expected)
     assert F.squared_distances(embeddings, centers)[0, 0].item() == pytest.approx(2 * expected)
+    assert F.squared_distances(embeddings, centers[:0]).shape == (len(embeddings), 0)
     centers = 1e4 + torch.randn(5, 4, dtype=torch.float64)
     near = centers + 0.01 * torch.randn(5, 4)
     exact = (near[:, None] - centers).square().sum(2)

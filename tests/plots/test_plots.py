@@ -45,7 +45,7 @@ def test_every_point_has_the_color_of_its_class():
             nearest = np.abs(points - point).sum(1).argmin()
             np.testing.assert_allclose(points[nearest], point)
             np.testing.assert_allclose(face[:3], colors[labels[nearest]])
-        stars = drawn(ax, "prototypes")
+        stars = drawn(ax, "anchors")
         np.testing.assert_allclose(stars.get_offsets(), means)
         np.testing.assert_allclose(stars.get_facecolors()[:, :3], colors)
         assert stars.get_zorder() > scatter.get_zorder()
