@@ -18,15 +18,18 @@ def is_log_step(trainer: Trainer) -> bool:
 
     Losses are logged every `log_every_n_steps` and in the first and last batch of an epoch: each call costs 0.3 ms.
     """
+    return _is_check_step(trainer) or trainer.is_last_batch
+
+
+def _is_check_step(trainer: Trainer) -> bool:
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-    due = every > 0 and (trainer.global_step + 1) % every == 0
-    return due or trainer.is_last_batch or trainer.fit_loop.batch_idx == 0
+    return trainer.fit_loop.batch_idx == 0 or (every > 0 and (trainer.global_step + 1) % every == 0)
 
 
 class TrainingChecks(Callback):
     """Check of the loss before backward passes, and of the batch size where batch normalization needs two images.
 
-    The loss is checked at the steps that log it, so that the check costs no synchronization at the others.
+    The loss is checked every `log_every_n_steps` and in the first batch of an epoch: a check synchronizes devices.
 
     Raises:
         UserError: The loss is not finite, or a process trains on one image and the model has a `BatchNorm1d`.
@@ -43,7 +46,7 @@ class TrainingChecks(Callback):
             )
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        if not is_log_step(trainer) or torch.isfinite(loss):
+        if not _is_check_step(trainer) or torch.isfinite(loss):
             return
         logged = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("train/")}
         name, value = "train/loss", loss

@@ -46,6 +46,10 @@ def compare(arguments: Sequence[str]) -> None:
                 f"compare has no {setting[0]}: what holds for every variant is given by "
                 f'--overrides "{{{setting[1]}: VALUE}}"'
             )
+    for name in ("only", "samples_per_class", "seeds"):
+        value = option(given, f"--{name}")
+        if value is not None and not value.lstrip().startswith("[") and value != "null":
+            raise UserError(f'{name} is {value}; it must be a list, as in --{name} "[{value}]"')
     file = option(given, "--config") or option(given, "-c")
     if file is None and option(given, "--data_root") is not None:
         file = find_config(_OWN_IMAGES, "compare")

@@ -22,7 +22,7 @@ from metricloss_pl.compare.costs import Cost
 from metricloss_pl.compare.prepare import prepare
 from metricloss_pl.compare.settings import RunFiles, for_each
 from metricloss_pl.compare.worker import Worker
-from metricloss_pl.data import DigitsDataModule, ImageFolderDataModule, reading, store
+from metricloss_pl.data import DigitsDataModule, ImageFolderDataModule, file_checks, store
 from metricloss_pl.data.dataset import ImageDataset
 from metricloss_pl.data.samples import concatenate
 from metricloss_pl.data.splits import assign_folds
@@ -573,7 +573,7 @@ def test_images_that_stand_twice_are_looked_for_in_every_fold(tmp_path, capsys, 
     monkeypatch.chdir(tmp_path)
     flags = ["--only", "[softmax]", "--seeds", "[0]", "--steps", "1", "--tuning.trials", "1", "--dry_run", "true"]
     decoded: list[Path] = []
-    for module in (reading, store):
+    for module in (file_checks, store):
         read = module.read_image
         monkeypatch.setattr(
             module, "read_image", lambda path, *a, read=read, **k: decoded.append(path) or read(path, *a, **k)
