@@ -15,10 +15,12 @@ from jsonargparse import set_parsing_settings
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
     from lightning.pytorch.cli import LightningCLI
+    from PIL import Image
 
 __all__ = [
     "import_paths_limited_to",
     "make_room_for_linked_values",
+    "png_raw_mode",
     "resumed_position",
     "start_epoch_after_finished_one",
     "started_processes",
@@ -84,6 +86,16 @@ def make_room_for_linked_values(cli: LightningCLI) -> None:
     if not isinstance(settings.get("backbone"), dict):
         settings["backbone"] = {}
     settings["backbone"].setdefault("init_args", {})
+
+
+def png_raw_mode(image: Image.Image) -> str:
+    """Return Pillow's name of the samples in a PNG file, such as "L;2" for gray of 2 bits, before it is loaded.
+
+    Gray of 2 and 4 bits and color of 16 bits are loaded as 8 bits, and only the tiles of the decoder tell the depth.
+    Return an empty string for other images and loaded ones.
+    """
+    tiles: Any = getattr(image, "tile", None)
+    return str(tiles[0][3]) if image.format == "PNG" and tiles else ""
 
 
 def started_processes(trainer: Trainer) -> list[Popen[bytes]]:

@@ -91,11 +91,11 @@ def test_broken_images_of_the_set_are_named(
 ) -> None:
     shutil.copytree(trained / "images", tmp_path / "images")
     for path in (tmp_path / "images").glob("*/*.png"):
-        path.write_bytes(path.read_bytes()[:-200])
+        path.write_bytes(path.read_bytes()[:-200])  # its head is whole
     flags = [f"--data.root={tmp_path / 'images'}", f"--data.cache_gb={cache_gb}", "--data.batch_size=1"]
     line = refusal(capsys, subcommand, best(run), *flags)
     assert str(tmp_path / "images") in line
-    assert "cannot be read as" in line
+    assert int(line.removeprefix("error: ").split()[0]) > 1  # files, not the first alone
     assert not list(run.glob(f"{subcommand}*"))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,7 @@ class ImageDataModule(LabeledSets, LightningDataModule):
         LightningDataModule.__init__(self)
         super().__post_init__()
         self._stores: dict[str, ImageStore] = {}
+        self._readable: set[str] = set()  # sets whose files have all been decoded once
         self.unreadable: UnreadableImages | None = None  # images of `predict_dir` that `predict` leaves out
         self._check_arguments()
 
@@ -164,9 +166,7 @@ class ImageDataModule(LabeledSets, LightningDataModule):
         Raises:
             UnreadableImages: Some cannot be decoded; all of these are named.
         """
-        kept = [split for split, store in self._stores.items() if store.images is not None]
-        sets = [samples for split, samples in self.list_sets().items() if split not in kept]
-        check_readable([path for samples in sets for path in samples.files], self.in_channels)
+        self._check_readable(self.list_sets())
 
     # Lightning's hooks.
 
@@ -178,6 +178,9 @@ class ImageDataModule(LabeledSets, LightningDataModule):
             self._set_up_test(required=stage is not None)
         if stage in ("predict", None):
             self._set_up_predict()
+        if stage in ("validate", "test", "predict"):  # `check_files` is that of "fit"
+            needed = "val" if stage == "validate" else "test"
+            self._check_readable({split: samples for split, samples in self._samples.items() if split == needed})
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the augmented training set, in a new order per epoch, without the last incomplete global batch."""
@@ -263,14 +266,22 @@ class ImageDataModule(LabeledSets, LightningDataModule):
         """Set up sets, all of them or none."""
         try:
             stores = {split: self._store(split, samples) for split, samples in sets.items()}
-        except UnreadableImages:
-            check_readable([path for samples in sets.values() for path in samples.files], self.in_channels)  # name all
+        except UnreadableImages:  # the first; name all
+            test = self.list_test() if "train" in sets else None
+            self._check_readable(sets if test is None else {**sets, "test": test})
             raise
         self._samples |= sets
         self._stores |= stores
+        self._readable |= {split for split, store in stores.items() if store.images is not None}
         for split in ("val", "test"):
             if split in sets:
                 self._warn_of_absent_classes(split)
+
+    def _check_readable(self, sets: Mapping[Any, Samples]) -> None:
+        """Decode the files of those sets that have not been decoded yet, and discard the pixels."""
+        left = [split for split in sets if split not in self._readable]
+        check_readable([path for split in left for path in sets[split].files], self.in_channels)
+        self._readable.update(left)
 
     def _warn_of_absent_classes(self, split: str) -> None:
         counts = self._samples[split].counts(self.num_classes).tolist()

@@ -21,7 +21,7 @@ from metricloss_pl.data.file_checks import (
 )
 from metricloss_pl.data.samples import SPLIT_NAMES, Samples, Split
 from metricloss_pl.data.test_split import HeldOutDataModule
-from metricloss_pl.errors import UserError, reason
+from metricloss_pl.errors import UserError, plural, reason
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -94,6 +94,7 @@ class ImageFolderDataModule(HeldOutDataModule):
             *describe_left_out(root, class_folders, beside={root, *sets}),
             *not_used("image", "in no class folder", "move or remove", loose, root),
             *not_used("folder", "beside the sets", "sets are called train, val and test", unknown, root),
+            *_describe_divided_classes(self._folders),
             *super().left_out(),
         ]
 
@@ -159,6 +160,21 @@ def find_classes(sets: dict[Split, Path], trained: bool = True) -> list[str]:
                 f"class {unknown[0]!r} is in {folder} but not in {sets['train']}: a class needs training images"
             )
     return sorted({name for names in classes.values() for name in names})
+
+
+def _describe_divided_classes(sets: dict[Split, Path]) -> list[str]:
+    """Return a warning if all class folders are divided alike, as sets of unknown names are."""
+    folder = sets.get("train")
+    classes = [] if folder is None else [folder / name for name in _subfolders(folder)]
+    if not classes or not all(map(_is_set, classes)):
+        return []
+    shared = sorted(set.intersection(*(set(_subfolders(path)) for path in classes)))
+    if len(shared) < 2:
+        return []
+    return [
+        f"each of the {plural(len(classes), 'class')} in {folder} has the folders {shared[0]!r} and {shared[1]!r}: if "
+        "these are the classes, call the folders above them train, val and test, or give one of them"
+    ]
 
 
 def _is_set(folder: Path) -> bool:

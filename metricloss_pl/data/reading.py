@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from metricloss_pl._compat import png_raw_mode
 from metricloss_pl.errors import UserError, reason
 
 if TYPE_CHECKING:
@@ -24,6 +26,9 @@ IMAGE_EXTENSIONS = (
 DECODING_THREADS = 8
 _NAMED = 5  # of many unreadable files
 _DEEP_MODES = ("I", "F")  # first letter of Pillow's modes of more than 8 bits: I, I;16, I;16B, I;16L, I;16N, F
+_MOST_PIXELS = 1_000_000_000  # of an image: up to 4 GB while it is decoded
+_LARGE = 50_000_000  # pixels from which images are decoded one at a time
+_MOST_TEXT = 2**28  # bytes of text in a PNG file
 _TIFFFILE = "a TIFF file that Pillow cannot open; tifffile may: pip install tifffile"
 
 
@@ -75,9 +80,40 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+class _RaisedLimits:
+    """Pillow's limits, which are global and too low for large scans and long PNG texts, raised while a thread reads."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._readers = 0
+        self._before: tuple[Any, int, int]
+
+    def __enter__(self) -> None:
+        from PIL import Image, PngImagePlugin
+
+        with self._lock:
+            if self._readers == 0:
+                self._before = Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY
+                Image.MAX_IMAGE_PIXELS = None  # see `_open`
+                PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = _MOST_TEXT
+            self._readers += 1
+
+    def __exit__(self, *_: object) -> None:
+        from PIL import Image, PngImagePlugin
+
+        with self._lock:
+            self._readers -= 1
+            if self._readers == 0:
+                Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = self._before
+
+
+_raised_limits = _RaisedLimits()
+_one_large_image = Lock()
+
+
 @contextmanager
 def _blaming(source: Path) -> Iterator[None]:
-    """Turn an error of Pillow's readers, which raise many kinds, into one; nothing else may run within."""
+    """Turn an error of Pillow's readers, which raise many kinds, into one; no function of ours may run within."""
     from PIL import UnidentifiedImageError
 
     try:
@@ -108,11 +144,16 @@ def _open(path: Path) -> Image.Image:
     from PIL import Image
 
     check_file(path)
-    with _blaming(path):
-        return Image.open(path)
+    with _raised_limits, _blaming(path):
+        image = Image.open(path)
+    if (pixels := image.width * image.height) > _MOST_PIXELS:
+        image.close()
+        size = f"{pixels / 1e6:,.0f} million pixels, where at most {_MOST_PIXELS / 1e6:,.0f} million are read"
+        raise UnreadableImages.of({path: f"{size}: scale it down or cut it into tiles"})
+    return image
 
 
-def read_head(path: Path, in_channels: int) -> tuple[int, int, bool]:
+def read_head(path: Path, in_channels: int = 3) -> tuple[int, int, bool]:
     """Return width and height of an image file, and whether it has more than 8 bits.
 
     Raises:
@@ -147,8 +188,8 @@ def read_image(path: Path, in_channels: int, small: bool = False) -> Tensor:
     """
     try:
         image = _open(path)
-    except UnreadableImages:
-        if path.suffix.lower() not in (".tif", ".tiff") or not path.is_file() or path.stat().st_size == 0:
+    except UnreadableImages as error:
+        if path.suffix.lower() not in (".tif", ".tiff") or error.__cause__ is None:  # else Pillow's
             raise
         return _read_bands(path, in_channels)
     with image:
@@ -192,31 +233,64 @@ def decode_image(image: Image.Image, in_channels: int, source: Path) -> Tensor:
         in_channels: Channels C.
         source: File or name, for messages.
     """
+    large = image.width * image.height > _LARGE
+    with _raised_limits, _one_large_image if large else nullcontext():
+        return _decode(image, in_channels, source)
+
+
+def _decode(image: Image.Image, in_channels: int, source: Path) -> Tensor:
+    from PIL import Image
+
+    transparent = _transparent_value(image)
+    pages = _gray_pages(image, source)
     with _blaming(source):
-        pages = _gray_pages(image)
         image.load()
     if pages or in_channels not in (1, 3):
         return channels_tensor(np.dstack(pages or [np.asarray(image)]), in_channels, source)
     image = _turn_upright(image)
     if image.mode.startswith(_DEEP_MODES):
-        transparent = image.info.get("transparency")
         return deep_tensor(np.asarray(image), transparent, source).expand(in_channels, -1, -1).contiguous()
     with _blaming(source):
         if image.has_transparency_data:
-            image = _lay_over_white(image)
+            if transparent != image.info.get("transparency"):
+                image = image.copy()
+                image.info["transparency"] = transparent
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
         array = np.array(image.convert("L" if in_channels == 1 else "RGB"))
     return torch.from_numpy(array).reshape(*array.shape[:2], in_channels).permute(2, 0, 1)
 
 
-def _gray_pages(image: Image.Image) -> list[np.ndarray]:
+def _transparent_value(image: Image.Image) -> Any:
+    """Return the transparent gray value, color or entry of the palette, or the alphas of entries, or None.
+
+    Pillow gives it in the depth of the file; it is returned in that of the pixels, which must not be loaded yet.
+    """
+    value = image.info.get("transparency")
+    if image.mode == "P":  # Pillow refuses entries beyond the palette
+        return value[:256] if isinstance(value, bytes) else b"" if isinstance(value, int) and value > 255 else value
+    scale = {"L;2": 85, "L;4": 17}.get(png_raw_mode(image))
+    if isinstance(value, int) and scale is not None:
+        return value * scale
+    if isinstance(value, tuple) and png_raw_mode(image) == "RGB;16B":
+        return tuple(channel >> 8 for channel in value)
+    return value
+
+
+def _gray_pages(image: Image.Image, source: Path) -> list[np.ndarray]:
     """Return the pages of a TIFF file if they are bands: several gray ones of one size."""
     from PIL import ImageSequence
 
-    if image.format != "TIFF" or getattr(image, "n_frames", 1) == 1:
-        return []
-    pages = [np.asarray(page) for page in ImageSequence.Iterator(image)]
-    image.seek(0)
-    return pages if all(page.ndim == 2 and page.shape == pages[0].shape for page in pages) else []
+    size, pages = image.size, []
+    with _blaming(source):
+        if image.format != "TIFF" or getattr(image, "n_frames", 1) == 1:
+            return []
+        for page in ImageSequence.Iterator(image):
+            if page.size != size or len(page.getbands()) > 1:
+                pages = []
+                break
+            pages.append(np.asarray(page))
+        image.seek(0)
+    return pages
 
 
 def deep_tensor(array: np.ndarray, transparent: object, source: Path) -> Tensor:
@@ -254,14 +328,8 @@ def _turn_upright(image: Image.Image) -> Image.Image:
         8: Image.Transpose.ROTATE_90,
     }
     try:  # not ImageOps.exif_transpose, which fails where any other tag is broken
-        turn = turns.get(image.getexif().get(ExifTags.Base.Orientation))
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:
         return image
+    turn = turns.get(orientation)
     return image if turn is None else image.transpose(turn)
-
-
-def _lay_over_white(image: Image.Image) -> Image.Image:
-    from PIL import Image
-
-    colored = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), colored)

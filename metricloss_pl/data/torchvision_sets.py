@@ -84,9 +84,9 @@ class _TorchvisionDataModule(ImageDataModule, ABC):
             raise UserError(f"{self.dataset.__name__} is not in {folder}: switch `download` on, or put it there")
         try:
             dataset = self.dataset(self.root, train=split == "train")
-            return array_samples(np.asarray(dataset.data), dataset.targets, split)
         except UNREADABLE_PICKLE as error:
             raise UserError(f"{folder} cannot be read ({reason(error)}): remove it to download it again") from error
+        return array_samples(np.asarray(dataset.data), dataset.targets, split)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

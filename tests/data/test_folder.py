@@ -187,16 +187,24 @@ def test_broken_files_of_all_parts_are_named_before_training(tmp_path, cache_gb)
     for file in broken:
         file.write_bytes(file.read_bytes()[:400])  # its head is whole
 
-    def look() -> None:
-        ImageFolderDataModule(root=str(root), image_size=16, cache_gb=cache_gb).check_files()
+    def look() -> ImageFolderDataModule:
+        data = ImageFolderDataModule(root=str(root), image_size=16, cache_gb=cache_gb)
+        data.setup("fit")
+        data.check_files()
+        return data
 
     message = refusal(look)
-    assert message.startswith("2 files cannot be read as images: ")
+    assert message.startswith("2 files cannot be read")
     assert all(str(file) in message for file in broken)
     broken[0].unlink()
-    assert f"{broken[1]} cannot be read as an image" in refusal(look)
+    assert f"{broken[1]} cannot be read" in refusal(look)
+    assert f"{broken[1]} cannot be read" in refusal(ImageFolderDataModule(root=str(root), cache_gb=0).setup, "test")
     broken[1].unlink()
-    look()
+    data = look()
+    if cache_gb == 0:  # files that have been decoded once are not checked again
+        last = root / "test" / "dog" / "1.png"
+        last.write_bytes(last.read_bytes()[:400])
+        data.setup("test")
 
 
 def test_missing_root_is_named(tmp_path):
@@ -324,3 +332,13 @@ def test_all_images_for_validation(tmp_path):
     data.setup("validate")
     assert data.has_validation
     assert len(data.samples("val")) == 10
+
+
+def test_class_folders_that_are_all_divided_alike_are_named(tmp_path):
+    """Such as sets of unknown names, which would become the classes."""
+    for name in ("seg_train", "seg_test"):
+        make_folder(tmp_path / name, images=3)
+    (line,) = ImageFolderDataModule(root=str(tmp_path)).left_out()
+    assert "'cat' and 'dog'" in line
+    make_image(tmp_path / "seg_train" / "0.png", 16, 0)
+    assert ImageFolderDataModule(root=str(tmp_path)).left_out() == []

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from PIL import Image
@@ -259,6 +260,19 @@ def test_the_corpus_is_mostly_readable(tmp_path: Path) -> None:
     assert read > len(FILES) * 0.7
 
 
+@pytest.mark.parametrize("at_end", [False, True])
+@pytest.mark.parametrize(("kind", "head"), [(b"zTXt", b"key\0\0"), (b"iTXt", b"key\0\1\0de\0key\0")])
+def test_long_texts_are_ignored_up_to_a_limit(
+    kind: bytes, head: bytes, at_end: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow refuses more than 1 MB, and programs note in an image how it was made."""
+    (tmp_path / "text.png").write_bytes(png_with(kind, head + zlib.compress(b"a" * 2_000_000), at_end))
+    assert torch.equal(read_image(tmp_path / "text.png", 3), as_tensor(pixels()))
+    monkeypatch.setattr(reading, "_MOST_TEXT", 1_500_000)
+    with pytest.raises(UnreadableImages):
+        read_image(tmp_path / "text.png", 3)
+
+
 @pytest.mark.parametrize("kind", ["png", "jpg", "webp", "tif"])
 def test_the_orientation_is_applied_beside_broken_tags(kind: str, tmp_path: Path) -> None:
     odd = exif(entry(256, 2, 2, b"a\0"), ORIENTATION_6)
@@ -297,7 +311,7 @@ def test_a_bug_of_ours_is_no_bad_file(tmp_path: Path, monkeypatch: pytest.Monkey
     def buggy(*arguments: object) -> None:
         raise AttributeError("planted")
 
-    for function in ("_turn_upright", "check_file"):
+    for function in ("check_file", "_transparent_value", "_gray_pages", "_turn_upright"):
         with monkeypatch.context() as patched:
             patched.setattr(reading, function, buggy)
             with pytest.raises(AttributeError, match="planted"):
@@ -317,9 +331,12 @@ def gray_png(path: Path, depth: int, kind: int, samples: bytes, transparent: byt
     [
         (1, 0, b"\x40", b"\0\1", [0, 255]),
         (1, 0, b"\x40", b"\0\0", [255, 255]),
+        (2, 0, b"\x60", b"\0\1", [255, 170]),
+        (4, 0, b"\x1c", b"\0\1", [255, 204]),
         (8, 0, b"\1\2", b"\0\1", [255, 2]),
         (16, 0, b"\1\0\2\0", b"\1\0", [1.0, 512 / 65535]),
         (8, 2, b"\1\1\1\2\2\2", b"\0\1\0\1\0\1", [255, 2]),
+        (16, 2, b"\1\0\1\0\1\0\2\0\2\0\2\0", b"\1\0\1\0\1\0", [255, 2]),
     ],
 )
 def test_a_transparent_color_lies_over_white(
@@ -328,3 +345,56 @@ def test_a_transparent_color_lies_over_white(
     gray_png(tmp_path / "t.png", depth, kind, samples, transparent, width=2)
     image = read_image(tmp_path / "t.png", in_channels)
     assert torch.equal(image, torch.tensor(want).to(image.dtype).expand(in_channels, 1, 2))
+
+
+@pytest.mark.parametrize(
+    ("alphas", "transparent"),
+    [(b"\xff\0" + b"\x80" * 300, 1), (b"\0" + b"\xff" * 299, 0), (b"\xff" * 280 + b"\0", None)],
+)
+def test_alphas_beyond_the_palette_are_ignored(tmp_path: Path, alphas: bytes, transparent: int | None) -> None:
+    buffer = io.BytesIO()
+    indices = np.array([[0, 1, 0, 1]], dtype=np.uint8)
+    palette = Image.fromarray(indices, mode="P")
+    palette.putpalette([10, 10, 10, 20, 20, 20])
+    palette.save(buffer, "PNG", bits=8)
+    whole = buffer.getvalue()
+    place = whole.index(b"IDAT") - 4
+    (tmp_path / "p.png").write_bytes(whole[:place] + chunk(b"tRNS", alphas) + whole[place:])
+    want = torch.tensor([255 if index == transparent else 10 * index + 10 for index in (0, 1, 0, 1)])
+    assert torch.equal(read_image(tmp_path / "p.png", 3), want.to(torch.uint8).expand(3, 1, 4))
+
+
+# Large images.
+
+
+def test_large_images_are_read_and_too_large_ones_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow's limit, a global, is back after the last of several readers."""
+    Image.new("1", (300, 200)).save(tmp_path / "large.png")
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 1000)
+    with reading._raised_limits:
+        assert read_head(tmp_path / "large.png", 3) == (300, 200, False)
+        assert read_image(tmp_path / "large.png", 1).shape == (1, 200, 300)
+        assert PIL.Image.MAX_IMAGE_PIXELS is None
+    assert PIL.Image.MAX_IMAGE_PIXELS == 1000
+    assert read_image(tmp_path / "large.png", 1).shape == (1, 200, 300)
+    for name in ("bomb.pbm", "bomb.tif"):  # nor is tifffile, which has no limit, asked to
+        (tmp_path / name).write_text("P4\n40000 40000\n")
+        with pytest.raises(UnreadableImages, match=r"1,600 million pixels, .* 1,000 million"):
+            check_readable([tmp_path / "large.png", tmp_path / name], 3)
+    assert PIL.Image.MAX_IMAGE_PIXELS == 1000
+
+
+def test_large_images_are_decoded_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.png").write_bytes(saved("PNG"))
+    alone = []
+    turn = reading._turn_upright
+
+    def noting(image: Image.Image) -> Image.Image:
+        alone.append(reading._one_large_image.locked())
+        return turn(image)
+
+    monkeypatch.setattr(reading, "_turn_upright", noting)
+    for largest in (6 * 9, 6 * 9 - 1):
+        monkeypatch.setattr(reading, "_LARGE", largest)
+        read_image(tmp_path / "a.png", 3)
+    assert alone == [False, True]
