@@ -215,4 +215,8 @@ def _subfolders(folder: Path) -> list[str]:
     except OSError as error:
         raise UserError(f"folder {folder} can't be opened ({reason(error)}): allow reading it") from error
     unusable = find_files(folder, deep=False).unusable if any(path.is_symlink() for path in found) else []
-    return sorted(path.name for path in found if path not in unusable and not _holds_only_runs(path))
+    names = sorted(path.name for path in found if path not in unusable and not _holds_only_runs(path))
+    not_utf8 = [name for name in names if name.encode(errors="replace").decode() != name]
+    if not_utf8:  # TensorBoard and `load` need text
+        raise UserError(f"{folder} has the folder {not_utf8[0]!r}, whose name is not UTF-8: rename it")
+    return names

@@ -280,7 +280,8 @@ def _gray_pages(image: Image.Image, source: Path) -> list[np.ndarray]:
     """Return the pages of a TIFF file if they are bands: several gray ones of one size."""
     from PIL import ImageSequence
 
-    size, pages = image.size, []
+    size = image.size
+    pages: list[np.ndarray] = []
     with _blaming(source):
         if image.format != "TIFF" or getattr(image, "n_frames", 1) == 1:
             return []

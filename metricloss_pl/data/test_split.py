@@ -95,8 +95,8 @@ class HeldOutDataModule(ImageDataModule, ABC):
         if len(test) == 0:
             raise UserError(
                 f"test_fraction {self.test_fraction} of {plural(len(everything), 'image')} leaves none for test: every "
-                "class keeps one for training, and groups stay whole; add images, raise test_fraction, or give a test "
-                "set"
+                "class keeps one for training, and groups stay whole; add images or groups, raise test_fraction, or "
+                "give a test set"
             )
         return everything.subset(train if split == "train" else test)
 

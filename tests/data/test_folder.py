@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 
@@ -205,6 +206,17 @@ def test_broken_files_of_all_parts_are_named_before_training(tmp_path, cache_gb)
         last = root / "test" / "dog" / "1.png"
         last.write_bytes(last.read_bytes()[:400])
         data.setup("test")
+
+
+def test_a_class_folder_whose_name_is_no_text(tmp_path):
+    make_folder(tmp_path)
+    make_image(tmp_path / "猫\u3000\u200d" / "0.png", 16, 0)
+    assert ImageFolderDataModule(root=str(tmp_path)).num_classes == 3
+    try:
+        os.mkdir(os.fsencode(tmp_path) + b"/caf\xe9")
+    except (OSError, UnicodeError):  # macOS, Windows
+        pytest.skip("names are texts on this system")
+    assert r"'caf\udce9'" in refusal(ImageFolderDataModule, root=str(tmp_path))
 
 
 def test_missing_root_is_named(tmp_path):
