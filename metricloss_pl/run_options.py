@@ -21,8 +21,8 @@ LINKED = ("num_classes", "class_names", "hierarchy")
 
 def add_run_arguments(parser: LightningArgumentParser) -> None:
     """Add the options of a run to a parser."""
-    # Checkpoints stay in the run's folder, and last.ckpt is written by LastCheckpoint.
-    parser.add_class_arguments(BestCheckpoint, "checkpoint", skip={"dirpath", "save_last"}, fail_untyped=False)
+    # LastCheckpoint writes last.ckpt.
+    parser.add_class_arguments(BestCheckpoint, "checkpoint", skip={"save_last"}, fail_untyped=False)
     parser.set_defaults({"checkpoint.monitor": "val/accuracy", "checkpoint.mode": "max", "checkpoint.filename": "best"})
     parser.add_lightning_class_args(PredictionWriter, "predictions")
     parser.add_argument("--runs_dir", type=str, default="runs", help="Folder of the runs, with one folder per run.")

@@ -12,6 +12,8 @@ import torch
 from metricloss_pl.cli import main
 from tests.command_line import QUIET, best, fit, refusal
 from tests.helpers import make_folder, make_image
+from tests.processes import run_groups
+from tests.systems import needs_fork
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +85,22 @@ def test_nothing_but_broken_images_is_refused(run: Path, tmp_path: Path, capsys:
     (tmp_path / "new" / "a.png").write_bytes(b"no image")
     assert str(tmp_path / "new" / "a.png") in refusal(capsys, *predict(run, tmp_path / "new"))
     assert not (run / "predictions.csv").exists()
+
+
+def refused(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 1
+
+
+@needs_fork
+def test_a_process_that_starts_others_to_predict_fails_for_broken_images(run: Path, tmp_path: Path) -> None:
+    make_image(tmp_path / "new" / "good.png", 16, 0)
+    (tmp_path / "new" / "broken.png").write_bytes(b"no image")
+    flags = ["--trainer.strategy=ddp_fork", "--trainer.devices=1"]
+    run_groups((1, refused, [*predict(run, tmp_path / "new"), *flags]))
+    assert files_of(run / "predictions.csv") == ["good.png"]
+    assert {path.name for path in run.glob(".*")} == {".metricloss_run"}
 
 
 @pytest.mark.parametrize(("subcommand", "cache_gb"), [("test", 0), ("test", 1), ("validate", 0), ("predict", 0)])

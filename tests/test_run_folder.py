@@ -20,9 +20,10 @@ from metricloss_pl.callbacks.run_folder import run_folder
 from metricloss_pl.cli import main
 from tests import command_line
 from tests.callback_stubs import PlainLogger, Stopped
-from tests.command_line import CONFIGS, QUIET, ROOT, SHORT, SMALL, best, checkpoint_names, load, result
+from tests.command_line import CONFIGS, QUIET, ROOT, SHORT, SMALL, best, checkpoint_names, load, refusal, result
 from tests.helpers import make_folder
 from tests.processes import run_groups
+from tests.systems import needs_fork
 
 FAST = ["--model.lr_scheduler=null", "--model.optimizer.lr=0.3"]  # epochs differ much, and not all are better
 STUBS = "tests.callback_stubs"
@@ -116,15 +117,19 @@ def test_a_plateau_schedule_continues_as_if_never_stopped(step, every, tmp_path)
     assert found["optimizer_states"][0]["param_groups"] == expected["optimizer_states"][0]["param_groups"]
 
 
-def with_unbeatable_best(run: Path, names: tuple[str, ...] = ("best.ckpt", "last.ckpt")) -> bytes:
-    """Give the best epoch that checkpoints record a score that no epoch reaches; return the bytes of the first."""
-    for path in (run / "checkpoints" / name for name in names):
+def with_score(score: float, *checkpoints: Path) -> bytes:
+    """Give the best epoch that checkpoints record a score; return the bytes of the first."""
+    for path in checkpoints:
         checkpoint = load(path)
         state = best_state(checkpoint)
-        state["best_model_score"] = state["kth_value"] = torch.tensor(2.0)
-        state["best_k_models"] = dict.fromkeys(state["best_k_models"], torch.tensor(2.0))
+        state["best_model_score"] = state["kth_value"] = torch.tensor(score)
+        state["best_k_models"] = dict.fromkeys(state["best_k_models"], torch.tensor(score))
         torch.save(checkpoint, path)
-    return (run / "checkpoints" / names[0]).read_bytes()
+    return checkpoints[0].read_bytes()
+
+
+def with_unbeatable_best(run: Path, names: tuple[str, ...] = ("best.ckpt", "last.ckpt")) -> bytes:
+    return with_score(2.0, *(run / "checkpoints" / name for name in names))
 
 
 def resume(run: Path | str, epochs: int) -> list[str]:
@@ -181,6 +186,54 @@ def test_a_run_without_its_best_keeps_the_best_from_there_on(tmp_path):
     assert best_state(load(run / "checkpoints" / "best.ckpt"))["best_model_score"] <= 1
 
 
+@pytest.mark.parametrize("own_best", ["there", pytest.param("replaced", marks=pytest.mark.slow)])
+def test_the_best_of_another_run_in_the_same_folder_is_left_alone(own_best, tmp_path):
+    """It is newer and better, and may have taken the name of this run's."""
+    kept = tmp_path / "kept"
+    run = fit(tmp_path / "a", f"--checkpoint.dirpath={kept}")
+    fit(tmp_path / "b", f"--checkpoint.dirpath={kept}")
+    with_score(-1.0, kept / "best.ckpt", run / "checkpoints" / "last.ckpt")
+    other = kept / "best-v1.ckpt"
+    if own_best == "replaced":
+        other = other.rename(kept / "best.ckpt")
+    before = with_score(2.0, other)
+    resume(run, epochs=2)
+    assert other.read_bytes() == before
+    assert not Path(result(run)["checkpoint"]).samefile(other)
+    assert 0 <= result(run)["metrics"]["val/accuracy"] <= 1
+
+
+@pytest.mark.parametrize("how", ["copied", pytest.param("moved", marks=pytest.mark.slow)])
+def test_a_copy_of_a_run_leaves_the_checkpoints_of_the_original_alone(how, tmp_path, monkeypatch):
+    """It has its own ones from there on, the best so far among them, also when it is resumed again."""
+    monkeypatch.chdir(tmp_path)
+    own = built("lightning.pytorch.callbacks.ModelCheckpoint", monitor="val/loss", filename="own", dirpath="own")
+    before = fit(Path("a"), "--checkpoint.dirpath=kept", callbacks(own))
+    unbeatable = with_score(2.0, Path("kept/best.ckpt"), before / "checkpoints" / "last.ckpt")
+    of_original = Path("own/own.ckpt").read_bytes()
+    (shutil.copytree if how == "copied" else shutil.move)("a", "b")
+    run = Path("b/digits_softmax/version_0")
+    assert [line for line in resume(run, epochs=2) if str(tmp_path / "kept") in line]
+    Path("kept/best.ckpt").write_bytes(b"of the original, which was trained further")
+    assert not [line for line in resume(run, epochs=3) if str(tmp_path / "kept") in line]
+    assert Path(result(run)["checkpoint"]).samefile(run / "checkpoints" / "best.ckpt")
+    assert (run / "checkpoints" / "best.ckpt").read_bytes() == unbeatable
+    assert Path("own/own.ckpt").read_bytes() == of_original
+    assert checkpoint_names(run) == {"best.ckpt", "own.ckpt", "last.ckpt"}
+
+
+@pytest.mark.slow
+def test_a_folder_of_checkpoints_within_a_run_is_moved_with_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = fit(Path("a"), "--checkpoint.dirpath=a/digits_softmax/version_0/kept")
+    unbeatable = with_score(2.0, before / "kept" / "best.ckpt", before / "checkpoints" / "last.ckpt")
+    run = Path(shutil.move("a", "b")) / "digits_softmax" / "version_0"
+    resume(run, epochs=2)
+    assert (run / "kept" / "best.ckpt").read_bytes() == unbeatable
+    assert Path(result(run)["checkpoint"]).samefile(run / "kept" / "best.ckpt")
+    assert not Path("a").exists()
+
+
 def test_steps_that_end_a_run_do_not_change_how_it_continues(tmp_path):
     """From an epoch's end; with `max_steps` Lightning would enter that epoch again."""
     flags = [*FAST, "--data.batch_size=8"]
@@ -227,7 +280,7 @@ def test_whatever_the_logger_files_are_in_the_run(flags, tensorboard, tmp_path, 
     assert ("tensorboard --logdir" in capsys.readouterr().out) == tensorboard
     assert {"config.yaml", "result.json", "checkpoints", "figures"} <= {path.name for path in run.iterdir()}
     assert len(list((run / "figures" / "embeddings").iterdir())) == 2
-    main(["predict", f"--config={run / 'config.yaml'}", best(run), *QUIET])
+    main(["predict", best(run), *QUIET])
     assert (run / "predictions_test.csv").is_file()
     assert [path.name for path in run.parent.iterdir()] == ["version_0"]
     assert {path.name for path in tmp_path.iterdir()} <= {"runs", "logs"}
@@ -249,6 +302,8 @@ def test_without_the_command_line_files_go_where_the_checkpoints_go(tmp_path):
     [
         ["--checkpoint.filename={epoch}-{val/accuracy:.2f}"],
         pytest.param(["--checkpoint.filename={epoch}={step} it's"], marks=pytest.mark.slow),
+        pytest.param(["--checkpoint.dirpath=kept"], marks=pytest.mark.slow),
+        ["--checkpoint.dirpath=my kept/it's", "--checkpoint.filename={epoch}-{val/accuracy:.2f}"],
         pytest.param(["--checkpoint.save_top_k=2"], marks=pytest.mark.slow),
         pytest.param(["--data.val_fraction=0"], marks=pytest.mark.slow),
         pytest.param(["--checkpoint.save_weights_only=true"], marks=pytest.mark.slow),
@@ -257,14 +312,36 @@ def test_without_the_command_line_files_go_where_the_checkpoints_go(tmp_path):
 def test_the_printed_test_command_works(flags, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     run = fit(Path("my runs"), *flags)
-    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("test "))
-    command = shlex.split(line.removeprefix("test "))
-    main(command[command.index("test") :])
+    main(printed_test_command(capsys))
     found = result(run, "test")
     assert Path(found["checkpoint"]).samefile(result(run)["checkpoint"])
     stored = shlex.split(found["command"])
     main(stored[stored.index("test") :])
     assert [path.name for path in run.parent.iterdir()] == ["version_0"]
+
+
+def printed_test_command(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("test "))
+    command = shlex.split(line.removeprefix("test "))
+    return command[command.index("test") :]
+
+
+@pytest.mark.slow
+def test_weights_alone_elsewhere_are_tested_with_the_config(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    fit(Path("runs"), "--checkpoint.dirpath=kept", "--checkpoint.save_weights_only=true")
+    main(printed_test_command(capsys))
+    assert "test/accuracy" in capsys.readouterr().out
+
+
+def test_another_run_in_its_place_is_not_taken_for_the_one_that_wrote_a_checkpoint(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    fit(Path("runs"), "--checkpoint.dirpath=kept")
+    shutil.rmtree("runs")
+    fit(Path("runs"), "--data.seed=1")
+    line = refusal(capsys, "test", "--ckpt_path=kept/best.ckpt")
+    assert "kept/best.ckpt" in line
+    assert "--config" in line
 
 
 def test_a_saved_config_means_the_same_from_any_folder(tmp_path, monkeypatch):
@@ -273,11 +350,12 @@ def test_a_saved_config_means_the_same_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "a")
     make_folder(Path("my_images"), images=12)
     small = ["--model.backbone=TinyConvNet", "--data.image_size=16", "--data.batch_size=4", "--data.root=my_images"]
-    main(["fit", f"--config={CONFIGS / 'folder_softmax.yaml'}", *SHORT, *small])
+    kept = "--checkpoint.dirpath=kept"
+    main(["fit", f"--config={CONFIGS / 'folder_softmax.yaml'}", *SHORT, *small, kept])
     run = next((tmp_path / "a" / "runs").rglob("version_0"))
     for folder in ("b", "a"):
         monkeypatch.chdir(tmp_path / folder)
-        main(["test", best(run)])
+        main(["test", f"--ckpt_path={tmp_path / 'a' / 'kept' / 'best.ckpt'}"])
         main(["fit", f"--resume={os.path.relpath(run)}", f"--trainer.max_epochs={result(run)['epochs'] + 1}"])
         saved = yaml.safe_load((run / "config.yaml").read_text())
         assert saved["data"]["init_args"]["root"] == str(tmp_path / "a" / "my_images")
@@ -297,12 +375,12 @@ def main_with_leftovers(*commands: list[str]) -> None:
     """Run commands in a process that another job's variables were left to."""
     os.environ.update(LEFTOVER)
     rank_zero_only.rank = 1  # as Lightning finds it when it is imported
-    for args in commands:
-        main(args)
+    in_turn(*commands)
 
 
-def test_ranks_left_over_from_another_job_change_nothing(tmp_path):
-    args = fit_args(tmp_path, "--trainer.devices=1", "--test_after_fit=true")
+@pytest.mark.parametrize("strategy", ["auto", pytest.param("ddp", marks=pytest.mark.slow)])
+def test_ranks_left_over_from_another_job_change_nothing(strategy, tmp_path):
+    args = fit_args(tmp_path, f"--trainer.strategy={strategy}", "--trainer.devices=1", "--test_after_fit=true")
     run_groups((1, main_with_leftovers, args, args))
     runs = sorted((tmp_path / "digits_softmax").iterdir())
     assert [run.name for run in runs] == ["version_0", "version_1"]
@@ -326,3 +404,33 @@ def test_processes_of_a_launcher_share_a_folder(tmp_path):
     run = tmp_path / "digits_softmax" / "version_0"
     assert checkpoint_names(run) == {"best.ckpt", "last.ckpt"}
     assert result(run)["processes"] == 2
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        pytest.param("ddp_fork", marks=needs_fork),
+        pytest.param("ddp_notebook", marks=[needs_fork, pytest.mark.slow]),
+        pytest.param("ddp_spawn", marks=pytest.mark.slow),
+    ],
+)
+def test_results_of_processes_that_the_trainer_starts(strategy, tmp_path):
+    """The process that started them has trained nothing itself, and reports and tests their results."""
+    flags = [f"--trainer.strategy={strategy}", "--trainer.devices=2", "--test_after_fit=true", *FAST]
+    run = tmp_path / "digits_softmax" / "version_0"
+    resumed = ["fit", f"--resume={run}", "--trainer.max_epochs=4"]
+    run_groups((1, in_turn, [*fit_args(tmp_path, *flags), "--trainer.max_epochs=3"], resumed))
+    found, last = result(run), load(run / "checkpoints" / "last.ckpt")
+    assert (found["epochs"], found["steps"], found["processes"]) == (4, last["global_step"], 2)
+    assert found["seconds"] > 0
+    assert found["checkpoint"] == str(run / "checkpoints" / "best.ckpt")
+    assert found["metrics"]["val/accuracy"] == best_state(load(Path(found["checkpoint"])))["best_model_score"].item()
+    assert "test/accuracy" in found["metrics"]
+    assert {path.name for path in run.iterdir() if "tfevents" not in path.name} == {
+        *(".metricloss_run", "config.yaml", "result.json", "checkpoints", "hparams.yaml", "split.csv")
+    }
+
+
+def in_turn(*commands: list[str]) -> None:
+    for args in commands:
+        main(args)

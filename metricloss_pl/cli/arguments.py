@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning.pytorch.utilities import rank_zero_warn
 
-from metricloss_pl.checkpoints import import_paths, read_checkpoint
+from metricloss_pl.checkpoints import import_paths, is_trusted_run, read_checkpoint
+from metricloss_pl.cli.console import relative_path
 from metricloss_pl.cli.run_folder import CHECKPOINTS, CONFIG, LAST, run_of
 from metricloss_pl.config_files import BLOCKS, CONFIG_FLAGS, find_config, is_yaml, read_yaml
 from metricloss_pl.errors import UserError, shell_command
@@ -171,7 +173,7 @@ def _complete_from_checkpoint(args: Sequence[str]) -> list[str]:
     is_unlabeled = args[0] == "predict" and "--data.predict_dir" in given and "--data" not in given
     run = run_of(path)
     if run is not None and not is_unlabeled:
-        return [args[0], f"--config={run / CONFIG}", *args[1:]]
+        return [args[0], f"--config={_config_for_evaluation(run)}", *args[1:]]
     if not is_unlabeled and "--data" not in given:
         raise UserError(
             f"--ckpt_path {path} is in no run's folder: give the --config that it was trained with too, or --data with "
@@ -191,6 +193,30 @@ def _complete_from_checkpoint(args: Sequence[str]) -> list[str]:
         images["class_names"] = checkpoint["class_names"]
     prepared = [f"--data.{name}={json.dumps(value)}" for name, value in images.items()]
     return [args[0], f"--model={json.dumps(model)}", *data, *args[1:], *prepared]
+
+
+def _config_for_evaluation(run: Path) -> str:
+    """Return the file of a run's config, or its text without the loggers and callbacks that are not trusted.
+
+    An evaluation works without them, and the config beside a checkpoint is trusted no more than the checkpoint.
+    """
+    content = _load(run / CONFIG)
+    trainer = content["trainer"]
+    left_out = []
+    for name in ("logger", "callbacks"):
+        given = trainer.get(name)
+        listed = given if isinstance(given, list) else [given]
+        kept = [item for item in listed if is_trusted_run(item)]
+        if len(kept) < len(listed):
+            left_out += [str(item["class_path"]) for item in listed if item not in kept]
+            trainer[name] = kept or None
+    if not left_out:
+        return str(run / CONFIG)
+    rank_zero_warn(
+        f"left out: {', '.join(left_out)}, which the config beside the checkpoint names; --config "
+        f"{relative_path(run / CONFIG)} uses all that it names"
+    )
+    return yaml.safe_dump(content)
 
 
 def _check_completeness(args: Sequence[str]) -> None:

@@ -16,13 +16,13 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins.io import CheckpointIO
-from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from metricloss_pl._compat import make_room_for_linked_values
 from metricloss_pl.callbacks import ConfusionMatrixPlot, HierarchyMetrics, PredictionWriter
 from metricloss_pl.callbacks.run_folder import run_folder
 from metricloss_pl.checkpoints import AtomicCheckpointIO, import_paths, read_checkpoint, trusted_imports
+from metricloss_pl.cli import processes
 from metricloss_pl.cli.arguments import (
     has_own_config,
     name_of_run,
@@ -45,12 +45,11 @@ from metricloss_pl.cli.errors import (
 from metricloss_pl.cli.figure import draw_figure
 from metricloss_pl.cli.hierarchy import show_hierarchy
 from metricloss_pl.cli.parser import Parser
-from metricloss_pl.cli.processes import TerminateChildrenOnError, exit_status, has_lost_a_process, limit_waiting
 from metricloss_pl.cli.program import DESCRIPTIONS
 from metricloss_pl.cli.progress import ProgressLines
 from metricloss_pl.cli.report import show_report
 from metricloss_pl.cli.results import RunRecord, SettingsLog, report_results
-from metricloss_pl.cli.run_folder import LastCheckpoint, RunFolder, run_of
+from metricloss_pl.cli.run_folder import LastCheckpoint, RunFolder, follow_moved_run, run_of
 from metricloss_pl.cli.saved_config import SaveConfigAndSummary, drop_object_defaults
 from metricloss_pl.cli.split import SplitRecord, choose_images
 from metricloss_pl.cli.suggestions import find_mistake
@@ -144,11 +143,13 @@ class MetricLossCLI(LightningCLI):
         _check_options(config, self.config.get("subcommand"))
         if has_config:
             self.trusted = import_paths(config.as_dict())
-        self.given = config.clone()
-        self.checkpoint: dict[str, Any] | None = None
         self.ckpt_path = config.get("ckpt_path")
-        if self.ckpt_path is not None:
-            self._take_settings_from_checkpoint(config)
+        self.checkpoint = None if self.ckpt_path is None else read_checkpoint(self.ckpt_path)
+        if self.checkpoint is not None and config.get("resume") is not None:
+            follow_moved_run(config, self.checkpoint, option_names(self.arguments))
+        self.given = config.clone()
+        if self.checkpoint is not None:
+            self._take_settings_from_checkpoint(config, self.checkpoint)
 
     def _limit_imports(self) -> AbstractContextManager[None]:
         """Return the context in which settings that come with a checkpoint name only trusted classes."""
@@ -156,11 +157,10 @@ class MetricLossCLI(LightningCLI):
             return nullcontext()
         return trusted_imports(f"checkpoint {self.ckpt_path}", self.trusted, run=True)
 
-    def _take_settings_from_checkpoint(self, config: Any) -> None:
-        """Read the checkpoint, and let model and data be built as it says."""
+    def _take_settings_from_checkpoint(self, config: Any, checkpoint: dict[str, Any]) -> None:
+        """Let model and data be built as the checkpoint says."""
         subcommand, path = self.config.subcommand, str(self.ckpt_path)
-        self.checkpoint = read_checkpoint(path)
-        settings = dict(self.checkpoint["hyper_parameters"])
+        settings = dict(checkpoint["hyper_parameters"])
         settings.pop("_instantiator", None)
         trained = settings.pop("_class_path", None)
         if trained is None:
@@ -183,7 +183,7 @@ class MetricLossCLI(LightningCLI):
         for block, name, value in (
             (backbone, "weights", None),
             (data, "split_file", None),
-            (data, "classes", data.get("classes") or self.checkpoint["class_names"]),
+            (data, "classes", data.get("classes") or checkpoint["class_names"]),
         ):
             if name in block:
                 block[name] = value
@@ -205,6 +205,8 @@ class MetricLossCLI(LightningCLI):
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, (ConfusionMatrixPlot, PredictionWriter)):
                 callback.command = "fit" if self.is_fit else shell_command(*self.arguments)
+        if self.subcommand is not None:
+            self.run_folder.attach(self.trainer)
 
     @property
     def is_fit(self) -> bool:
@@ -242,20 +244,19 @@ class MetricLossCLI(LightningCLI):
         plugins = _as_list(given.plugins)
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
-        limit_waiting(config.timeout_minutes)
+        processes.limit_waiting(config.timeout_minutes)
         name = name_of_run(self.arguments) or self.given.model.class_path.rpartition(".")[2]
         path = run_of(self.ckpt_path) if self.ckpt_path else None
         self.run_folder = RunFolder(path, config.runs_dir, name, tensorboard)
         self.record = RunRecord(best)
-        callbacks = [self.run_folder, *callbacks, TerminateChildrenOnError(), self.record, SplitRecord()]
+        callbacks = [self.run_folder, *callbacks, processes.TerminateChildrenOnError(), self.record, SplitRecord()]
         self.settings_log = SettingsLog(self.given) if given.enable_autolog_hparams else None
         if self.settings_log is not None:
             callbacks.append(self.settings_log)
         kwargs |= {"callbacks": callbacks, "enable_autolog_hparams": False, "default_root_dir": config.runs_dir}
         with lightning_refusals("trainer"), refusing("lightning", (TypeError, ValueError), "trainer: {}"):
             trainer = super().instantiate_trainer(**kwargs)
-        # Lightning reads the rank for messages from variables that another job may have left.
-        rank_zero_only.rank = trainer.global_rank  # type: ignore[attr-defined]
+        processes.settle_rank(trainer)
         return trainer
 
     def fit(self, model: Any, **kwargs: Any) -> None:
@@ -266,7 +267,7 @@ class MetricLossCLI(LightningCLI):
             with refusing("lightning.pytorch.callbacks", RuntimeError):
                 self.trainer.fit(model, weights_only=True, **kwargs)
         except RuntimeError as error:
-            if is_of_collective(error) and has_lost_a_process(self.trainer):
+            if is_of_collective(error) and processes.has_lost_a_process(self.trainer):
                 raise UserError(lost_contact(self.trainer.global_rank)) from error
             raise
 
@@ -286,14 +287,16 @@ class MetricLossCLI(LightningCLI):
         trainer = self.trainer
         if trainer.received_sigterm:
             raise SystemExit(128 + signal.SIGTERM)
+        record = self.record
+        record.take_over(trainer)
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.run_folder.remove_if_empty()
             return
-        record = self.record
-        if self.checkpoint is not None and trainer.global_step <= self.checkpoint["global_step"]:
+        if self.checkpoint is not None and record.training["steps"] <= self.checkpoint["global_step"]:
+            length = "{epochs} epochs and {steps} steps".format(**record.training)
             raise UserError(
-                f"nothing is left to train: {relative_path(run_folder(trainer))} has {trainer.current_epoch} epochs "
-                f"and {trainer.global_step} steps; give more by --trainer.max_epochs or --trainer.max_steps"
+                f"nothing is left to train: {relative_path(run_folder(trainer))} has {length}; give more by "
+                "--trainer.max_epochs or --trainer.max_steps"
             )
         metrics = dict(record.metrics)
         if self.given.test_after_fit:
@@ -319,9 +322,11 @@ class MetricLossCLI(LightningCLI):
     def after_predict(self) -> None:
         if self.given.data.get("init_args", {}).get("predict_dir") is None and self.trainer.is_global_zero:
             print("these are the images of the test set: --data.predict_dir takes a folder of your own")
+        self.record.take_over(self.trainer)
         self.run_folder.remove_if_empty()
-        if self.trainer.is_global_zero and (unreadable := self.datamodule.unreadable):
-            raise UserError(str(unreadable))  # the others are predicted, and the exit status says that some are not
+        if self.trainer.is_global_zero and self.record.unreadable:
+            # The others are predicted, and the exit status says that some are not.
+            raise UserError(self.record.unreadable)
 
 
 def _of_subcommand(config: Any) -> Any:
@@ -344,9 +349,6 @@ def _check_options(config: Any, subcommand: str | None) -> None:
         )
     if (folder := config.trainer.default_root_dir) is not None:
         raise UserError(f"trainer.default_root_dir is {folder}: --runs_dir says where a run lives")
-    strategy = str(config.trainer.strategy)
-    if any(method in strategy for method in ("spawn", "fork", "notebook")):
-        raise UserError(f"trainer.strategy is {strategy}: its processes can't be followed; give ddp")
     for name in ("save_every_n_steps", "timeout_minutes"):
         if config[name] is not None and not 0 < config[name] < math.inf:
             raise UserError(f"--{name} is {config[name]}: it must be above 0 and finite")
@@ -392,4 +394,4 @@ def main(args: Sequence[str]) -> None:
                 error.add_note(hint)
             raise
         print(f"error: {line}", file=sys.stderr)
-        raise SystemExit(exit_status()) from error
+        raise SystemExit(processes.exit_status()) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import subprocess
 from contextlib import suppress
 from datetime import timedelta
@@ -10,10 +11,11 @@ from datetime import timedelta
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
+from lightning.pytorch.utilities import rank_zero_only
 
 from metricloss_pl._compat import started_processes
 
-__all__ = ["TerminateChildrenOnError", "exit_status", "has_lost_a_process", "limit_waiting"]
+__all__ = ["TerminateChildrenOnError", "exit_status", "has_lost_a_process", "limit_waiting", "settle_rank"]
 
 _REFUSED = 3  # exit status after a user's mistake, of a process that is not the first one
 
@@ -24,6 +26,15 @@ def limit_waiting(minutes: float) -> None:
         entry = StrategyRegistry[name]
         if issubclass(entry["strategy"], DDPStrategy):
             entry["init_params"]["timeout"] = timedelta(minutes=minutes)
+
+
+def settle_rank(trainer: Trainer) -> None:
+    """Make the rank that of the Trainer, since variables of the environment may be left from another job."""
+    if trainer.world_size == 1 and not trainer.is_global_zero:  # DDP reads them for a single process, too
+        for name in ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK"):
+            os.environ.pop(name, None)
+        trainer.strategy.set_world_ranks()  # type: ignore[attr-defined]
+    rank_zero_only.rank = trainer.global_rank  # type: ignore[attr-defined]
 
 
 def has_lost_a_process(trainer: Trainer) -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -17,7 +19,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from metricloss_pl.callbacks.run_folder import run_folder
 from metricloss_pl.checkpoints import is_trusted_run
 from metricloss_pl.cli.console import print_table, relative_path
-from metricloss_pl.cli.run_folder import CONFIG, LastCheckpoint
+from metricloss_pl.cli.run_folder import CONFIG, LastCheckpoint, run_of
 from metricloss_pl.data.samples import SET_NAMES
 from metricloss_pl.environment import versions
 from metricloss_pl.errors import plural, shell_command
@@ -29,7 +31,10 @@ _OF_TRAINER = ("max_epochs", "max_steps", "precision", "accumulate_grad_batches"
 
 
 class RunRecord(Callback):
-    """Facts about a training: its time over all stretches, its length, and its best checkpoint.
+    """Facts about a training or prediction, also for a process that has started others to do it, as with `ddp_spawn`.
+
+    They are the time of the training over all stretches, its length, its best checkpoint, and images of a prediction
+    that can't be read.
 
     Args:
         best: Callback of the best checkpoint. None: checkpoints are disabled.
@@ -39,9 +44,11 @@ class RunRecord(Callback):
         self.best = best
         self.earlier_seconds = 0.0  # of training, before the run was resumed
         self._start = monotonic()
+        self._process = os.getpid()
         self.training: dict[str, Any] = {}
         self.metrics: dict[str, float] = {}
         self.checkpoint = ""
+        self.unreadable = ""
 
     def state_dict(self) -> dict[str, Any]:
         return {"seconds": self._seconds()}
@@ -63,6 +70,25 @@ class RunRecord(Callback):
         if self.best is not None and self.best.monitor and self.best.best_model_score is not None:
             self.checkpoint = self.best.best_model_path
             self.metrics = {f"best {self.best.monitor}": self.best.best_model_score.item()}
+        self._hand_over(trainer)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.unreadable = str(trainer.datamodule.unreadable or "")  # type: ignore[attr-defined]
+        self._hand_over(trainer)
+
+    def _hand_over(self, trainer: Trainer) -> None:
+        if os.getpid() != self._process and trainer.is_global_zero:
+            names = ("training", "metrics", "checkpoint", "unreadable")
+            self._file(trainer).write_text(json.dumps({name: getattr(self, name) for name in names}), encoding="utf-8")
+
+    def take_over(self, trainer: Trainer) -> None:
+        """Take the facts from a process that this one has started, if there is one."""
+        if (file := self._file(trainer)).is_file():
+            vars(self).update(json.loads(file.read_text(encoding="utf-8")))
+            file.unlink()
+
+    def _file(self, trainer: Trainer) -> Path:
+        return run_folder(trainer) / f".record-{self._process}.json"
 
 
 class SettingsLog(Callback):
@@ -167,7 +193,8 @@ def report_results(
     if subcommand == "fit" and checkpoint and not any(name.startswith("test/") for name in metrics):
         settings = config.as_dict()
         needs_config = not is_trusted_run([settings[block] for block in ("data", "model", "trainer")])
-        given = ["--config", relative_path(folder / CONFIG)] if needs_config else []
+        is_found = run_of(checkpoint) == folder  # not if it holds weights alone and is elsewhere
+        given = ["--config", relative_path(folder / CONFIG)] if needs_config or not is_found else []
         rows.append(("test", shell_command("test", *given, "--ckpt_path", relative_path(checkpoint))))
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 
-from metricloss_pl.callbacks.best import recorded_id, resumed_state
+from metricloss_pl.callbacks.best import callback_states, recorded_id, resumed_state
 from metricloss_pl.callbacks.run_folder import RunFolderCallback, run_folder
 from metricloss_pl.cli.console import relative_path
 from metricloss_pl.errors import UserError, shell_command
 
-__all__ = ["CHECKPOINTS", "CONFIG", "LAST", "LastCheckpoint", "RunFolder", "run_of"]
+__all__ = ["CHECKPOINTS", "CONFIG", "LAST", "LastCheckpoint", "RunFolder", "follow_moved_run", "run_of"]
 
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
@@ -42,24 +45,34 @@ class RunFolder(RunFolderCallback):
         self.id = uuid4().hex
         self._is_reserved = False
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Reserve the folder, tell the other processes, and let checkpoints and TensorBoard be written into it."""
+    def attach(self, trainer: Trainer) -> None:
+        """Reserve the folder in the first process, and let checkpoints and TensorBoard be written into it.
+
+        To be called before the Trainer runs: with `ddp_spawn`, this process starts others and trains nothing itself.
+        """
         if self.run_folder is None and trainer.is_global_zero:
             self.run_folder = _reserve(self.parent)
             self._is_reserved = True
-        folder = self.run_folder = Path(trainer.strategy.broadcast(str(self.run_folder)))
+        if (folder := self.run_folder) is None:
+            return
         for callback in trainer.checkpoint_callbacks:
             if getattr(callback, "dirpath", "") is None:
                 callback.dirpath = str(folder / CHECKPOINTS)  # type: ignore[attr-defined]
         if self.tensorboard and not trainer.loggers:
             dry_run = trainer.fast_dev_run  # type: ignore[attr-defined]
             trainer.logger = DummyLogger() if dry_run else TensorBoardLogger(folder.parent, "", folder.name)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Tell the other processes the folder, which the first one has reserved."""
+        self.attach(trainer)
+        self.run_folder = Path(trainer.strategy.broadcast(str(self.run_folder)))
+        self.attach(trainer)
         if stage == "fit" and trainer.is_global_zero:
-            for file in (folder / CHECKPOINTS).rglob(".*.part.ckpt"):
+            for file in (self.run_folder / CHECKPOINTS).rglob(".*.part.ckpt"):
                 file.unlink(missing_ok=True)  # left by a process that was killed while it wrote
 
     def state_dict(self) -> dict[str, Any]:
-        return {"id": self.id}
+        return {"id": self.id, "folder": str(self.run_folder)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.id = state_dict["id"]  # the same run continues
@@ -174,12 +187,51 @@ class LastCheckpoint(Checkpoint):
 
 
 def run_of(checkpoint: str | Path) -> Path | None:
-    """Return the folder of the run whose `checkpoints` hold a checkpoint, if there is one."""
-    for file in (Path(checkpoint).absolute(), Path(checkpoint).resolve()):
+    """Return the folder of the run that has written a checkpoint, if it is there.
+
+    The checkpoint is in its `checkpoints`, or where `dirpath` told the run to write it.
+    """
+    path = Path(checkpoint)
+    for file in (path.absolute(), path.resolve()):
         for folder in file.parents:
             if folder.name == CHECKPOINTS and (folder.parent / CONFIG).is_file():
                 return folder.parent
-    return None
+    states = callback_states(path)
+    named = Path(states.get(RunFolder.__name__, {}).get("folder", ""))
+    folders = [Path(state["dirpath"]) for state in states.values() if state.get("dirpath")]
+    if not (named / CONFIG).is_file() or not any(folder in path.resolve().parents for folder in folders):
+        return None
+    # Another run may have taken the place of the one that was there.
+    return named if recorded_id(callback_states(named / CHECKPOINTS / LAST)) == recorded_id(states) else None
+
+
+def follow_moved_run(config: Namespace, checkpoint: Mapping[str, Any], given: Collection[str]) -> None:
+    """Let a run that was moved or copied write no checkpoints where the original one writes them.
+
+    Args:
+        config: Parsed config of a `fit` that resumes the run, changed in place.
+        checkpoint: Content of the checkpoint that it resumes from.
+        given: Names of the options on the command line, which are about the run as it is now.
+    """
+    folder = Path(config.resume).absolute()
+    before = Path(checkpoint["callbacks"].get(RunFolder.__name__, {}).get("folder", folder))
+    if before.exists() and before.samefile(folder):
+        return
+    blocks = [] if "--checkpoint.dirpath" in given else [config.checkpoint]
+    if not any(name.startswith("--trainer.callbacks") for name in given):
+        callbacks = config.trainer.callbacks
+        listed = callbacks if isinstance(callbacks, list) else [callbacks]
+        blocks += [callback.get("init_args", {}) for callback in listed if callback]
+    for block in blocks:
+        if not (dirpath := block.get("dirpath")):
+            continue
+        is_within = Path(dirpath).is_relative_to(before)
+        block.dirpath = str(folder / Path(dirpath).relative_to(before)) if is_within else None
+        if not is_within:
+            rank_zero_warn(
+                f"{relative_path(folder)} was moved or copied from {before}: checkpoints are written into it and no "
+                f"longer into {dirpath}; --checkpoint.dirpath names another folder"
+            )
 
 
 def _reserve(parent: Path) -> Path:
