@@ -344,8 +344,8 @@ def _check_options(config: Any, subcommand: str | None) -> None:
     check_settings(config)
     if subcommand == "fit" and config.ckpt_path is not None and config.resume is None:
         raise UserError(
-            f"fit --ckpt_path {config.ckpt_path}: a run continues with --resume RUN; a new run starts from trained "
-            "weights that the backbone's settings name"
+            f"fit --ckpt_path {config.ckpt_path}: --resume RUN continues a run, and --model.backbone.weights FILE "
+            "starts a new one from trained weights"
         )
     if (folder := config.trainer.default_root_dir) is not None:
         raise UserError(f"trainer.default_root_dir is {folder}: --runs_dir says where a run lives")
