@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.multiprocessing import ProcessRaisedException
 
 from metricloss_pl.backbones import TinyConvNet
 from metricloss_pl.cli import main
@@ -116,6 +117,12 @@ def test_only_causes_count():
     bug = KeyError("bug")
     bug.__context__ = raised(UserError("handled"))
     assert format_user_error(raised(bug)) is None
+
+
+@pytest.mark.parametrize(("kind", "line"), [("metricloss_pl.errors.UserError", "a: b"), ("KeyError", None)])
+def test_a_mistake_in_a_process_that_the_trainer_started_is_one_line(kind, line):
+    text = f"\n\n-- Process 0 terminated with the following error:\nTraceback (most recent call last):\n{kind}: a: b\n"
+    assert format_user_error(ProcessRaisedException(text, 0, 1)) == line
 
 
 @pytest.mark.parametrize("place", [1, 99])

@@ -418,8 +418,9 @@ def test_results_of_processes_that_the_trainer_starts(strategy, tmp_path):
     """The process that started them has trained nothing itself, and reports and tests their results."""
     flags = [f"--trainer.strategy={strategy}", "--trainer.devices=2", "--test_after_fit=true", *FAST]
     run = tmp_path / "digits_softmax" / "version_0"
+    evaluated = ["test", best(run), f"--trainer.strategy={strategy}", "--trainer.devices=2", *QUIET]
     resumed = ["fit", f"--resume={run}", "--trainer.max_epochs=4"]
-    run_groups((1, in_turn, [*fit_args(tmp_path, *flags), "--trainer.max_epochs=3"], resumed))
+    run_groups((1, in_turn, [*fit_args(tmp_path, *flags), "--trainer.max_epochs=3"], resumed, evaluated))
     found, last = result(run), load(run / "checkpoints" / "last.ckpt")
     assert (found["epochs"], found["steps"], found["processes"]) == (4, last["global_step"], 2)
     assert found["seconds"] > 0
@@ -427,7 +428,7 @@ def test_results_of_processes_that_the_trainer_starts(strategy, tmp_path):
     assert found["metrics"]["val/accuracy"] == best_state(load(Path(found["checkpoint"])))["best_model_score"].item()
     assert "test/accuracy" in found["metrics"]
     assert {path.name for path in run.iterdir() if "tfevents" not in path.name} == {
-        *(".metricloss_run", "config.yaml", "result.json", "checkpoints", "hparams.yaml", "split.csv")
+        *(".metricloss_run", "config.yaml", "result.json", "test.json", "checkpoints", "hparams.yaml", "split.csv")
     }
 
 

@@ -304,7 +304,8 @@ class MetricLossCLI(LightningCLI):
             metrics |= tested[0] if tested else {}
         if self.settings_log is not None:
             self.settings_log.log_metrics(trainer, metrics)
-        report_results(trainer, self.given, self.arguments, metrics, record.checkpoint, record.training)
+        facts = metrics, record.checkpoint, record.training
+        report_results(trainer, self.datamodule, self.given, self.arguments, *facts)
 
     def after_validate(self) -> None:
         self._finish_evaluation()
@@ -317,7 +318,9 @@ class MetricLossCLI(LightningCLI):
             metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
             if not metrics:
                 raise UserError(f"{self.subcommand} has measured nothing: the set has no image")
-            report_results(self.trainer, self.given, self.arguments, metrics, str(self.ckpt_path))
+            if self.trainer.datamodule is None:  # type: ignore[attr-defined]
+                self.datamodule.setup(str(self.subcommand))  # so far only in processes that this one started
+            report_results(self.trainer, self.datamodule, self.given, self.arguments, metrics, str(self.ckpt_path))
 
     def after_predict(self) -> None:
         if self.given.data.get("init_args", {}).get("predict_dir") is None and self.trainer.is_global_zero:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from jsonargparse import add_instantiator
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch.multiprocessing import ProcessRaisedException
 
 from metricloss_pl.errors import UserError, cause_outside, causes_of, raised_in, reason, shell_command
 from metricloss_pl.files import is_no_room, no_room
@@ -50,6 +51,10 @@ def format_user_error(error: BaseException) -> str | None:
     A mistake is a `UserError`, an error of the argument parser, or an exception explicitly raised from one of them.
     Exceptions that were only being handled meanwhile do not count.
     """
+    if isinstance(error, ProcessRaisedException):  # torch gives the traceback of a started process as text
+        name, _, message = str(error).strip().splitlines()[-1].partition(": ")
+        kinds = {f"{kind.__module__}.{kind.__qualname__}" for kind in (UserError, *UserError.__subclasses__())}
+        return message if name in kinds else None
     causes = causes_of(error)
     mistakes: list[Exception] = []
     mistakes += [cause for cause in causes if isinstance(cause, UserError)][:1]

@@ -20,7 +20,8 @@ from metricloss_pl.callbacks.run_folder import run_folder
 from metricloss_pl.checkpoints import is_trusted_run
 from metricloss_pl.cli.console import print_table, relative_path
 from metricloss_pl.cli.run_folder import CONFIG, LastCheckpoint, run_of
-from metricloss_pl.data.samples import SET_NAMES
+from metricloss_pl.data import ImageDataModule
+from metricloss_pl.data.samples import SET_NAMES, Split
 from metricloss_pl.environment import versions
 from metricloss_pl.errors import plural, shell_command
 from metricloss_pl.files import replacing, stem_of_result
@@ -148,6 +149,7 @@ def _flatten(name: str, value: Any) -> Iterator[tuple[str, bool | int | float | 
 
 def report_results(
     trainer: Trainer,
+    data: ImageDataModule,
     config: Namespace,
     arguments: Sequence[str],
     metrics: Mapping[str, float],
@@ -158,6 +160,7 @@ def report_results(
 
     Args:
         trainer: Trainer of the run.
+        data: Data of the run; the Trainer does not know them if it has started other processes.
         config: Parsed config of the subcommand.
         arguments: Arguments of the command, the subcommand first.
         metrics: Values by name, such as `best val/accuracy` and `test/accuracy`.
@@ -178,8 +181,7 @@ def report_results(
         facts |= training
         rows = [("time", "{seconds:.0f} s, {epochs} epochs, {steps} steps".format(**training))]
     else:
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        subset = "val" if subcommand == "validate" else "test"
+        subset: Split = "val" if subcommand == "validate" else "test"
         labels, number = data.samples(subset).labels, data.num_classes
         facts["images"] = len(labels)
         present = len(labels.unique())
