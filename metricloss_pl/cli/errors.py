@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from jsonargparse import add_instantiator
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from torch.multiprocessing import ProcessRaisedException
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 from metricloss_pl.errors import UserError, cause_outside, causes_of, raised_in, reason, shell_command
 from metricloss_pl.files import is_no_room, no_room
@@ -53,8 +53,8 @@ def format_user_error(error: BaseException) -> str | None:
     """
     if isinstance(error, ProcessRaisedException):  # torch gives the traceback of a started process as text
         name, _, message = str(error).strip().splitlines()[-1].partition(": ")
-        kinds = {f"{kind.__module__}.{kind.__qualname__}" for kind in (UserError, *UserError.__subclasses__())}
-        return message if name in kinds else None
+        kinds: list[type[UserError]] = [UserError, *UserError.__subclasses__()]
+        return message if name in [f"{kind.__module__}.{kind.__qualname__}" for kind in kinds] else None
     causes = causes_of(error)
     mistakes: list[Exception] = []
     mistakes += [cause for cause in causes if isinstance(cause, UserError)][:1]
