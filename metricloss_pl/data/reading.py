@@ -154,25 +154,30 @@ def _open(path: Path) -> Image.Image:
 
 
 def read_head(path: Path, in_channels: int = 3) -> tuple[int, int, bool]:
-    """Return width and height of an image file, and whether it has more than 8 bits.
+    """Return width and height of an image file, and whether it has more than 8 bits, as `read_image` decodes it.
 
     Raises:
         UnreadableImages: The file is missing or no image.
     """
-    if in_channels not in (1, 3):
-        image = read_image(path, in_channels)
-        return image.shape[2], image.shape[1], image.is_floating_point()
-    with _open(path) as opened:
-        return *opened.size, opened.mode.startswith(_DEEP_MODES)
+    try:
+        with _open(path) as image:
+            if in_channels in (1, 3) or _has_bands(image, in_channels):
+                return *image.size, image.mode.startswith(_DEEP_MODES)
+    except UnreadableImages as error:
+        if not _may_be_read_by_tifffile(path, error):
+            raise
+    bands = read_image(path, in_channels)
+    return bands.shape[2], bands.shape[1], bands.is_floating_point()
 
 
 def read_image(path: Path, in_channels: int, small: bool = False) -> Tensor:
     """Decode an image file.
 
     With 1 or 3 channels, gray and color are converted into each other (ITU-R 601-2 luma weights), the EXIF orientation
-    is applied, transparency is laid over white, palettes are resolved, and an animation gives its first frame. With
-    any other number, the file must have exactly so many channels: those of each pixel, the pages of a TIFF file, or,
-    where Pillow cannot open the TIFF file, its bands as read by the optional package tifffile.
+    is applied, transparency is laid over white, palettes are resolved, and a file of several images gives the first
+    one. With any other number, the file must have exactly so many channels. A TIFF file with as many gray pages as
+    there are channels has one band per page. The optional package tifffile reads the TIFF files whose bands Pillow
+    cannot read, such as those of more than 8 bits in one page.
 
     Args:
         path: The file.
@@ -189,13 +194,30 @@ def read_image(path: Path, in_channels: int, small: bool = False) -> Tensor:
     try:
         image = _open(path)
     except UnreadableImages as error:
-        if path.suffix.lower() not in (".tif", ".tiff") or error.__cause__ is None:  # else Pillow's
+        if not _may_be_read_by_tifffile(path, error):
             raise
         return _read_bands(path, in_channels)
     with image:
         if small:
             image.draft(None, (1, 1))
         return decode_image(image, in_channels, path)
+
+
+def _may_be_read_by_tifffile(path: Path, error: UnreadableImages) -> bool:
+    """Return whether it was Pillow that could not open a TIFF file."""
+    return path.suffix.lower() in (".tif", ".tiff") and error.__cause__ is not None
+
+
+def _has_bands(image: Image.Image, in_channels: int) -> bool:
+    """Return whether Pillow reads the pixels, or the pages, of an image as so many channels without loss."""
+    if image.format == "TIFF":
+        if getattr(image, "n_frames", 1) == in_channels:
+            return image.mode in ("1", "L") or image.mode.startswith(_DEEP_MODES)
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        bits, samples = tags.get(258, (1,)), tags.get(277, 1)
+        if samples != len(image.getbands()) or (samples > 1 and max(bits) > 8):
+            return False
+    return len(image.getbands()) == in_channels and image.mode != "P"
 
 
 def _read_bands(path: Path, in_channels: int) -> Tensor:
@@ -220,6 +242,8 @@ def channels_tensor(array: np.ndarray, in_channels: int, source: Path) -> Tensor
     if array.shape[2:] != (in_channels,):
         channels = array.shape[2] if array.ndim == 3 else 1
         raise UnreadableImages.of({source: f"{channels} channels, where in_channels is {in_channels}"})
+    if array.dtype == np.bool_:
+        array = array.astype(np.uint8) * 255
     if array.dtype == np.uint8:
         return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
     return deep_tensor(array, None, source)
@@ -241,12 +265,17 @@ def decode_image(image: Image.Image, in_channels: int, source: Path) -> Tensor:
 def _decode(image: Image.Image, in_channels: int, source: Path) -> Tensor:
     from PIL import Image
 
+    if in_channels > 1 and getattr(image, "n_frames", 1) == in_channels and _has_bands(image, in_channels):
+        return channels_tensor(_pages(image, source), in_channels, source)
     transparent = _transparent_value(image)
-    pages = _gray_pages(image, source)
+    if in_channels not in (1, 3):
+        if image.format == "TIFF" and not _has_bands(image, in_channels) and source.is_file():
+            return _read_bands(source, in_channels)
+        with _blaming(source):
+            array = np.atleast_3d(np.asarray(image))
+        return channels_tensor(array, in_channels, source)
     with _blaming(source):
         image.load()
-    if pages or in_channels not in (1, 3):
-        return channels_tensor(np.dstack(pages or [np.asarray(image)]), in_channels, source)
     image = _turn_upright(image)
     if image.mode.startswith(_DEEP_MODES):
         return deep_tensor(np.asarray(image), transparent, source).expand(in_channels, -1, -1).contiguous()
@@ -276,22 +305,12 @@ def _transparent_value(image: Image.Image) -> Any:
     return value
 
 
-def _gray_pages(image: Image.Image, source: Path) -> list[np.ndarray]:
-    """Return the pages of a TIFF file if they are bands: several gray ones of one size."""
+def _pages(image: Image.Image, source: Path) -> np.ndarray:
+    """Return the pages of a TIFF file as pixels (H, W, C)."""
     from PIL import ImageSequence
 
-    size = image.size
-    pages: list[np.ndarray] = []
     with _blaming(source):
-        if image.format != "TIFF" or getattr(image, "n_frames", 1) == 1:
-            return []
-        for page in ImageSequence.Iterator(image):
-            if page.size != size or len(page.getbands()) > 1:
-                pages = []
-                break
-            pages.append(np.asarray(page))
-        image.seek(0)
-    return pages
+        return np.dstack([np.asarray(page) for page in ImageSequence.Iterator(image)])
 
 
 def deep_tensor(array: np.ndarray, transparent: object, source: Path) -> Tensor:

@@ -7,7 +7,6 @@ import struct
 import sys
 import zlib
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -124,14 +123,28 @@ def test_pages_of_a_tiff_file_are_channels(tmp_path: Path, channels: int, dtype:
     scale = {np.uint8: 1, np.uint16: 65535, np.float32: 255}[dtype]
     assert image.dtype == (torch.uint8 if dtype is np.uint8 else torch.float32)
     assert torch.allclose(image.double(), as_tensor(bands).double() / scale)
-    assert read_head(tmp_path / "bands.tif", channels) == (9, 6, dtype is not np.uint8) or channels == 3
+    assert read_head(tmp_path / "bands.tif", channels) == (9, 6, dtype is not np.uint8)
 
 
-@pytest.mark.parametrize(("channels", "in_channels"), [(13, 4), (4, 13), (13, 3), (13, 1), (3, 4)])
+def test_black_and_white_pages_are_channels(tmp_path: Path) -> None:
+    bands = pixels(channels=4) > 127
+    save_tiff(tmp_path / "bands.tif", bands)
+    assert torch.equal(read_image(tmp_path / "bands.tif", 4), as_tensor(bands.astype(np.uint8) * 255))
+
+
+@pytest.mark.parametrize(("channels", "in_channels"), [(13, 4), (4, 13), (3, 4)])
 def test_other_channels_than_in_channels_are_refused(tmp_path: Path, channels: int, in_channels: int) -> None:
     save_tiff(tmp_path / "bands.tif", pixels(channels=channels))
-    with pytest.raises(UnreadableImages, match=f"{channels} channels, where in_channels is {in_channels}"):
+    with pytest.raises(UnreadableImages, match=f"channels, where in_channels is {in_channels}"):
         read_image(tmp_path / "bands.tif", in_channels)
+
+
+def test_gray_and_color_come_from_the_first_page(tmp_path: Path) -> None:
+    bands = pixels(channels=5)
+    save_tiff(tmp_path / "stack.tif", bands)
+    for in_channels in (1, 3):
+        image = read_image(tmp_path / "stack.tif", in_channels)
+        assert torch.equal(image, as_tensor(bands[..., :1]).expand(in_channels, -1, -1))
 
 
 def test_four_channels_of_each_pixel(tmp_path: Path) -> None:
@@ -141,17 +154,23 @@ def test_four_channels_of_each_pixel(tmp_path: Path) -> None:
         assert torch.equal(read_image(tmp_path / name, 4), as_tensor(bands))
 
 
-@pytest.mark.parametrize("first", [False, True])
-def test_bands_that_pillow_cannot_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: bool) -> None:
-    """Such as those of most satellite images; tifffile gives the bands as first or last axis."""
-    bands = pixels(channels=13).astype(np.uint16)
-    (tmp_path / "bands.tif").write_bytes(b"II*\0 unknown to Pillow")
+@pytest.mark.parametrize(
+    ("channels", "options"), [(4, {"photometric": "rgb"}), (13, {}), (13, {"planarconfig": "separate"})]
+)
+def test_bands_of_more_than_8_bits_in_one_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, channels: int, options: dict[str, Any]
+) -> None:
+    """Such as those of most satellite images, which Pillow refuses or reduces to 8 bits."""
+    tifffile = pytest.importorskip("tifffile")
+    bands = pixels(channels=channels).astype(np.uint16) * 100
+    written = bands.transpose(2, 0, 1) if "planarconfig" in options else bands
+    options = {"photometric": "minisblack", "planarconfig": "contig", **options}
+    tifffile.imwrite(tmp_path / "bands.tif", written, **options)
+    assert torch.allclose(read_image(tmp_path / "bands.tif", channels), as_tensor(bands) / 65535)
+    assert read_head(tmp_path / "bands.tif", channels) == (9, 6, True)
     monkeypatch.setitem(sys.modules, "tifffile", None)
-    with pytest.raises(UnreadableImages, match="pip install tifffile"):
-        read_image(tmp_path / "bands.tif", 13)
-    module = SimpleNamespace(imread=lambda path: bands.transpose(2, 0, 1) if first else bands)
-    monkeypatch.setitem(sys.modules, "tifffile", module)
-    assert torch.allclose(read_image(tmp_path / "bands.tif", 13), as_tensor(bands) / 65535)
+    with pytest.raises(UnreadableImages, match="tifffile"):
+        read_image(tmp_path / "bands.tif", channels)
 
 
 def test_a_stack_of_other_pages_gives_its_first_one(tmp_path: Path) -> None:
@@ -311,7 +330,7 @@ def test_a_bug_of_ours_is_no_bad_file(tmp_path: Path, monkeypatch: pytest.Monkey
     def buggy(*arguments: object) -> None:
         raise AttributeError("planted")
 
-    for function in ("check_file", "_transparent_value", "_gray_pages", "_turn_upright"):
+    for function in ("check_file", "_transparent_value", "_turn_upright"):
         with monkeypatch.context() as patched:
             patched.setattr(reading, function, buggy)
             with pytest.raises(AttributeError, match="planted"):
