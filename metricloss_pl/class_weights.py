@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from metricloss_pl.data import ImageDataModule
-from metricloss_pl.errors import UserError
+from metricloss_pl.errors import UserError, is_it
 
 __all__ = ["ClassWeights", "balanced_weights", "given_weights"]
+
+_SHOWN = 10  # class names, of many
 
 ClassWeights = Literal["balanced"] | dict[str, float] | list[float]
 
@@ -29,7 +31,10 @@ def given_weights(weights: Mapping[str, float] | Sequence[float], class_names: S
         by_name = {str(name): weight for name, weight in weights.items()}  # YAML reads the name 3 as a number
         for name in by_name:
             if name not in class_names:
-                raise UserError(f"class_weights names {name!r}, which is not a class; one is {class_names[0]!r}")
+                some = ", ".join(map(repr, class_names[:_SHOWN])) + (", ..." if len(class_names) > _SHOWN else "")
+                raise UserError(
+                    f"class_weights names {name!r}, which is no class{is_it(name, class_names)}; the classes are {some}"
+                )
         weights = [by_name.get(name, 1.0) for name in class_names]
     values = [float(weight) for weight in weights]
     if len(values) != len(class_names) or not all(0 <= value < math.inf for value in values):

@@ -168,7 +168,7 @@ class EmbeddingPlot(Callback):
 
 
 def _thumbnails(images: Tensor) -> Tensor:
-    """Return color thumbnails (N, 3, 32, 32) in [0, 1]."""
+    """Return color thumbnails (N, 3, 32, 32) in [0, 1]; of other channels than color, the mean."""
     scale = 255.0 if images.dtype == torch.uint8 else 1.0
     small = torch.nn.functional.interpolate(images.float() / scale, size=(_THUMBNAIL, _THUMBNAIL), mode="area")
-    return small.expand(-1, 3, -1, -1)
+    return small if small.shape[1] == 3 else small.mean(1, keepdim=True).expand(-1, 3, -1, -1)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from lightning.pytorch import Trainer
+from torch import Tensor
 
 from metricloss_pl.callbacks import BestCheckpoint, PredictionWriter
 from metricloss_pl.checkpoints import constructor_arguments
@@ -156,7 +157,7 @@ def _accepted(annotation: Any) -> _Accepted:
             waiting += arguments[:1] or [Any]
         elif kind in (bool, int, float):
             numbers = True
-        elif not inspect.isclass(kind) or issubclass(kind, (str, Enum)) or _is_builtin(kind):
+        elif not inspect.isclass(kind) or issubclass(kind, (str, Enum, Tensor)) or _is_builtin(kind):
             texts = texts or kind is not types.NoneType
         else:
             classes.append(kind)

@@ -208,7 +208,7 @@ def _holds_only_runs(folder: Path) -> bool:
 def _subfolders(folder: Path) -> list[str]:
     """Return the sorted names of the folders within one, without hidden ones and those of runs."""
     if not folder.is_dir():
-        raise UserError(f"no folder {folder}: a folder with one subfolder per class is needed")
+        raise UserError(f"no folder {folder}: data.root must be a folder with one subfolder per class")
     try:
         with os.scandir(folder) as entries:
             found = [folder / entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name)]

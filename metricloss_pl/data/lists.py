@@ -173,7 +173,9 @@ def _read_csv(file: Path, root: Path) -> list[Row]:
                         f"{file}, line 1: no column {column!r}; its columns are {', '.join(columns) or 'none'}"
                     )
             rows = [_row(file, reader.line_num, cells, root) for cells in reader if _has_text(cells.values())]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {reason(error)}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{file} cannot be read as a CSV file in UTF-8: {reason(error)}") from error
     if not rows:
         raise UserError(f"{file} lists no image: one line per image is needed below its head")

@@ -52,7 +52,7 @@ class UnreadableImages(UserError):
         """Name the files; more than five are also listed in a text file."""
         if len(broken) == 1:
             [(path, why)] = broken.items()
-            return cls(f"{path} cannot be read as an image ({why}); repair or remove the file", broken)
+            return cls(f"{path} cannot be read as an image ({why}); {_remedy(broken)}", broken)
         line = ", ".join(f"{path} ({why})" for path, why in islice(broken.items(), _NAMED))
         line = f"{len(broken)} files cannot be read as images: {line}"
         if write_list and len(broken) > _NAMED:
@@ -66,7 +66,13 @@ class UnreadableImages(UserError):
             ) as file:
                 file.writelines(f"{path}\n" for path in broken)
             line += f", ...; all are listed in {file.name}"
-        return cls(f"{line}; repair or remove them", broken)
+        return cls(f"{line}; {_remedy(broken)}", broken)
+
+
+def _remedy(broken: Mapping[Path, str]) -> str:
+    if all(" channels, and in_channels is " in why for why in broken.values()):
+        return "set data.in_channels to the channels of the files"
+    return "repair or remove the file" if len(broken) == 1 else "repair or remove them"
 
 
 @contextmanager
@@ -241,7 +247,7 @@ def channels_tensor(array: np.ndarray, in_channels: int, source: Path) -> Tensor
     """
     if array.shape[2:] != (in_channels,):
         channels = array.shape[2] if array.ndim == 3 else 1
-        raise UnreadableImages.of({source: f"{channels} channels, where in_channels is {in_channels}"})
+        raise UnreadableImages.of({source: f"{channels} channels, and in_channels is {in_channels}"})
     if array.dtype == np.bool_:
         array = array.astype(np.uint8) * 255
     if array.dtype == np.uint8:

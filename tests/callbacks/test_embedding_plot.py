@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from metricloss_pl import plots
 from metricloss_pl.callbacks import EmbeddingPlot
+from metricloss_pl.callbacks.embedding_plot import _thumbnails
 from metricloss_pl.callbacks.evaluation import subsample
 from metricloss_pl.errors import UserError
 from tests.callbacks.runs import digits, fit, regime, trainer
@@ -153,3 +154,11 @@ def test_thinned_takes_all_classes_in_any_order_of_the_data():
 def test_wrong_settings_are_refused(options):
     with pytest.raises(UserError, match="EmbeddingPlot"):
         EmbeddingPlot(**options)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_thumbnails_are_color_images(channels):
+    images = torch.randint(0, 256, (5, channels, 40, 64), dtype=torch.uint8)
+    thumbnails = _thumbnails(images)
+    assert thumbnails.shape == (5, 3, 32, 32)
+    assert thumbnails.mean().item() == pytest.approx(images.float().mean().item() / 255, abs=0.01)

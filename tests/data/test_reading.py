@@ -135,7 +135,7 @@ def test_black_and_white_pages_are_channels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("channels", "in_channels"), [(13, 4), (4, 13), (3, 4)])
 def test_other_channels_than_in_channels_are_refused(tmp_path: Path, channels: int, in_channels: int) -> None:
     save_tiff(tmp_path / "bands.tif", pixels(channels=channels))
-    with pytest.raises(UnreadableImages, match=f"channels, where in_channels is {in_channels}"):
+    with pytest.raises(UnreadableImages, match=f"channels, and in_channels is {in_channels}"):
         read_image(tmp_path / "bands.tif", in_channels)
 
 
