@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
 import torch
-from jsonargparse import ArgumentParser
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
@@ -24,11 +23,13 @@ from metricloss_pl.files import UNREADABLE_PICKLE, replacing
 
 __all__ = [
     "AtomicCheckpointIO",
+    "check_facts",
     "check_finite",
     "constructor_arguments",
     "import_paths",
     "is_trusted_run",
     "load_trusted",
+    "passed_arguments",
     "plain_settings",
     "read_checkpoint",
     "trusted_imports",
@@ -56,6 +57,7 @@ _BASES = (
     ("metricloss_pl.regimes", "Classifier"),
     ("metricloss_pl.schedules", "WholeTraining"),
 )
+_LINKED = ("hierarchy",)  # facts of the data that the command line records for every regime
 _TRUSTED_IN_RUN = (  # also in the config beside a checkpoint
     "metricloss_pl.callbacks",
     "metricloss_pl.data",
@@ -266,17 +268,65 @@ def _imported_subclasses() -> set[str]:
     return found
 
 
-def plain_settings(hyper_parameters: dict[str, Any], cls: type) -> dict[str, Any]:
-    """Return the hyper-parameters that a checkpoint can hold without code, and that the constructor takes.
+def passed_arguments(module: object) -> set[str]:
+    """Return the names of the arguments that the constructor of an object was called with, or has defaults for.
+
+    To be called in the constructor of its base class, whose positional arguments `*args` stands for. A constructor may
+    fix arguments of its base, or rename them: those that it sets itself are none of its own.
+    """
+    base = frame = inspect.currentframe().f_back  # type: ignore[union-attr]
+    while frame is not None and (caller := frame.f_back) is not None and caller.f_code.co_name == "__init__":
+        if caller.f_locals.get(caller.f_code.co_varnames[0]) is not module:
+            break
+        frame = caller
+    assert frame is not None
+    assert base is not None
+    names, varargs, varkw, values = inspect.getargvalues(frame)
+    surplus = len(values[varargs]) if varargs else 0
+    positional = inspect.getargvalues(base).args[1 : frame.f_code.co_argcount + surplus] if surplus else []
+    return {*names[1:], *positional, *(values[varkw] if varkw else ())}
+
+
+def check_facts(checkpoint: Mapping[str, Any]) -> None:
+    """Check what a checkpoint tells of the data and of the calibration.
+
+    Raises:
+        UserError: A key is missing, or has a value that no training writes.
+    """
+
+    def are_finite(values: Any) -> bool:
+        right = isinstance(values, list) and len(values) > 0
+        return right and all(isinstance(value, float) and math.isfinite(value) for value in values)
+
+    mean, std, temperature = (checkpoint.get(name) for name in ("mean", "std", "temperature"))
+    expected = {
+        "mean": are_finite(mean),
+        "std": are_finite(std) and min(std or [0]) > 0,
+        "temperature": are_finite([temperature]) and (temperature or 0) > 0,
+        "image_format": isinstance(checkpoint.get("image_format", 0), dict | None),
+        "split": isinstance(checkpoint.get("split", 0), dict | None),
+    }
+    if expected["mean"] and expected["std"]:
+        expected["std"] = len(mean or ()) == len(std or ())
+    for name, is_right in expected.items():
+        if not is_right:
+            raise UserError(
+                f"the checkpoint's {name} is {checkpoint.get(name)!r}, which no training writes: take another one "
+                "(an on_save_checkpoint of your own has to call super())"
+            )
+
+
+def plain_settings(hyper_parameters: dict[str, Any], passed: Collection[str]) -> dict[str, Any]:
+    """Return the hyper-parameters that a checkpoint can hold without code, and that the constructor was called with.
 
     A module or a lambda function is left out: it has to be given again in Python. So is the file of the backbone's
     initial weights, which the checkpoint replaces.
     """
-    taken, _ = constructor_arguments(cls)  # the command line records all facts of the data, even those not taken
+    from_command_line = "_class_path" in hyper_parameters
     plain = {
         name: value
         for name, value in hyper_parameters.items()
-        if _is_plain(value) and (name in taken or name.startswith("_"))
+        if _is_plain(value) and (name in passed or (from_command_line and name not in _LINKED))
     }
     backbone = plain.get("backbone")
     if isinstance(backbone, dict) and "class_path" not in backbone:
@@ -286,11 +336,10 @@ def plain_settings(hyper_parameters: dict[str, Any], cls: type) -> dict[str, Any
     return plain
 
 
-@cache
 def constructor_arguments(cls: type) -> tuple[list[str], bool]:
     """Return the names of a constructor's arguments, and whether it accepts any others.
 
-    Arguments of a base class count if `*args` and `**kwargs` are passed on to it, unless the constructor fixes them.
+    Arguments of a base class count if `**kwargs` are passed on to it.
     """
     names: list[str] = []
     accepts_others = True
@@ -302,9 +351,6 @@ def constructor_arguments(cls: type) -> tuple[list[str], bool]:
         if not any(argument.kind is argument.VAR_KEYWORD for argument in arguments):
             accepts_others = False
             break
-    resolved = ArgumentParser(exit_on_error=False).add_class_arguments(cls, fail_untyped=False)
-    if "num_classes" in resolved:  # jsonargparse could read the source: it knows the arguments that are fixed
-        names = [name for name in names if name in resolved]
     return list(dict.fromkeys(names)), accepts_others
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -14,6 +13,7 @@ from metricloss_pl.errors import UserError, is_it
 
 __all__ = ["ClassWeights", "balanced_weights", "given_weights"]
 
+_MOST = 1e30  # far from overflow in float32
 _SHOWN = 10  # class names, of many
 
 ClassWeights = Literal["balanced"] | dict[str, float] | list[float]
@@ -36,10 +36,10 @@ def given_weights(weights: Mapping[str, float] | Sequence[float], class_names: S
                     f"class_weights names {name!r}, which is no class{is_it(name, class_names)}; the classes are {some}"
                 )
         weights = [by_name.get(name, 1.0) for name in class_names]
-    values = [float(weight) for weight in weights]
-    if len(values) != len(class_names) or not all(0 <= value < math.inf for value in values):
-        raise UserError(f"class_weights is {values}; it must be {len(class_names)} numbers of at least 0")
-    return torch.tensor(values)
+    right = isinstance(weights, (list, tuple)) and len(weights) == len(class_names)
+    if not right or not all(isinstance(weight, (int, float)) and 0 <= weight < _MOST for weight in weights):
+        raise UserError(f"class_weights is {weights}; it must be a list of {len(class_names)} numbers of at least 0")
+    return torch.tensor([float(weight) for weight in weights])
 
 
 def balanced_weights(data: object) -> Tensor:

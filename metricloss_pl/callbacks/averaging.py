@@ -68,6 +68,12 @@ class ExponentialMovingAverage(WeightAveraging):
         # Exactly the current one where the decay is 0. The average of a network in half precision is in full.
         return torch.lerp(average, current.to(average.dtype), 1 - decay)
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":  # the state of an earlier fit; that of a checkpoint is restored later
+            super().load_state_dict({"latest_update_step": trainer.global_step})
+            self._first_step = None
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._first_step is None:
             self._first_step = trainer.global_step

@@ -23,6 +23,10 @@ class TemperatureScaling(Callback):
     def __init__(self) -> None:
         self._metric: Temperature | None = None
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.ckpt_path is None:  # an earlier temperature belongs to other weights
+            pl_module.temperature = 1.0  # type: ignore[assignment]
+
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
         self._metric = Temperature().to(pl_module.device) if fitting else None

@@ -103,13 +103,15 @@ class CosineCrossEntropyLoss(CosineLoss):
         F.check_options(head=(head, Head))
         if not ce_weight >= 0:
             raise ValueError(f"ce_weight is {ce_weight}; it must be at least 0")
+        if num_classes < 2:
+            raise ValueError(f"num_classes is {num_classes}; it must be at least 2")
         if class_embeddings is not None and len(class_embeddings) != num_classes:
             raise ValueError(
                 f"class_embeddings have shape {tuple(class_embeddings.shape)}; it must be ({num_classes}, D)"
             )
         self.ce_weight = ce_weight
-        embedding_dim = num_classes if class_embeddings is None else class_embeddings.shape[1]
-        self.head = CosineHead(embedding_dim, num_classes) if ce_weight > 0 and head == "bn_linear" else None
+        self.embedding_dim = num_classes if class_embeddings is None else class_embeddings.shape[1]
+        self.head = CosineHead(self.embedding_dim, num_classes) if ce_weight > 0 and head == "bn_linear" else None
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of embeddings (B, D) and labels (B,): a scalar, or (B,) for `reduction="none"`."""
@@ -123,6 +125,8 @@ class CosineCrossEntropyLoss(CosineLoss):
             embeddings: (B, D).
             labels: (B,).
         """
+        if embeddings.ndim != 2 or embeddings.shape[1] != self.embedding_dim:
+            raise ValueError(f"embeddings have shape {tuple(embeddings.shape)}; it must be (B, {self.embedding_dim})")
         cosine = super().forward(embeddings, labels)
         if self.ce_weight == 0:
             return cosine, None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,8 +26,10 @@ from metricloss_pl.callbacks.checks import is_log_step
 from metricloss_pl.callbacks.evaluation import eval_mode
 from metricloss_pl.callbacks.schedule_length import check_end
 from metricloss_pl.checkpoints import (
+    check_facts,
     check_finite,
     load_trusted,
+    passed_arguments,
     plain_settings,
     where_classes_differ,
     where_states_differ,
@@ -120,6 +121,7 @@ class Classifier(LightningModule, ABC):
         with warnings.catch_warnings():  # a module among them is left out of the checkpoint
             warnings.simplefilter("ignore")
             self.save_hyperparameters()
+        self._passed_arguments = passed_arguments(self)
         names = [str(label) for label in range(num_classes)] if class_names is None else list(class_names)
         if num_classes < 2:
             raise UserError(f"the data have {num_classes} class: at least 2 are needed")
@@ -349,7 +351,7 @@ class Classifier(LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_finite(checkpoint["state_dict"], f"at step {checkpoint['global_step']}, so no checkpoint is written")
-        checkpoint["hyper_parameters"] = plain_settings(checkpoint.get("hyper_parameters", {}), type(self))
+        checkpoint["hyper_parameters"] = plain_settings(checkpoint.get("hyper_parameters", {}), self._passed_arguments)
         checkpoint |= {
             "class_names": self.class_names,
             "image_format": self.image_format,
@@ -367,16 +369,12 @@ class Classifier(LightningModule, ABC):
         check_finite(checkpoint["state_dict"], "in the checkpoint: take an earlier one")
         if not self.is_fitting and "current_model_state" in checkpoint:  # load averaged weights, not those behind them
             checkpoint["current_model_state"] = checkpoint["state_dict"]
-        if "mean" not in checkpoint:
-            raise UserError("the checkpoint has no mean: on_save_checkpoint of a subclass must call super()")
+        check_facts(checkpoint)
         self.image_format, self.split = checkpoint["image_format"], checkpoint["split"]
         self.mean, self.std = torch.tensor(checkpoint["mean"]), torch.tensor(checkpoint["std"])
         self.temperature = checkpoint["temperature"]
         if self.balance_classes and "class_weights" in checkpoint:
-            self.class_weights = torch.tensor(checkpoint["class_weights"])
-        for name, values in (("std", checkpoint["std"]), ("temperature", [self.temperature])):
-            if not all(0 < value < math.inf for value in values):
-                raise UserError(f"the checkpoint's {name} is {values}, not above 0 and finite: take another checkpoint")
+            self.class_weights = given_weights(checkpoint["class_weights"], self.class_names)
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, classes: Iterable[type] = (), **kwargs: Any) -> Any:

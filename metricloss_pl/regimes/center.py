@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from metricloss_pl.backbones import Backbone
 from metricloss_pl.callbacks.evaluation import evaluation_mode
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.errors import UserError, check_choice, refusing
@@ -62,6 +64,8 @@ class CenterSoftmaxClassifier(Classifier):
     accumulation, precision and `global_step` are as without centers. A step that a loss scaler skips moves no center.
 
     Args:
+        num_classes: Number of classes C; linked from the data on the command line.
+        backbone: Network from images to features (B, F).
         args: Arguments of `Classifier`; its `optimizer` is for all parameters but the centers.
         center_weight: lambda, at least 0; the centers move alike for every value.
         center_rule: `wen`, Eq. 4, delta_j = sum (c_j - x_i) / (1 + n_j); or `gradient`, the sum 2 (c_j - x_i) / B of
@@ -84,6 +88,8 @@ class CenterSoftmaxClassifier(Classifier):
 
     def __init__(
         self,
+        num_classes: int,
+        backbone: Backbone,
         *args: Any,
         center_weight: float = 0.01,
         center_rule: CenterRule = "wen",
@@ -93,10 +99,10 @@ class CenterSoftmaxClassifier(Classifier):
         smoothing_target: F.SmoothingTarget = "all",
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(num_classes, backbone, *args, **kwargs)
         check_choice("smoothing_target", smoothing_target, F.SmoothingTarget)
-        if center_weight < 0:
-            raise UserError(f"center_weight is {center_weight}; it must be at least 0")
+        if not 0 <= center_weight < math.inf:
+            raise UserError(f"center_weight is {center_weight}; it must be at least 0 and finite")
         if not 0 <= label_smoothing < 1:
             raise UserError(f"label_smoothing is {label_smoothing}; it must be in [0, 1)")
         self.center_weight = center_weight
@@ -104,10 +110,10 @@ class CenterSoftmaxClassifier(Classifier):
         self.center_optimizer = center_optimizer
         self.label_smoothing = label_smoothing
         self.smoothing_target: F.SmoothingTarget = smoothing_target
-        self.head = nn.Linear(self.embedding_dim, self.num_classes)
+        self.head = nn.Linear(self.embedding_dim, num_classes)
         with refusing("metricloss_pl.losses", ValueError):
             self.criterion = CenterLoss(
-                self.num_classes,
+                num_classes,
                 self.embedding_dim,
                 center_rule,
                 "zeros" if center_init == "class_means" else center_init,

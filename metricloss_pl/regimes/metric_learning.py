@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from metricloss_pl.backbones import Backbone
 from metricloss_pl.errors import UserError, check_choice
 from metricloss_pl.losses import functional as F
 from metricloss_pl.losses._full_precision import FullPrecisionModule
@@ -115,6 +116,8 @@ class MetricLearningClassifier(Classifier):
     images of a batch, and `ProxyNCALoss`, which leaves some out, are not supported.
 
     Args:
+        num_classes: Number of classes C; linked from the data on the command line.
+        backbone: Network from images to features (B, F).
         args: Arguments of `Classifier`.
         loss: Name of the class in `pytorch_metric_learning.losses`.
         loss_args: Settings of the loss, such as `{margin: 28.6, scale: 64}`. `margin` is in degrees for ArcFace and
@@ -131,17 +134,19 @@ class MetricLearningClassifier(Classifier):
 
     def __init__(
         self,
+        num_classes: int,
+        backbone: Backbone,
         *args: Any,
         loss: MetricLearningLoss = "ArcFaceLoss",
         loss_args: dict[str, int | float] | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(num_classes, backbone, *args, **kwargs)
         check_choice("loss", loss, MetricLearningLoss)
         settings = loss_args or {}
         _check_settings(loss, settings)
         self.loss = loss
-        self.criterion = ProxyCriterion(loss, self.num_classes, self.embedding_dim, settings)
+        self.criterion = ProxyCriterion(loss, num_classes, self.embedding_dim, settings)
 
     def losses(self, embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Return the loss of embeddings (B, D) and labels (B,)."""

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from metricloss_pl.backbones import Backbone
 from metricloss_pl.errors import UserError, check_choice
 from metricloss_pl.losses import functional as F
 from metricloss_pl.regimes.base import Classifier
@@ -19,6 +20,8 @@ class SoftmaxClassifier(Classifier):
     """Linear head on the embedding, trained by cross-entropy or by squared error to the one-hot target.
 
     Args:
+        num_classes: Number of classes C; linked from the data on the command line.
+        backbone: Network from images to features (B, F).
         args: Arguments of `Classifier`.
         loss: `cross_entropy`, or `squared_error` of the logits to the one-hot target, summed over the classes.
         label_smoothing: epsilon in [0, 1), for cross-entropy.
@@ -32,13 +35,15 @@ class SoftmaxClassifier(Classifier):
 
     def __init__(
         self,
+        num_classes: int,
+        backbone: Backbone,
         *args: Any,
         loss: SoftmaxLoss = "cross_entropy",
         label_smoothing: float = 0.0,
         smoothing_target: F.SmoothingTarget = "all",
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(num_classes, backbone, *args, **kwargs)
         check_choice("loss", loss, SoftmaxLoss)
         check_choice("smoothing_target", smoothing_target, F.SmoothingTarget)
         if not 0 <= label_smoothing < 1:
@@ -48,7 +53,7 @@ class SoftmaxClassifier(Classifier):
         self.loss = loss
         self.label_smoothing = label_smoothing
         self.smoothing_target: F.SmoothingTarget = smoothing_target
-        self.head = nn.Linear(self.embedding_dim, self.num_classes)
+        self.head = nn.Linear(self.embedding_dim, num_classes)
 
     def losses(self, embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Return the cross-entropy or squared error of embeddings (B, D) and labels (B,)."""

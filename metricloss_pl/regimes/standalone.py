@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 
+from metricloss_pl.backbones import Backbone
 from metricloss_pl.errors import UserError, refusing
 from metricloss_pl.losses import StandaloneCenterLoss
 from metricloss_pl.losses import functional as F
@@ -26,6 +28,8 @@ class StandaloneCenterClassifier(Classifier):
     the inter term are those of the embeddings of all processes.
 
     Args:
+        num_classes: Number of classes C; linked from the data on the command line.
+        backbone: Network from images to features (B, F).
         args: Arguments of `Classifier`.
         intra_weight: Weight of the intra term, at least 0.
         inter_weight: Weight of the inter term, at least 0. With `pairs="sum"` its effect grows with the batch.
@@ -48,6 +52,8 @@ class StandaloneCenterClassifier(Classifier):
 
     def __init__(
         self,
+        num_classes: int,
+        backbone: Backbone,
         *args: Any,
         intra_weight: float = 1.0,
         inter_weight: float = 0.1,
@@ -60,15 +66,15 @@ class StandaloneCenterClassifier(Classifier):
         center_lr: float = 0.1,
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(num_classes, backbone, *args, **kwargs)
         weights = {"intra_weight": intra_weight, "inter_weight": inter_weight, "margin": margin, "center_lr": center_lr}
         for name, value in weights.items():
-            if value < 0:
-                raise UserError(f"{name} is {value}; it must be at least 0")
+            if not 0 <= value < math.inf:
+                raise UserError(f"{name} is {value}; it must be at least 0 and finite")
         self.center_lr = center_lr
         with refusing("metricloss_pl.losses", ValueError):
             self.criterion = StandaloneCenterLoss(
-                self.num_classes,
+                num_classes,
                 self.embedding_dim,
                 intra_weight,
                 inter_weight,

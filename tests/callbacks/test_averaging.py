@@ -179,3 +179,12 @@ def test_settings_out_of_range(settings):
 @pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed", "64-true"])
 def test_precisions(precision, tmp_path):
     fit(tmp_path, ExponentialMovingAverage(), max_epochs=1, precision=precision)
+
+
+def test_one_callback_serves_two_fits(tmp_path):
+    callback = ExponentialMovingAverage()
+    for _ in range(2):
+        model = regime()
+        before = copy.deepcopy(model.state_dict())
+        trainer(tmp_path, callback, max_epochs=1).fit(model, digits())
+        assert not torch.equal(before["head.weight"], model.head.weight)

@@ -568,7 +568,10 @@ def test_given_class_weights(weights, tmp_path):
     assert torch.equal(load(class_weights=[5.0, 5.0, 5.0]).class_weights, torch.full((3,), 5.0))
 
 
-@pytest.mark.parametrize("weights", [{"d": 2.0}, [1.0, 2.0], [1.0, -1.0, 1.0], [1.0, float("nan"), 1.0], "balance"])
+@pytest.mark.parametrize(
+    "weights",
+    [{"d": 2.0}, [1.0, 2.0], [1.0, -1.0, 1.0], [1.0, float("nan"), 1.0], "balance", torch.ones(3), {"a": "b"}],
+)
 def test_class_weights_that_do_not_fit_are_refused(weights):
     with pytest.raises(UserError, match="class_weights"):
         SoftmaxClassifier(C, Flat(), class_names=["a", "b", "c"], class_weights=weights)
@@ -659,6 +662,62 @@ def test_a_constructor_that_fixes_an_argument_of_the_base_loads(tmp_path):
     run.save_checkpoint(tmp_path / "model.ckpt")
     loaded = Smooth.load_from_checkpoint(tmp_path / "model.ckpt", backbone=Flat())
     assert (loaded.own, loaded.label_smoothing, loaded.decay_norm_and_bias) == (2, 0.1, False)
+
+
+class Positional(SoftmaxClassifier):
+    def __init__(self, num_classes, backbone, *args, dim: int = 5, **kwargs):
+        super().__init__(num_classes, backbone, *args, embedding_dim=dim, **kwargs)
+
+
+class Named(SoftmaxClassifier):
+    def __init__(self, num_classes, backbone, class_names=None, **kwargs):
+        super().__init__(num_classes, backbone, class_names, **kwargs)
+
+
+class Renamed(SoftmaxClassifier):
+    def __init__(self, classes, network, names=None, **kwargs):
+        super().__init__(classes, network, names, **kwargs)
+
+
+class Everything(SoftmaxClassifier):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+
+
+@pytest.mark.parametrize("regime", [Positional, Named, Renamed, Everything], ids=lambda cls: cls.__name__)
+def test_a_subclass_keeps_its_settings_in_the_checkpoint_however_it_passes_them_on(regime, tmp_path):
+    model = regime(C, Flat(), ["a", "b", "c"], loss="squared_error", decay_norm_and_bias=False)
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(model, loader())
+    run.save_checkpoint(tmp_path / "model.ckpt")
+    network = "network" if regime is Renamed else "backbone"
+    loaded = regime.load_from_checkpoint(tmp_path / "model.ckpt", **{network: Flat()})
+    assert (loaded.loss, loaded.decay_norm_and_bias, loaded.class_names) == ("squared_error", False, ["a", "b", "c"])
+    images, _ = next(iter(loader()))
+    assert torch.equal(loaded.eval()(images), model.eval()(images))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("mean", [float("nan")]), ("mean", 0.5), ("std", [0.5, 0.5]), ("std", None), ("temperature", "1"), ("split", 5),
+     ("image_format", 5)],
+)  # fmt: skip
+def test_forged_facts_of_the_data_are_refused(key, value, tmp_path):
+    model = SoftmaxClassifier(C, Flat())
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(model, loader())
+    run.save_checkpoint(tmp_path / "model.ckpt")
+    checkpoint = torch.load(tmp_path / "model.ckpt", weights_only=True)
+    with pytest.raises(UserError, match=key):
+        model.on_load_checkpoint(checkpoint | {key: value})
+
+
+def test_a_fit_without_validation_starts_from_temperature_1(tmp_path):
+    model = SoftmaxClassifier(C, Flat())
+    trainer(tmp_path).fit(model, loader(), loader(12))
+    assert model.temperature != 1
+    trainer(tmp_path).fit(model, loader())
+    assert model.temperature == 1
 
 
 def test_a_checkpoint_without_the_facts_of_the_data_is_refused(tmp_path):
