@@ -25,7 +25,6 @@ __all__ = [
     "AtomicCheckpointIO",
     "check_facts",
     "check_finite",
-    "constructor_arguments",
     "import_paths",
     "is_trusted_run",
     "load_trusted",
@@ -334,24 +333,6 @@ def plain_settings(hyper_parameters: dict[str, Any], passed: Collection[str]) ->
     elif isinstance(backbone, dict) and isinstance(settings := backbone.get("init_args"), dict):
         plain["backbone"] = {**backbone, "init_args": {k: v for k, v in settings.items() if k != "weights"}}
     return plain
-
-
-def constructor_arguments(cls: type) -> tuple[list[str], bool]:
-    """Return the names of a constructor's arguments, and whether it accepts any others.
-
-    Arguments of a base class count if `**kwargs` are passed on to it.
-    """
-    names: list[str] = []
-    accepts_others = True
-    for base in cls.__mro__:
-        if base is object or "__init__" not in vars(base):
-            continue
-        arguments = list(inspect.signature(base).parameters.values())
-        names += [a.name for a in arguments if a.kind not in (a.VAR_KEYWORD, a.VAR_POSITIONAL)]
-        if not any(argument.kind is argument.VAR_KEYWORD for argument in arguments):
-            accepts_others = False
-            break
-    return list(dict.fromkeys(names)), accepts_others
 
 
 def _is_plain(value: Any) -> bool:

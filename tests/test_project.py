@@ -39,7 +39,7 @@ LAYERS = {
     "environment": {""},
     "cli.console": set(),
     "cli.errors": {"errors", "files"},
-    "cli.suggestions": {"errors", "checkpoints", "cli.console", "config_files", "data", "regimes", "callbacks"},
+    "cli.suggestions": {"errors", "cli.console", "config_files", "data", "regimes", "callbacks"},
     "loading": {*GROUND, *BASICS, "schedules", "mixing", "regimes"},
     "compare": {*GROUND, *BASICS, *SHARED, "regimes", "callbacks"},
     "cli": {*GROUND, *BASICS, *SHARED, "schedules", "mixing", "regimes", "callbacks", "compare", ""},

@@ -15,7 +15,6 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from metricloss_pl.callbacks import BestCheckpoint, PredictionWriter
-from metricloss_pl.checkpoints import constructor_arguments
 from metricloss_pl.cli.console import relative_path
 from metricloss_pl.config_files import CONFIG_FLAGS, is_yaml, parse_yaml, read_yaml
 from metricloss_pl.data import ImageDataModule
@@ -116,7 +115,7 @@ class _Search:
             return None
         nested = [settings[level] for level in _NESTED if isinstance(settings.get(level), dict)]
         given = {name: value for group in (settings, *nested) for name, value in group.items()}
-        known, accepts_others = constructor_arguments(cls)
+        known, accepts_others = _arguments(cls)
         hints = {name: hint for base in reversed(cls.__mro__) for name, hint in _hints(base).items()}
         for name, value in given.items():
             if name in ("class_path", "help", *_NESTED) or (name not in known and accepts_others):
@@ -166,6 +165,24 @@ def _accepted(annotation: Any) -> _Accepted:
 
 def _is_builtin(cls: type) -> bool:
     return cls.__module__.partition(".")[0] in sys.stdlib_module_names
+
+
+def _arguments(cls: type) -> tuple[list[str], bool]:
+    """Return the names of a constructor's arguments, and whether it accepts any others.
+
+    Arguments of a base class count if `**kwargs` are passed on to it.
+    """
+    names: list[str] = []
+    accepts_others = True
+    for base in cls.__mro__:
+        if base is object or "__init__" not in vars(base):
+            continue
+        arguments = list(inspect.signature(base).parameters.values())
+        names += [a.name for a in arguments if a.kind not in (a.VAR_KEYWORD, a.VAR_POSITIONAL)]
+        if not any(argument.kind is argument.VAR_KEYWORD for argument in arguments):
+            accepts_others = False
+            break
+    return list(dict.fromkeys(names)), accepts_others
 
 
 def _hints(cls: type) -> dict[str, Any]:
