@@ -24,9 +24,9 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from metricloss_pl import data as data_modules
+from metricloss_pl.augment import Augmentation, HorizontalFlip, ShiftCrop
 from metricloss_pl.backbones import PreActResNet, TinyConvNet, TorchvisionBackbone
-from metricloss_pl.data import HorizontalFlip, ImageDataModule, ImageFolderDataModule, ShiftCrop
-from metricloss_pl.data.augment import Augmentation
+from metricloss_pl.data import ImageDataModule, ImageFolderDataModule
 from metricloss_pl.regimes import SoftmaxClassifier
 
 SUBJECT = "input_pipeline"

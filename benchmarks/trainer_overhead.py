@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as nnf
 from torch.optim import SGD
 
+from metricloss_pl.augment import HorizontalFlip, ShiftCrop
 from metricloss_pl.backbones import PreActResNet, TinyConvNet
-from metricloss_pl.data import HorizontalFlip, ShiftCrop
 from metricloss_pl.losses import CenterLoss
 from metricloss_pl.regimes import CenterSoftmaxClassifier, SoftmaxClassifier
 

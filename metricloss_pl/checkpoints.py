@@ -50,7 +50,7 @@ _TRUSTED = (
     "torch.optim",
 )
 _BASES = (
-    ("metricloss_pl.data", "Augmentation"),
+    ("metricloss_pl.augment", "Augmentation"),
     ("metricloss_pl.data", "ImageDataModule"),
     ("metricloss_pl.mixing", "Mixing"),
     ("metricloss_pl.regimes", "Classifier"),
@@ -58,6 +58,7 @@ _BASES = (
 )
 _LINKED = ("hierarchy",)  # facts of the data that the command line records for every regime
 _TRUSTED_IN_RUN = (  # also in the config beside a checkpoint
+    "metricloss_pl.augment",
     "metricloss_pl.callbacks",
     "metricloss_pl.data",
     "lightning.pytorch.callbacks",

@@ -7,8 +7,9 @@ import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from torch import nn
 
+from metricloss_pl.augment import ShiftCrop
 from metricloss_pl.callbacks import ExponentialMovingAverage
-from metricloss_pl.data import DigitsDataModule, ShiftCrop
+from metricloss_pl.data import DigitsDataModule
 from metricloss_pl.mixing import CutMix
 from metricloss_pl.regimes import (
     CenterSoftmaxClassifier,

@@ -17,7 +17,7 @@ import metricloss_pl
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "metricloss_pl"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-GROUND = ("losses", "class_embeddings", "backbones", "data", "metrics", "plots")
+GROUND = ("losses", "class_embeddings", "backbones", "augment", "data", "metrics", "plots")
 BASICS = {"errors", "_compat", "files", "checkpoints", "download"}
 SHARED = {"config_files", "run_options", "environment", "cli.console", "cli.errors", "cli.suggestions"}
 # The layers of the package, from the ground up, and the layers that each may import; "" is the version.
@@ -31,6 +31,7 @@ LAYERS = {
     "config_files": {"errors", "files"},
     "checkpoints": {"_compat", "errors", "files", ""},
     **dict.fromkeys(GROUND[1:], BASICS),
+    "data": {*BASICS, "augment"},
     "class_weights": {"data", "errors"},
     "optimizers": {"errors"},
     "callbacks": {*GROUND, *BASICS, "class_weights", "schedules"},

@@ -1,18 +1,6 @@
 """LightningDataModules: labeled images in a training, a validation and a test set."""
 
 from metricloss_pl.data.archives import ArchiveDataModule
-from metricloss_pl.data.augment import (
-    Augmentation,
-    Cutout,
-    HorizontalFlip,
-    RandAugment,
-    RandomErasing,
-    RandomResizedCrop,
-    Rotation,
-    ShiftCrop,
-    TrivialAugment,
-    VerticalFlip,
-)
 from metricloss_pl.data.base import ImageDataModule
 from metricloss_pl.data.cars import StanfordCarsDataModule
 from metricloss_pl.data.cub import CUB200DataModule
@@ -34,16 +22,13 @@ from metricloss_pl.data.unlabeled import UnlabeledFolderDataModule
 
 __all__ = [
     "ArchiveDataModule",
-    "Augmentation",
     "CIFAR10DataModule",
     "CIFAR100DataModule",
     "CUB200DataModule",
-    "Cutout",
     "DigitsDataModule",
     "FashionMNISTDataModule",
     "FileListDataModule",
     "Flowers102DataModule",
-    "HorizontalFlip",
     "ImageDataModule",
     "ImageFolderDataModule",
     "ImageListDataModule",
@@ -52,13 +37,6 @@ __all__ = [
     "MNISTDataModule",
     "NABirdsDataModule",
     "NpzDataModule",
-    "RandAugment",
-    "RandomErasing",
-    "RandomResizedCrop",
-    "Rotation",
-    "ShiftCrop",
     "StanfordCarsDataModule",
-    "TrivialAugment",
     "UnlabeledFolderDataModule",
-    "VerticalFlip",
 ]

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from metricloss_pl._compat import resumed_position
-from metricloss_pl.data.augment import Augmentation
+from metricloss_pl.augment import Augmentation
 from metricloss_pl.data.dataset import ImageDataset, Views, identity_collate
 from metricloss_pl.data.file_checks import check_readable, describe_left_out, find_unreadable, image_files
 from metricloss_pl.data.labeled_sets import LabeledSets

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from metricloss_pl.data.augment import Augmentation, crop
-from metricloss_pl.data.keys import image_keys, stream, uniform
+from metricloss_pl.augment.base import Augmentation
+from metricloss_pl.augment.geometric import crop
+from metricloss_pl.augment.keys import image_keys, stream, uniform
 from metricloss_pl.data.reading import one_thread
 from metricloss_pl.data.store import ImageStore, with_shorter_side
 from metricloss_pl.errors import UserError
@@ -122,7 +122,7 @@ class ImageDataset(Dataset[Any]):
             return with_shorter_side(images, self.resize)
         return [with_shorter_side(image, self.resize) for image in images]
 
-    def _augment_whole(self, images: Tensor | list[Tensor], keys: np.ndarray) -> Tensor | list[Tensor]:
+    def _augment_whole(self, images: Tensor | list[Tensor], keys: Tensor) -> Tensor | list[Tensor]:
         """Apply the augmentations that come before the crop."""
         for position, augmentation in enumerate(self.augment):
             if self.training and augmentation.before_crop:
@@ -137,7 +137,7 @@ class ImageDataset(Dataset[Any]):
         self,
         images: Tensor | list[Tensor],
         indices: list[int],
-        keys: np.ndarray,
+        keys: Tensor,
         corner: tuple[int, int] | None = None,
     ) -> Tensor:
         size = self.image_size
@@ -160,7 +160,7 @@ class ImageDataset(Dataset[Any]):
             ]
         )
 
-    def _places(self, sides: Tensor, size: int, keys: np.ndarray, corner: tuple[int, int] | None = None) -> Tensor:
+    def _places(self, sides: Tensor, size: int, keys: Tensor, corner: tuple[int, int] | None = None) -> Tensor:
         """Return top and left (B, 2) of the crops: random in training if the image is larger, else central."""
         room = sides - size
         center = room.div(2, rounding_mode="floor")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metricloss_pl.data.augment import crop
+from metricloss_pl.augment.geometric import crop
 from metricloss_pl.data.file_checks import check_readable
 from metricloss_pl.data.reading import (
     DECODING_THREADS,

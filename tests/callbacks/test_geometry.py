@@ -65,7 +65,7 @@ def test_values_are_those_of_all_images_at_once(tmp_path):
 
 
 def test_images_are_not_augmented(tmp_path):
-    from metricloss_pl.data import ShiftCrop
+    from metricloss_pl.augment import ShiftCrop
 
     model, data = regime(), digits(augment=[ShiftCrop(pixels=3)])
     run = fit(tmp_path, GeometryMonitor(), model=model, data=data)

@@ -107,10 +107,3 @@ def toy() -> Callable[..., ToyDataModule]:
 @pytest.fixture
 def classifier() -> Callable[..., ToyClassifier]:
     return ToyClassifier
-
-
-@pytest.fixture
-def keys() -> np.ndarray:
-    from metricloss_pl.data.keys import image_keys
-
-    return image_keys(3, np.full(64, 5), np.arange(64))

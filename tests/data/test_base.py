@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from metricloss_pl.data.augment import HorizontalFlip, RandAugment, ShiftCrop
+from metricloss_pl.augment import HorizontalFlip, RandAugment, ShiftCrop
 from metricloss_pl.data.samples import Samples, Statistics
 from metricloss_pl.errors import UserError
 

@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from metricloss_pl.data.augment import (
+from metricloss_pl.augment import (
     HorizontalFlip,
     RandAugment,
     RandomErasing,
     RandomResizedCrop,
     ShiftCrop,
 )
+from metricloss_pl.augment.keys import image_keys, stream
 from metricloss_pl.data.dataset import ImageDataset, identity_collate
-from metricloss_pl.data.keys import image_keys, stream
 from metricloss_pl.data.reading import read_image
 from metricloss_pl.data.sampler import TrainSampler
 from metricloss_pl.data.samples import Samples

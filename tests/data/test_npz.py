@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from metricloss_pl.data.augment import Cutout, HorizontalFlip
+from metricloss_pl.augment import Cutout, HorizontalFlip
 from metricloss_pl.data.npz import NpzDataModule
 from metricloss_pl.data.preparation import prepare_batches
 from metricloss_pl.errors import UserError

@@ -1,0 +1,19 @@
+"""Augmentations of whole batches of images, on the images' device, drawn from a key per image."""
+
+from metricloss_pl.augment.base import Augmentation
+from metricloss_pl.augment.erasing import Cutout, RandomErasing
+from metricloss_pl.augment.geometric import HorizontalFlip, RandomResizedCrop, Rotation, ShiftCrop, VerticalFlip
+from metricloss_pl.augment.policies import RandAugment, TrivialAugment
+
+__all__ = [
+    "Augmentation",
+    "Cutout",
+    "HorizontalFlip",
+    "RandAugment",
+    "RandomErasing",
+    "RandomResizedCrop",
+    "Rotation",
+    "ShiftCrop",
+    "TrivialAugment",
+    "VerticalFlip",
+]
