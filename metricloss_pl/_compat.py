@@ -1,4 +1,4 @@
-"""Uses of private names of dependencies, one small function each, with the reason.
+"""Uses of private and undocumented names of dependencies, one small function each, with the reason.
 
 Only two overrides of `_apply` stand with their classes, in `losses` and `metrics`.
 """
@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from subprocess import Popen
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import set_parsing_settings
+from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -19,11 +21,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "import_paths_limited_to",
+    "is_in_resumed_epoch",
+    "limit_waiting",
     "make_room_for_linked_values",
     "png_raw_mode",
     "resumed_position",
     "start_epoch_after_finished_one",
     "started_processes",
+    "validates_after",
 ]
 
 
@@ -73,6 +78,22 @@ def import_paths_limited_to(paths: Iterable[str]) -> Iterator[list[str]]:
     finally:
         _common.denying_import_path_entry = find_denial
         _common.parsing_settings.update(before)
+
+
+def is_in_resumed_epoch(trainer: Trainer) -> bool:
+    """Return whether the epoch that ends was resumed in its middle, which only Lightning's loop notes."""
+    return bool(trainer.fit_loop.restarting)
+
+
+def limit_waiting(minutes: float) -> None:
+    """Limit how long the processes of a strategy given by name wait for each other; torch's default is half an hour.
+
+    Lightning builds the strategy itself, from arguments in its registry's entries.
+    """
+    for name in StrategyRegistry.available_strategies():
+        entry = StrategyRegistry[name]
+        if issubclass(entry["strategy"], DDPStrategy):
+            entry["init_params"]["timeout"] = timedelta(minutes=minutes)
 
 
 def make_room_for_linked_values(cli: LightningCLI) -> None:
@@ -144,3 +165,13 @@ def resumed_position(trainer: Trainer, num_batches: int) -> tuple[int, int]:
     in_epoch = min(num_batches, limit) if isinstance(limit, int) else int(num_batches * limit)
     # If the epoch is over but not yet counted, workers begin to load the next one at once.
     return (epoch + 1, 0) if done >= in_epoch else (epoch, done)
+
+
+def validates_after(trainer: Trainer, batch_idx: int) -> bool:
+    """Return whether a validation follows a training batch that is not the last one of its epoch.
+
+    Callbacks come to know it only afterwards, and the batches between two validations have no documented name.
+    """
+    every = trainer.val_check_batch
+    seen = trainer.fit_loop.total_batch_idx if trainer.check_val_every_n_epoch is None else batch_idx
+    return bool(every) and (seen + 1) % every == 0

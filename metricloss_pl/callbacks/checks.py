@@ -13,17 +13,17 @@ from metricloss_pl.errors import UserError
 __all__ = ["TrainingChecks", "is_log_step"]
 
 
-def is_log_step(trainer: Trainer) -> bool:
+def is_log_step(trainer: Trainer, batch_idx: int) -> bool:
     """Return whether this training step logs its losses, for automatic optimization.
 
     Losses are logged every `log_every_n_steps` and in the first and last batch of an epoch: each call costs 0.3 ms.
     """
-    return _is_check_step(trainer) or trainer.is_last_batch
+    return _is_check_step(trainer, batch_idx) or trainer.is_last_batch
 
 
-def _is_check_step(trainer: Trainer) -> bool:
+def _is_check_step(trainer: Trainer, batch_idx: int) -> bool:
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-    return trainer.fit_loop.batch_idx == 0 or (every > 0 and (trainer.global_step + 1) % every == 0)
+    return batch_idx == 0 or (every > 0 and (trainer.global_step + 1) % every == 0)
 
 
 class TrainingChecks(Callback):
@@ -35,7 +35,11 @@ class TrainingChecks(Callback):
         UserError: The loss is not finite, or a process trains on one image and the model has a `BatchNorm1d`.
     """
 
+    def __init__(self) -> None:
+        self._batch_idx = 0
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._batch_idx = batch_idx
         labels = batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
         if not isinstance(labels, Tensor) or len(labels) != 1:
             return
@@ -46,7 +50,7 @@ class TrainingChecks(Callback):
             )
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        if not _is_check_step(trainer) or torch.isfinite(loss):
+        if not _is_check_step(trainer, self._batch_idx) or torch.isfinite(loss):
             return
         logged = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("train/")}
         name, value = "train/loss", loss

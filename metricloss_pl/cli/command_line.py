@@ -18,7 +18,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from metricloss_pl._compat import make_room_for_linked_values
+from metricloss_pl._compat import limit_waiting, make_room_for_linked_values
 from metricloss_pl.callbacks import ConfusionMatrixPlot, HierarchyMetrics, PredictionWriter
 from metricloss_pl.callbacks.run_folder import run_folder
 from metricloss_pl.checkpoints import AtomicCheckpointIO, import_paths, read_checkpoint, trusted_imports
@@ -244,7 +244,7 @@ class MetricLossCLI(LightningCLI):
         plugins = _as_list(given.plugins)
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
-        processes.limit_waiting(config.timeout_minutes)
+        limit_waiting(config.timeout_minutes)
         name = name_of_run(self.arguments) or self.given.model.class_path.rpartition(".")[2]
         path = run_of(self.ckpt_path) if self.ckpt_path else None
         self.run_folder = RunFolder(path, config.runs_dir, name, tensorboard)

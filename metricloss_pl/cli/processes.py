@@ -6,26 +6,16 @@ import atexit
 import os
 import subprocess
 from contextlib import suppress
-from datetime import timedelta
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
 
 from metricloss_pl._compat import started_processes
 
-__all__ = ["TerminateChildrenOnError", "exit_status", "has_lost_a_process", "limit_waiting", "settle_rank"]
+__all__ = ["TerminateChildrenOnError", "exit_status", "has_lost_a_process", "settle_rank"]
 
 _REFUSED = 3  # exit status after a user's mistake, of a process that is not the first one
-
-
-def limit_waiting(minutes: float) -> None:
-    """Limit how long a process waits for the others; the default of torch is half an hour."""
-    for name in StrategyRegistry.available_strategies():
-        entry = StrategyRegistry[name]
-        if issubclass(entry["strategy"], DDPStrategy):
-            entry["init_params"]["timeout"] = timedelta(minutes=minutes)
 
 
 def settle_rank(trainer: Trainer) -> None:

@@ -16,6 +16,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
+from metricloss_pl._compat import is_in_resumed_epoch, validates_after
 from metricloss_pl.callbacks.best import callback_states, recorded_id, resumed_state
 from metricloss_pl.callbacks.run_folder import RunFolderCallback, run_folder
 from metricloss_pl.cli.console import relative_path
@@ -159,9 +160,7 @@ class LastCheckpoint(Checkpoint):
         if self.every_n_steps is None or steps < self.every_n_steps or trainer.is_last_batch:
             return
         # Resumed from a state before a validation, Lightning would skip it; accumulated gradients would be lost.
-        seen = trainer.fit_loop.total_batch_idx if trainer.check_val_every_n_epoch is None else batch_idx
-        validates = trainer.val_check_batch and (seen + 1) % trainer.val_check_batch == 0
-        if not validates and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+        if not validates_after(trainer, batch_idx) and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -170,7 +169,7 @@ class LastCheckpoint(Checkpoint):
         configs = [c for c in trainer.lr_scheduler_configs if c.reduce_on_plateau and c.interval == "epoch"]
         due = [c.monitor for c in configs if epochs % c.frequency == 0]
         self._metrics = {name: float(metrics[name]) for name in due if name is not None and name in metrics}
-        if trainer.fit_loop.restarting:
+        if is_in_resumed_epoch(trainer):
             self._step_on_plateau(trainer)
         self._save(trainer)
         self._metrics = {}
