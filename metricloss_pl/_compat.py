@@ -172,6 +172,6 @@ def validates_after(trainer: Trainer, batch_idx: int) -> bool:
 
     Callbacks come to know it only afterwards, and the batches between two validations have no documented name.
     """
-    every = trainer.val_check_batch
+    every: Any = trainer.val_check_batch
     seen = trainer.fit_loop.total_batch_idx if trainer.check_val_every_n_epoch is None else batch_idx
     return bool(every) and (seen + 1) % every == 0

@@ -104,6 +104,17 @@ def refusing(package: str, kinds: type[Exception] | tuple[type[Exception], ...],
         raise UserError(line.format(reason(error))) from error
 
 
+def check_distinct(source: str, names: Sequence[str]) -> None:
+    """Check that names of classes differ.
+
+    Raises:
+        UserError: One is given twice; the message begins with `source`.
+    """
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"{source} has {twice!r} twice: each class needs a name of its own")
+
+
 def check_choice(name: str, value: object, choices: object) -> None:
     """Check an option against the Literal (or Literal | None) that lists its values.
 

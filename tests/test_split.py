@@ -14,6 +14,7 @@ import pytest
 
 from metricloss_pl.cli import main
 from metricloss_pl.data import ImageFolderDataModule, ImageListDataModule, MNISTDataModule, NpzDataModule
+from metricloss_pl.data.samples import SET_NAMES
 from metricloss_pl.data.split_file import digest_of_split, read_split
 from metricloss_pl.errors import UserError
 from tests import command_line
@@ -314,6 +315,19 @@ def test_split_files_that_cannot_be_used(tmp_path, text, message):
     make_images(tmp_path / "root", count=3)
     with pytest.raises(UserError, match=message):
         ImageFolderDataModule(root=str(tmp_path / "root"), split_file=str(tmp_path / "split.csv"))
+
+
+@pytest.mark.parametrize("again", ["train", "test"])
+def test_an_image_with_two_rows(again, tmp_path):
+    make_images(tmp_path / "root", count=10)
+    data = ImageFolderDataModule(root=str(tmp_path / "root"))
+    data.save_split(tmp_path / "split.csv")
+    name = next(row.file for row in read_split(tmp_path / "split.csv") if row.split == "train")
+    with (tmp_path / "split.csv").open("a") as file:
+        file.write(f"{name},a,{again}\n")
+    data = ImageFolderDataModule(root=str(tmp_path / "root"), split_file=str(tmp_path / "split.csv"))
+    with pytest.raises(UserError, match=f"split.csv .*'{name}'.* training set .* {SET_NAMES[again]} set"):
+        data.setup("test")
 
 
 def test_a_set_without_any_of_its_images(tmp_path):

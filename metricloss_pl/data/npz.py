@@ -14,7 +14,7 @@ from torch import Tensor
 
 from metricloss_pl.data.samples import SPLITS, Samples, Split, array_samples
 from metricloss_pl.data.test_split import HeldOutDataModule
-from metricloss_pl.errors import UserError, plural, reason
+from metricloss_pl.errors import UserError, check_distinct, plural, reason
 
 _MOST_CLASSES = 1_000_000  # a larger label is a mistake
 _BROKEN_FILE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)  # raised by NumPy
@@ -118,7 +118,10 @@ def _check_heads(file: Path, heads: dict[str, _Head], trained: bool) -> tuple[in
                 "0 to 255"
             )
         if first is not None and (images.shape[1:], _kind(images.dtype)) != (first.shape[1:], _kind(first.dtype)):
-            raise UserError(f"{found}, and others {first.dtype.name} of shape {first.shape}: one of them is needed")
+            raise UserError(
+                f"{found}, and those of another set {first.dtype.name} of shape {first.shape}: all sets need images of "
+                "one type and shape"
+            )
         found = f"{keys[1]} in {file} are {labels.dtype.name} of shape {labels.shape}"
         if labels.shape not in (images.shape[:1], (images.shape[0], 1)):
             raise UserError(f"{found}, and the images {images.shape}: one label per image is needed")
@@ -167,9 +170,7 @@ def _read_classes(file: Path, heads: dict[str, _Head], labels: dict[Split, Tenso
                 f"{key} in {file} are {heads[key].dtype} of shape {heads[key].shape}: text of shape (C,) is needed"
             )
         names = np.char.asarray(_array(file, key)).astype(str).tolist()
-        if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise UserError(f"{key} in {file} names {twice!r} twice: each class needs a name of its own")
+        check_distinct(f"{key} in {file}", names)
     for split, of_set in labels.items():
         position = int(of_set.argmax())
         if of_set[position] >= len(names):

@@ -108,20 +108,27 @@ def split_by_rows(
         The sets, and warnings about images that the split lacks and about rows without an image.
 
     Raises:
-        UserError: None of the images of a set is there.
+        UserError: None of the images of a set is there, or an image has two rows.
     """
     labels = images.labels.tolist()
     waiting: dict[str, list[int]] = {}
     for position, identity in enumerate(images.identify()):
         waiting.setdefault(identity, []).append(position)
     chosen: dict[Split, list[int]] = {}
+    taken: dict[tuple[str, str], Split] = {}
     missing = []
     for row in rows:
         positions = waiting.get(row.identity)
         if not positions:
+            if (before := taken.get((row.identity, row.file))) is not None:
+                raise UserError(
+                    f"{source} lists {row.file!r} twice, in the {SET_NAMES[before]} set and in the "
+                    f"{SET_NAMES[row.split]} set: each image needs one row"
+                )
             missing.append(row)
             continue
         of_class = (number for number, position in enumerate(positions) if class_names[labels[position]] == row.label)
+        taken[row.identity, row.file] = row.split
         chosen.setdefault(row.split, []).append(positions.pop(next(of_class, 0)))
     for split in SPLITS:
         wanted = sum(row.split == split for row in rows)

@@ -13,7 +13,7 @@ import torch
 from metricloss_pl.data.base import ImageDataModule
 from metricloss_pl.data.samples import Samples, Split, concatenate
 from metricloss_pl.data.splits import split_off
-from metricloss_pl.errors import UserError, plural
+from metricloss_pl.errors import UserError, check_distinct, plural
 
 _TEST_SEED = 1797  # fixed: the test set must not change with a run's `seed`
 _SHOWN = 5  # class names, of many
@@ -42,9 +42,7 @@ class HeldOutDataModule(ImageDataModule, ABC):
                 f"test_fraction of {type(self).__name__} is {self.test_fraction}: a number above 0 and at most 1 is "
                 "needed"
             )
-        if self.classes is not None and len(set(self.classes)) < len(self.classes):
-            twice = next(name for name in self.classes if self.classes.count(name) > 1)
-            raise UserError(f"classes of {type(self).__name__} has {twice!r} twice")
+        check_distinct(f"classes of {type(self).__name__}", self.classes or [])
         self._whole: Split | None = "test" if self.test_fraction == 1 else None
 
     @property

@@ -36,7 +36,7 @@ from metricloss_pl.checkpoints import (
 )
 from metricloss_pl.class_weights import ClassWeights, given_weights
 from metricloss_pl.data.preparation import ImageLike, prepare_batches
-from metricloss_pl.errors import UserError, check_choice, plural
+from metricloss_pl.errors import UserError, check_choice, check_distinct, plural
 from metricloss_pl.metrics import accuracies
 from metricloss_pl.mixing import Mixing, frozen_batch_statistics
 from metricloss_pl.optimizers import check_optimizer, exempt_norm_and_bias, loss_with_gradients, sgd
@@ -122,11 +122,14 @@ class Classifier(LightningModule, ABC):
             warnings.simplefilter("ignore")
             self.save_hyperparameters()
         self._passed_arguments = passed_arguments(self)
+        if not isinstance(backbone, nn.Module):
+            raise UserError(f"backbone is {backbone!r}; it must be a module, after num_classes")
         names = [str(label) for label in range(num_classes)] if class_names is None else list(class_names)
         if num_classes < 2:
             raise UserError(f"the data have {num_classes} class: at least 2 are needed")
         if len(names) != num_classes:
             raise UserError(f"{plural(num_classes, 'class')} and {plural(len(names), 'class name')}: they must agree")
+        check_distinct("class_names", names)
         check_choice("lr_scheduler_interval", lr_scheduler_interval, Literal["epoch", "step"])
         if embedding_dim is not None and embedding_dim < 1:
             raise UserError(f"embedding_dim is {embedding_dim}; it must be at least 1, or null for the features")
@@ -145,8 +148,7 @@ class Classifier(LightningModule, ABC):
         self.optimizer = optimizer
         self.learning_rate: float | None = None  # in place of the optimizer's; set by LearningRateFinder
         self.lr_scheduler, self.lr_scheduler_interval = lr_scheduler, lr_scheduler_interval
-        self.decay_norm_and_bias = decay_norm_and_bias
-        self.batch_mixing = batch_mixing
+        self.decay_norm_and_bias, self.batch_mixing = decay_norm_and_bias, batch_mixing
         # Facts of the data and fitted values. They are no buffers, which weight averaging would average.
         self.mean, self.std = torch.zeros(1), torch.ones(1)
         self.temperature = 1.0

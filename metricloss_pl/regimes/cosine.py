@@ -139,13 +139,21 @@ class CosineClassifier(Classifier):
         others = [p for p in self.parameters() if p.requires_grad and p is not weight]
         return [{"params": others}, {"params": [weight], "weight_decay": self.head_weight_decay}]
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
+    def _check_class_embeddings(self) -> None:
         if (targets := self.criterion.class_embeddings) is not None and targets.isnan().any():
             raise UserError(
                 "class_embeddings is null, and no checkpoint was loaded: it must be 'one_hot', 'simplex', 'semantic', "
                 "or the name or file of a hierarchy"
             )
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        self._check_class_embeddings()
         return super().configure_optimizers()
+
+    def on_validation_start(self) -> None:
+        self._check_class_embeddings()
+
+    on_test_start = on_predict_start = on_validation_start
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

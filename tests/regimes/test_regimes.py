@@ -448,6 +448,8 @@ def test_a_skipped_step_moves_no_center_and_drops_its_embeddings(tmp_path):
     [
         (lambda: SoftmaxClassifier(1, Flat()), "1 class: at least 2"),
         (lambda: SoftmaxClassifier(3, Flat(), class_names=["a", "b"]), "3 classes and 2 class names"),
+        (lambda: SoftmaxClassifier(3, Flat(), class_names=["a", "b", "a"]), "class_names .*'a'"),
+        (lambda: CosineClassifier(Flat(), 3), "backbone is 3.* num_classes"),
         (lambda: SoftmaxClassifier(3, torch.nn.Flatten()), "backbone Flatten has no num_features"),
         (lambda: SoftmaxClassifier(3, Flat(), label_smoothing=1.5), "label_smoothing is 1.5"),
         (lambda: SoftmaxClassifier(3, Flat(), loss="squared_error", label_smoothing=0.1), "label_smoothing is 0.1"),

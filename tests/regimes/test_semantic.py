@@ -90,8 +90,10 @@ def test_a_checkpoint_of_named_class_embeddings_goes_on_naming_them(tmp_path):
 
 def test_those_of_a_checkpoint_without_one_are_refused(tmp_path):
     model = CosineClassifier(C, Flat(), NAMES, class_embeddings=None, embedding_dim=5)
-    with pytest.raises(UserError, match="class_embeddings is null"):
-        trainer(tmp_path).fit(model, loader())
+    run = trainer(tmp_path)
+    for begin in (run.fit, run.validate, run.test, run.predict):
+        with pytest.raises(UserError, match="class_embeddings is null"):
+            begin(model, loader())
     with pytest.raises(UserError, match="embedding_dim is -5; it must be at least 1"):
         CosineClassifier(C, Flat(), NAMES, class_embeddings=None, embedding_dim=-5)
     with pytest.raises(UserError, match=r"class_embeddings is '10'.* 'one_hot'"):
