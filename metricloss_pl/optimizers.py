@@ -45,7 +45,8 @@ def exempt_norm_and_bias(groups: list[dict[str, Any]], module: nn.Module) -> lis
         module: Module of the parameters.
     """
     # By name too, since class tokens, positions and the scales of layers may have two dimensions or more.
-    weights = {p for name, p in module.named_parameters() if name.endswith("weight") and p.ndim >= 2}
+    names = ("weight", "coefficients")
+    weights = {p for name, p in module.named_parameters() if name.endswith(names) and p.ndim >= 2}
     result: list[dict[str, Any]] = []
     for group in groups:
         if "weight_decay" in group:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABCMeta, abstractmethod
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor, nn
 
-__all__ = ["Backbone"]
+__all__ = ["Backbone", "InitializedFromImages"]
 
 if TYPE_CHECKING:
     Backbone: TypeAlias = nn.Module  # any network with `num_features` will do
@@ -33,3 +33,18 @@ else:
         @abstractmethod
         def forward(self, images: Tensor) -> Tensor:
             """Return the features of the images."""
+
+
+@runtime_checkable
+class InitializedFromImages(Protocol):
+    """Backbone with layers that are computed from training images before the training.
+
+    The callback `DatasetFacts` does so.
+    """
+
+    @property
+    def initialized(self) -> bool:
+        """True once these layers have been computed or loaded, so that they stay as they are."""
+
+    def initialize(self, images: Tensor) -> None:
+        """Compute the layers from training images (N, C, H, W), normalized as in training."""

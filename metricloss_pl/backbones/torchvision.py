@@ -16,6 +16,7 @@ from torchvision import models
 from metricloss_pl.backbones._weights import first_convolution, load_state, read_state
 from metricloss_pl.backbones.base import Backbone
 from metricloss_pl.backbones.full_convolution import use_full_convolution
+from metricloss_pl.backbones.harmonic import is_harmonic, use_harmonic
 from metricloss_pl.errors import UserError
 
 _AUXILIARY = ("aux1", "aux2", "AuxLogits")  # the training heads of googlenet and inception_v3
@@ -45,7 +46,7 @@ _SMALLEST_SIDES = {
     "swin": 4,
     "vgg": 32,
 }
-_FULLY_CONVOLVABLE = ("resnet", "resnext", "wide_resnet")
+_RESNETS = ("resnet", "resnext", "wide_resnet")
 
 
 class TorchvisionBackbone(Backbone):
@@ -68,10 +69,12 @@ class TorchvisionBackbone(Backbone):
         full_convolution: For ResNets, k x k convolutions padded by k - 1 (F-Conv, Kayhan & van Gemert, CVPR 2020), so
             that the border reveals less of the place of an object in the image. The maps grow, and the work with them:
             to 3 times that of the plain network on 224 px, to some 50 times on 32 px.
+        harmonic: For ResNets, learn 3 x 3 filters as sums of cosine filters (`HarmonicConv2d`). Pretrained filters are
+            expressed by them.
 
     Raises:
-        UserError: An unknown name; weights that do not fit the network; `small_stem` or `full_convolution` for a
-            network that has no such form; images of a size that the network can't take.
+        UserError: An unknown name; weights that do not fit the network; `small_stem`, `full_convolution` or
+            `harmonic` for a network that has no such form; images of a size that the network can't take.
     """
 
     def __init__(
@@ -81,13 +84,15 @@ class TorchvisionBackbone(Backbone):
         weights: str | None = None,
         small_stem: bool = False,
         full_convolution: bool = False,
+        harmonic: bool = False,
     ) -> None:
         super().__init__()
         _check_name(name)
         pool = _by_family(_SMALL_STEM_POOLS, name)
         for option, given, families in (
             ("small_stem", small_stem, tuple(_SMALL_STEM_POOLS)),
-            ("full_convolution", full_convolution, _FULLY_CONVOLVABLE),
+            ("full_convolution", full_convolution, _RESNETS),
+            ("harmonic", harmonic, _RESNETS),
         ):
             if given and not name.startswith(families):
                 raise UserError(f"{option}: has no meaning for {name}; networks that have it: {', '.join(families)}")
@@ -105,8 +110,12 @@ class TorchvisionBackbone(Backbone):
 
         classifier, self.num_features = _last_layer(self.network)
         _replace(self.network, classifier, nn.Identity())
+        if harmonic and is_harmonic(state):
+            use_harmonic(self.network)
         if state is not None:
             load_state(self.network, state, name, str(weights), (classifier, *_AUXILIARY))
+        if harmonic and not is_harmonic(state):
+            use_harmonic(self.network)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the features (B, num_features) of images (B, in_channels, H, W)."""
