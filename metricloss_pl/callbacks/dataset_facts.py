@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from metricloss_pl.backbones import InitializedFromImages
 from metricloss_pl.class_weights import balanced_weights
 from metricloss_pl.data import ImageDataModule
 
@@ -15,11 +16,19 @@ class DatasetFacts(Callback):
     """Pass facts of an `ImageDataModule` on to the model when `fit` is set up.
 
     These are the mean and standard deviation of the training images, how images are prepared (`image_format`), and the
-    class weights for `class_weights="balanced"`. Without an `ImageDataModule` the model stays as it is.
+    class weights for `class_weights="balanced"`. A backbone with layers that come from training images
+    (`InitializedFromImages`) computes them from up to `images` of these. Without an `ImageDataModule` the model stays
+    as it is.
+
+    Args:
+        images: Most training images, at least 1, from which layers of a backbone are computed.
 
     Raises:
         UserError: Balanced class weights without an `ImageDataModule`, or with one that balances the classes itself.
     """
+
+    def __init__(self, images: int = 1000) -> None:
+        self.images = images
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
@@ -28,5 +37,9 @@ class DatasetFacts(Callback):
         if isinstance(data, ImageDataModule):
             pl_module.mean, pl_module.std = map(torch.tensor, data.normalization)
             pl_module.image_format = data.image_format  # type: ignore[assignment]
+            backbone = getattr(pl_module, "backbone", None)
+            if isinstance(backbone, InitializedFromImages) and not backbone.initialized:
+                images = data.training_sample(self.images)
+                backbone.initialize(pl_module.normalize(images))  # type: ignore[operator]
         if getattr(pl_module, "balance_classes", False):
             pl_module.class_weights = balanced_weights(data)

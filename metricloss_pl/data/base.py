@@ -153,6 +153,13 @@ class ImageDataModule(LabeledSets, LightningDataModule):
         grouped = "" if groups is None else f", {len(groups.unique())} groups in training"
         return f"{joined} images of {self.num_classes} classes ({per_class} training {images} per class{grouped})"
 
+    def training_sample(self, count: int) -> Tensor:
+        """Return at most `count` training images (N, C, S, S) in a random order, the same each time, not augmented."""
+        dataset = self._dataset("train")
+        order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(self.seed))
+        images: Tensor = dataset.__getitems__(order[:count].tolist())[0]
+        return images
+
     def in_memory(self, split: str) -> bool:
         """Return whether the images of a set are kept decoded, once it is set up."""
         self.samples(split)

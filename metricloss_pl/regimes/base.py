@@ -218,14 +218,17 @@ class Classifier(LightningModule, ABC):
         """Return class scores (B, C) of images (B, C, H, W)."""
         return self.class_scores(self.embed(images))
 
-    def embed(self, images: Tensor) -> Tensor:
-        """Return embeddings (B, D) of images (B, C, H, W), which are integers or floats in [0, 1]."""
+    def normalize(self, images: Tensor) -> Tensor:
+        """Return images (B, C, H, W), integers or floats in [0, 1], as the backbone takes them."""
         scale = 1.0 if images.is_floating_point() else float(torch.iinfo(images.dtype).max)
         dtype = next(self.parameters()).dtype
         self.mean, self.std = self.mean.to(images.device), self.std.to(images.device)
         mean, std = (values.to(dtype).view(-1, 1, 1) for values in (self.mean, self.std))
-        images = (images.to(dtype) / scale - mean) / std
-        embeddings: Tensor = self.embedding(self.backbone(images.contiguous(memory_format=torch.channels_last)))
+        return ((images.to(dtype) / scale - mean) / std).contiguous(memory_format=torch.channels_last)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Return embeddings (B, D) of images (B, C, H, W), which are integers or floats in [0, 1]."""
+        embeddings: Tensor = self.embedding(self.backbone(self.normalize(images)))
         return embeddings
 
     def embed_views(self, images: Tensor) -> Tensor:
