@@ -1,6 +1,7 @@
 """Callbacks: those that every regime brings along, and those that measure, draw and write."""
 
 from metricloss_pl.callbacks.averaging import ExponentialMovingAverage
+from metricloss_pl.callbacks.batch_norm import BatchNormStatistics
 from metricloss_pl.callbacks.best import BestCheckpoint
 from metricloss_pl.callbacks.calibration import TemperatureScaling
 from metricloss_pl.callbacks.checks import TrainingChecks
@@ -17,6 +18,7 @@ from metricloss_pl.callbacks.schedule_length import ScheduleLength
 from metricloss_pl.callbacks.seeding import PerStepSeeding
 
 __all__ = [
+    "BatchNormStatistics",
     "BestCheckpoint",
     "ConfusionMatrixPlot",
     "DatasetFacts",

@@ -1,0 +1,76 @@
+"""Running statistics of batch norms are those of the training images as evaluation sees them."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from metricloss_pl.backbones import TinyConvNet
+from metricloss_pl.callbacks import BatchNormStatistics, ExponentialMovingAverage
+from metricloss_pl.data import DigitsDataModule
+from metricloss_pl.errors import UserError
+from metricloss_pl.regimes import SoftmaxClassifier
+from tests.regimes.blobs import C, Flat, loader, trainer
+
+
+def _fit(tmp_path, *callbacks, **settings) -> tuple[SoftmaxClassifier, DigitsDataModule]:
+    torch.manual_seed(0)
+    model = SoftmaxClassifier(10, TinyConvNet(width=4, dropout=0.5))
+    data = DigitsDataModule(batch_size=16, samples_per_class=20, **settings)
+    trainer(tmp_path, max_epochs=2, callbacks=list(callbacks)).fit(model, datamodule=data)
+    return model, data
+
+
+def _statistics(model: nn.Module) -> list[torch.Tensor]:
+    return [value for name, value in model.state_dict().items() if "running" in name]
+
+
+def _expected(model: SoftmaxClassifier, data: DigitsDataModule, batch_size: int) -> list[torch.Tensor]:
+    """Mean and unbiased variance of each channel before each batch norm, averaged over the batches."""
+    found: dict[str, list[list[torch.Tensor]]] = {}
+    twin = copy.deepcopy(model).eval()
+
+    def note(name):
+        def hook(layer, inputs):
+            maps = inputs[0].transpose(0, 1).flatten(1)
+            found.setdefault(name, []).append([maps.mean(1), maps.var(1)])
+            layer.training = True  # the next layers see the batch's own statistics
+
+        return hook
+
+    for name, layer in twin.named_modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.register_forward_pre_hook(note(name))
+    with torch.no_grad():
+        for batch in data.training_sample(1000).split(batch_size):
+            twin.embed(batch)
+    return [torch.stack(values).mean(0) for batches in found.values() for values in zip(*batches, strict=True)]
+
+
+@pytest.mark.parametrize("val_fraction", [0.2, 0])
+def test_statistics_are_the_means_over_the_batches(tmp_path, val_fraction):
+    model, data = _fit(tmp_path, BatchNormStatistics(batch_size=40), val_fraction=val_fraction)
+    torch.testing.assert_close(_statistics(model), _expected(model, data, 40), rtol=1e-4, atol=1e-5)
+    assert all(layer.momentum == 0.1 for layer in model.modules() if isinstance(layer, nn.BatchNorm2d))
+
+
+def test_the_network_trains_as_without_it(tmp_path):
+    models = [_fit(tmp_path, *callbacks)[0] for callbacks in ([], [BatchNormStatistics()])]
+    for plain, other in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(plain, other, rtol=0, atol=0)
+    assert not torch.equal(_statistics(models[0])[0], _statistics(models[1])[0])
+
+
+def test_averaged_weights_get_statistics_of_their_own(tmp_path):
+    callbacks = [BatchNormStatistics(), ExponentialMovingAverage(decay=0.9)]
+    model, data = _fit(tmp_path, *callbacks)
+    torch.testing.assert_close(_statistics(model), _expected(model, data, 250), rtol=1e-4, atol=1e-5)
+
+
+def test_mistakes(tmp_path):
+    for arguments in ({"images": 1}, {"batch_size": 1}):
+        with pytest.raises(UserError, match=next(iter(arguments))):
+            BatchNormStatistics(**arguments)
+    with pytest.raises(UserError, match="ImageDataModule"):
+        trainer(tmp_path, callbacks=[BatchNormStatistics()]).fit(SoftmaxClassifier(C, Flat()), loader())
