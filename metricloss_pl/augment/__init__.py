@@ -3,10 +3,11 @@
 from metricloss_pl.augment.base import Augmentation
 from metricloss_pl.augment.erasing import Cutout, RandomErasing
 from metricloss_pl.augment.geometric import HorizontalFlip, RandomResizedCrop, Rotation, ShiftCrop, VerticalFlip
-from metricloss_pl.augment.policies import RandAugment, TrivialAugment
+from metricloss_pl.augment.policies import AutoAugment, RandAugment, TrivialAugment
 
 __all__ = [
     "Augmentation",
+    "AutoAugment",
     "Cutout",
     "HorizontalFlip",
     "RandAugment",

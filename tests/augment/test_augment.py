@@ -5,6 +5,7 @@ import torch
 
 from metricloss_pl.augment import (
     Augmentation,
+    AutoAugment,
     Cutout,
     HorizontalFlip,
     RandAugment,
@@ -36,6 +37,7 @@ ALL: list[Augmentation] = [
     Cutout(5, fill="noise"),
     RandAugment(),
     TrivialAugment(),
+    AutoAugment(),
 ]
 
 
@@ -54,7 +56,7 @@ def test_dtype_shape_and_range_stay(augmentation: Augmentation, channels: int, k
     assert floats.shape == images.shape
     assert floats.min() >= 0
     assert floats.max() <= 1
-    if not isinstance(augmentation, RandAugment | TrivialAugment):
+    if not isinstance(augmentation, RandAugment | TrivialAugment | AutoAugment):
         coarse = isinstance(augmentation, RandomResizedCrop)  # torch resizes bytes by whole numbers
         assert (floats * 255 - changed).abs().max() <= (1.01 if coarse else 0.51)
 
