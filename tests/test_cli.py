@@ -46,7 +46,7 @@ def test_a_run_is_in_one_folder(tmp_path, capsys):
     assert str(run / "checkpoints" / "best.ckpt") in screen
     assert "val set" not in screen
     assert fit("digits_softmax", tmp_path, "--data.val_fraction=0.02").name == "version_1"
-    assert re.search(r"val set +29 images; few: each makes 3 ", capsys.readouterr().out)
+    assert re.search(r"val set +29 images; few: .* 3 percentage points", capsys.readouterr().out)
 
 
 def test_facts_of_the_data_reach_the_model(digits_run):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from metricloss_pl.cli import main
+from metricloss_pl.cli.split import choose_images
 from metricloss_pl.data import ImageFolderDataModule, ImageListDataModule, MNISTDataModule, NpzDataModule
 from metricloss_pl.data.samples import SET_NAMES
 from metricloss_pl.data.split_file import digest_of_split, read_split
@@ -279,6 +280,14 @@ def test_a_list_of_other_images(folder, tmp_path, capsys):
     assert images_of(capsys, "test", best(run), f"--data.csv={unmarked}") == "16 test images of 2 classes"
     marked = save("marked.csv", "test", range(12, 17), "a")
     assert "5 test images of " in images_of(capsys, "test", best(run), f"--data.csv={marked}")
+
+
+@pytest.mark.parametrize("record", [{}, {"split": None}, {"split": {"digest": "0"}}])
+def test_a_checkpoint_without_a_split(record, tmp_path):
+    make_images(tmp_path / "root", count=3)
+    data = ImageFolderDataModule(root=str(tmp_path / "root"))
+    with pytest.raises(UserError, match=r"mine\.ckpt"):
+        choose_images(data, "test", [], record, tmp_path / "mine.ckpt")
 
 
 # From Python.

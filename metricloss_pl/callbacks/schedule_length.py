@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from metricloss_pl.errors import UserError
 from metricloss_pl.schedules import WholeTraining
 
-__all__ = ["ScheduleLength", "check_end"]
+__all__ = ["ScheduleLength", "check_end", "count_steps"]
 
 
 def check_end(schedule: object, module: LightningModule) -> None:
@@ -24,6 +25,20 @@ def check_end(schedule: object, module: LightningModule) -> None:
         raise UserError("trainer.max_epochs is -1 without max_steps: a schedule over the whole training needs its end")
 
 
+def count_steps(trainer: Trainer) -> float:
+    """Return the optimizer steps of a whole training, also with a `GradientAccumulationScheduler`.
+
+    Lightning's own estimate takes the number of accumulated batches to be that of the first epoch throughout.
+    """
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    schedule = next((callback for callback in callbacks if isinstance(callback, GradientAccumulationScheduler)), None)
+    if schedule is None or trainer.max_epochs in (None, -1):
+        return trainer.estimated_stepping_batches
+    factors = map(schedule.get_accumulate_grad_batches, range(int(trainer.max_epochs or 0)))
+    steps = sum(math.ceil(trainer.num_training_batches / factor) for factor in factors)
+    return steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
+
+
 class ScheduleLength(Callback):
     """Set the length of each `WholeTraining` schedule that has none, from the Trainer's epochs or steps."""
 
@@ -34,10 +49,11 @@ class ScheduleLength(Callback):
             schedule = config.scheduler
             if not isinstance(schedule, WholeTraining) or schedule.length is not None:
                 continue
-            steps = trainer.estimated_stepping_batches
-            if config.interval == "epoch":
-                steps /= max(1, math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches))
-            schedule.length = math.ceil(steps)
+            if config.interval == "step":
+                schedule.length = math.ceil(count_steps(trainer))
+            else:
+                per_epoch = max(1, math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches))
+                schedule.length = math.ceil(trainer.estimated_stepping_batches / per_epoch)
             # A resumed run with more epochs continues at the rate of its new, longer schedule.
             for group, rate in zip(schedule.optimizer.param_groups, schedule.get_lr(), strict=True):
                 group["lr"] = rate

@@ -260,7 +260,7 @@ class MetricLossCLI(LightningCLI):
         return trainer
 
     def fit(self, model: Any, **kwargs: Any) -> None:
-        """Train; a metric that `EarlyStopping` lacks and the loss of another process are one line."""
+        """Train, and report a metric that `EarlyStopping` does not find or a lost process in one line."""
         if self.given.compile:
             model.backbone.compile()
         try:
@@ -319,7 +319,7 @@ class MetricLossCLI(LightningCLI):
             if not metrics:
                 raise UserError(f"{self.subcommand} has measured nothing: the set has no image")
             if self.trainer.datamodule is None:  # type: ignore[attr-defined]
-                self.datamodule.setup(str(self.subcommand))  # so far only in processes that this one started
+                self.datamodule.setup(str(self.subcommand))  # spawned processes have set up copies of their own
             report_results(self.trainer, self.datamodule, self.given, self.arguments, metrics, str(self.ckpt_path))
 
     def after_predict(self) -> None:

@@ -13,6 +13,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
 from metricloss_pl.callbacks.run_folder import run_folder
+from metricloss_pl.callbacks.schedule_length import count_steps
 from metricloss_pl.cli.console import print_table, relative_path
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.data.file_checks import RUN_MARKER
@@ -23,7 +24,7 @@ __all__ = ["SaveConfigAndSummary", "drop_object_defaults"]
 # Settings that are paths, of the data and of what a run writes. A relative one starts at the current folder.
 _PATHS = ("root", "test_root", "csv", "images_dir", "path", "predict_dir", "runs_dir", "dirpath", "save_dir")
 _FEW_STEPS = 200
-_FEW_IMAGES = 50  # for validation: each makes two percentage points or more
+_FEW_IMAGES = 50  # for validation: with fewer, one image is more than 2 percentage points of the accuracy
 
 
 class SaveConfigAndSummary(SaveConfigCallback):
@@ -62,13 +63,13 @@ def _summarize(trainer: Trainer, module: LightningModule) -> list[tuple[str, str
     rows.append(("network", f"{type(module.backbone).__name__}, {weights:,} parameters in all{place}"))
     # A training set smaller than a batch is one batch of its own size.
     batch = min(data.batch_size * trainer.world_size, len(data.samples("train"))) * trainer.accumulate_grad_batches
-    total = trainer.estimated_stepping_batches
+    total = count_steps(trainer)
     per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
     few = "; few: lower --data.batch_size or raise --trainer.max_epochs" if total < _FEW_STEPS else ""
     rows.append(("training", f"{total} steps of {batch} images, {per_epoch} per epoch{few}"))
     if data.has_validation and (images := len(data.samples("val"))) < _FEW_IMAGES:
         points = f"{100 / images:.0f} percentage points"
-        rows.append(("val set", f"{images} images; few: each makes {points} of what chooses the best epoch"))
+        rows.append(("val set", f"{images} images; few: one image is {points} of val/accuracy"))
     rows.append(("run", relative_path(run_folder(trainer))))
     return rows
 

@@ -62,7 +62,7 @@ def choose_images(
         path: File of the checkpoint.
 
     Raises:
-        UserError: The images can't be split as they were in training.
+        UserError: The images can't be split as they were in training, or the checkpoint does not record the split.
     """
     if subcommand == "predict" and data.predict_dir is not None:
         return
@@ -72,7 +72,12 @@ def choose_images(
         if names_file:
             data.use_split(str(data.split_file))
         return
-    record = checkpoint["split"]
+    record = checkpoint.get("split")
+    if not isinstance(record, dict) or not {"digest", "sample"} <= record.keys():
+        raise UserError(
+            f"{relative_path(path)} does not say which images it was trained on: take a checkpoint that `fit` wrote "
+            "(an on_save_checkpoint of your own has to call super())"
+        )
     data.prepare_data()
     may_differ = {"-c", "--config", "--data", "--model"} & set(given) or settings & _PLACES
     if (
@@ -92,8 +97,8 @@ def choose_images(
             evaluated = data.official(subset)
             if evaluated is not None and (known := count_known(evaluated, record["sample"])):
                 rank_zero_warn(
-                    f"{known} of {plural(len(record['sample']), 'training image')} of {relative_path(path)} that were "
-                    "looked for are among these images: the metrics are too good"
+                    f"{known} of {plural(len(record['sample']), 'training image')} of {relative_path(path)} in a "
+                    "sample are among the evaluated images: the metrics overestimate the accuracy on new images"
                 )
         return
     changed = next((f"--data.{name}" for name in _SPLITTING if name in settings), None)

@@ -32,7 +32,7 @@ _NESTED = ("init_args", "dict_kwargs")
 def find_mistake(options: Iterable[tuple[str, str | None]]) -> str | None:
     """Return one line on the first name in a run's settings that does not exist, with those that do.
 
-    Only names are checked, and only in settings that a parser has refused: the parser reports everything else.
+    Only names, choices and numbers are checked, in settings that a parser has refused: it reports everything else.
 
     Args:
         options: Names and values in their order, such as `("--config", "run.yaml")` and `("--model.head", "none")`.
@@ -83,6 +83,8 @@ class _Search:
                 return line
             return self._check_settings(setting, value, file)
         place = f"{setting} in {relative_path(file)}" if file else setting
+        if right := _refused_number(value, annotation):
+            return f"{place} is {value}; it must be {right}"
         if value is None or accepted.others:
             return None
         if not accepted.classes:
@@ -161,6 +163,21 @@ def _accepted(annotation: Any) -> _Accepted:
         else:
             classes.append(kind)
     return _Accepted(classes, choices, texts or (numbers and not classes))
+
+
+def _refused_number(value: Any, annotation: Any) -> str | None:
+    """Return the numbers that a setting takes if the type allows nothing else and the value is none of them."""
+    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    kinds = set(typing.get_args(annotation) if is_union else [annotation])
+    if not {int, float} & kinds or not kinds <= {int, float, types.NoneType} or not isinstance(value, (str, float)):
+        return None
+    try:
+        number = float(value)  # YAML takes 1e-3 for text, and the parser for a number
+    except ValueError:
+        number = None
+    if number is not None and (float in kinds or number.is_integer()):
+        return None
+    return ("a number" if float in kinds else "an integer") + (" or null" if types.NoneType in kinds else "")
 
 
 def _is_builtin(cls: type) -> bool:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import LearningRateFinder
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, LearningRateFinder
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -270,3 +270,12 @@ def test_class_means_do_not_depend_on_hooks_of_a_subclass(tmp_path):
 
     with pytest.raises(UserError, match="class_means"):
         trainer(tmp_path).fit(Own(C, Flat(), center_init="class_means"), loader())
+
+
+def test_a_schedule_per_step_ends_with_a_training_whose_accumulation_changes(tmp_path):
+    accumulation = GradientAccumulationScheduler({0: 1, 1: 2})
+    run = trainer(tmp_path, max_epochs=3, callbacks=[accumulation])
+    run.fit(SoftmaxClassifier(C, Flat(), lr_scheduler=CosineDecay, lr_scheduler_interval="step"), loader())
+    [config] = run.lr_scheduler_configs
+    assert config.scheduler.length == run.global_step
+    assert run.optimizers[0].param_groups[0]["lr"] == 0
