@@ -155,12 +155,10 @@ class Classifier(LightningModule, ABC):
         self.image_format: dict[str, int | None] | None = None  # how the images were prepared
         self.split: dict[str, Any] | None = None  # identifies the training, validation and test set
         self.balance_classes = isinstance(class_weights, str) and class_weights == "balanced"
-        self.class_weights: Tensor | None = None
-        if class_weights is not None and not self.balance_classes:
-            self.class_weights = given_weights(class_weights, names)  # type: ignore[arg-type]
+        by_hand: Any = None if self.balance_classes else class_weights
+        self.class_weights: Tensor | None = None if by_hand is None else given_weights(by_hand, names)
 
-        self.val_metrics = accuracies(num_classes, prefix="val/")
-        self.test_metrics = accuracies(num_classes, prefix="test/")
+        self.val_metrics, self.test_metrics = (accuracies(num_classes, prefix=f"{stage}/") for stage in ("val", "test"))
         self.loss_means = nn.ModuleDict()
 
     # Implemented by a regime
@@ -328,8 +326,7 @@ class Classifier(LightningModule, ABC):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         groups = self.parameter_groups()
-        groups = groups if self.decay_norm_and_bias else exempt_norm_and_bias(groups, self)
-        optimizer = self.optimizer(groups)
+        optimizer = self.optimizer(groups if self.decay_norm_and_bias else exempt_norm_and_bias(groups, self))
         if self.lr_scheduler is None:
             return optimizer
         scheduler: Any = self.lr_scheduler(optimizer)
