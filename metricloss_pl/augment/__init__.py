@@ -2,7 +2,14 @@
 
 from metricloss_pl.augment.base import Augmentation
 from metricloss_pl.augment.erasing import Cutout, RandomErasing
-from metricloss_pl.augment.geometric import HorizontalFlip, RandomResizedCrop, Rotation, ShiftCrop, VerticalFlip
+from metricloss_pl.augment.geometric import (
+    HorizontalFlip,
+    RandomResizedCrop,
+    Rotation,
+    Rotation90,
+    ShiftCrop,
+    VerticalFlip,
+)
 from metricloss_pl.augment.policies import AutoAugment, RandAugment, TrivialAugment
 
 __all__ = [
@@ -14,6 +21,7 @@ __all__ = [
     "RandomErasing",
     "RandomResizedCrop",
     "Rotation",
+    "Rotation90",
     "ShiftCrop",
     "TrivialAugment",
     "VerticalFlip",

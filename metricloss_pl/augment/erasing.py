@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from metricloss_pl.augment import base
 from metricloss_pl.augment.base import ATTEMPTS, Augmentation, check_probability, check_range, draw_rectangles
 from metricloss_pl.augment.keys import random_bytes, stream, uniform
 from metricloss_pl.errors import UserError, check_choice
@@ -87,7 +88,11 @@ class Cutout(Augmentation):
 def _fill_rectangles(
     images: Tensor, tops: Tensor, lefts: Tensor, bottoms: Tensor, rights: Tensor, fill: AreaFill, keys: Tensor
 ) -> Tensor:
-    channels, height, width = images.shape[1:]
+    height, width = images.shape[2:]
+    tops, bottoms = tops.clamp(0, height), bottoms.clamp(0, height)
+    lefts, rights = lefts.clamp(0, width), rights.clamp(0, width)
+    if fill == "noise" and base.on_cpu(images):
+        return _fill_with_noise(images, tops, lefts, bottoms, rights, keys)
     rows, columns = (torch.arange(side, device=images.device) for side in (height, width))
     inside_rows = (rows >= tops[:, None]) & (rows < bottoms[:, None])
     inside_columns = (columns >= lefts[:, None]) & (columns < rights[:, None])
@@ -97,10 +102,29 @@ def _fill_rectangles(
     if fill == "mean":
         mean = images.float().mean((2, 3), keepdim=True)
         return torch.where(inside, mean.round().to(torch.uint8) if images.dtype == torch.uint8 else mean, images)
-    filled = images.clone()
-    for image in inside.flatten(1).any(1).nonzero()[:, 0].tolist():  # noise is costly: only as much as is shown
-        noise = random_bytes(keys[image : image + 1], channels * int(inside[image].sum()))[0]
-        filled[image, inside[image].expand(channels, -1, -1)] = (
-            noise if images.dtype == torch.uint8 else noise.float() / 255
-        )
+    # The same bytes as on the CPU, but drawn for whole images, since their number must be known.
+    noise = _as_pixels(random_bytes(keys, images[0].numel()), images)
+    place = (rows - tops[:, None])[:, :, None] * (rights - lefts)[:, None, None] + (columns - lefts[:, None])[:, None]
+    areas = (bottoms - tops) * (rights - lefts)
+    starts = torch.arange(images.shape[1], device=images.device) * areas[:, None]
+    place = (starts[:, :, None, None] + place[:, None]).clamp_(0, noise.shape[1] - 1)
+    return torch.where(inside, noise.gather(1, place.flatten(1)).view_as(images), images)
+
+
+def _fill_with_noise(
+    images: Tensor, tops: Tensor, lefts: Tensor, bottoms: Tensor, rights: Tensor, keys: Tensor
+) -> Tensor:
+    filled, channels = images.clone(), images.shape[1]
+    counts = channels * (bottoms - tops) * (rights - lefts)
+    chosen = counts.nonzero()[:, 0]
+    if len(chosen):
+        noise = _as_pixels(random_bytes(keys[chosen], int(counts.max())), images)
+        boxes = torch.stack([chosen, tops[chosen], bottoms[chosen], lefts[chosen], rights[chosen]], 1).tolist()
+        for (image, top, bottom, left, right), values in zip(boxes, noise, strict=True):
+            box = filled[image, :, top:bottom, left:right]
+            box.copy_(values[: box.numel()].view(box.shape))
     return filled
+
+
+def _as_pixels(noise: Tensor, images: Tensor) -> Tensor:
+    return noise if images.dtype == torch.uint8 else noise.float() / 255

@@ -11,6 +11,7 @@ import torch.nn.functional as nnf
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
+from metricloss_pl.augment import base
 from metricloss_pl.augment.base import ATTEMPTS, Augmentation, check_probability, check_range, draw_rectangles
 from metricloss_pl.augment.keys import uniform
 from metricloss_pl.errors import UserError, check_choice
@@ -69,8 +70,8 @@ class HorizontalFlip(Augmentation):
         self.probability = check_probability(self, probability)
 
     def __call__(self, images: Tensor, keys: Tensor) -> Tensor:
-        rows = (uniform(keys, 1)[:, 0] < self.probability).nonzero()[:, 0]
-        return images.index_copy(0, rows, images.index_select(0, rows).flip(self._dimension))
+        chosen = uniform(keys, 1)[:, 0] < self.probability
+        return base.change_some(images, chosen, lambda some: some.flip(self._dimension))
 
 
 class VerticalFlip(HorizontalFlip):
@@ -133,6 +134,21 @@ class Rotation(Augmentation):
         return rotated.round_().to(torch.uint8) if images.dtype == torch.uint8 else rotated.clamp_(0, 1)
 
 
+class Rotation90(Augmentation):
+    """Random rotation by 0, 90, 180 or 270 degrees, each equally likely: for square images without an upright side.
+
+    No pixel is interpolated. With a flip, all eight symmetries of the square are equally likely.
+    """
+
+    def __call__(self, images: Tensor, keys: Tensor) -> Tensor:
+        height, width = images.shape[2:]
+        if height != width:
+            raise UserError(f"Rotation90 is for square images, and these have {width} x {height} px: set image_size")
+        turns = (uniform(keys, 1)[:, 0] * 4).to(torch.int64)
+        images = base.change_some(images, turns % 2 == 1, lambda some: some.rot90(1, (2, 3)))
+        return base.change_some(images, turns >= 2, lambda some: some.flip(2, 3))
+
+
 class RandomResizedCrop(Augmentation):
     """Random rectangle resized to the size of the crop, in place of the random crop (Szegedy et al. 2015).
 
@@ -168,7 +184,10 @@ class RandomResizedCrop(Augmentation):
 
     def __call__(self, images: Tensor, keys: Tensor) -> Tensor:
         size = list(images.shape[2:]) if self.size is None else [self.size, self.size]
-        rectangles = torch.stack(self.rectangles(images.shape[2], images.shape[3], keys), 1).tolist()
+        drawn = self.rectangles(images.shape[2], images.shape[3], keys)
+        if not base.on_cpu(images):
+            return _resize_rectangles(images, *drawn, *size)
+        rectangles = torch.stack(drawn, 1).tolist()
         crops = torch.stack(
             [
                 transforms.resize(image[:, top : top + height, left : left + width], size, antialias=True)
@@ -186,3 +205,23 @@ class RandomResizedCrop(Augmentation):
         room = torch.stack([height - heights, width - widths], 1)
         places = torch.where(found[:, None], (draws[:, :2] * (room + 1)).floor().to(torch.int64), room // 2)
         return places[:, 0], places[:, 1], heights, widths
+
+
+def _resize_rectangles(
+    images: Tensor, tops: Tensor, lefts: Tensor, heights: Tensor, widths: Tensor, height: int, width: int
+) -> Tensor:
+    """Return one rectangle of each image resized to (height, width) px, as torchvision does to within one level."""
+    rows = _resizing_weights(tops, heights, images.shape[2], height)
+    columns = _resizing_weights(lefts, widths, images.shape[3], width)
+    resized = rows[:, None] @ images.float() @ columns[:, None].transpose(2, 3)
+    return resized.round_().to(torch.uint8) if images.dtype == torch.uint8 else resized.clamp_(0, 1)
+
+
+def _resizing_weights(starts: Tensor, lengths: Tensor, full: int, size: int) -> Tensor:
+    """Return the weights (B, size, full) of pixels in antialiased bilinear resizing of starts..starts + lengths."""
+    scale = lengths[:, None, None] / size
+    centers = scale * (torch.arange(size, device=starts.device)[:, None] + 0.5)
+    pixels = torch.arange(full, device=starts.device) - starts[:, None, None]
+    weights = (1 - (pixels + 0.5 - centers).abs() / scale.clamp(min=1)).clamp_(min=0)
+    weights = weights * ((pixels >= 0) & (pixels < lengths[:, None, None]))
+    return weights / weights.sum(2, keepdim=True)

@@ -14,11 +14,12 @@ from metricloss_pl.augment import (
     RandomErasing,
     RandomResizedCrop,
     Rotation,
+    Rotation90,
     ShiftCrop,
     VerticalFlip,
 )
 from metricloss_pl.augment.geometric import crop
-from metricloss_pl.augment.keys import image_keys, uniform
+from metricloss_pl.augment.keys import image_keys, stream, uniform
 from tests.augment.images import batch
 
 PADDING = {"reflect": "reflect", "nearest": "replicate", "zero": "constant"}  # torch's names
@@ -50,6 +51,18 @@ def test_flips(augmentation: Augmentation, dimension: int, keys: torch.Tensor) -
     assert 20 < drawn.sum() < 44
     for image, changed, flip in zip(images, augmentation(images, keys), drawn, strict=True):
         assert torch.equal(changed, torch.flip(image, [dimension]) if flip else image)
+
+
+def test_rotation_by_90_degrees_and_a_flip_draw_the_eight_symmetries() -> None:
+    images = batch(1, height=5, width=5).expand(4000, -1, -1, -1)
+    keys = image_keys(0, [0] * 4000, range(4000))
+    changed = HorizontalFlip()(Rotation90()(images, keys), stream(keys, 1))
+    symmetries = [images[0].rot90(turns, (1, 2)) for turns in range(4)]
+    symmetries += [image.flip(2) for image in symmetries]
+    counts = [int((changed == symmetry).flatten(1).all(1).sum()) for symmetry in symmetries]
+    assert sum(counts) == 4000
+    assert min(counts) > 420
+    assert max(counts) < 580
 
 
 @pytest.mark.parametrize("augmentation", [HorizontalFlip(0.0), VerticalFlip(0.0), RandomErasing(0.0), ShiftCrop(0)])
