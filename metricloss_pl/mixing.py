@@ -24,19 +24,22 @@ _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
 class Mixing(nn.Module, ABC):
     """Mixing of each image of a batch with another one, by a share lambda ~ Beta(alpha, alpha).
 
-    lambda and the pairs are drawn once per batch, from torch's generator on the CPU. The loss of a mixed batch is
+    lambda and the pairs are drawn once per batch and process, from torch's generator on the CPU, which `PerStepSeeding`
+    seeds from (seed, epoch, batch, process), so that a resumed run repeats them. They belong to a batch and not to an
+    image, and therefore do not come from the images' keys. The loss of a mixed batch is
     lambda * L(own labels) + (1 - lambda) * L(partners' labels). A subclass implements `mix`.
 
     Args:
         alpha: Parameter of the Beta distribution, above 0. A small alpha leaves most images nearly unchanged; with 1,
             lambda is uniform.
         probability: Probability that a batch is mixed, in [0, 1].
+        same_class: Mix only images of the same class; one without another of its class in the batch stays as it is.
 
     Raises:
         UserError: `alpha` or `probability` is outside its range.
     """
 
-    def __init__(self, alpha: float = 1.0, probability: float = 1.0) -> None:
+    def __init__(self, alpha: float = 1.0, probability: float = 1.0, same_class: bool = False) -> None:
         super().__init__()
         if not 0 < alpha < math.inf:
             raise UserError(f"alpha of {type(self).__name__} is {alpha}; it must be above 0 and finite")
@@ -44,6 +47,7 @@ class Mixing(nn.Module, ABC):
             raise UserError(f"probability of {type(self).__name__} is {probability}; it must be in [0, 1]")
         self.alpha = alpha
         self.probability = probability
+        self.same_class = same_class
 
     @abstractmethod
     def mix(self, images: Tensor, partners: Tensor, share: float) -> tuple[Tensor, float]:
@@ -58,13 +62,20 @@ class Mixing(nn.Module, ABC):
             The mixed images, and the share of the image itself after rounding to pixels.
         """
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, float]:
-        """Return mixed images (B, C, H, W), the positions (B,) of their partners, and lambda, which is 1 if unmixed."""
+    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, float]:
+        """Return mixed images (B, C, H, W), the positions (B,) of their partners, and lambda, which is 1 if unmixed.
+
+        Args:
+            images: (B, C, H, W).
+            labels: (B,) int64.
+        """
         # Under half precision torch's default type is too coarse for a probability.
         if torch.rand((), dtype=torch.float64) >= self.probability:
             return images, torch.arange(len(images), device=images.device), 1.0
         share = self._draw_share()
         partners = torch.randperm(len(images)).to(images.device)
+        if self.same_class:
+            partners = _partners_within_classes(labels, partners)
         mixed, share = self.mix(images, partners, share)
         return mixed, partners, share
 
@@ -77,7 +88,19 @@ class Mixing(nn.Module, ABC):
         return torch.tensor(first - second + (own - other) / self.alpha, dtype=torch.float64).sigmoid().item()
 
     def extra_repr(self) -> str:
-        return f"alpha={self.alpha}, probability={self.probability}"
+        return f"alpha={self.alpha}, probability={self.probability}, same_class={self.same_class}"
+
+
+def _partners_within_classes(labels: Tensor, order: Tensor) -> Tensor:
+    """Return the position (B,) of the next image of the same class in a random order, after the last the first one."""
+    by_class, positions = labels[order].sort(stable=True)
+    order = order[positions]
+    index = torch.arange(len(labels), device=labels.device)
+    changes = by_class[1:] != by_class[:-1]
+    edge = changes.new_ones(1)
+    firsts = torch.where(torch.cat([edge, changes]), index, 0).cummax(0).values
+    following = torch.where(torch.cat([changes, edge]), firsts, index + 1)
+    return torch.empty_like(order).scatter_(0, order, order[following])
 
 
 class CutMix(Mixing):
@@ -89,6 +112,7 @@ class CutMix(Mixing):
     Args:
         alpha: Parameter of lambda ~ Beta(alpha, alpha), above 0; 1 is uniform.
         probability: Probability that a batch is mixed, in [0, 1].
+        same_class: Mix only images of the same class; one without another of its class in the batch stays as it is.
     """
 
     def mix(self, images: Tensor, partners: Tensor, share: float) -> tuple[Tensor, float]:
@@ -111,10 +135,11 @@ class MixUp(Mixing):
     Args:
         alpha: Parameter of lambda ~ Beta(alpha, alpha), above 0; 1 is uniform.
         probability: Probability that a batch is mixed, in [0, 1].
+        same_class: Mix only images of the same class; one without another of its class in the batch stays as it is.
     """
 
-    def __init__(self, alpha: float = 0.2, probability: float = 1.0) -> None:
-        super().__init__(alpha, probability)
+    def __init__(self, alpha: float = 0.2, probability: float = 1.0, same_class: bool = False) -> None:
+        super().__init__(alpha, probability, same_class)
 
     def mix(self, images: Tensor, partners: Tensor, share: float) -> tuple[Tensor, float]:
         """Return the blended images (B, C, H, W); integers become float32 in [0, 1], so that nothing is rounded."""

@@ -218,7 +218,8 @@ def test_mixing_from_a_file_and_with_the_checkpoint_alone(mixing, tmp_path):
     run = fit("digits_cosine", tmp_path, f"--model={tmp_path / 'mixed.yaml'}", "--trainer.limit_train_batches=3")
     saved = yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["batch_mixing"]
     name, alpha = ("CutMix", 1.0) if mixing == "CutMix" else ("MixUp", 0.4)
-    assert saved == {"class_path": f"metricloss_pl.mixing.{name}", "init_args": {"alpha": alpha, "probability": 1.0}}
+    settings = {"alpha": alpha, "probability": 1.0, "same_class": False}
+    assert saved == {"class_path": f"metricloss_pl.mixing.{name}", "init_args": settings}
     main(["test", best(run), *QUIET])
     away = shutil.copy(run / "checkpoints" / "best.ckpt", tmp_path / "model.ckpt")
     flags = [f"--data.predict_dir={make_folder(tmp_path / 'new', images=2)}", "--data.tta=flip"]

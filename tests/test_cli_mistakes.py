@@ -42,7 +42,7 @@ def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--model.optimizer=torch.optim.LBFGS"], ["LBFGS"]),
         (["--model.center_weight=much"], ["center_weight"]),
         (["--model.center_weight=-1"], ["center_weight", "-1.0"]),
-        (["--model.batch_mixing=CutMix"], ["CutMix", "CenterSoftmaxClassifier"]),
+        (["--model.batch_mixing=CutMix"], ["CutMix", "CenterSoftmaxClassifier", "same_class"]),
         (["--model.batch_mixing=CutMix", "--model.batch_mixing.alpha=0"], ["alpha", "CutMix", "0.0"]),
         (["--model.batch_mixing=Mixup"], ["Mixup", "MixUp"]),
         (["--trainer.callbacks=[{class_path: GeometryMonitr}]"], ["GeometryMonitr", "GeometryMonitor"]),

@@ -51,8 +51,8 @@ def test_mixup_does_not_round():
 def test_draws(alpha, probability):
     """The variance of Beta(a, a) is 1 / (4 (2 a + 1)); partners are a permutation; unmixed images are unchanged."""
     torch.manual_seed(0)
-    mixing, images = MixUp(alpha, probability), torch.rand(5, 1, 2, 2)
-    drawn = [mixing(images) for _ in range(2000)]
+    mixing, images, labels = MixUp(alpha, probability), torch.rand(5, 1, 2, 2), torch.arange(5)
+    drawn = [mixing(images, labels) for _ in range(2000)]
     for mixed, partners, share in drawn:
         assert sorted(partners.tolist()) == list(range(5))
         assert 0 <= share <= 1
@@ -64,15 +64,34 @@ def test_draws(alpha, probability):
     assert shares.var().item() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.15)
 
 
+def test_partners_of_the_same_class():
+    """Another image of the class, if there is one, each equally often; the labels need not be sorted."""
+    torch.manual_seed(0)
+    labels = torch.tensor([5, 2, 5, 0, 2, 5, 7, 5])
+    images = torch.arange(8.0).view(8, 1, 1, 1).expand(8, 1, 4, 4)
+    counts = torch.zeros(8, 8)
+    for _ in range(1200):
+        mixed, partners, share = MixUp(same_class=True)(images, labels)
+        assert torch.equal(labels[partners], labels)
+        assert torch.equal(partners.sort().values, torch.arange(8))
+        torch.testing.assert_close(mixed, share * images + (1 - share) * images[partners])
+        counts[torch.arange(8), partners] += 1
+    others = ((labels == labels[:, None]) & ~torch.eye(8, dtype=torch.bool)).float()
+    alone = others.sum(1) == 0
+    assert torch.equal(counts[alone], 1200 * torch.eye(8)[alone])
+    expected = 1200 * others[~alone] / others[~alone].sum(1, keepdim=True)
+    torch.testing.assert_close(counts[~alone], expected, rtol=0, atol=80)
+
+
 @pytest.mark.parametrize("probability", [1.0, 0.002])
 def test_draws_do_not_depend_on_the_default_type(probability):
     """The default type is a half type during steps in half precision."""
-    found, images = [], torch.zeros(3, 1, 1, 1, dtype=torch.uint8)
+    found, images, labels = [], torch.zeros(3, 1, 1, 1, dtype=torch.uint8), torch.arange(3)
     for dtype in (torch.float32, torch.bfloat16):
         torch.manual_seed(0)
         torch.set_default_dtype(dtype)
         try:
-            found.append([MixUp(probability=probability)(images)[2] for _ in range(1000)])
+            found.append([MixUp(probability=probability)(images, labels)[2] for _ in range(1000)])
         finally:
             torch.set_default_dtype(torch.float32)
     assert found[0] == found[1]

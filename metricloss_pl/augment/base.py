@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -39,19 +38,6 @@ class Augmentation(ABC):
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in vars(self).items() if not name.startswith("_"))
         return f"{type(self).__name__}({arguments})"
-
-
-def on_cpu(images: Tensor) -> bool:
-    """Return whether values of tensors can be looked at for free; on other devices that waits for all earlier work."""
-    return images.device.type == "cpu"
-
-
-def change_some(images: Tensor, chosen: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return images (B, C, H, W) with `change` applied to the chosen ones, (B,) bool."""
-    if not on_cpu(images):
-        return torch.where(chosen[:, None, None, None], change(images), images)
-    rows = chosen.nonzero()[:, 0]
-    return images.index_copy(0, rows, change(images.index_select(0, rows)))
 
 
 def check_probability(owner: Augmentation, probability: float) -> float:

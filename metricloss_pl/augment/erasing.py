@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from metricloss_pl.augment import base
+from metricloss_pl.augment import devices
 from metricloss_pl.augment.base import ATTEMPTS, Augmentation, check_probability, check_range, draw_rectangles
 from metricloss_pl.augment.keys import random_bytes, stream, uniform
 from metricloss_pl.errors import UserError, check_choice
@@ -91,7 +91,7 @@ def _fill_rectangles(
     height, width = images.shape[2:]
     tops, bottoms = tops.clamp(0, height), bottoms.clamp(0, height)
     lefts, rights = lefts.clamp(0, width), rights.clamp(0, width)
-    if fill == "noise" and base.on_cpu(images):
+    if fill == "noise" and devices.on_cpu(images):
         return _fill_with_noise(images, tops, lefts, bottoms, rights, keys)
     rows, columns = (torch.arange(side, device=images.device) for side in (height, width))
     inside_rows = (rows >= tops[:, None]) & (rows < bottoms[:, None])

@@ -11,7 +11,7 @@ import torch.nn.functional as nnf
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
-from metricloss_pl.augment import base
+from metricloss_pl.augment import devices
 from metricloss_pl.augment.base import ATTEMPTS, Augmentation, check_probability, check_range, draw_rectangles
 from metricloss_pl.augment.keys import uniform
 from metricloss_pl.errors import UserError, check_choice
@@ -71,7 +71,7 @@ class HorizontalFlip(Augmentation):
 
     def __call__(self, images: Tensor, keys: Tensor) -> Tensor:
         chosen = uniform(keys, 1)[:, 0] < self.probability
-        return base.change_some(images, chosen, lambda some: some.flip(self._dimension))
+        return devices.change_some(images, chosen, lambda some: some.flip(self._dimension))
 
 
 class VerticalFlip(HorizontalFlip):
@@ -145,8 +145,8 @@ class Rotation90(Augmentation):
         if height != width:
             raise UserError(f"Rotation90 is for square images, and these have {width} x {height} px: set image_size")
         turns = (uniform(keys, 1)[:, 0] * 4).to(torch.int64)
-        images = base.change_some(images, turns % 2 == 1, lambda some: some.rot90(1, (2, 3)))
-        return base.change_some(images, turns >= 2, lambda some: some.flip(2, 3))
+        images = devices.change_some(images, turns % 2 == 1, lambda some: some.rot90(1, (2, 3)))
+        return devices.change_some(images, turns >= 2, lambda some: some.flip(2, 3))
 
 
 class RandomResizedCrop(Augmentation):
@@ -185,7 +185,7 @@ class RandomResizedCrop(Augmentation):
     def __call__(self, images: Tensor, keys: Tensor) -> Tensor:
         size = list(images.shape[2:]) if self.size is None else [self.size, self.size]
         drawn = self.rectangles(images.shape[2], images.shape[3], keys)
-        if not base.on_cpu(images):
+        if not devices.on_cpu(images):
             return _resize_rectangles(images, *drawn, *size)
         rectangles = torch.stack(drawn, 1).tolist()
         crops = torch.stack(

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from metricloss_pl._compat import resumed_position
 from metricloss_pl.augment import Augmentation
-from metricloss_pl.data.dataset import ImageDataset, Views, identity_collate
+from metricloss_pl.data.dataset import ImageDataset, UnfinishedBatch, Views, identity_collate
 from metricloss_pl.data.file_checks import check_readable, describe_left_out, find_unreadable, image_files
 from metricloss_pl.data.labeled_sets import LabeledSets
 from metricloss_pl.data.reading import UnreadableImages
@@ -66,7 +66,9 @@ class ImageDataModule(LabeledSets, LightningDataModule):
         mean: Mean of each channel in [0, 1] units. None: measured on the training set.
         std: Standard deviation of each channel in [0, 1] units. None: measured on the training set.
         num_workers: Processes that prepare batches. 0: only the main process, which is the fastest for small images.
-        cache_gb: Memory in GB for decoded images: the image files of a set are decoded once if they fit.
+            None are started for training images that are kept on a GPU.
+        cache_gb: Memory in GB for decoded images: the image files of a set are decoded once if they fit. Training
+            images that are decoded, of one size and fit are also kept on the GPU that trains, if there is one.
         predict_dir: Folder of unlabeled images for `predict`. None: `predict` uses the test set.
         tta: Test-time augmentation: views of each image of `test` and `predict`, whose embeddings are averaged. `flip`:
             the image and its mirror image; `crops`: the center and the four corners of the resized image;
@@ -97,6 +99,7 @@ class ImageDataModule(LabeledSets, LightningDataModule):
         LightningDataModule.__init__(self)
         super().__post_init__()
         self._stores: dict[str, ImageStore] = {}
+        self._training_set: ImageDataset | None = None  # of the latest `train_dataloader`
         self._readable: set[str] = set()  # sets whose files have all been decoded once
         self.unreadable: UnreadableImages | None = None  # images of `predict_dir` that `predict` leaves out
         self._check_arguments()
@@ -192,10 +195,22 @@ class ImageDataModule(LabeledSets, LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the augmented training set, in a new order per epoch, without the last incomplete global batch."""
         sampler = self._train_sampler(self.samples("train").labels)
-        loader = self._loader(self._dataset("train", training=True), sampler)
+        self._training_set = self._dataset("train", training=True, defer=self._deferred_work())
+        loader = self._loader(self._training_set, sampler)
         if self.trainer is not None:
             sampler.resume(functools.partial(resumed_position, self.trainer, len(loader)))
         return loader
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Crop and augment a training batch that was transferred to a GPU.
+
+        Lightning calls this hook either of the data or of the model: the model's is called from here.
+        """
+        assert self.trainer is not None
+        if isinstance(batch, UnfinishedBatch):
+            assert self._training_set is not None
+            batch = self.trainer.precision_plugin.convert_input(self._training_set.finish(batch))
+        return self.trainer.lightning_module.on_after_batch_transfer(batch, dataloader_idx)
 
     def batches_in_epoch(self) -> int:
         """Return the length of `train_dataloader()`, also before `setup("fit")`."""
@@ -341,6 +356,18 @@ class ImageDataModule(LabeledSets, LightningDataModule):
             rank=rank,
         )
 
+    def _deferred_work(self) -> Literal["augmentation", "all"] | None:
+        """Return what is left to `on_after_batch_transfer`: on a GPU all of it, if its memory holds the images."""
+        store = self._stores["train"]
+        if not self._trains_on_gpu():
+            return None
+        if isinstance(store.images, Tensor) and store.images.nbytes <= self.cache_gb * 1e9:
+            return "all"
+        return "augmentation" if store.dtype == torch.uint8 else None  # Lightning rounds floats before the transfer
+
+    def _trains_on_gpu(self) -> bool:
+        return self.trainer is not None and self.trainer.training and self.trainer.strategy.root_device.type == "cuda"
+
     def _dataset(self, split: str, **arguments: Any) -> ImageDataset:
         samples = self.samples(split)
         enlarged = self.train_resize is not None and not arguments.get("training")
@@ -367,12 +394,13 @@ class ImageDataModule(LabeledSets, LightningDataModule):
 
     def _loader(self, dataset: ImageDataset, sampler: TrainSampler | EvaluationSampler) -> DataLoader[Any]:
         device = None if self.trainer is None else self.trainer.strategy.root_device.type
+        num_workers = 0 if dataset.defer == "all" else self.num_workers  # nothing is left for them
         return DataLoader(
             dataset=dataset,
             batch_size=self.batch_size,
             sampler=sampler,
             collate_fn=identity_collate,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available() if device is None else device == "cuda",
         )

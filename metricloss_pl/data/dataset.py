@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
+from metricloss_pl.augment import devices
 from metricloss_pl.augment.base import Augmentation
 from metricloss_pl.augment.geometric import crop
-from metricloss_pl.augment.keys import image_keys, stream, uniform
+from metricloss_pl.augment.keys import image_keys, streams, uniform
 from metricloss_pl.data.reading import one_thread
 from metricloss_pl.data.store import ImageStore, with_shorter_side
 from metricloss_pl.errors import UserError
@@ -20,6 +21,20 @@ _LARGE = 64  # px from which slicing image by image is faster than one gather fo
 Views = Literal["flip", "crops", "crops_and_flips"]
 _CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))  # top and left, as shares of the room beside the crop
 _CROP_STREAM = 2**32  # a stream of draws that no position in a list of augmentations has
+
+
+class UnfinishedBatch(NamedTuple):
+    """Training batch that `ImageDataset.finish` crops and augments where its tensors are, such as on a GPU.
+
+    Attributes:
+        images: Crops (B, C, S, S); or positions in the set (B,), if all of its images are on the device.
+        labels: (B,) int64.
+        keys: (A + 1, B) int64, of each of A augmentations and of the crop.
+    """
+
+    images: Tensor
+    labels: Tensor
+    keys: Tensor
 
 
 class ImageDataset(Dataset[Any]):
@@ -40,6 +55,8 @@ class ImageDataset(Dataset[Any]):
         with_index: Batches are (images, labels, index) instead of (images, labels).
         views: Views of each image: itself and its mirror image, the crops at the center and in the corners, or these
             and their mirror images. Images are then (B, V, C, S, S), the plain one first. Not for training.
+        defer: Work that is left to `finish`: the augmentation of the crops, or all work on images, for a set that is
+            one tensor. Batches are then `UnfinishedBatch`es. None: nothing. For training only.
 
     Raises:
         UserError: Views are crops, and the images are not larger than the crop.
@@ -58,6 +75,7 @@ class ImageDataset(Dataset[Any]):
         seed: int = 0,
         with_index: bool = False,
         views: Views | None = None,
+        defer: Literal["augmentation", "all"] | None = None,
     ) -> None:
         whole = isinstance(store.images, Tensor) and store.images.shape[-2:] == (image_size, image_size)
         if views in ("crops", "crops_and_flips") and (image_size is None or whole):
@@ -75,6 +93,8 @@ class ImageDataset(Dataset[Any]):
         self.seed = seed
         self.with_index = with_index
         self.views = views
+        self.defer = defer
+        self._on_device: Tensor | None = None  # the images of the set
 
     def __len__(self) -> int:
         return len(self.store)
@@ -96,25 +116,51 @@ class ImageDataset(Dataset[Any]):
                 raise
             raise _WorkerUserError(str(error)) from error
 
+    def finish(self, batch: UnfinishedBatch) -> tuple[Tensor, Tensor]:
+        """Return images (B, C, S, S) and labels (B,) of a batch, on its device; they are those of a finished batch.
+
+        Resized pixels may differ by one level from those of the CPU.
+        """
+        images = batch.images
+        if self.defer == "all":
+            images = self._images_on(images.device).index_select(0, images)
+            images = self._crop(self._augment(images, batch.keys, True), batch.keys)
+        return self._augment(images, batch.keys, False), batch.labels
+
+    def _images_on(self, device: torch.device) -> Tensor:
+        if self._on_device is None or self._on_device.device != device:
+            assert isinstance(self.store.images, Tensor)
+            self._on_device = self.store.images.to(device)
+        return self._on_device
+
     def _batch(self, items: Sequence[int | tuple[int, int]]) -> tuple[Tensor, ...]:
         pairs = [item if isinstance(item, tuple) else (int(item), 0) for item in items]
         indices = [index for index, _ in pairs]
-        keys = image_keys(self.seed, [draw for _, draw in pairs], indices)
-        whole = self._augment_whole(self._fetch(indices), keys)
-        images = self._crop(whole, indices, keys)
+        index = torch.tensor(indices, dtype=torch.int64)
+        labels = self.labels[index]
+        keys = None
+        if self.training:
+            keys = image_keys(self.seed, [draw for _, draw in pairs], indices)
+            keys = streams(keys, [*range(len(self.augment)), _CROP_STREAM])
+        if self.defer == "all":
+            assert keys is not None
+            return UnfinishedBatch(index, labels, keys)
+        whole = self._fetch(indices)
+        if keys is not None:
+            whole = self._augment(whole, keys, True)
+        images = self._crop(whole, keys, indices)
         if self.views is not None:
             views = [images]
             if self.views != "flip":
-                views += [self._crop(whole, indices, keys, corner) for corner in _CORNERS]
+                views += [self._crop(whole, keys, indices, corner) for corner in _CORNERS]
             if self.views != "crops":
                 views += [view.flip(-1) for view in views]
             images = torch.stack(views, dim=1)
-        for position, augmentation in enumerate(self.augment):
-            if self.training and not augmentation.before_crop:
-                images = augmentation(images, stream(keys, position))
-        index = torch.tensor(indices, dtype=torch.int64)
-        batch = (images, self.labels[index])
-        return (*batch, index) if self.with_index else batch
+        if keys is not None:
+            if self.defer == "augmentation":
+                return UnfinishedBatch(images, labels, keys)
+            images = self._augment(images, keys, False)
+        return (images, labels, index) if self.with_index else (images, labels)
 
     def _fetch(self, indices: list[int]) -> Tensor | list[Tensor]:
         images = self.store.fetch(indices)
@@ -122,11 +168,11 @@ class ImageDataset(Dataset[Any]):
             return with_shorter_side(images, self.resize)
         return [with_shorter_side(image, self.resize) for image in images]
 
-    def _augment_whole(self, images: Tensor | list[Tensor], keys: Tensor) -> Tensor | list[Tensor]:
-        """Apply the augmentations that come before the crop."""
+    def _augment(self, images: Any, keys: Tensor, before_crop: bool) -> Any:
+        """Apply the augmentations that come before or after the crop."""
         for position, augmentation in enumerate(self.augment):
-            if self.training and augmentation.before_crop:
-                own = stream(keys, position)
+            if augmentation.before_crop == before_crop:
+                own = keys[position]
                 if isinstance(images, Tensor):
                     images = augmentation(images, own)
                 else:  # of different sizes
@@ -136,8 +182,8 @@ class ImageDataset(Dataset[Any]):
     def _crop(
         self,
         images: Tensor | list[Tensor],
-        indices: list[int],
-        keys: Tensor,
+        keys: Tensor | None,
+        indices: Sequence[int] = (),
         corner: tuple[int, int] | None = None,
     ) -> Tensor:
         size = self.image_size
@@ -145,33 +191,39 @@ class ImageDataset(Dataset[Any]):
             return images if isinstance(images, Tensor) else self._stack(images, indices)
         if isinstance(images, Tensor) and images.shape[-2:] == (size, size):
             return images
-        if isinstance(images, Tensor) and size < _LARGE:
-            tops, lefts = self._places(
-                torch.tensor(images.shape[-2:]).expand(len(images), 2), size, keys, corner
-            ).unbind(1)
+        if isinstance(images, Tensor):
+            sides = [torch.full((len(images),), side, device=images.device) for side in images.shape[-2:]]
+        else:
+            sides = list(torch.tensor([image.shape[-2:] for image in images]).unbind(1))
+        tops, lefts = self._places(sides, size, keys, corner)
+        if isinstance(images, Tensor) and (size < _LARGE or not devices.on_cpu(images)):
             return crop(images, tops, lefts, size, size)
-        places = self._places(torch.tensor([image.shape[-2:] for image in images]), size, keys, corner)
         return torch.cat(
             [
-                crop(image[None], place[:1], place[1:], size, size)
+                crop(image[None], tops[i : i + 1], lefts[i : i + 1], size, size)
                 if min(image.shape[-2:]) < size
-                else image[None, :, place[0] : place[0] + size, place[1] : place[1] + size]
-                for image, place in zip(images, places, strict=True)
+                else image[None, :, top : top + size, left : left + size]
+                for i, (image, top, left) in enumerate(zip(images, tops.tolist(), lefts.tolist(), strict=True))
             ]
         )
 
-    def _places(self, sides: Tensor, size: int, keys: Tensor, corner: tuple[int, int] | None = None) -> Tensor:
-        """Return top and left (B, 2) of the crops: random in training if the image is larger, else central."""
-        room = sides - size
-        center = room.div(2, rounding_mode="floor")
-        if corner is not None:
-            return torch.where(room > 0, room * torch.tensor(corner), center)
-        if not self.training:
-            return center
-        at_random = (uniform(stream(keys, _CROP_STREAM), 2) * (room + 1)).floor().to(torch.int64)
-        return torch.where(room > 0, at_random, center)
+    def _places(
+        self, sides: list[Tensor], size: int, keys: Tensor | None, corner: tuple[int, int] | None
+    ) -> list[Tensor]:
+        """Return tops and lefts (B,) of the crops: random in training if the image is larger, else central."""
+        draws = None if keys is None else uniform(keys[-1], 2)
+        places = []
+        for axis, side in enumerate(sides):
+            room = side - size
+            chosen = center = room.div(2, rounding_mode="floor")
+            if corner is not None:
+                chosen = room * corner[axis]
+            elif draws is not None:
+                chosen = (draws[:, axis] * (room + 1)).floor().to(torch.int64)
+            places.append(torch.where(room > 0, chosen, center))
+        return places
 
-    def _stack(self, images: list[Tensor], indices: list[int]) -> Tensor:
+    def _stack(self, images: list[Tensor], indices: Sequence[int]) -> Tensor:
         first = images[0].shape
         for image, index in zip(images, indices, strict=True):
             if image.shape != first:

@@ -90,7 +90,8 @@ class Classifier(LightningModule, ABC):
         class_weights: Factor on the loss of each image by its class; the mean is over the images, as without weights. A
             list, or a mapping from names to weights (1 for the others). `balanced`: N / (C * N_class), from the counts
             of the training set. None: 1.
-        batch_mixing: `CutMix` or `MixUp` of the training images, within the batch of each process. None: no mixing.
+        batch_mixing: `CutMix` or `MixUp` of the training images, within the batch of each process; regimes with centers
+            need its `same_class`. None: no mixing.
         decay_norm_and_bias: Whether weight decay acts on all parameters. False: on the weights of convolutions and
             dense layers only.
 
@@ -99,7 +100,7 @@ class Classifier(LightningModule, ABC):
             unknown.
     """
 
-    supports_mixing = True
+    mixes_classes = True  # whether an image mixed of two classes has a loss
     anchor_name = "anchor"  # name of one of the class_anchors in plots
     class_hierarchy: Hierarchy | None = None  # hierarchy that the class_anchors are derived from
 
@@ -135,10 +136,10 @@ class Classifier(LightningModule, ABC):
             raise UserError(f"embedding_dim is {embedding_dim}; it must be at least 1, or null for the features")
         if num_features is None and not isinstance(num_features := getattr(backbone, "num_features", None), int):
             raise UserError(f"backbone {type(backbone).__name__} has no num_features: give model.num_features")
-        if batch_mixing is not None and not self.supports_mixing:
+        if batch_mixing is not None and not (self.mixes_classes or batch_mixing.same_class):
             raise UserError(
-                f"batch_mixing is {type(batch_mixing).__name__}, which {type(self).__name__} does not support: an "
-                "image mixed of two classes has no single center"
+                f"batch_mixing is {type(batch_mixing).__name__} across classes, but for {type(self).__name__} each "
+                "image has a single center: set same_class of batch_mixing to true"
             )
         check_optimizer(optimizer, lr_scheduler)
         self.num_classes, self.class_names = num_classes, names
@@ -271,15 +272,14 @@ class Classifier(LightningModule, ABC):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
-        if self.batch_mixing is None:
-            losses = self.losses(self.embed(images), labels)
-        else:
-            images, partners, share = self.batch_mixing(images)
-            embeddings = self.embed(images)
-            own = self.losses(embeddings, labels)
+        if self.batch_mixing is not None:
+            images, partners, share = self.batch_mixing(images, labels)
+        embeddings = self.embed(images)
+        losses = self.losses(embeddings, labels)
+        if self.batch_mixing is not None and not self.batch_mixing.same_class:
             with frozen_batch_statistics(self):
                 other = self.losses(embeddings, labels[partners])  # also if share is 1: all processes do the same
-            losses = {name: share * value + (1 - share) * other[name] for name, value in own.items()}
+            losses = {name: share * value + (1 - share) * other[name] for name, value in losses.items()}
         if is_log_step(self.trainer, batch_idx):  # each call costs 0.3 ms
             for name, value in losses.items():
                 self.log(f"train/{name}", value.detach(), prog_bar=name == "loss", batch_size=len(labels))

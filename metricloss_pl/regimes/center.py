@@ -83,7 +83,7 @@ class CenterSoftmaxClassifier(Classifier):
             classes that a batch lacks.
     """
 
-    supports_mixing = False
+    mixes_classes = False
     anchor_name = "center"
 
     def __init__(

@@ -47,7 +47,7 @@ class StandaloneCenterClassifier(Classifier):
         UserError: A weight, margin or learning rate is out of its range, or options contradict each other.
     """
 
-    supports_mixing = False
+    mixes_classes = False
     anchor_name = "center"
 
     def __init__(

@@ -16,7 +16,7 @@ from metricloss_pl.augment import (
     ShiftCrop,
     TrivialAugment,
     VerticalFlip,
-    base,
+    devices,
 )
 from metricloss_pl.errors import UserError
 from tests.augment.images import batch
@@ -100,10 +100,10 @@ def test_the_global_random_state_is_neither_used_nor_changed(augmentation: Augme
 def test_other_devices_change_images_alike(
     augmentation: Augmentation, dtype: torch.dtype, keys: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a GPU computes, on the CPU: equal, but for the rounding of resized pixels."""
+    """The operations for a GPU, on the CPU: equal results, but for the rounding of resized pixels."""
     images = suited(augmentation) if dtype == torch.uint8 else suited(augmentation).float() / 255
     want = augmentation(images, keys)
-    monkeypatch.setattr(base, "on_cpu", lambda images: False)
+    monkeypatch.setattr(devices, "on_cpu", lambda images: False)
     got = augmentation(images, keys)
     assert got.dtype == dtype
     if isinstance(augmentation, RandomResizedCrop):

@@ -3,9 +3,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pytest
 import torch
 
-from metricloss_pl.augment.keys import image_keys, random_bytes, stream, uniform
+from metricloss_pl.augment import devices
+from metricloss_pl.augment.keys import image_keys, random_bytes, stream, streams, uniform
 
 MASK = 2**64 - 1
 
@@ -76,17 +78,23 @@ def unsigned(keys: torch.Tensor) -> np.ndarray:
     return keys.numpy().view(np.uint64)
 
 
-def test_keys_equal_those_of_unsigned_arithmetic() -> None:
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_keys_equal_those_of_unsigned_arithmetic(on_cpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal results of numpy's and of torch's operations on signed integers."""
+    monkeypatch.setattr(devices, "on_cpu", lambda tensor: on_cpu)
     reference = Reference()
-    draws, indices = [0, 1, 7, 2**32 + 3, 5], [0, 1, 10**6, 2**40, 2**62]
+    epochs, indices = [0, 1, 7, 2**32 + 3, 5], [0, 1, 10**6, 2**40, 2**62]
     for seed in (0, 1, 42, 2**31, 2**63 + 5):
-        keys = image_keys(seed, draws, indices)
-        want = reference.image_keys(seed, draws, indices)
+        keys = image_keys(seed, epochs, indices)
+        want = reference.image_keys(seed, epochs, indices)
         assert np.array_equal(unsigned(keys), want)
-        for number in (0, 1, 5, 2**32):
-            own, wanted = stream(keys, number), reference.stream(want, number)
+        numbers = (0, 1, 5, 2**32)
+        together = streams(keys, numbers)
+        for number, own in zip(numbers, together, strict=True):
+            wanted = reference.stream(want, number)
+            assert torch.equal(stream(keys, number), own)
             assert np.array_equal(unsigned(own), wanted)
-            numbers = (reference.counters(wanted, 23) >> np.uint64(11)).astype(np.float64) * 2.0**-53
-            assert np.array_equal(uniform(own, 23).numpy(), numbers)
+            draws = (reference.counters(wanted, 23) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+            assert np.array_equal(uniform(own, 23).numpy(), draws)
             octets = reference.counters(wanted, 13).astype("<u8").view(np.uint8)[:, :101]
             assert np.array_equal(random_bytes(own, 101).numpy(), octets)

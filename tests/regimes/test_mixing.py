@@ -1,13 +1,21 @@
 """The loss of mixed images, beside a slow second version."""
 
 import copy
+import itertools
 
 import pytest
 import torch
 
 from metricloss_pl.class_embeddings import simplex
+from metricloss_pl.errors import UserError
 from metricloss_pl.mixing import CutMix, Mixing, MixUp
-from metricloss_pl.regimes import CosineClassifier, MetricLearningClassifier, SoftmaxClassifier
+from metricloss_pl.regimes import (
+    CenterSoftmaxClassifier,
+    CosineClassifier,
+    MetricLearningClassifier,
+    SoftmaxClassifier,
+    StandaloneCenterClassifier,
+)
 from tests.regimes.blobs import C, Flat, loader, trainer
 
 WEIGHTS = torch.tensor([0.5, 1.0, 2.0])
@@ -22,6 +30,12 @@ REGIMES = {
     "cosface": lambda **o: MetricLearningClassifier(
         C, Flat(), loss="CosFaceLoss", loss_args={"margin": 0.2, "scale": 8}, **o
     ),
+}
+
+
+CENTERS = {
+    "center": lambda **o: CenterSoftmaxClassifier(C, Flat(), center_weight=0.1, **o),
+    "standalone": lambda **o: StandaloneCenterClassifier(C, Flat(), **o),
 }
 
 
@@ -59,6 +73,7 @@ def step(model, folder, batch):
     """One training step without the optimizer's: what it logs and what the mixing gave it."""
     logged, seen = {}, []
     model.trainer = trainer(folder, log_every_n_steps=1)
+    model.trainer.optimizers = [torch.optim.SGD(model.parameters(), lr=0.1)]
     model.log = lambda name, value, **_: logged.__setitem__(name.removeprefix("train/"), value)
     hook = (
         model.batch_mixing.register_forward_hook(lambda module, args, mixed: seen.append(mixed))
@@ -100,12 +115,17 @@ class Nothing(Mixing):
         return images, 1.0
 
 
-@pytest.mark.parametrize("name", ["softmax", "cosine", "cosine_alone"])
-@pytest.mark.parametrize("mixing", [Nothing(), CutMix(probability=0.0)], ids=["lambda_is_1", "never"])
+@pytest.mark.parametrize(
+    ("name", "mixing"),
+    [
+        *itertools.product(["softmax", "cosine", "cosine_alone"], [Nothing(), CutMix(probability=0.0)]),
+        *itertools.product([*CENTERS, "cosine"], [Nothing(same_class=True)]),
+    ],
+)
 def test_lambda_1_is_no_mixing(name, mixing, tmp_path):
     """The same losses, gradients and statistics of the head's batch norm, bit for bit, and the same end of a fit."""
     torch.manual_seed(0)
-    ends, plain = [], REGIMES[name]()
+    ends, plain = [], (REGIMES | CENTERS)[name]()
     for chosen in (None, mixing):
         model, fitted = copy.deepcopy(plain), copy.deepcopy(plain)
         model.batch_mixing = fitted.batch_mixing = chosen
@@ -115,6 +135,27 @@ def test_lambda_1_is_no_mixing(name, mixing, tmp_path):
     for expected, found in zip(*ends, strict=True):
         for key in expected:
             assert torch.equal(expected[key], found[key]), key
+
+
+@pytest.mark.parametrize("name", [*CENTERS, "softmax"])
+def test_mixing_within_classes_keeps_the_labels(name, tmp_path):
+    """The losses are those of the mixed images and their class, and the centers follow the mixed images."""
+    torch.manual_seed(1)
+    model = (REGIMES | CENTERS)[name](batch_mixing=MixUp(alpha=1.0, same_class=True))
+    images, labels = next(iter(loader()))
+    logged, [(mixed, partners, share)] = step(model, tmp_path, (images, labels))
+    assert 0.05 < share < 0.95
+    assert not torch.equal(mixed, images)
+    assert torch.equal(labels[partners], labels)
+    model.eval()
+    for part, value in model.losses(model.embed(mixed), labels).items():
+        torch.testing.assert_close(logged[part], value.detach())
+
+
+@pytest.mark.parametrize("build", CENTERS.values(), ids=CENTERS)
+def test_centers_refuse_mixing_across_classes(build):
+    with pytest.raises(UserError, match=r"batch_mixing is CutMix .* same_class"):
+        build(batch_mixing=CutMix())
 
 
 def test_the_heads_batch_norm_sees_each_batch_once(tmp_path):
