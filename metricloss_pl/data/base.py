@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader
 
 from metricloss_pl._compat import resumed_position
 from metricloss_pl.augment import Augmentation
-from metricloss_pl.data.dataset import ImageDataset, UnfinishedBatch, Views, identity_collate
+from metricloss_pl.data.dataset import ImageDataset, Views, identity_collate
+from metricloss_pl.data.device import DeviceAugmentation
 from metricloss_pl.data.file_checks import check_readable, describe_left_out, find_unreadable, image_files
 from metricloss_pl.data.labeled_sets import LabeledSets
 from metricloss_pl.data.reading import UnreadableImages
@@ -34,7 +35,7 @@ _LEAST = {
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class ImageDataModule(LabeledSets, LightningDataModule):
+class ImageDataModule(LabeledSets, DeviceAugmentation):
     """Labeled images in a training, a validation and a test set.
 
     A data set is a subclass, itself decorated with `@dataclass(kw_only=True, eq=False, repr=False)`, that implements
@@ -99,7 +100,6 @@ class ImageDataModule(LabeledSets, LightningDataModule):
         LightningDataModule.__init__(self)
         super().__post_init__()
         self._stores: dict[str, ImageStore] = {}
-        self._training_set: ImageDataset | None = None  # of the latest `train_dataloader`
         self._readable: set[str] = set()  # sets whose files have all been decoded once
         self.unreadable: UnreadableImages | None = None  # images of `predict_dir` that `predict` leaves out
         self._check_arguments()
@@ -195,22 +195,12 @@ class ImageDataModule(LabeledSets, LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the augmented training set, in a new order per epoch, without the last incomplete global batch."""
         sampler = self._train_sampler(self.samples("train").labels)
-        self._training_set = self._dataset("train", training=True, defer=self._deferred_work())
+        defer = self._deferrable_work(self._stores["train"], self.cache_gb)
+        self._training_set = self._dataset("train", training=True, defer=defer)
         loader = self._loader(self._training_set, sampler)
         if self.trainer is not None:
             sampler.resume(functools.partial(resumed_position, self.trainer, len(loader)))
         return loader
-
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Crop and augment a training batch that was transferred to a GPU.
-
-        Lightning calls this hook either of the data or of the model: the model's is called from here.
-        """
-        assert self.trainer is not None
-        if isinstance(batch, UnfinishedBatch):
-            assert self._training_set is not None
-            batch = self.trainer.precision_plugin.convert_input(self._training_set.finish(batch))
-        return self.trainer.lightning_module.on_after_batch_transfer(batch, dataloader_idx)
 
     def batches_in_epoch(self) -> int:
         """Return the length of `train_dataloader()`, also before `setup("fit")`."""
@@ -355,18 +345,6 @@ class ImageDataModule(LabeledSets, LightningDataModule):
             num_replicas=num_replicas,
             rank=rank,
         )
-
-    def _deferred_work(self) -> Literal["augmentation", "all"] | None:
-        """Return what is left to `on_after_batch_transfer`: on a GPU all of it, if its memory holds the images."""
-        store = self._stores["train"]
-        if not self._trains_on_gpu():
-            return None
-        if isinstance(store.images, Tensor) and store.images.nbytes <= self.cache_gb * 1e9:
-            return "all"
-        return "augmentation" if store.dtype == torch.uint8 else None  # Lightning rounds floats before the transfer
-
-    def _trains_on_gpu(self) -> bool:
-        return self.trainer is not None and self.trainer.training and self.trainer.strategy.root_device.type == "cuda"
 
     def _dataset(self, split: str, **arguments: Any) -> ImageDataset:
         samples = self.samples(split)

@@ -19,6 +19,7 @@ from metricloss_pl.errors import UserError
 
 _LARGE = 64  # px from which slicing image by image is faster than one gather for the batch
 Views = Literal["flip", "crops", "crops_and_flips"]
+Deferred = Literal["augmentation", "all"]
 _CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))  # top and left, as shares of the room beside the crop
 _CROP_STREAM = 2**32  # a stream of draws that no position in a list of augmentations has
 
@@ -75,7 +76,7 @@ class ImageDataset(Dataset[Any]):
         seed: int = 0,
         with_index: bool = False,
         views: Views | None = None,
-        defer: Literal["augmentation", "all"] | None = None,
+        defer: Deferred | None = None,
     ) -> None:
         whole = isinstance(store.images, Tensor) and store.images.shape[-2:] == (image_size, image_size)
         if views in ("crops", "crops_and_flips") and (image_size is None or whole):
