@@ -53,7 +53,8 @@ class WhitenedConvNet(Backbone):
 
     Args:
         in_channels: Channels of the images, at least 1.
-        width: Channels of the first stage; the second and the third have four times as many, and so have the features.
+        width: Channels of the first stage; the second has twice and the third four times as many, and so have the
+            features.
         depth: Convolutions per stage, at least 1.
         harmonic: Learn the filters as sums of cosine filters (`HarmonicConv2d`).
 
@@ -66,7 +67,7 @@ class WhitenedConvNet(Backbone):
         for name, value in (("width", width), ("depth", depth)):
             if value < 1:
                 raise UserError(f"{name} of WhitenedConvNet is {value}: at least 1 is needed")
-        widths = [width, 4 * width, 4 * width]
+        widths = [width, 2 * width, 4 * width]
         self.num_features = widths[-1]
         filters = _cosine_patches(in_channels)
         self.whitening = nn.Conv2d(in_channels, 2 * len(filters), _PATCH)

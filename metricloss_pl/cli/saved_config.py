@@ -45,6 +45,10 @@ class SaveConfigAndSummary(SaveConfigCallback):
         for name in ("ckpt_path", "resume"):  # a new run from this config starts from scratch
             if name in config:
                 config[name] = None
+        settings = config.data.get("init_args", {})
+        for name, value in trainer.datamodule.sizes._asdict().items():  # type: ignore[attr-defined]
+            if settings.get(name) == "auto":  # so that an evaluation does not depend on the training set
+                settings[name] = value
         (run_folder(trainer) / RUN_MARKER).touch()
         with replacing(run_folder(trainer) / self.config_filename) as beside:
             self.parser.save(config, str(beside), skip_none=False, overwrite=True, multifile=False)
@@ -57,12 +61,16 @@ def _summarize(trainer: Trainer, module: LightningModule) -> list[tuple[str, str
     rows = [("data", data.describe())]
     if data.num_workers == 0 and not data.in_memory("train"):
         rows.append(("images", "decoded for each batch: raise --data.cache_gb or --data.num_workers"))
+    if (size := data.sizes.image_size) is not None:
+        uses = f", each used {data.sizes.repeat} times per epoch" if data.sizes.repeat > 1 else ""
+        rows.append(("image size", f"{size} x {size} px{uses}"))
     weights = sum(parameter.numel() for parameter in module.parameters())
     device = trainer.strategy.root_device
     place = "" if device.type == "cpu" else f", on {device}"
     rows.append(("network", f"{type(module.backbone).__name__}, {weights:,} parameters in all{place}"))
     # A training set smaller than a batch is one batch of its own size.
-    batch = min(data.batch_size * trainer.world_size, len(data.samples("train"))) * trainer.accumulate_grad_batches
+    batch = min(data.sizes.batch_size * trainer.world_size, len(data.samples("train")))
+    batch *= trainer.accumulate_grad_batches
     total = count_steps(trainer)
     per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
     few = "; few: lower --data.batch_size or raise --trainer.max_epochs" if total < _FEW_STEPS else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from metricloss_pl._compat import resumed_position
-from metricloss_pl.augment import Augmentation
 from metricloss_pl.data.dataset import ImageDataset, Views, identity_collate
 from metricloss_pl.data.device import DeviceAugmentation
 from metricloss_pl.data.file_checks import check_readable, describe_left_out, find_unreadable, image_files
-from metricloss_pl.data.labeled_sets import LabeledSets
 from metricloss_pl.data.reading import UnreadableImages
-from metricloss_pl.data.sampler import EvaluationSampler, TrainSampler, process_group
+from metricloss_pl.data.sampler import EvaluationSampler, TrainSampler
 from metricloss_pl.data.samples import SET_NAMES, Samples
 from metricloss_pl.data.store import ImageStore, measure_normalization
+from metricloss_pl.data.training_settings import Orientation, TrainingSettings
 from metricloss_pl.errors import UserError, check_choice
 
 _LEAST = {
@@ -35,7 +34,7 @@ _LEAST = {
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class ImageDataModule(LabeledSets, DeviceAugmentation):
+class ImageDataModule(TrainingSettings, DeviceAugmentation):
     """Labeled images in a training, a validation and a test set.
 
     A data set is a subclass, itself decorated with `@dataclass(kw_only=True, eq=False, repr=False)`, that implements
@@ -47,9 +46,6 @@ class ImageDataModule(LabeledSets, DeviceAugmentation):
     With `tta`, the images of `test` and `predict` are (B, V, C, S, S).
 
     Args:
-        batch_size: Images per step and process.
-        augment: Augmentations of the training images, applied in this order.
-        repeat: Number of times that each training image is used per epoch, augmented differently each time.
         oversample_to: Alternative to `repeat`: images N per epoch of the largest class. Each image is repeated
             floor(N / n) times, at least once, with n the size of that class, so that epochs of small and large sets
             have about the same length. None: `repeat` times.
@@ -57,13 +53,9 @@ class ImageDataModule(LabeledSets, DeviceAugmentation):
         samples_per_class_in_batch: Images of each class in a training batch, for far more classes than a batch can
             hold. A global batch has so many images of each of batch_size x processes / samples_per_class_in_batch
             classes, and all classes are drawn equally often. None: batches are drawn at random.
-        in_channels: Channels of the images. Gray (1) and color (3) are converted into each other; any other number must
-            be that of the images.
         resize: Shorter side in px to which images are resized before the crop. None: `image_size`.
         train_resize: Shorter side in px of the images that are augmented, such as a larger one for `RandomResizedCrop`,
             which enlarges its crops. None: `resize`.
-        image_size: Side in px of the square crop that the network sees: random in training if the image is larger, else
-            the center; smaller images are padded by reflection. None: images as they are, of one size.
         mean: Mean of each channel in [0, 1] units. None: measured on the training set.
         std: Standard deviation of each channel in [0, 1] units. None: measured on the training set.
         num_workers: Processes that prepare batches. 0: only the main process, which is the fastest for small images.
@@ -79,16 +71,11 @@ class ImageDataModule(LabeledSets, DeviceAugmentation):
         UserError: An argument is out of its range.
     """
 
-    batch_size: int = 64
-    augment: list[Augmentation] = field(default_factory=list)
-    repeat: int = 1
     oversample_to: int | None = None
     balanced_sampling: bool = False
     samples_per_class_in_batch: int | None = None
-    in_channels: int = 3
     resize: int | None = None
     train_resize: int | None = None
-    image_size: int | None = None
     mean: list[float] | None = None
     std: list[float] | None = None
     num_workers: int = 0
@@ -109,8 +96,9 @@ class ImageDataModule(LabeledSets, DeviceAugmentation):
     @property
     def image_format(self) -> dict[str, int | None]:
         """Channels and sizes to which images are converted; known right after construction."""
-        resize = self.image_size if self.resize is None else self.resize
-        return {"in_channels": self.in_channels, "resize": resize, "image_size": self.image_size}
+        image_size = self.sizes.image_size
+        resize = image_size if self.resize is None else self.resize
+        return {"in_channels": self.in_channels, "resize": resize, "image_size": image_size}
 
     @property
     def hierarchy(self) -> str | None:
@@ -205,7 +193,7 @@ class ImageDataModule(LabeledSets, DeviceAugmentation):
     def batches_in_epoch(self) -> int:
         """Return the length of `train_dataloader()`, also before `setup("fit")`."""
         train = self._samples["train"] if "train" in self._samples else self.divide()[0]
-        return math.ceil(len(self._train_sampler(train.labels)) / self.batch_size)
+        return math.ceil(len(self._train_sampler(train.labels)) / self.sizes.batch_size)
 
     def train_eval_dataloader(self) -> DataLoader[Any]:
         """Return the training set in order, not augmented, each image once (each process has its share)."""
@@ -228,14 +216,16 @@ class ImageDataModule(LabeledSets, DeviceAugmentation):
     def _check_arguments(self) -> None:
         where = f"of {type(self).__name__}"
         for name, least in _LEAST.items():
-            if (value := getattr(self, name)) is not None and value < least:
+            value = getattr(self, name)
+            if value is not None and value != "auto" and value < least:
                 raise UserError(f"{name} {where} is {value}: at least {least} is needed")
         if self.balanced_sampling and self.samples_per_class_in_batch is not None:
             raise UserError(f"balanced_sampling and samples_per_class_in_batch {where}: choose one of them")
-        if self.repeat > 1 and self.oversample_to is not None:
+        if self.repeat != 1 and self.oversample_to is not None:
             raise UserError(f"repeat and oversample_to {where}: choose one of them")
         check_choice(f"tta {where}", self.tta, Views | None)
-        for augmentation in self.augment:
+        check_choice(f"orientation {where}", self.orientation, Orientation | None)
+        for augmentation in self.augmentations:
             if augmentation.changes_color and self.in_channels not in (1, 3):
                 raise UserError(
                     f"{type(augmentation).__name__} changes colors: in_channels {where} must be 3 or 1, not "
@@ -326,18 +316,14 @@ class ImageDataModule(LabeledSets, DeviceAugmentation):
         self._warn([f"{self.unreadable}; the other images are predicted"])
         return [path for path in files if path not in broken]
 
-    def _processes(self) -> tuple[int, int]:
-        """Return the number of processes and the rank of this one."""
-        return process_group() if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
-
     def _train_sampler(self, labels: Tensor) -> TrainSampler:
-        repeat = self.repeat
+        repeat = self.sizes.repeat
         if self.oversample_to is not None:
             repeat = max(1, self.oversample_to // int(labels.bincount().max()))
         num_replicas, rank = self._processes()
         return TrainSampler(
             labels,
-            self.batch_size,
+            self.sizes.batch_size,
             seed=self.seed,
             repeat=repeat,
             balanced=self.balanced_sampling,
@@ -353,9 +339,9 @@ class ImageDataModule(LabeledSets, DeviceAugmentation):
             self._stores[split],
             samples.labels,
             samples.names,
-            image_size=self.image_size,
+            image_size=self.sizes.image_size,
             resize=self.image_format["resize"] if enlarged else None,
-            augment=self.augment,
+            augment=self.augmentations,
             seed=self.seed,
             **arguments,
         )
@@ -375,7 +361,7 @@ class ImageDataModule(LabeledSets, DeviceAugmentation):
         num_workers = 0 if dataset.defer == "all" else self.num_workers  # nothing is left for them
         return DataLoader(
             dataset=dataset,
-            batch_size=self.batch_size,
+            batch_size=self.sizes.batch_size,
             sampler=sampler,
             collate_fn=identity_collate,
             num_workers=num_workers,

@@ -1,0 +1,131 @@
+"""Settings of the training images that the training set or a word about the images determines."""
+
+from __future__ import annotations
+
+import functools
+import math
+from abc import ABC
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from metricloss_pl.augment import Augmentation, HorizontalFlip, Rotation90, VerticalFlip
+from metricloss_pl.data.labeled_sets import LabeledSets
+from metricloss_pl.data.reading import DECODING_THREADS, UnreadableImages, read_head
+from metricloss_pl.data.sampler import process_group
+from metricloss_pl.data.samples import Samples
+from metricloss_pl.errors import plural
+
+__all__ = ["Auto", "Orientation", "Sizes", "TrainingSettings", "batch_size_for", "repeat_for"]
+
+Auto = Literal["auto"]
+Orientation = Literal["upright", "any"]
+_FLIPS: dict[str | None, list[Augmentation]] = {
+    None: [],
+    "upright": [HorizontalFlip()],
+    "any": [HorizontalFlip(), VerticalFlip(), Rotation90()],
+}
+
+_LARGEST_SIDE = 128  # px
+_BATCH_SIZES = (16, 128)
+_REPEATS = (1, 12)
+
+
+class Sizes(NamedTuple):
+    """Images per step and process, uses of each image per epoch, and side of the images in px."""
+
+    batch_size: int
+    repeat: int
+    image_size: int | None
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class TrainingSettings(LabeledSets, ABC):
+    """Labeled sets with the sizes and augmentations of a training, of which some may follow from the training set.
+
+    Args:
+        batch_size: Images per step and process. `auto`: the power of two next to an eighth of the training images, from
+            16 to 128, shared out to the processes.
+        repeat: Number of times that each training image is used per epoch, augmented differently each time. `auto`:
+            8 sqrt(500 / N) for N training images, from 1 to 12, so that the steps of a training grow with sqrt(N).
+        in_channels: Channels of the images. Gray (1) and color (3) are converted into each other; any other number must
+            be that of the images.
+        image_size: Side in px of the square crop that the network sees: random in training if the image is larger, else
+            the center; smaller images are padded by reflection. `auto`: the median of the shorter sides of the training
+            images, at most 128. None: images as they are, of one size.
+        augment: Augmentations of the training images, applied in this order.
+        orientation: Flips and rotations that leave the class of an image unchanged, applied before `augment`.
+            `upright`: left and right may be exchanged. `any`: images have no upright orientation, as those of
+            microscopes and satellites; they are flipped both ways and rotated by multiples of 90 degrees. None: none.
+    """
+
+    batch_size: int | Auto = 64
+    repeat: int | Auto = 1
+    in_channels: int = 3
+    image_size: int | Auto | None = None
+    augment: list[Augmentation] = field(default_factory=list)
+    orientation: Orientation | None = None
+
+    @property
+    def sizes(self) -> Sizes:
+        """Sizes in use; where one is `auto`, the training images are listed for it."""
+        return Sizes(
+            max(1, self._automatic_sizes.batch_size // self._processes()[0])
+            if self.batch_size == "auto"
+            else self.batch_size,
+            self._automatic_sizes.repeat if self.repeat == "auto" else self.repeat,
+            self._automatic_sizes.image_size if self.image_size == "auto" else self.image_size,
+        )
+
+    @property
+    def augmentations(self) -> list[Augmentation]:
+        """Augmentations of the training images, those of `orientation` first."""
+        return [*_FLIPS[self.orientation], *self.augment]
+
+    @functools.cached_property
+    def _automatic_sizes(self) -> Sizes:
+        train = self._samples["train"] if "train" in self._samples else self.divide()[0]
+        size = None
+        if self.image_size == "auto":
+            sides = _shorter_sides(train, self.in_channels)
+            size = int(min(np.median(sides), _LARGEST_SIDE)) if len(sides) else _LARGEST_SIDE
+            if smaller := int((sides < size).sum()):
+                self._warn(
+                    [f"{plural(smaller, 'training image')} of less than {size} px will be enlarged to {size} px"]
+                )
+        return Sizes(batch_size_for(len(train)), repeat_for(len(train)), size)
+
+    def _processes(self) -> tuple[int, int]:
+        """Return the number of processes and the rank of this one."""
+        trainer = getattr(self, "trainer", None)
+        return process_group() if trainer is None else (trainer.world_size, trainer.global_rank)
+
+
+def batch_size_for(images: int) -> int:
+    """Return the power of two next to an eighth of the training images, from 16 to 128."""
+    return int(min(max(2 ** round(math.log2(max(1, images) / 8)), _BATCH_SIZES[0]), _BATCH_SIZES[1]))
+
+
+def repeat_for(images: int) -> int:
+    """Return how often each of so many training images is used per epoch: 8 sqrt(500 / images), from 1 to 12."""
+    return min(max(round(8 * math.sqrt(500 / max(1, images))), _REPEATS[0]), _REPEATS[1])
+
+
+def _shorter_sides(samples: Samples, in_channels: int) -> np.ndarray:
+    """Return the shorter side in px of each image that can be read, without decoding files."""
+    if isinstance(samples.images, Tensor):
+        return np.full(len(samples), min(samples.images.shape[-2:]))
+
+    def shorter_side(path: Path) -> int:
+        try:
+            return min(read_head(path, in_channels)[:2])
+        except UnreadableImages:  # named when it is decoded
+            return 0
+
+    with ThreadPoolExecutor(DECODING_THREADS) as pool:
+        sides = np.array(list(pool.map(shorter_side, samples.files)))
+    return sides[sides > 0]

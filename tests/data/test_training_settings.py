@@ -1,0 +1,131 @@
+"""Settings that are "auto" follow from the training set."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from metricloss_pl.augment import HorizontalFlip, Rotation90, ShiftCrop, VerticalFlip
+from metricloss_pl.data import DigitsDataModule, ImageFolderDataModule
+from metricloss_pl.data.samples import Samples
+from metricloss_pl.data.training_settings import batch_size_for, repeat_for
+from metricloss_pl.errors import UserError
+from tests.command_line import fit
+
+Make = Callable[..., Any]
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "repeat"),
+    [(1, 16, 12), (20, 16, 12), (200, 32, 12), (222, 32, 12), (500, 64, 8), (2000, 128, 4), (50_000, 128, 1)],
+)
+def test_rules(images: int, batch_size: int, repeat: int) -> None:
+    assert (batch_size_for(images), repeat_for(images)) == (batch_size, repeat)
+
+
+def _folder(root: Path, sizes: list[tuple[int, int]]) -> Path:
+    generator = np.random.default_rng(0)
+    for label in ("ant", "bee"):
+        (root / label).mkdir(parents=True)
+        for index, (width, height) in enumerate(sizes):
+            pixels = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / label / f"{index}.png")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("sizes", "side", "enlarged"),
+    [
+        ([(40, 30)] * 10, 30, 0),
+        ([(40, 60)] * 9 + [(20, 25)], 40, 1),
+        ([(500, 300)] * 10, 128, 0),
+    ],
+)
+def test_image_size_is_the_median_of_the_shorter_sides(tmp_path, recwarn, sizes, side, enlarged) -> None:
+    root = _folder(tmp_path / "images", sizes)
+    data = ImageFolderDataModule(root=str(root), image_size="auto", batch_size="auto", repeat="auto", val_fraction=0)
+    assert data.image_format == {"in_channels": 3, "resize": side, "image_size": side}
+    data.setup("fit")
+    images, labels = next(iter(data.train_dataloader()))
+    assert images.shape == (16, 3, side, side)
+    assert len(labels) == 16
+    assert len(data.train_dataloader()) == data.batches_in_epoch()
+    lines = [str(warning.message) for warning in recwarn if "enlarged" in str(warning.message)]
+    assert len(lines) == (1 if enlarged else 0)
+    if enlarged:
+        in_training = sum(min(Image.open(path).size) < side for path in data.samples("train").files)
+        assert f"{in_training} training image" in lines[0]
+        assert f"{side} px" in lines[0]
+
+
+@pytest.fixture
+def parts(samples: Make) -> dict[str, Samples]:
+    return {"train": samples([30, 40, 50])}
+
+
+def test_arrays_know_their_size(toy: Make, parts: dict[str, Samples]) -> None:
+    data = toy(parts=parts, image_size="auto")
+    data.setup("fit")
+    side = min(data.samples("train").images.shape[-2:])
+    assert data.sizes.image_size == side
+
+
+def test_values_that_are_given_stay(toy: Make, parts: dict[str, Samples]) -> None:
+    data = toy(parts=parts, batch_size=7, repeat=2, image_size="auto")
+    assert data.sizes[:2] == (7, 2)
+    data.batch_size = 9  # as Lightning's batch size finder does
+    assert data.sizes.batch_size == 9
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_batch_is_shared_out_to_the_processes(
+    toy: Make, parts: dict[str, Samples], processes: int, monkeypatch
+) -> None:
+    data = toy(parts=parts, batch_size="auto")
+    monkeypatch.setattr(data, "_processes", lambda: (processes, 0))
+    images = len(data.divide()[0])
+    assert data.sizes.batch_size * processes == batch_size_for(images)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "kinds"),
+    [(None, []), ("upright", [HorizontalFlip]), ("any", [HorizontalFlip, VerticalFlip, Rotation90])],
+)
+def test_orientation_adds_flips_before_the_augmentations(toy: Make, orientation, kinds) -> None:
+    data = toy(orientation=orientation, augment=[ShiftCrop(1)])
+    assert [type(augmentation) for augmentation in data.augmentations] == [*kinds, ShiftCrop]
+
+
+def test_mistakes(toy: Make) -> None:
+    with pytest.raises(UserError, match="orientation"):
+        toy(orientation="sideways")
+    with pytest.raises(UserError, match=r"batch_size.*0"):
+        toy(batch_size=0)
+    with pytest.raises(UserError, match="oversample_to"):
+        toy(repeat="auto", oversample_to=10)
+
+
+def test_augmentation_by_orientation_reaches_the_loader() -> None:
+    plain, turned = (DigitsDataModule(batch_size=64, orientation=orientation, seed=3) for orientation in (None, "any"))
+    batches = []
+    for data in (plain, turned):
+        data.setup("fit")
+        batches.append(next(iter(data.train_dataloader())))
+    assert torch.equal(batches[0][1], batches[1][1])
+    assert not torch.equal(batches[0][0], batches[1][0])
+    for image, other in zip(batches[0][0], batches[1][0], strict=True):
+        turns = [turn for k in range(4) for turn in (image.rot90(k, (1, 2)), image.flip(2).rot90(k, (1, 2)))]
+        assert any(torch.equal(other, turn) for turn in turns)
+
+
+def test_a_run_saves_the_values_in_use(tmp_path: Path) -> None:
+    root = _folder(tmp_path / "images", [(24, 16)] * 12)
+    settings = [f"--data.root={root}", "--data.image_size=auto", "--data.batch_size=auto", "--data.repeat=auto"]
+    run = fit("folder_softmax", tmp_path / "runs", *settings, "--data.val_fraction=0.2")
+    saved = yaml.safe_load((run / "config.yaml").read_text())["data"]["init_args"]
+    assert (saved["image_size"], saved["batch_size"], saved["repeat"]) == (16, 16, 12)
