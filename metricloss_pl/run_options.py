@@ -23,7 +23,6 @@ def add_run_arguments(parser: LightningArgumentParser) -> None:
     """Add the options of a run to a parser."""
     # LastCheckpoint writes last.ckpt.
     parser.add_class_arguments(BestCheckpoint, "checkpoint", skip={"save_last"}, fail_untyped=False)
-    parser.set_defaults({"checkpoint.monitor": "val/accuracy", "checkpoint.mode": "max", "checkpoint.filename": "best"})
     parser.add_lightning_class_args(PredictionWriter, "predictions")
     parser.add_argument("--runs_dir", type=str, default="runs", help="Folder of the runs, with one folder per run.")
     parser.add_argument(

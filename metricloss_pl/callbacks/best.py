@@ -7,12 +7,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from metricloss_pl.checkpoints import read_checkpoint
+from metricloss_pl.data import ImageDataModule
 from metricloss_pl.errors import UserError
 from metricloss_pl.files import replacing
 
@@ -23,7 +24,36 @@ class BestCheckpoint(ModelCheckpoint):
     """Lightning's `ModelCheckpoint`, but the latest of equally good epochs is kept instead of the first.
 
     On few validation images many epochs tie, and the first of them has hardly been trained.
+
+    Args:
+        dirpath: Folder of the checkpoints. None: `checkpoints` in the folder of the run.
+        filename: Name of the file without `.ckpt`; it may contain the epoch and metrics, as in `{epoch}-{val/loss:.2f}`.
+        monitor: Metric that chooses the epoch. `auto`: `val/balanced_accuracy` if the largest class has at least twice
+            as many training images as the smallest, else `val/accuracy`. None: the last epoch is kept.
+        mode: Whether the `max` or the `min` of the metric is best.
     """
+
+    def __init__(
+        self,
+        dirpath: str | Path | None = None,
+        filename: str | None = "best",
+        monitor: str | None = "auto",
+        mode: str = "max",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(dirpath, filename, monitor, mode=mode, **kwargs)
+        self._state_key = super().state_key  # the same before and after `auto` is resolved
+
+    @property
+    def state_key(self) -> str:
+        return self._state_key
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit" and self.monitor == "auto":
+            data = getattr(trainer, "datamodule", None)
+            is_imbalanced = isinstance(data, ImageDataModule) and data.is_imbalanced
+            self.monitor = "val/balanced_accuracy" if is_imbalanced else "val/accuracy"
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
         worst_kept = self.best_k_models.get(self.kth_best_model_path)

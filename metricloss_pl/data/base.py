@@ -120,6 +120,11 @@ class ImageDataModule(TrainingSettings, DeviceAugmentation):
         return self.samples("train").counts(self.num_classes)
 
     @property
+    def is_imbalanced(self) -> bool:
+        """Whether the largest class has at least twice as many training images as the smallest, after `setup("fit")`."""
+        return bool(self.class_counts.max() >= 2 * self.class_counts.min())
+
+    @property
     def predict_files(self) -> list[str]:
         """Names of the images of `predict`, in order, after `setup("predict")`."""
         return list(self.samples("predict").names)
