@@ -39,14 +39,18 @@ def test_a_run_is_in_one_folder(tmp_path, capsys):
         r"TinyConvNet, 67,594 parameters",
         r"20 steps of 64 images, 20 per epoch; few",
         r"time +\d+ s, 1 epochs, 20 steps",
+        r"best epoch +1 of 1, by val/accuracy on 144 images$",
         r"best val/accuracy +0\.\d{4}",
         r"test/accuracy +0\.\d{4}",
     ):
-        assert re.search(row, screen), row
+        assert re.search(row, screen, flags=re.MULTILINE), row
     assert str(run / "checkpoints" / "best.ckpt") in screen
     assert "val set" not in screen
+    assert "unequal" not in screen
     assert fit("digits_softmax", tmp_path, "--data.val_fraction=0.02").name == "version_1"
-    assert re.search(r"val set +29 images; few: .* 3 percentage points", capsys.readouterr().out)
+    screen = capsys.readouterr().out
+    assert re.search(r"val set +29 images; few: .* 3 percentage points of val/accuracy$", screen, flags=re.MULTILINE)
+    assert re.search(r"best epoch .* 29 images; few: .* 3 percentage points$", screen, flags=re.MULTILINE)
 
 
 def test_facts_of_the_data_reach_the_model(digits_run):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from sklearn.metrics import precision_recall_fscore_support
 
-from metricloss_pl.cli import main
-from tests.command_line import QUIET, best, fit, refusal
+from metricloss_pl.cli import main, results
+from tests.command_line import QUIET, best, fit, refusal, result
 from tests.helpers import make_folder, make_image
 from tests.processes import run_groups
 from tests.systems import needs_fork
@@ -58,6 +61,64 @@ def test_another_command_does_not_replace_results(run: Path, tmp_path: Path) -> 
     figures = sorted(file.name for file in (run / "figures").glob("confusion_matrix*.png"))
     assert figures == ["confusion_matrix.png", "confusion_matrix_2.png"]
     assert sorted(file.name for file in run.glob("test*.json")) == ["test.json", "test_2.json"]
+
+
+@pytest.mark.parametrize("most", [20, 1])
+def test_each_class_has_its_recall_and_f1(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    """Of few classes also on the screen."""
+    monkeypatch.setattr(results, "_MOST_CLASSES", most)
+    main(["predict", best(run), *QUIET])
+    with (run / "predictions_test.csv").open(newline="", encoding="utf-8") as file:
+        rows = [(row["file"].split("/")[0], row["class"]) for row in csv.DictReader(file)]
+    labels, predicted = zip(*rows, strict=True)
+    _, recall, f1, images = precision_recall_fscore_support(labels, predicted, zero_division=0.0)
+    capsys.readouterr()
+    main(["test", best(run), *QUIET])
+    found = result(run, "test")["classes"]
+    assert list(found) == ["cat", "dog"]
+    screen = capsys.readouterr().out
+    for number, (name, scores) in enumerate(found.items()):
+        assert scores["images"] == images[number]
+        assert [scores["recall"], scores["f1"]] == pytest.approx([recall[number], f1[number]])
+        row = rf"(?m)^{name} +{images[number]} +{recall[number]:.4f} +{f1[number]:.4f}$"
+        assert bool(re.search(row, screen)) == (most > 1)
+
+
+def test_what_no_image_tells_is_undefined(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_folder(tmp_path / "new", classes=["cat"])
+    with pytest.warns(UserWarning, match="dog"):
+        main(["test", best(run), f"--data.root={tmp_path / 'new'}", *QUIET])
+    assert result(run, "test")["classes"]["dog"] == {"images": 0, "recall": None, "f1": None}
+    assert re.search(r"(?m)^dog +0 +- +-$", capsys.readouterr().out)
+
+
+def test_accuracy_not_above_chance_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_folder(tmp_path / "images", classes=["cat", "dog"], images=20)
+    make_folder(tmp_path / "images", classes=["cow"], images=60)
+    flags = [f"--data.root={tmp_path / 'images'}", "--data.image_size=16", "--data.batch_size=4"]
+    flags += ["--model.backbone=TinyConvNet", "--model.optimizer.lr=0", "--data.val_fraction=0.5"]
+    run = fit("folder_softmax", tmp_path / "runs", *flags)
+    screen = capsys.readouterr().out
+    assert re.search(r"(?m)^chance +best val/balanced_accuracy .* 0\.3333", screen)
+    main(["test", best(run), *QUIET])
+    assert re.search(r"(?m)^chance +test/accuracy .* 0\.6000.* 'cow'$", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("flag", [None, "--data.balanced_sampling=true", "--model.class_weights=balanced"])
+def test_unequal_classes_are_named_with_the_remedy(
+    flag: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_folder(tmp_path / "images", classes=["cat"], images=50)
+    make_folder(tmp_path / "images", classes=["dog"], images=20)
+    flags = [f"--data.root={tmp_path / 'images'}", "--data.image_size=16", "--model.backbone=TinyConvNet"]
+    run = fit("folder_softmax", tmp_path / "runs", *flags, *([flag] if flag else []))
+    [line] = re.findall(r"(?m)^unequal +(.*)$", capsys.readouterr().out)
+    assert "val/balanced_accuracy" in line
+    assert ("balanced_sampling" in line) == ("class_weights" in line) == (flag is None)
+    assert result(run)["monitor"] == "val/balanced_accuracy"
+    assert yaml.safe_load((run / "config.yaml").read_text())["checkpoint"]["monitor"] == "auto"
 
 
 @pytest.mark.parametrize("broken", [2, 8])

@@ -4,11 +4,12 @@ import re
 import sys
 from pathlib import Path
 
+import pytest
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import RichProgressBar
 
 from metricloss_pl.cli import main, progress
-from metricloss_pl.cli.progress import ProgressLines
+from metricloss_pl.cli.progress import ExpectedTime, ProgressLines
 from tests.callbacks.runs import fit
 
 CONFIG = Path(__file__).parents[1] / "configs" / "digits_softmax.yaml"
@@ -100,3 +101,18 @@ def test_a_terminal_has_lightnings_bar(tmp_path, capsys, monkeypatch):
     main(["fit", f"--config={CONFIG}", f"--runs_dir={tmp_path}", "--trainer.max_epochs=1", *SMALL])
     assert drawn
     assert not lines(capsys)
+
+
+@pytest.mark.parametrize(
+    ("step", "options", "expected"),
+    [
+        (1.0, {"max_epochs": 30}, ["0:01:30 for 90 steps"]),  # in its second epoch, with 5 steps of a second
+        (40.0, {"max_epochs": 2}, ["0:04:00 for 6 steps"]),  # in its first
+        (1.0, {"max_epochs": 1}, []),  # it is over before
+        (1.0, {"max_epochs": -1, "max_time": {"seconds": 1}}, []),
+    ],
+)
+def test_the_expected_time_is_told_once(step, options, expected, tmp_path, monkeypatch, capsys):
+    fit_timed(tmp_path, monkeypatch, step, ExpectedTime(), **options)
+    found = [line for line in capsys.readouterr().out.splitlines() if line.startswith("expected")]
+    assert [line.split(maxsplit=2)[2] for line in found] == expected

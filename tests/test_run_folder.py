@@ -430,6 +430,10 @@ def test_results_of_processes_that_the_trainer_starts(strategy, tmp_path):
     assert {path.name for path in run.iterdir() if "tfevents" not in path.name} == {
         *(".metricloss_run", "config.yaml", "result.json", "test.json", "checkpoints", "hparams.yaml", "split.csv")
     }
+    assert found["best_epoch"] == load(Path(found["checkpoint"]))["epoch"] + 1
+    main(["test", best(run), *QUIET])  # in one process
+    assert result(run, "test_2")["classes"] == result(run, "test")["classes"] == found["classes"]
+    assert result(run, "test_2")["images"] == result(run, "test")["images"]
 
 
 def in_turn(*commands: list[str]) -> None:

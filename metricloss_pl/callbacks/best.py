@@ -17,7 +17,9 @@ from metricloss_pl.data import ImageDataModule
 from metricloss_pl.errors import UserError
 from metricloss_pl.files import replacing
 
-__all__ = ["BestCheckpoint", "callback_states", "recorded_id", "resumed_state"]
+__all__ = ["BALANCED", "BestCheckpoint", "callback_states", "recorded_id", "resumed_state"]
+
+BALANCED = "val/balanced_accuracy"  # chooses the best epoch if classes are unequal
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -27,7 +29,7 @@ class BestCheckpoint(ModelCheckpoint):
 
     Args:
         dirpath: Folder of the checkpoints. None: `checkpoints` in the folder of the run.
-        filename: Name of the file without `.ckpt`; it may contain the epoch and metrics, as in `{epoch}-{val/loss:.2f}`.
+        filename: Name of the file without `.ckpt`. It may contain metrics, as in `{epoch}-{val/loss:.2f}`.
         monitor: Metric that chooses the epoch. `auto`: `val/balanced_accuracy` if the largest class has at least twice
             as many training images as the smallest, else `val/accuracy`. None: the last epoch is kept.
         mode: Whether the `max` or the `min` of the metric is best.
@@ -53,7 +55,7 @@ class BestCheckpoint(ModelCheckpoint):
         if stage == "fit" and self.monitor == "auto":
             data = getattr(trainer, "datamodule", None)
             is_imbalanced = isinstance(data, ImageDataModule) and data.is_imbalanced
-            self.monitor = "val/balanced_accuracy" if is_imbalanced else "val/accuracy"
+            self.monitor = BALANCED if is_imbalanced else "val/accuracy"
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
         worst_kept = self.best_k_models.get(self.kth_best_model_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from metricloss_pl.cli.console import relative_path
 from metricloss_pl.cli.run_folder import CHECKPOINTS, CONFIG, LAST, run_of
 from metricloss_pl.config_files import BLOCKS, CONFIG_FLAGS, find_config, is_yaml, read_yaml
 from metricloss_pl.errors import UserError, shell_command
-from metricloss_pl.run_options import LINKED, RESULT_INVARIANT
+from metricloss_pl.run_options import LINKED, RESULT_INVARIANT, check_settings
 
 __all__ = [
     "SUBCOMMANDS",
+    "check_options",
     "has_own_config",
     "name_of_run",
     "named_in",
@@ -30,6 +32,21 @@ __all__ = [
 ]
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
+
+
+def check_options(config: Any, subcommand: str | None) -> None:
+    """Refuse options of a run that are out of range or that another option replaces."""
+    check_settings(config)
+    if subcommand == "fit" and config.ckpt_path is not None and config.resume is None:
+        raise UserError(
+            f"fit --ckpt_path {config.ckpt_path}: --resume RUN continues a run, and --model.backbone.weights FILE "
+            "starts a new one from trained weights"
+        )
+    if (folder := config.trainer.default_root_dir) is not None:
+        raise UserError(f"trainer.default_root_dir is {folder}: --runs_dir says where a run lives")
+    for name in ("save_every_n_steps", "timeout_minutes"):
+        if config[name] is not None and not 0 < config[name] < math.inf:
+            raise UserError(f"--{name} is {config[name]}: it must be above 0 and finite")
 
 
 def prepare(args: Sequence[str]) -> list[str]:

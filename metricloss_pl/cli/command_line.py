@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import signal
 import sys
 from argparse import ArgumentError
@@ -24,6 +23,7 @@ from metricloss_pl.callbacks.run_folder import run_folder
 from metricloss_pl.checkpoints import AtomicCheckpointIO, import_paths, read_checkpoint, trusted_imports
 from metricloss_pl.cli import processes
 from metricloss_pl.cli.arguments import (
+    check_options,
     has_own_config,
     name_of_run,
     named_in,
@@ -46,9 +46,10 @@ from metricloss_pl.cli.figure import draw_figure
 from metricloss_pl.cli.hierarchy import show_hierarchy
 from metricloss_pl.cli.parser import Parser
 from metricloss_pl.cli.program import DESCRIPTIONS
-from metricloss_pl.cli.progress import ProgressLines
+from metricloss_pl.cli.progress import ExpectedTime, ProgressLines
+from metricloss_pl.cli.record import RunRecord
 from metricloss_pl.cli.report import show_report
-from metricloss_pl.cli.results import RunRecord, SettingsLog, report_results
+from metricloss_pl.cli.results import SettingsLog, report_results
 from metricloss_pl.cli.run_folder import LastCheckpoint, RunFolder, follow_moved_run, run_of
 from metricloss_pl.cli.saved_config import SaveConfigAndSummary, drop_object_defaults
 from metricloss_pl.cli.split import SplitRecord, choose_images
@@ -56,7 +57,7 @@ from metricloss_pl.cli.suggestions import find_mistake
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.errors import DEBUG_HELP, UserError, is_debugging, refusing, shell_command
 from metricloss_pl.regimes import Classifier
-from metricloss_pl.run_options import add_run_arguments, check_settings, link_facts_of_data
+from metricloss_pl.run_options import add_run_arguments, link_facts_of_data
 
 __all__ = ["MetricLossCLI", "main"]
 
@@ -140,7 +141,7 @@ class MetricLossCLI(LightningCLI):
                 raise UserError(line) from error
             raise
         config = _of_subcommand(self.config)
-        _check_options(config, self.config.get("subcommand"))
+        check_options(config, self.config.get("subcommand"))
         if has_config:
             self.trusted = import_paths(config.as_dict())
         self.ckpt_path = config.get("ckpt_path")
@@ -233,6 +234,8 @@ class MetricLossCLI(LightningCLI):
             kwargs["logger"] = False  # TensorBoard's comes when the folder is known
         if given.enable_progress_bar is not False and not sys.stdout.isatty() and lacks(ProgressBar):
             callbacks.append(ProgressLines())
+        if self.is_fit and given.enable_progress_bar is not False:
+            callbacks.append(ExpectedTime())
         if self.is_fit and given.logger not in (False, []):
             callbacks.append(LearningRateMonitor())
         if (self.is_fit or self.subcommand == "test") and lacks(HierarchyMetrics):
@@ -301,11 +304,11 @@ class MetricLossCLI(LightningCLI):
         metrics = dict(record.metrics)
         if self.given.test_after_fit:
             tested = self.test(self.model, datamodule=self.datamodule, ckpt_path=record.checkpoint or None)
+            record.take_over(trainer)
             metrics |= tested[0] if tested else {}
         if self.settings_log is not None:
             self.settings_log.log_metrics(trainer, metrics)
-        facts = metrics, record.checkpoint, record.training
-        report_results(trainer, self.datamodule, self.given, self.arguments, *facts)
+        report_results(trainer, self.datamodule.class_names, record, self.given, self.arguments, metrics)
 
     def after_validate(self) -> None:
         self._finish_evaluation()
@@ -318,9 +321,10 @@ class MetricLossCLI(LightningCLI):
             metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
             if not metrics:
                 raise UserError(f"{self.subcommand} has measured nothing: the set has no image")
-            if self.trainer.datamodule is None:  # type: ignore[attr-defined]
-                self.datamodule.setup(str(self.subcommand))  # spawned processes have set up copies of their own
-            report_results(self.trainer, self.datamodule, self.given, self.arguments, metrics, str(self.ckpt_path))
+            self.record.take_over(self.trainer)
+            self.record.checkpoint = str(self.ckpt_path)
+            names = self.datamodule.class_names
+            report_results(self.trainer, names, self.record, self.given, self.arguments, metrics)
 
     def after_predict(self) -> None:
         if self.given.data.get("init_args", {}).get("predict_dir") is None and self.trainer.is_global_zero:
@@ -340,21 +344,6 @@ def _of_subcommand(config: Any) -> Any:
 def _as_list(given: Any) -> list[Any]:
     """Return the items of a setting that is one item, a list of them, or nothing."""
     return list(given) if isinstance(given, list) else [given] if given else []
-
-
-def _check_options(config: Any, subcommand: str | None) -> None:
-    """Refuse options of a run that are out of range or that another option replaces."""
-    check_settings(config)
-    if subcommand == "fit" and config.ckpt_path is not None and config.resume is None:
-        raise UserError(
-            f"fit --ckpt_path {config.ckpt_path}: --resume RUN continues a run, and --model.backbone.weights FILE "
-            "starts a new one from trained weights"
-        )
-    if (folder := config.trainer.default_root_dir) is not None:
-        raise UserError(f"trainer.default_root_dir is {folder}: --runs_dir says where a run lives")
-    for name in ("save_every_n_steps", "timeout_minutes"):
-        if config[name] is not None and not 0 < config[name] < math.inf:
-            raise UserError(f"--{name} is {config[name]}: it must be above 0 and finite")
 
 
 # What the command line does besides running a Trainer.

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["filter_library_messages", "print_table", "relative_path", "silence_lightning"]
+__all__ = ["filter_library_messages", "print_columns", "print_table", "relative_path", "silence_lightning"]
 
 # Modules of Lightning with warnings on what is intended: no validation images, a resumed run, averaged weights.
 _MODULES = "utilities.data|loops.training_epoch_loop|callbacks.model_checkpoint|callbacks.weight_averaging"
@@ -19,6 +19,19 @@ def print_table(rows: Sequence[tuple[str, str]]) -> None:
     """Print names and values in two columns."""
     width = max(len(name) for name, _ in rows)
     print("\n".join(f"{name:<{width}}  {value}" for name, value in rows))
+
+
+def print_columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows below a header, all columns but the first aligned to the right."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 1))
+    for number, name in enumerate(header):
+        table.add_column(name, justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console(markup=False, emoji=False, highlight=False).print(table, "")
 
 
 def relative_path(path: str | Path) -> str:

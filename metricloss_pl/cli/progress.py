@@ -7,10 +7,42 @@ from datetime import timedelta
 from time import monotonic
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 
-__all__ = ["ProgressLines"]
+__all__ = ["ExpectedTime", "ProgressLines"]
+
+
+class ExpectedTime(Callback):
+    """One line with the expected time of a training, also beside Lightning's bar, which shows that of an epoch.
+
+    It comes at the end of the first epoch that ends after 5 seconds, or within an epoch after 30 seconds, which then
+    leaves out validation. The first step, which is slower, is not counted.
+    """
+
+    def __init__(self) -> None:
+        self._begin: tuple[float, int] | None = None  # time and optimizer step
+        self._is_due = True
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._begin is None:
+            self._begin = monotonic(), trainer.global_step
+        self._print(trainer, pl_module, after=30)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._print(trainer, pl_module, after=5)
+
+    def _print(self, trainer: Trainer, module: LightningModule, after: float) -> None:
+        if not self._is_due or self._begin is None:
+            return
+        seconds, steps = monotonic() - self._begin[0], trainer.global_step - self._begin[1]
+        if seconds >= after and steps > 0:
+            self._is_due = False
+            total = trainer.estimated_stepping_batches - self._begin[1]
+            if math.isfinite(total):
+                module.print(f"expected time  {_clock(seconds * total / steps)} for {round(total)} steps")
 
 
 class ProgressLines(ProgressBar):
@@ -22,16 +54,16 @@ class ProgressLines(ProgressBar):
 
     def __init__(self) -> None:
         super().__init__()
-        self._enabled = True
+        self.is_enabled = True  # also read by LightningModule.print
         self._begin = (0.0, 0)  # time and optimizer step at which this process began
         self._printed_at = -math.inf
         self._line: str | None = None  # of the last epoch, if it was not printed
 
     def disable(self) -> None:
-        self._enabled = False
+        self.is_enabled = False
 
     def enable(self) -> None:
-        self._enabled = True
+        self.is_enabled = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._begin = monotonic(), trainer.global_step
@@ -54,7 +86,7 @@ class ProgressLines(ProgressBar):
 
     def _print(self, line: str) -> None:
         self._printed_at, self._line = monotonic(), None
-        if self._enabled:
+        if self.is_enabled:
             print(line, flush=True)
 
     def _describe(self, trainer: Trainer, batch: str = "") -> str:

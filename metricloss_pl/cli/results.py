@@ -1,95 +1,34 @@
-"""Results of a run: recorded, logged, printed, and written as one line of JSON."""
+"""Results of a run: logged, printed, and written as one line of JSON."""
 
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from time import monotonic
 from typing import Any
 
 import torch
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from metricloss_pl.callbacks.best import BALANCED
 from metricloss_pl.callbacks.run_folder import run_folder
 from metricloss_pl.checkpoints import is_trusted_run
-from metricloss_pl.cli.console import print_table, relative_path
-from metricloss_pl.cli.run_folder import CONFIG, LastCheckpoint, run_of
-from metricloss_pl.data import ImageDataModule
+from metricloss_pl.cli.console import print_columns, print_table, relative_path
+from metricloss_pl.cli.record import ClassScores, RunRecord
+from metricloss_pl.cli.run_folder import CONFIG, run_of
+from metricloss_pl.cli.saved_config import describe_few
 from metricloss_pl.data.samples import SET_NAMES, Split
 from metricloss_pl.environment import versions
 from metricloss_pl.errors import plural, shell_command
 from metricloss_pl.files import replacing, stem_of_result
+from metricloss_pl.metrics import chance_accuracy
 
-__all__ = ["RunRecord", "SettingsLog", "report_results"]
+__all__ = ["SettingsLog", "report_results"]
 
 _OF_TRAINER = ("max_epochs", "max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val")
-
-
-class RunRecord(Callback):
-    """Facts about a training or prediction, also for a process that has started others to do it, as with `ddp_spawn`.
-
-    They are the time of the training over all stretches, its length, its best checkpoint, and images of a prediction
-    that can't be read.
-
-    Args:
-        best: Callback of the best checkpoint. None: checkpoints are disabled.
-    """
-
-    def __init__(self, best: ModelCheckpoint | None) -> None:
-        self.best = best
-        self.earlier_seconds = 0.0  # of training, before the run was resumed
-        self._start = monotonic()
-        self._process = os.getpid()
-        self.training: dict[str, Any] = {}
-        self.metrics: dict[str, float] = {}
-        self.checkpoint = ""
-        self.unreadable = ""
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self._seconds()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.earlier_seconds = state_dict["seconds"]
-
-    def _seconds(self) -> float:
-        return self.earlier_seconds + monotonic() - self._start
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start = monotonic()
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        seconds = round(self._seconds(), 1)
-        self.training = {"epochs": trainer.current_epoch, "steps": trainer.global_step, "seconds": seconds}
-        last = next((c.path for c in trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint)), None)
-        self.checkpoint = str(last) if last and last.is_file() else ""
-        if self.best is not None and self.best.monitor and self.best.best_model_score is not None:
-            self.checkpoint = self.best.best_model_path
-            self.metrics = {f"best {self.best.monitor}": self.best.best_model_score.item()}
-        self._hand_over(trainer)
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.unreadable = str(trainer.datamodule.unreadable or "")  # type: ignore[attr-defined]
-        self._hand_over(trainer)
-
-    def _hand_over(self, trainer: Trainer) -> None:
-        if os.getpid() != self._process and trainer.is_global_zero:
-            names = ("training", "metrics", "checkpoint", "unreadable")
-            self._file(trainer).write_text(json.dumps({name: getattr(self, name) for name in names}), encoding="utf-8")
-
-    def take_over(self, trainer: Trainer) -> None:
-        """Take the facts from a process that this one has started, if there is one."""
-        if (file := self._file(trainer)).is_file():
-            vars(self).update(json.loads(file.read_text(encoding="utf-8")))
-            file.unlink()
-
-    def _file(self, trainer: Trainer) -> Path:
-        return run_folder(trainer) / f".record-{self._process}.json"
+_MOST_CLASSES = 20  # on the screen, each with its recall and F1
 
 
 class SettingsLog(Callback):
@@ -149,46 +88,50 @@ def _flatten(name: str, value: Any) -> Iterator[tuple[str, bool | int | float | 
 
 def report_results(
     trainer: Trainer,
-    data: ImageDataModule,
+    class_names: Sequence[str],
+    record: RunRecord,
     config: Namespace,
     arguments: Sequence[str],
     metrics: Mapping[str, float],
-    checkpoint: str,
-    training: Mapping[str, Any] | None = None,
 ) -> None:
     """Print the closing lines of a run or an evaluation, and write them as one line of JSON into the run's folder.
 
     Args:
         trainer: Trainer of the run.
-        data: Data of the run; the Trainer does not know them if it has started other processes.
+        class_names: Names of the classes in the order of the labels.
+        record: Facts about the training or the evaluation, and the checkpoint that was tested or is to be tested.
         config: Parsed config of the subcommand.
         arguments: Arguments of the command, the subcommand first.
         metrics: Values by name, such as `best val/accuracy` and `test/accuracy`.
-        checkpoint: Checkpoint that was tested or is to be tested; "" if there is none.
-        training: Epochs, steps and seconds of a training. None: it was an evaluation.
     """
     folder = run_folder(trainer)
     if not trainer.is_global_zero:
         return
-    subcommand = arguments[0]
+    subcommand, checkpoint = arguments[0], record.checkpoint
     facts: dict[str, Any] = {
         "command": shell_command(*arguments),
         "model": config.model.class_path,
         "data": config.data.class_path,
         "seed": config.seed_everything,
     }
-    if training is not None:
-        facts |= training
-        rows = [("time", "{seconds:.0f} s, {epochs} epochs, {steps} steps".format(**training))]
+    if subcommand == "fit":
+        facts |= record.training
+        rows = [("time", "{seconds:.0f} s, {epochs} epochs, {steps} steps".format(**record.training))]
+        if "best_epoch" in record.training:
+            rows.append(("best epoch", _describe_choice(record)))
     else:
         subset: Split = "val" if subcommand == "validate" else "test"
-        labels, number = data.samples(subset).labels, data.num_classes
-        facts["images"] = len(labels)
-        present = len(labels.unique())
+        counts = record.counts[subset]
+        facts["images"] = sum(counts)
+        present, number = sum(count > 0 for count in counts), len(counts)
         classes = f"{number} classes" if present == number else f"{present} of {number} classes"
-        rows = [("images", f"{plural(len(labels), SET_NAMES[subset] + ' image')} of {classes}")]
+        rows = [("images", f"{plural(sum(counts), SET_NAMES[subset] + ' image')} of {classes}")]
     facts["metrics"] = {name.removeprefix("best "): value for name, value in metrics.items()}
     rows += [(name, f"{metrics[name]:.4f}") for name in sorted(metrics)]
+    chance = _describe_chance(metrics, record.counts, class_names)
+    rows += [("chance", line) for line in chance]
+    if record.classes:
+        facts["classes"] = {name: scores._asdict() for name, scores in zip(class_names, record.classes, strict=True)}
     if checkpoint:
         facts["checkpoint"] = relative_path(checkpoint)
         rows.append(("checkpoint", relative_path(checkpoint)))
@@ -216,4 +159,42 @@ def report_results(
     }
     with replacing(file) as beside:
         beside.write_text(json.dumps(facts) + "\n", encoding="utf-8")
+    if 0 < len(record.classes) <= _MOST_CLASSES:
+        _print_classes(class_names, record.classes)
     print_table(rows)
+
+
+def _describe_choice(record: RunRecord) -> str:
+    """Return which epoch is the best one, and what has chosen it."""
+    line = "{best_epoch} of {epochs}, by {monitor}".format(**record.training)
+    if not record.training["monitor"].startswith("val/"):
+        return line
+    counts, balanced = record.counts["val"], record.training["monitor"] == BALANCED
+    return f"{line} on {plural(sum(counts), 'image')}{describe_few(counts, balanced)}"
+
+
+def _describe_chance(
+    metrics: Mapping[str, float], counts: Mapping[str, Sequence[int]], class_names: Sequence[str]
+) -> list[str]:
+    """Return a line for each set with an accuracy that is at most two standard errors above that of guessing."""
+    lines = []
+    for subset, images in counts.items():
+        # With unequal classes `fit` knows the balanced accuracy alone of its best epoch.
+        names = (f"{best}{subset}/{name}" for name in ("accuracy", "balanced_accuracy") for best in ("", "best "))
+        name = next((name for name in names if name in metrics), None)
+        if name is None or not any(images):
+            continue
+        balanced = name.endswith("balanced_accuracy")
+        chance, error = chance_accuracy(images, balanced)
+        if metrics[name] <= chance + 2 * error:
+            always = "one class" if balanced else repr(class_names[max(range(len(images)), key=images.__getitem__)])
+            lines.append(f"{name} is not significantly above {chance:.4f}, that of always predicting {always}")
+    return lines
+
+
+def _print_classes(class_names: Sequence[str], classes: Sequence[ClassScores]) -> None:
+    rows = [
+        (name, str(of.images), *("-" if value is None else f"{value:.4f}" for value in (of.recall, of.f1)))
+        for name, of in zip(class_names, classes, strict=True)
+    ]
+    print_columns(("class", "images", "recall", "F1"), rows)

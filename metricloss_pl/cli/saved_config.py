@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import os
 import pydoc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
+from metricloss_pl.callbacks.best import BALANCED, BestCheckpoint
 from metricloss_pl.callbacks.run_folder import run_folder
 from metricloss_pl.callbacks.schedule_length import count_steps
 from metricloss_pl.cli.console import print_table, relative_path
@@ -19,12 +20,12 @@ from metricloss_pl.data import ImageDataModule
 from metricloss_pl.data.file_checks import RUN_MARKER
 from metricloss_pl.files import replacing
 
-__all__ = ["SaveConfigAndSummary", "drop_object_defaults"]
+__all__ = ["SaveConfigAndSummary", "describe_few", "drop_object_defaults"]
 
 # Settings that are paths, of the data and of what a run writes. A relative one starts at the current folder.
 _PATHS = ("root", "test_root", "csv", "images_dir", "path", "predict_dir", "runs_dir", "dirpath", "save_dir")
 _FEW_STEPS = 200
-_FEW_IMAGES = 50  # for validation: with fewer, one image is more than 2 percentage points of the accuracy
+_FEW_POINTS = 2  # of the accuracy: validation images are few if one of them is more
 
 
 class SaveConfigAndSummary(SaveConfigCallback):
@@ -75,11 +76,43 @@ def _summarize(trainer: Trainer, module: LightningModule) -> list[tuple[str, str
     per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
     few = "; few: lower --data.batch_size or raise --trainer.max_epochs" if total < _FEW_STEPS else ""
     rows.append(("training", f"{total} steps of {batch} images, {per_epoch} per epoch{few}"))
-    if data.has_validation and (images := len(data.samples("val"))) < _FEW_IMAGES:
-        points = f"{100 / images:.0f} percentage points"
-        rows.append(("val set", f"{images} images; few: one image is {points} of val/accuracy"))
+    chooser = next((c.monitor for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None)
+    if data.has_validation:
+        counts = data.samples("val").counts(data.num_classes).tolist()
+        if few := describe_few(counts, chooser == BALANCED):
+            accuracy = BALANCED if chooser == BALANCED else "val/accuracy"
+            rows.append(("val set", f"{sum(counts)} images{few} of {accuracy}"))
+    if data.is_imbalanced:
+        rows.append(("unequal", _describe_imbalance(data, module, chooser if data.has_validation else None)))
     rows.append(("run", relative_path(run_folder(trainer))))
     return rows
+
+
+def describe_few(counts: Sequence[int], balanced: bool) -> str:
+    """Return "; few: ..." with the share of one validation image in the accuracy that chooses the best epoch.
+
+    Args:
+        counts: Validation images per class.
+        balanced: Whether it is the balanced accuracy.
+
+    Returns:
+        The words, or "" if the images are not few.
+    """
+    seen = [count for count in counts if count > 0]
+    points = 100 / (len(seen) * min(seen) if balanced else sum(seen))
+    if points <= _FEW_POINTS:
+        return ""
+    return f"; few: one image {'may be' if balanced else 'is'} {points:.0f} percentage points"
+
+
+def _describe_imbalance(data: ImageDataModule, module: LightningModule, chooser: str | None) -> str:
+    """Return what follows from unequal classes: the choice of the best epoch, and the remedy if none is in use."""
+    balances = data.balanced_sampling or data.samples_per_class_in_batch is not None
+    weights = getattr(module, "balance_classes", False) or getattr(module, "class_weights", None) is not None
+    parts = [f"{chooser} chooses the best epoch" if chooser else "read balanced_accuracy"]
+    if not (balances or weights):
+        parts.append("try --data.balanced_sampling true or --model.class_weights balanced")
+    return "; ".join(parts)
 
 
 def with_absolute_paths(config: Any) -> Any:

@@ -12,6 +12,7 @@ from metricloss_pl.compare import statistics
 from metricloss_pl.compare.statistics import LEVEL
 from metricloss_pl.compare.tuning import score
 from metricloss_pl.compare.words import at_size, by_size, count, grouped, length_of, listed, percent, span
+from metricloss_pl.metrics import chance_accuracy
 
 if TYPE_CHECKING:
     from metricloss_pl.compare.statistics import Estimate
@@ -248,14 +249,8 @@ def _nothing_learned(comparison: Findings) -> list[str]:
 
 def _guessing(comparison: Findings) -> tuple[float, float]:
     """The accuracy of naming the most frequent class for every test image, and the standard error of a guesser."""
-    counts = comparison.test_images[comparison.test_images > 0]
-    if not len(counts):
-        return -math.inf, 0.0
-    if comparison.balanced:
-        chance, share = 1 / len(counts), float((1 / counts).sum()) / len(counts) ** 2
-    else:
-        chance, share = float(counts.max() / counts.sum()), 1 / float(counts.sum())
-    return chance, math.sqrt(chance * (1 - chance) * share)
+    counts = comparison.test_images.tolist()
+    return chance_accuracy(counts, comparison.balanced) if any(counts) else (-math.inf, 0.0)
 
 
 def _help(comparison: Findings, rows: list[Row], chance: float) -> str:

@@ -2,6 +2,7 @@
 
 from metricloss_pl.metrics.accuracies import accuracies
 from metricloss_pl.metrics.balanced import BalancedAccuracy
+from metricloss_pl.metrics.chance import chance_accuracy
 from metricloss_pl.metrics.geometry import EmbeddingGeometry, nearest_mean
 from metricloss_pl.metrics.hierarchical import HierarchicalAccuracy, HierarchicalPrecision, MistakeSeverity
 from metricloss_pl.metrics.temperature import Temperature
@@ -14,5 +15,6 @@ __all__ = [
     "MistakeSeverity",
     "Temperature",
     "accuracies",
+    "chance_accuracy",
     "nearest_mean",
 ]
