@@ -21,8 +21,12 @@ class ExpectedTime(Callback):
     """
 
     def __init__(self) -> None:
-        self._begin: tuple[float, int] | None = None  # time and optimizer step
+        self._first_step = 0  # of this process
+        self._begin: tuple[float, int] | None = None  # time and optimizer step after the first batch
         self._is_due = True
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._first_step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -40,7 +44,7 @@ class ExpectedTime(Callback):
         seconds, steps = monotonic() - self._begin[0], trainer.global_step - self._begin[1]
         if seconds >= after and steps > 0:
             self._is_due = False
-            total = trainer.estimated_stepping_batches - self._begin[1]
+            total = trainer.estimated_stepping_batches - self._first_step
             if math.isfinite(total):
                 module.print(f"expected time  {_clock(seconds * total / steps)} for {round(total)} steps")
 
