@@ -67,7 +67,7 @@ def test_another_command_does_not_replace_results(run: Path, tmp_path: Path) -> 
 def test_each_class_has_its_recall_and_f1(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
-    """Of few classes also on the screen."""
+    """Up to 20 classes are also on the screen."""
     monkeypatch.setattr(results, "_MOST_CLASSES", most)
     main(["predict", best(run), *QUIET])
     with (run / "predictions_test.csv").open(newline="", encoding="utf-8") as file:

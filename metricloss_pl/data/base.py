@@ -121,7 +121,7 @@ class ImageDataModule(TrainingSettings, DeviceAugmentation):
 
     @property
     def is_imbalanced(self) -> bool:
-        """Whether the largest class has at least twice the training images of the smallest, after `setup("fit")`."""
+        """True if the largest class has at least twice the training images of the smallest, after `setup("fit")`."""
         return bool(self.class_counts.max() >= 2 * self.class_counts.min())
 
     @property

@@ -16,7 +16,7 @@ def test_equals_the_score_of_always_predicting_the_largest_class(balanced, score
 
 
 def test_error_is_the_spread_of_guessers():
-    """Of as many images, each right with the probability that is chance."""
+    """A guesser gets each image right with the probability that is chance."""
     draws = np.random.default_rng(0)
     chance, error = chance_accuracy(COUNTS)
     assert error == pytest.approx(draws.binomial(50, chance, 20000).std() / 50, rel=0.02)
