@@ -98,7 +98,8 @@ class RunRecord(Callback):
         if self._stats is not None and isinstance(outputs, dict) and "predictions" in outputs:
             self._stats.update(outputs["predictions"], outputs["labels"])
 
-    on_test_batch_end = on_validation_batch_end
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:
+        self.on_validation_batch_end(trainer, pl_module, outputs, *args)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._stats is None:
