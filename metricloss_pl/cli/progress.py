@@ -10,6 +10,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 
+from metricloss_pl.callbacks.schedule_length import count_steps
+
 __all__ = ["ExpectedTime", "ProgressLines"]
 
 
@@ -44,7 +46,7 @@ class ExpectedTime(Callback):
         seconds, steps = monotonic() - self._begin[0], trainer.global_step - self._begin[1]
         if seconds >= after and steps > 0:
             self._is_due = False
-            total = trainer.estimated_stepping_batches - self._first_step
+            total = count_steps(trainer) - self._first_step
             if math.isfinite(total):
                 module.print(f"expected time  {_clock(seconds * total / steps)} for {round(total)} steps")
 
@@ -98,7 +100,7 @@ class ProgressLines(ProgressBar):
         values = [f"{name.removeprefix('train/')} {value:.4f}" for name, value in trainer.progress_bar_metrics.items()]
         elapsed, steps = monotonic() - self._begin[0], trainer.global_step - self._begin[1]
         values.append(f"{_clock(elapsed)} elapsed")
-        left = trainer.estimated_stepping_batches - trainer.global_step
+        left = count_steps(trainer) - trainer.global_step
         if steps > 0 and math.isfinite(left):
             values.append(f"{_clock(elapsed * left / steps)} left")
         return f"epoch {trainer.current_epoch + 1}{last}{batch}: {', '.join(values)}"
