@@ -10,6 +10,7 @@ from collections.abc import Callable
 from enum import IntEnum
 
 import torch
+import torch.nn.functional as nnf
 from torch import Tensor
 
 
@@ -49,164 +50,185 @@ def apply_operations(images: Tensor, operations: Tensor, strengths: Tensor) -> T
         (B, C, H, W), of the images' dtype.
     """
     codes = torch.arange(len(Operation), device=operations.device)
-    counts = (operations[:, None] == codes).sum(0).tolist()  # a GPU is waited for only here
-    order = operations.argsort()
-    groups = images.index_select(0, order).split(counts)  # one per operation, in the order of their values
-    strengths = strengths.index_select(0, order)
-    changed = torch.cat(
-        [
-            groups[Operation.IDENTITY],
-            _move(groups[_GEOMETRIC], strengths.split(counts)[_GEOMETRIC]),
-            _saturate(groups[Operation.COLOR], strengths.split(counts)[Operation.COLOR]),
-            _sharpen(groups[Operation.SHARPNESS], strengths.split(counts)[Operation.SHARPNESS]),
-            _map_values(groups[_POINTWISE], strengths.split(counts)[_POINTWISE]),
-        ]
-    )
-    return changed.index_select(0, order.argsort())  # many times faster than index_copy on a CPU
+    counts = (operations[:, None] == codes).sum(0).tolist()  # the CPU waits for a GPU only here
+    order = operations.argsort()  # images of one operation side by side, operations in the order of their values
+    geometric, pointwise = counts[_GEOMETRIC], counts[_POINTWISE]
+    color_and_sharpness = counts[Operation.COLOR : Operation.BRIGHTNESS]
+    sizes = [counts[Operation.IDENTITY], sum(geometric), *color_and_sharpness, sum(pointwise)]
+    groups = images.index_select(0, order).split(sizes)
+    group_strengths = strengths.index_select(0, order).split(sizes)
+    changed = [
+        groups[0],
+        _move(groups[1], group_strengths[1], geometric),
+        _saturate(groups[2], group_strengths[2]),
+        _sharpen(groups[3], group_strengths[3]),
+        _map_values(groups[4], group_strengths[4], pointwise),
+    ]
+    return torch.cat(changed).index_select(0, order.argsort())  # on a CPU much faster than index_copy
 
 
-def _move(groups: tuple[Tensor, ...], strengths: tuple[Tensor, ...]) -> Tensor:
-    """Shear, translate and rotate: look each pixel up at its place in the old image."""
-    images = torch.cat(groups)
-    batch, channels, height, width = images.shape
+def _move(images: Tensor, strengths: Tensor, counts: list[int]) -> Tensor:
+    """Shear, translate and rotate: look each pixel up at its place in the old image.
+
+    Args:
+        images: (N, C, H, W).
+        strengths: (N,) float64.
+        counts: Number of images of each operation.
+
+    Returns:
+        (N, C, H, W).
+    """
+    channels, height, width = images.shape[1:]
     # Inverse matrices, on pixels from the center of the image.
-    matrices = torch.eye(2, 3, dtype=torch.float64, device=images.device).repeat(batch, 1, 1)
-    shear_x, shear_y, translate_x, translate_y, rotate = matrices.split([len(group) for group in groups])
-    shear_x[:, 0, 1], shear_x[:, 0, 2] = strengths[0], strengths[0] * (height / 2)
-    shear_y[:, 1, 0], shear_y[:, 1, 2] = strengths[1], strengths[1] * (width / 2)
-    translate_x[:, 0, 2] = -strengths[2].trunc()
-    translate_y[:, 1, 2] = -strengths[3].trunc()
-    angle = torch.deg2rad(strengths[4])
-    rotate[:, 0, 0] = rotate[:, 1, 1] = angle.cos()
-    rotate[:, 1, 0] = angle.sin()
+    matrices = torch.eye(2, 3, dtype=torch.float64, device=images.device).repeat(len(images), 1, 1)
+    shear_x, shear_y, translate_x, translate_y, rotate = matrices.split(counts)
+    by_operation = strengths.split(counts)
+    shear_x[:, 0, 1], shear_x[:, 0, 2] = by_operation[0], by_operation[0] * (height / 2)
+    shear_y[:, 1, 0], shear_y[:, 1, 2] = by_operation[1], by_operation[1] * (width / 2)
+    translate_x[:, 0, 2] = -by_operation[2].trunc()
+    translate_y[:, 1, 2] = -by_operation[3].trunc()
+    angles = torch.deg2rad(by_operation[4])
+    rotate[:, 0, 0] = rotate[:, 1, 1] = angles.cos()
+    rotate[:, 1, 0] = angles.sin()
     rotate[:, 0, 1] = -rotate[:, 1, 0]
     # From here in the order and the precision of torchvision's grid, since positions between two pixels are frequent:
     # a shear by 0.2 moves the row 2.5 px below the corner by exactly half a pixel.
     x = torch.linspace((1 - width) / 2, (width - 1) / 2, width, device=images.device)
     y = torch.linspace((1 - height) / 2, (height - 1) / 2, height, device=images.device)[:, None]
-    cells = matrices.float()[..., None, None]
-    columns, rows = (
-        _pixels(x * (cells[:, axis, 0] / half) + y * (cells[:, axis, 1] / half) + cells[:, axis, 2] / half, half)
-        for axis, half in ((0, width / 2), (1, height / 2))
-    )
-    inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
-    source = (rows.clamp_(0, height - 1).mul_(width) + columns.clamp_(0, width - 1)).to(torch.int64)
-    source = source.flatten(1)[:, None].expand(-1, channels, -1)
-    return images.flatten(2).gather(2, source).view_as(images).mul_(inside[:, None])
+    columns, rows = (_pixels(x, y, matrices[:, axis], size) for axis, size in enumerate((width, height)))
+    # Pixels outside are those of a black border of 1 px.
+    padded = nnf.pad(images, (1, 1, 1, 1)).flatten(2)
+    sources = rows.clamp_(-1, height).mul_(width + 2).add_(columns.clamp_(-1, width)).add_(width + 3).to(torch.int64)
+    return padded.gather(2, sources.flatten(1)[:, None].expand(-1, channels, -1)).view_as(images)
 
 
-def _pixels(positions: Tensor, half: float) -> Tensor:
-    """Return the nearest pixel of positions that run from -1 to 1 across 2 * half px."""
-    return ((positions + 1) * half - 0.5).round_()
+def _pixels(x: Tensor, y: Tensor, factors: Tensor, size: int) -> Tensor:
+    """Return the pixels (N, H, W) along one axis that are nearest to factors (N, 3) times x, y and 1."""
+    half = torch.full((), size / 2, device=x.device)  # a tensor: a GPU would multiply by the inverse of a number
+    from_x, from_y, shift = (factors.float() / half)[..., None, None].unbind(1)
+    return (x * from_x + y * from_y).add_(shift).add_(1).mul_(half).sub_(0.5).round_()
+
+
+def _bound(images: Tensor) -> float:
+    """Return the largest value."""
+    return 255.0 if images.dtype == torch.uint8 else 1.0
 
 
 def _gray(images: Tensor) -> Tensor:
-    """Return (B, 1, H, W) float32, whole numbers for uint8 images."""
+    """Return (N, 1, H, W) float32, whole numbers for uint8 images."""
     if images.shape[1] == 1:
         return images.float()
     red, green, blue = images.float().split(1, 1)
-    gray: Tensor = red * 0.2989 + green * 0.587 + blue * 0.114
+    gray = (red * 0.2989).add_(green * 0.587).add_(blue * 0.114)
     return gray.floor_() if images.dtype == torch.uint8 else gray
 
 
-def _blend(values: Tensor, others: Tensor, strengths: Tensor, bound: float) -> Tensor:
-    """Return values moved away from others (strength above 0) or towards them (below 0), within 0 and the bound."""
+def _blend_(values: Tensor, others: Tensor, strengths: Tensor) -> Tensor:
+    """Move values away from others (strength above 0) or towards them (below 0), in place."""
     factors = (1 + strengths).float()
-    return (values * factors + others * (1 - factors)).clamp_(0, bound)
+    return values.mul_(factors).add_(others.mul_(1 - factors))
 
 
 def _saturate(images: Tensor, strengths: Tensor) -> Tensor:
     if images.shape[1] == 1:
         return images
-    bound = 255 if images.dtype == torch.uint8 else 1
-    return _blend(images.float(), _gray(images), strengths[:, None, None, None], bound).to(images.dtype)
+    values = _blend_(images.to(torch.float32, copy=True), _gray(images), strengths[:, None, None, None])
+    return values.clamp_(0, _bound(images)).to(images.dtype)
 
 
 def _sharpen(images: Tensor, strengths: Tensor) -> Tensor:
     """Blend with the mean of 3 x 3 pixels, of which the middle one counts five times; the border stays."""
     if min(images.shape[2:]) <= 2:
         return images
-    values = images.float()
+    values = images.to(torch.float32, copy=True)
+    rows = (values[:, :, :-2] + values[:, :, 1:-1]).add_(values[:, :, 2:])
     center = values[:, :, 1:-1, 1:-1]
-    rows = values[:, :, :-2] + values[:, :, 1:-1] + values[:, :, 2:]
-    blurred = (rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * center) / 13
+    blurred = (rows[..., :-2] + rows[..., 1:-1]).add_(rows[..., 2:]).add_(center, alpha=4).div_(13)
     if images.dtype == torch.uint8:
         blurred.round_()
-    bound = 255 if images.dtype == torch.uint8 else 1
-    sharpened = images.clone()
-    sharpened[:, :, 1:-1, 1:-1] = _blend(center, blurred, strengths[:, None, None, None], bound)
-    return sharpened
+    _blend_(center, blurred, strengths[:, None, None, None])
+    return values.clamp_(0, _bound(images)).to(images.dtype)
 
 
-def _map_values(groups: tuple[Tensor, ...], strengths: tuple[Tensor, ...]) -> Tensor:
-    """Change each value by a function of it: for uint8, a table of all 256 values per image and channel."""
-    images = torch.cat(groups).flatten(2)
+def _map_values(images: Tensor, strengths: Tensor, counts: list[int]) -> Tensor:
+    """Change each value by a function of it: for uint8, a table of all 256 values per image and channel.
+
+    Args:
+        images: (N, C, H, W).
+        strengths: (N,) float64.
+        counts: Number of images of each operation.
+
+    Returns:
+        (N, C, H, W).
+    """
+    groups = images.flatten(2).split(counts)
     if images.dtype == torch.uint8:
-        levels = torch.arange(256, dtype=torch.float32, device=images.device)
-        values = [levels.expand(*group.shape[:2], 256) for group in groups]
-        bound = 255.0
+        levels = torch.arange(256, dtype=torch.float32, device=images.device).view(1, 1, 256)
+        values = [levels] * len(groups)
     else:
-        values, bound = [group.flatten(2) for group in groups], 1.0
-    mapped = torch.cat(
-        [
-            change(value, group, strength[:, None, None], bound)
-            for change, value, group, strength in zip(_CHANGES, values, groups, strengths, strict=True)
-        ]
-    ).to(images.dtype)
+        values = list(groups)
+    changed = [
+        change(value, group, strength[:, None, None]).expand(-1, images.shape[1], -1)
+        for change, value, group, strength in zip(_CHANGES, values, groups, strengths.split(counts), strict=True)
+    ]
+    mapped = torch.cat(changed).to(images.dtype)
     if images.dtype == torch.uint8:
-        mapped = mapped.gather(2, images.to(torch.int64))
-    return mapped.view(-1, *groups[0].shape[1:])
+        mapped = mapped.gather(2, images.flatten(2).to(torch.int64))
+    return mapped.view_as(images)
 
 
-def _brighten(values: Tensor, images: Tensor, strengths: Tensor, bound: float) -> Tensor:
-    return (values * (1 + strengths).float()).clamp_(0, bound)
+# Functions of values (N or 1, C or 1, any), either the 256 levels or the values of the images (N, C, H * W) themselves.
 
 
-def _contrast(values: Tensor, images: Tensor, strengths: Tensor, bound: float) -> Tensor:
-    mean = _gray(images).mean((1, 2, 3), dtype=torch.float64).float()
-    return _blend(values, mean[:, None, None], strengths, bound)
+def _brighten(values: Tensor, images: Tensor, strengths: Tensor) -> Tensor:
+    return (values * (1 + strengths).float()).clamp_(0, _bound(images))
 
 
-def _posterize(values: Tensor, images: Tensor, strengths: Tensor, bound: float) -> Tensor:
+def _contrast(values: Tensor, images: Tensor, strengths: Tensor) -> Tensor:
+    means = _gray(images).mean(2, keepdim=True, dtype=torch.float64).float()
+    factors = (1 + strengths).float()
+    return (values * factors).add_(means * (1 - factors)).clamp_(0, _bound(images))
+
+
+def _posterize(values: Tensor, images: Tensor, strengths: Tensor) -> Tensor:
     levels = (1 << strengths.to(torch.int64)).float()
-    step = (256 if bound > 1 else 1) / levels
+    step = (256 if images.dtype == torch.uint8 else 1) / levels
     return (values / step).floor_().minimum(levels - 1) * step
 
 
-def _solarize(values: Tensor, images: Tensor, strengths: Tensor, bound: float) -> Tensor:
+def _solarize(values: Tensor, images: Tensor, strengths: Tensor) -> Tensor:
+    bound = _bound(images)
     return torch.where(values >= (strengths * bound).float(), bound - values, values)
 
 
-def _autocontrast(values: Tensor, images: Tensor, strengths: Tensor, bound: float) -> Tensor:
-    pixels = images.flatten(2)
-    lowest, highest = pixels.amin(2, keepdim=True).float(), pixels.amax(2, keepdim=True).float()
+def _autocontrast(values: Tensor, images: Tensor, strengths: Tensor) -> Tensor:
+    bound = _bound(images)
+    lowest, highest = images.amin(2, keepdim=True).float(), images.amax(2, keepdim=True).float()
     scale = (highest - lowest) * (1 / bound)
     flat = scale == 0
-    return ((values - lowest.masked_fill(flat, 0)) / scale.masked_fill(flat, 1)).clamp_(0, bound)
+    return (values - lowest.masked_fill(flat, 0)).div_(scale.masked_fill(flat, 1)).clamp_(0, bound)
 
 
-def _equalize(values: Tensor, images: Tensor, strengths: Tensor, bound: float) -> Tensor:
+def _equalize(values: Tensor, images: Tensor, strengths: Tensor) -> Tensor:
     """Spread the values by their ranks, as Pillow does; float32 images take 256 values."""
-    if images.dtype != torch.uint8:
-        images = (images * 255.999).to(torch.uint8)
-    pixels = images.flatten(2).to(torch.int64)
-    channels = torch.arange(pixels.shape[0] * pixels.shape[1], device=pixels.device).view(*pixels.shape[:2], 1)
-    histograms = torch.zeros(channels.numel() * 256, dtype=torch.int64, device=pixels.device)
-    places = (pixels + 256 * channels).flatten()
-    histograms = histograms.scatter_add_(0, places, torch.ones_like(places)).view(*pixels.shape[:2], 256)
-    below = histograms.cumsum(2) - histograms
-    count_of_highest = histograms.gather(2, pixels.amax(2, keepdim=True))
-    step = (pixels.shape[2] - count_of_highest) // 255
-    tables = ((below + step // 2) // step.clamp(min=1)).clamp_(max=255)
-    tables = torch.where(step == 0, torch.arange(256, device=pixels.device), tables)
-    return tables.float() if bound > 1 else tables.gather(2, pixels) / 255
+    in_levels = images.dtype == torch.uint8
+    pixels = (images if in_levels else images * 255.999).to(torch.uint8).to(torch.int64)
+    offsets = torch.arange(0, 256 * pixels.shape[0] * pixels.shape[1], 256, device=pixels.device)
+    places = (pixels + offsets.view(*pixels.shape[:2], 1)).flatten()
+    counts = torch.zeros(256 * len(offsets), dtype=torch.int32, device=pixels.device)
+    counts = counts.scatter_add_(0, places, counts.new_ones(1).expand_as(places)).view(*pixels.shape[:2], 256)
+    below = (counts.cumsum(2) - counts).double()  # whole numbers, which torch divides faster as float64
+    step = (pixels.shape[2] - counts.gather(2, pixels.amax(2, keepdim=True))) // 255
+    tables = (below + step // 2).div_(step.clamp(min=1)).floor_().clamp_(max=255)
+    tables = torch.where(step == 0, torch.arange(256, device=pixels.device), tables).float()
+    return tables if in_levels else tables.gather(2, pixels).div_(255)
 
 
-def _invert(values: Tensor, images: Tensor, strengths: Tensor, bound: float) -> Tensor:
-    return bound - values
+def _invert(values: Tensor, images: Tensor, strengths: Tensor) -> Tensor:
+    return (_bound(images) - values).expand(len(images), -1, -1)
 
 
-_CHANGES: tuple[Callable[[Tensor, Tensor, Tensor, float], Tensor], ...] = (  # in the order of `_POINTWISE`
+_CHANGES: tuple[Callable[[Tensor, Tensor, Tensor], Tensor], ...] = (  # in the order of `_POINTWISE`
     _brighten,
     _contrast,
     _posterize,

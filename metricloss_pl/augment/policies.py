@@ -15,6 +15,7 @@ from metricloss_pl.augment.operations import Operation, apply_operations
 from metricloss_pl.errors import UserError
 
 _BINS = 31  # strengths of RandAugment and TrivialAugment, from none to the strongest
+_DRAWN = int(Operation.INVERT)  # their operations: all but INVERT, the last, which only AutoAugment has
 _SIGNED = slice(Operation.SHEAR_X, Operation.CONTRAST + 1)  # either direction, with equal probability
 
 
@@ -22,7 +23,7 @@ class _Strongest(NamedTuple):
     """Strongest value of each kind of operation."""
 
     shear: float
-    pixels: float | None  # None: 150 / 331 of the side, as in AutoAugment's search
+    pixels: float | None  # None: 150 of 331 px, the side of the images of AutoAugment's search
     degrees: float
     factor: float
     bits: int
@@ -86,7 +87,7 @@ class RandAugment(_Policy):
     def draw(self, keys: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
         """Return operations and strengths (B, num_ops)."""
         choice, sign = uniform(keys, 2 * self.num_ops).chunk(2, 1)
-        operations = (choice * Operation.INVERT).to(torch.int64)  # all but INVERT, the last
+        operations = (choice * _DRAWN).to(torch.int64)
         table = _strengths(_MODERATE, _BINS, height, width, choice.device)[..., self.magnitude]
         return operations, table[(sign < 0.5).to(torch.int64), operations]
 
@@ -97,7 +98,7 @@ class TrivialAugment(_Policy):
     def draw(self, keys: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
         """Return operations and strengths (B, 1)."""
         choice, level, sign = uniform(keys, 3).split(1, 1)
-        operations = (choice * Operation.INVERT).to(torch.int64)  # all but INVERT, the last
+        operations = (choice * _DRAWN).to(torch.int64)
         table = _strengths(_WIDE, _BINS, height, width, choice.device)
         return operations, table[(sign < 0.5).to(torch.int64), operations, (level * _BINS).to(torch.int64)]
 
