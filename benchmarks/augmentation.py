@@ -1,6 +1,6 @@
 """Policies on batches of 128 color images, against torchvision's on uint8 tensors image by image, on one core.
 
-Every turn draws anew. The lines also state microseconds per image.
+Every turn draws other operations. The lines also state microseconds per image.
 """
 
 from __future__ import annotations

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
+from metricloss_pl.augment import devices
+
 
 class Operation(IntEnum):
     """Operation on an image; its strength is what torchvision's policies call magnitude."""
@@ -34,10 +36,6 @@ class Operation(IntEnum):
     INVERT = 14
 
 
-_GEOMETRIC = slice(Operation.SHEAR_X, Operation.ROTATE + 1)
-_POINTWISE = slice(Operation.BRIGHTNESS, Operation.INVERT + 1)
-
-
 def apply_operations(images: Tensor, operations: Tensor, strengths: Tensor) -> Tensor:
     """Return the images, each changed by its own operation.
 
@@ -49,53 +47,42 @@ def apply_operations(images: Tensor, operations: Tensor, strengths: Tensor) -> T
     Returns:
         (B, C, H, W), of the images' dtype.
     """
-    codes = torch.arange(len(Operation), device=operations.device)
-    counts = (operations[:, None] == codes).sum(0).tolist()  # the CPU waits for a GPU only here
-    order = operations.argsort()  # images of one operation side by side, operations in the order of their values
-    geometric, pointwise = counts[_GEOMETRIC], counts[_POINTWISE]
-    color_and_sharpness = counts[Operation.COLOR : Operation.BRIGHTNESS]
-    sizes = [counts[Operation.IDENTITY], sum(geometric), *color_and_sharpness, sum(pointwise)]
-    groups = images.index_select(0, order).split(sizes)
-    group_strengths = strengths.index_select(0, order).split(sizes)
-    changed = [
-        groups[0],
-        _move(groups[1], group_strengths[1], geometric),
-        _saturate(groups[2], group_strengths[2]),
-        _sharpen(groups[3], group_strengths[3]),
-        _map_values(groups[4], group_strengths[4], pointwise),
-    ]
-    return torch.cat(changed).index_select(0, order.argsort())  # on a CPU much faster than index_copy
+    if not devices.on_cpu(images):  # all changes of all images, because groups by operation are known only by waiting
+        for first, change in _CHANGES.items():
+            chosen = (operations >= first) & (operations <= _last(first))
+            images = torch.where(chosen[:, None, None, None], change(images, operations, strengths), images)
+        return images
+    order = operations.argsort()  # images of one operation side by side
+    counts = torch.bincount(operations, minlength=len(Operation)).tolist()
+    sizes = [sum(counts[first : _last(first) + 1]) for first in _CHANGES]
+    parts = zip(*(each.index_select(0, order).split(sizes) for each in (images, operations, strengths)), strict=True)
+    changed = [change(*part) for change, part in zip(_CHANGES.values(), parts, strict=True)]
+    return torch.cat(changed).index_select(0, order.argsort())  # much faster than index_copy
 
 
-def _move(images: Tensor, strengths: Tensor, counts: list[int]) -> Tensor:
-    """Shear, translate and rotate: look each pixel up at its place in the old image.
+def _keep(images: Tensor, operations: Tensor, strengths: Tensor) -> Tensor:
+    return images
 
-    Args:
-        images: (N, C, H, W).
-        strengths: (N,) float64.
-        counts: Number of images of each operation.
 
-    Returns:
-        (N, C, H, W).
-    """
+def _move(images: Tensor, operations: Tensor, strengths: Tensor) -> Tensor:
+    """Shear, translate and rotate: look each pixel up at its place in the old image."""
     channels, height, width = images.shape[1:]
-    # Inverse matrices, on pixels from the center of the image.
-    matrices = torch.eye(2, 3, dtype=torch.float64, device=images.device).repeat(len(images), 1, 1)
-    shear_x, shear_y, translate_x, translate_y, rotate = matrices.split(counts)
-    by_operation = strengths.split(counts)
-    shear_x[:, 0, 1], shear_x[:, 0, 2] = by_operation[0], by_operation[0] * (height / 2)
-    shear_y[:, 1, 0], shear_y[:, 1, 2] = by_operation[1], by_operation[1] * (width / 2)
-    translate_x[:, 0, 2] = -by_operation[2].trunc()
-    translate_y[:, 1, 2] = -by_operation[3].trunc()
-    angles = torch.deg2rad(by_operation[4])
-    rotate[:, 0, 0] = rotate[:, 1, 1] = angles.cos()
-    rotate[:, 1, 0] = angles.sin()
-    rotate[:, 0, 1] = -rotate[:, 1, 0]
+
+    def of(operation: Operation, strength: Tensor, otherwise: float = 0.0) -> Tensor:
+        return torch.where(operations == operation, strength, otherwise)
+
+    # Rows of the inverse matrices, on pixels from the center of the image.
+    angles = torch.deg2rad(strengths)
+    cosine, sine = of(Operation.ROTATE, angles.cos(), 1.0), of(Operation.ROTATE, angles.sin())
+    shear_x, shear_y = of(Operation.SHEAR_X, strengths), of(Operation.SHEAR_Y, strengths)
+    shift_x, shift_y = (of(each, strengths.trunc()) for each in (Operation.TRANSLATE_X, Operation.TRANSLATE_Y))
+    to_columns = torch.stack([cosine, shear_x - sine, shear_x * (height / 2) - shift_x], 1)
+    to_rows = torch.stack([shear_y + sine, cosine, shear_y * (width / 2) - shift_y], 1)
     # From here in the order and the precision of torchvision's grid, since positions between two pixels are frequent:
     # a shear by 0.2 moves the row 2.5 px below the corner by exactly half a pixel.
     x = torch.linspace((1 - width) / 2, (width - 1) / 2, width, device=images.device)
     y = torch.linspace((1 - height) / 2, (height - 1) / 2, height, device=images.device)[:, None]
-    columns, rows = (_pixels(x, y, matrices[:, axis], size) for axis, size in enumerate((width, height)))
+    columns, rows = _pixels(x, y, to_columns, width), _pixels(x, y, to_rows, height)
     # Pixels outside are those of a black border of 1 px.
     padded = nnf.pad(images, (1, 1, 1, 1)).flatten(2)
     sources = rows.clamp_(-1, height).mul_(width + 2).add_(columns.clamp_(-1, width)).add_(width + 3).to(torch.int64)
@@ -119,7 +106,7 @@ def _gray(images: Tensor) -> Tensor:
     if images.shape[1] == 1:
         return images.float()
     red, green, blue = images.float().split(1, 1)
-    gray = (red * 0.2989).add_(green * 0.587).add_(blue * 0.114)
+    gray: Tensor = (red * 0.2989).add_(green * 0.587).add_(blue * 0.114)
     return gray.floor_() if images.dtype == torch.uint8 else gray
 
 
@@ -129,14 +116,14 @@ def _blend_(values: Tensor, others: Tensor, strengths: Tensor) -> Tensor:
     return values.mul_(factors).add_(others.mul_(1 - factors))
 
 
-def _saturate(images: Tensor, strengths: Tensor) -> Tensor:
+def _saturate(images: Tensor, operations: Tensor, strengths: Tensor) -> Tensor:
     if images.shape[1] == 1:
         return images
     values = _blend_(images.to(torch.float32, copy=True), _gray(images), strengths[:, None, None, None])
     return values.clamp_(0, _bound(images)).to(images.dtype)
 
 
-def _sharpen(images: Tensor, strengths: Tensor) -> Tensor:
+def _sharpen(images: Tensor, operations: Tensor, strengths: Tensor) -> Tensor:
     """Blend with the mean of 3 x 3 pixels, of which the middle one counts five times; the border stays."""
     if min(images.shape[2:]) <= 2:
         return images
@@ -150,31 +137,30 @@ def _sharpen(images: Tensor, strengths: Tensor) -> Tensor:
     return values.clamp_(0, _bound(images)).to(images.dtype)
 
 
-def _map_values(images: Tensor, strengths: Tensor, counts: list[int]) -> Tensor:
+def _map_values(images: Tensor, operations: Tensor, strengths: Tensor) -> Tensor:
     """Change each value by a function of it: for uint8, a table of all 256 values per image and channel.
 
-    Args:
-        images: (N, C, H, W).
-        strengths: (N,) float64.
-        counts: Number of images of each operation.
-
-    Returns:
-        (N, C, H, W).
+    On a CPU, images of one operation must be side by side, in the order of the operations.
     """
-    groups = images.flatten(2).split(counts)
-    if images.dtype == torch.uint8:
-        levels = torch.arange(256, dtype=torch.float32, device=images.device).view(1, 1, 256)
-        values = [levels] * len(groups)
+    pixels, strengths = images.flatten(2), strengths[:, None, None]
+    levels = torch.arange(256, dtype=torch.float32, device=images.device).view(1, 1, 256)
+    if devices.on_cpu(images):
+        counts = torch.bincount(operations, minlength=len(Operation))[Operation.BRIGHTNESS :].tolist()
+        groups = zip(pixels.split(counts), strengths.split(counts), strict=True)
+        mapped = torch.cat(
+            [
+                change(levels if group.dtype == torch.uint8 else group, group, strength).expand(-1, pixels.shape[1], -1)
+                for change, (group, strength) in zip(_FUNCTIONS.values(), groups, strict=True)
+            ]
+        )
     else:
-        values = list(groups)
-    changed = [
-        change(value, group, strength[:, None, None]).expand(-1, images.shape[1], -1)
-        for change, value, group, strength in zip(_CHANGES, values, groups, strengths.split(counts), strict=True)
-    ]
-    mapped = torch.cat(changed).to(images.dtype)
-    if images.dtype == torch.uint8:
-        mapped = mapped.gather(2, images.flatten(2).to(torch.int64))
-    return mapped.view_as(images)
+        values = mapped = levels if images.dtype == torch.uint8 else pixels
+        for operation, change in _FUNCTIONS.items():
+            chosen = (operations == operation)[:, None, None]
+            mapped = torch.where(chosen, change(values, pixels, strengths), mapped)
+        mapped = mapped.expand(-1, pixels.shape[1], -1)
+    mapped = mapped.to(images.dtype)
+    return (mapped.gather(2, pixels.to(torch.int64)) if images.dtype == torch.uint8 else mapped).view_as(images)
 
 
 # Functions of values (N or 1, C or 1, any), either the 256 levels or the values of the images (N, C, H * W) themselves.
@@ -228,12 +214,24 @@ def _invert(values: Tensor, images: Tensor, strengths: Tensor) -> Tensor:
     return (_bound(images) - values).expand(len(images), -1, -1)
 
 
-_CHANGES: tuple[Callable[[Tensor, Tensor, Tensor], Tensor], ...] = (  # in the order of `_POINTWISE`
-    _brighten,
-    _contrast,
-    _posterize,
-    _solarize,
-    _autocontrast,
-    _equalize,
-    _invert,
-)
+_FUNCTIONS: dict[Operation, Callable[[Tensor, Tensor, Tensor], Tensor]] = {  # in the order of the operations
+    Operation.BRIGHTNESS: _brighten,
+    Operation.CONTRAST: _contrast,
+    Operation.POSTERIZE: _posterize,
+    Operation.SOLARIZE: _solarize,
+    Operation.AUTOCONTRAST: _autocontrast,
+    Operation.EQUALIZE: _equalize,
+    Operation.INVERT: _invert,
+}
+_CHANGES: dict[Operation, Callable[[Tensor, Tensor, Tensor], Tensor]] = {  # by the first of the operations they make
+    Operation.IDENTITY: _keep,
+    Operation.SHEAR_X: _move,
+    Operation.COLOR: _saturate,
+    Operation.SHARPNESS: _sharpen,
+    Operation.BRIGHTNESS: _map_values,
+}
+
+
+def _last(first: Operation) -> int:
+    """Return the last operation that the same change makes."""
+    return min((following for following in _CHANGES if following > first), default=len(Operation)) - 1

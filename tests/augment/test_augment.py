@@ -95,7 +95,7 @@ def test_the_global_random_state_is_neither_used_nor_changed(augmentation: Augme
     assert torch.equal(augmentation(images, keys), first)
 
 
-@pytest.mark.parametrize("augmentation", PLAIN, ids=repr)
+@pytest.mark.parametrize("augmentation", ALL, ids=repr)
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 def test_other_devices_change_images_alike(
     augmentation: Augmentation, dtype: torch.dtype, keys: torch.Tensor, monkeypatch: pytest.MonkeyPatch
@@ -112,7 +112,7 @@ def test_other_devices_change_images_alike(
         assert torch.equal(got, want)
 
 
-@pytest.mark.parametrize("augmentation", PLAIN, ids=repr)
+@pytest.mark.parametrize("augmentation", ALL, ids=repr)
 def test_no_values_are_fetched_from_other_devices(augmentation: Augmentation, keys: torch.Tensor) -> None:
     """The meta device has no values, and no operation takes tensors of two devices."""
     images = suited(augmentation)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from metricloss_pl.augment import devices
 from metricloss_pl.augment.operations import Operation, apply_operations
 from tests.augment import peer
 
@@ -50,13 +51,14 @@ def test_images_of_16_bits_keep_their_precision() -> None:
     assert min(len(image.unique()) for image in changed) > 900
 
 
-def test_each_image_has_its_own_operation() -> None:
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_each_image_has_its_own_operation(on_cpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also with the operations for a GPU, on the CPU."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (64, 3, 9, 7), dtype=torch.uint8, generator=generator)
     operations = torch.randint(len(Operation), (64,), generator=generator)
     strengths = torch.rand(64, dtype=torch.float64, generator=generator)
-    together = apply_operations(images, operations, strengths)
-    alone = [
-        apply_operations(*each) for each in zip(images.split(1), operations.split(1), strengths.split(1), strict=True)
-    ]
-    assert torch.equal(together, torch.cat(alone))
+    each = zip(images.split(1), operations.split(1), strengths.split(1), strict=True)
+    alone = torch.cat([apply_operations(*one) for one in each])
+    monkeypatch.setattr(devices, "on_cpu", lambda tensor: on_cpu)
+    assert torch.equal(apply_operations(images, operations, strengths), alone)
