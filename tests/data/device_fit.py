@@ -33,6 +33,7 @@ KINDS: dict[str, dict[str, Any]] = {  # by what they show, the images and settin
     "files in memory": {"files": True},
     "files decoded at each use": {"files": True, "cache_gb": 0.0},
     "16 bits": {"files": True, "deep": True, "in_channels": 1},
+    "kept on the device, 16 bits": {"files": True, "deep": True, "in_channels": 1, "widening": 0},
     "unchanged": {"augment": [], "image_size": None},
 }
 
@@ -45,11 +46,13 @@ class NoiseDataModule(ImageDataModule):
         folder: Folder for the files.
         files: Whether they are files.
         deep: Whether they have 16 bits.
+        widening: Difference of the widths of files in px.
     """
 
     folder: Path
     files: bool = False
     deep: bool = False
+    widening: int = 2
     batch_size: int = 4
     image_size: int | None = 8
 
@@ -63,7 +66,7 @@ class NoiseDataModule(ImageDataModule):
         count = 25 if split == "train" else 4
         generator = np.random.default_rng(count)
         images = [
-            generator.integers(0, 2**16 if self.deep else 256, (12, 12 + 2 * self.files * (index % 3), 3))
+            generator.integers(0, 2**16 if self.deep else 256, (12, 12 + self.widening * self.files * (index % 3), 3))
             for index in range(count)
         ]
         paths = [self.folder / f"{split}{index}.png" for index in range(count)]
@@ -117,6 +120,7 @@ def fit(
         max_epochs=2,
         accelerator="cpu",
         devices=arguments.pop("devices", 1),
+        precision=arguments.pop("precision", "32-true"),
         callbacks=[saver],
         num_sanity_val_steps=0,
         logger=False,

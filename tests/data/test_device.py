@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from metricloss_pl.augment import RandomResizedCrop, devices
-from tests.data.device_fit import KINDS, NoiseDataModule, Recorder, fit, fit_in_processes
+from metricloss_pl.data.dataset import UnfinishedBatch
+from tests.data.device_fit import AUGMENT, KINDS, NoiseDataModule, Recorder, fit, fit_in_processes
 from tests.processes import run_groups
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -50,6 +52,26 @@ def test_operations_for_other_devices(kind: str, tmp_path: Path, monkeypatch: py
     for (images, labels), (wanted, wanted_labels) in zip(got, want, strict=True):
         torch.testing.assert_close(images.int(), wanted.int(), rtol=0, atol=int(resized))
         assert torch.equal(labels, wanted_labels)
+
+
+@pytest.mark.parametrize("kind", ["16 bits", "kept on the device, 16 bits", "kept on the device"])
+def test_half_precision_rounds_floats_after_their_augmentation(kind: str, tmp_path: Path) -> None:
+    loaded, changed = (fit(kind, tmp_path, on_device=way, precision="bf16-true")[0].batches for way in (False, True))
+    assert_equal(changed, loaded)
+    assert loaded[0][0].dtype == (torch.bfloat16 if "16 bits" in kind else torch.uint8)
+
+
+@pytest.mark.parametrize("defer", ["all", "augmentation"])
+def test_finishing_a_batch_fetches_no_values(defer: Any, tmp_path: Path) -> None:
+    """The meta device has no values, and no operation takes tensors of two devices."""
+    data = NoiseDataModule(folder=tmp_path, resize=12, augment=AUGMENT)
+    data.setup("fit")
+    dataset = data._dataset("train", training=True, defer=defer)
+    batch = dataset.__getitems__([(0, 1), (3, 1)])
+    assert isinstance(batch, UnfinishedBatch)
+    images, labels = dataset.finish(UnfinishedBatch(*(part.to("meta") for part in batch)))
+    assert images.device.type == labels.device.type == "meta"
+    assert images.shape == (2, 3, 8, 8)
 
 
 @pytest.mark.parametrize("kind", ["kept on the device", "files in memory"])
