@@ -14,7 +14,8 @@ from metricloss_pl.augment.base import Augmentation
 from metricloss_pl.augment.geometric import crop
 from metricloss_pl.augment.keys import image_keys, streams, uniform
 from metricloss_pl.data.reading import one_thread
-from metricloss_pl.data.store import ImageStore, with_shorter_side
+from metricloss_pl.data.resizing import with_shorter_side
+from metricloss_pl.data.store import ImageStore
 from metricloss_pl.errors import UserError
 
 _LARGE = 64  # px from which slicing image by image is faster than one gather for the batch

@@ -62,7 +62,7 @@ def prepare_batches(
     resize = image_size if resize is None else resize
 
     def prepared(index: int) -> Tensor:
-        image = prepare(_to_tensor(listed[index], in_channels, f"images[{index}]"), in_channels, resize)
+        image = prepare(_to_tensor(listed[index], in_channels, f"images[{index}]", resize), in_channels, resize)
         return image if image_size is None else _crop_center(image, image_size)
 
     for start in range(0, len(listed), batch_size):
@@ -90,14 +90,14 @@ def _as_list(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
     return list(images)
 
 
-def _to_tensor(image: ImageLike, in_channels: int, name: str) -> Tensor:
-    """Return an image as a file of its pixels would be read."""
+def _to_tensor(image: ImageLike, in_channels: int, name: str, resize: int | None) -> Tensor:
+    """Return an image as a file of its pixels would be read; tensors and arrays may have kept their size."""
     from PIL import Image
 
     if isinstance(image, (str, os.PathLike)):
-        return read_image(Path(image), in_channels)
+        return read_image(Path(image), in_channels, resize)
     if isinstance(image, Image.Image):
-        return decode_image(image, in_channels, Path(name))
+        return decode_image(image, in_channels, Path(name), resize)
     if isinstance(image, Tensor):
         image = (image.float() if image.is_floating_point() else image).detach().cpu().numpy()
         image = image.transpose(1, 2, 0) if image.ndim == 3 else image
@@ -117,7 +117,7 @@ def _to_tensor(image: ImageLike, in_channels: int, name: str) -> Tensor:
     if in_channels not in (1, 3):
         return channels_tensor(np.atleast_3d(image), in_channels, Path(name))
     if image.dtype == np.uint8:
-        return decode_image(Image.fromarray(np.ascontiguousarray(image)), in_channels, Path(name))
+        return decode_image(Image.fromarray(np.ascontiguousarray(image)), in_channels, Path(name), resize)
     return deep_tensor(image, None, Path(name))
 
 

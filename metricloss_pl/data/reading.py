@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from metricloss_pl._compat import png_raw_mode
+from metricloss_pl.data.resizing import resize_image, with_shorter_side
 from metricloss_pl.errors import UserError, reason
 
 if TYPE_CHECKING:
@@ -176,8 +177,8 @@ def read_head(path: Path, in_channels: int = 3) -> tuple[int, int, bool]:
     return bands.shape[2], bands.shape[1], bands.is_floating_point()
 
 
-def read_image(path: Path, in_channels: int, small: bool = False) -> Tensor:
-    """Decode an image file.
+def read_image(path: Path, in_channels: int, resize: int | None = None, small: bool = False) -> Tensor:
+    """Decode an image file, and resize the image.
 
     With 1 or 3 channels, gray and color are converted into each other (ITU-R 601-2 luma weights), the EXIF orientation
     is applied, transparency is laid over white, palettes are resolved, and a file of several images gives the first
@@ -188,6 +189,7 @@ def read_image(path: Path, in_channels: int, small: bool = False) -> Tensor:
     Args:
         path: The file.
         in_channels: Channels C.
+        resize: Shorter side in px (antialiased bilinear, by Pillow). None: unchanged.
         small: Decode a JPEG at an eighth of its size, which is faster.
 
     Returns:
@@ -202,11 +204,11 @@ def read_image(path: Path, in_channels: int, small: bool = False) -> Tensor:
     except UnreadableImages as error:
         if not _may_be_read_by_tifffile(path, error):
             raise
-        return _read_bands(path, in_channels)
+        return with_shorter_side(_read_bands(path, in_channels), resize)
     with image:
         if small:
             image.draft(None, (1, 1))
-        return decode_image(image, in_channels, path)
+        return decode_image(image, in_channels, path, resize)
 
 
 def _may_be_read_by_tifffile(path: Path, error: UnreadableImages) -> bool:
@@ -255,20 +257,22 @@ def channels_tensor(array: np.ndarray, in_channels: int, source: Path) -> Tensor
     return deep_tensor(array, None, source)
 
 
-def decode_image(image: Image.Image, in_channels: int, source: Path) -> Tensor:
+def decode_image(image: Image.Image, in_channels: int, source: Path, resize: int | None = None) -> Tensor:
     """Return the pixels of a Pillow image, as `read_image` does.
 
     Args:
         image: May be loaded or not.
         in_channels: Channels C.
         source: File or name, for messages.
+        resize: Shorter side in px. None: unchanged.
     """
     large = image.width * image.height > _LARGE
     with _raised_limits, _one_large_image if large else nullcontext():
-        return _decode(image, in_channels, source)
+        return with_shorter_side(_decode(image, in_channels, source, resize), resize)
 
 
-def _decode(image: Image.Image, in_channels: int, source: Path) -> Tensor:
+def _decode(image: Image.Image, in_channels: int, source: Path, resize: int | None) -> Tensor:
+    """Return the pixels, resized where that is fast, before they leave Pillow."""
     from PIL import Image
 
     if in_channels > 1 and getattr(image, "n_frames", 1) == in_channels and _has_bands(image, in_channels):
@@ -284,15 +288,18 @@ def _decode(image: Image.Image, in_channels: int, source: Path) -> Tensor:
         image.load()
     image = _turn_upright(image)
     if image.mode.startswith(_DEEP_MODES):
-        return deep_tensor(np.asarray(image), transparent, source).expand(in_channels, -1, -1).contiguous()
+        deep = with_shorter_side(deep_tensor(np.asarray(image), transparent, source), resize)
+        return deep.expand(in_channels, -1, -1).contiguous()
     with _blaming(source):
         if image.has_transparency_data:
             if transparent != image.info.get("transparency"):
                 image = image.copy()
                 image.info["transparency"] = transparent
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-        array = np.array(image.convert("L" if in_channels == 1 else "RGB"))
-    return torch.from_numpy(array).reshape(*array.shape[:2], in_channels).permute(2, 0, 1)
+        image = image.convert("L" if in_channels == 1 else "RGB")
+    image = resize_image(image, resize)
+    array = np.asarray(image).reshape(image.height, image.width, in_channels)
+    return torch.from_numpy(np.moveaxis(array, 2, 0).copy())
 
 
 def _transparent_value(image: Image.Image) -> Any:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as transforms
 
 from metricloss_pl.data.reading import DECODING_THREADS, one_thread, read_head, read_image
+from metricloss_pl.data.resizing import resized_size, to_gray, with_shorter_side
 from metricloss_pl.data.samples import Samples
 from metricloss_pl.errors import UserError
 
@@ -30,16 +31,7 @@ def with_channels(images: Tensor, in_channels: int) -> Tensor:
         raise UserError(f"images have {channels} channels, and in_channels is {in_channels}: set it to {channels}")
     if in_channels == 3:
         return images.expand(*images.shape[:-3], 3, *images.shape[-2:]).contiguous()
-    gray: Tensor = transforms.rgb_to_grayscale(images)
-    return gray
-
-
-def with_shorter_side(images: Tensor, side: int | None) -> Tensor:
-    """Resize (..., C, H, W) so that the shorter side has `side` px (antialiased bilinear); None: unchanged."""
-    if side is None or min(images.shape[-2:]) == side:
-        return images
-    resized: Tensor = transforms.resize(images, [side], antialias=True)
-    return resized
+    return to_gray(images)
 
 
 def prepare(images: Tensor, in_channels: int, resize: int | None) -> Tensor:
@@ -50,8 +42,7 @@ def prepare(images: Tensor, in_channels: int, resize: int | None) -> Tensor:
         in_channels: Channels of the result.
         resize: Shorter side in px. None: unchanged.
     """
-    images = with_shorter_side(with_channels(images, in_channels), resize).contiguous()
-    return images.clamp(0, 1) if images.is_floating_point() else images
+    return with_shorter_side(with_channels(images, in_channels), resize).contiguous()
 
 
 class ImageStore:
@@ -97,7 +88,7 @@ class ImageStore:
         return torch.cat([prepare(chunk, self.in_channels, self.resize) for chunk in chunks])
 
     def _decode(self, path: Path) -> Tensor:
-        image = prepare(read_image(path, self.in_channels), self.in_channels, self.resize)
+        image = read_image(path, self.in_channels, self.resize)
         if image.dtype == torch.uint8 and self.dtype == torch.float32:
             return image.float() / 255
         return image
@@ -107,13 +98,40 @@ class ImageStore:
             heads = list(pool.map(lambda path: read_head(path, self.in_channels), self.files))
             if any(deep for *_, deep in heads):  # one dtype per set
                 self.dtype = torch.float32
-            scales = [1.0 if self.resize is None else self.resize / min(head[:2]) for head in heads]
-            pixels = sum(int(w * scale) * int(h * scale) for (w, h, _), scale in zip(heads, scales, strict=True))
+            sizes = [resized_size(width, height, self.resize) for width, height, _ in heads]
+            pixels = sum(width * height for width, height in sizes)
             if pixels * self.in_channels * self.dtype.itemsize > cache_gb * 1e9:
                 return
-            images = list(pool.map(self._decode, self.files))
-        same_size = all(image.shape == images[0].shape for image in images)
-        self.images = torch.stack(images) if same_size else images
+            decoded = pool.map(self._decode, self.files)
+            self.images = list(decoded) if len(set(sizes)) > 1 else _stack(decoded, len(sizes))
+
+
+def _stack(images: Iterator[Tensor], number: int) -> Tensor | list[Tensor]:
+    """Return images as they arrive as one tensor, so that none is in memory twice, or as a list if they differ."""
+    first = next(images)
+    stacked = first.new_empty(number, *first.shape)
+    stacked[0] = first
+    for index, image in enumerate(images, 1):
+        if image.shape != first.shape:  # turned upright
+            return [*stacked[:index].clone(), image, *images]
+        stacked[index] = image
+    return stacked
+
+
+def _sums(images: Tensor | list[Tensor]) -> tuple[Tensor, Tensor, int]:
+    """Return sum and sum of squares of each channel in [0, 1] units, (C,) float64, and the pixels per channel."""
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    total, squares, pixels = torch.zeros(1), torch.zeros(1), 0
+    for image in [images] if isinstance(images, Tensor) else [image[None] for image in images]:
+        channels = image.transpose(0, 1).flatten(1)
+        if image.dtype == torch.uint8:  # by histograms, many times faster
+            counts = torch.stack([torch.bincount(channel, minlength=256) for channel in channels]).double()
+            total, squares = total + counts @ levels, squares + counts @ levels.square()
+        else:
+            total = total + channels.double().sum(1)
+            squares = squares + channels.double().square().sum(1)
+        pixels += channels.shape[1]
+    return total, squares, pixels
 
 
 def measure_normalization(store: ImageStore, seed: int) -> tuple[list[float], list[float]]:
@@ -122,21 +140,10 @@ def measure_normalization(store: ImageStore, seed: int) -> tuple[list[float], li
     if not isinstance(store.images, Tensor) and len(store) > _MEASURED_FILES:
         generator = np.random.Generator(np.random.PCG64(seed))
         indices = np.sort(generator.choice(len(store), _MEASURED_FILES, replace=False))
-    total = torch.zeros(store.in_channels, dtype=torch.float64)
-    squares, pixels = total.clone(), 0
-    levels = torch.arange(256, dtype=torch.float64) / 255
-    for chunk in np.array_split(indices, max(1, len(indices) // 256)):
-        images = store.fetch(chunk.tolist())
-        for image in [images] if isinstance(images, Tensor) else [image[None] for image in images]:
-            channels = image.transpose(0, 1).flatten(1)
-            if image.dtype == torch.uint8:  # by histograms, many times faster
-                counts = torch.stack([torch.bincount(channel, minlength=256) for channel in channels]).double()
-                total += counts @ levels
-                squares += counts @ levels.square()
-            else:
-                total += channels.double().sum(1)
-                squares += channels.double().square().sum(1)
-            pixels += channels.shape[1]
+    with one_thread(), ThreadPoolExecutor(DECODING_THREADS) as pool:
+        chunks = np.array_split(indices, max(1, len(indices) // 32))
+        sums = list(pool.map(lambda chunk: _sums(store.fetch(chunk.tolist())), chunks))
+    total, squares, pixels = (sum(values) for values in zip(*sums, strict=True))
     mean = total / pixels
     std = (squares / pixels - mean.square()).clamp(min=0).sqrt()
     std[std < 1e-6] = 1.0  # a constant channel
