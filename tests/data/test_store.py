@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 
 from metricloss_pl.data.file_checks import image_files
 from metricloss_pl.data.samples import Samples
-from metricloss_pl.data.store import ImageStore
+from metricloss_pl.data.store import ImageStore, measure_normalization
 from tests.data.images import as_tensor, pixels, store_of
 
 Make = Callable[..., Samples]
@@ -72,3 +73,20 @@ def test_tensors_are_converted(samples: Make) -> None:
     assert (to_gray[:, 0].float() - luma).abs().max() <= 1  # type: ignore[call-overload]
     assert ImageStore(color, in_channels=3, resize=5, cache_gb=0).fetch([0, 1]).shape == (2, 3, 5, 5)  # type: ignore[union-attr]
     assert ImageStore(color, in_channels=3, resize=None, cache_gb=0).images is color.images
+
+
+@pytest.mark.parametrize("kind", ["uint8", "float32", "files"])
+def test_normalization_is_that_of_all_pixels(kind: str, samples: Make, tmp_path: Path) -> None:
+    """Images are counted in chunks, which are of unequal size here."""
+    drawn = samples([40, 37])
+    images = drawn.images.float().div(255) if kind == "float32" else drawn.images  # type: ignore[union-attr]
+    store = ImageStore(replace(drawn, images=images), in_channels=3, resize=None, cache_gb=0)
+    if kind == "files":
+        files = [tmp_path / f"{index}.png" for index in range(len(images))]
+        for file, image in zip(files, images, strict=True):
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(file)
+        store = store_of(files, cache_gb=0)
+    mean, std = measure_normalization(store, seed=0)
+    pixels = drawn.images.double() / 255  # type: ignore[union-attr]
+    assert mean == pytest.approx(pixels.mean((0, 2, 3)).tolist())
+    assert std == pytest.approx(pixels.std((0, 2, 3), correction=0).tolist())
