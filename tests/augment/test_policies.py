@@ -27,7 +27,7 @@ Policy = RandAugment | TrivialAugment | AutoAugment
         (TrivialAugment(), peer.trivialaugment(*SIZE)),
         (AutoAugment(), peer.autoaugment(*SIZE)),
     ],
-    ids=repr,
+    ids=["RandAugment", "RandAugment, strongest", "TrivialAugment", "AutoAugment"],
 )
 def test_choices_are_as_frequent_as_torchvisions(policy: Policy, chances: dict[tuple[peer.Choice, ...], float]) -> None:
     count = 50_000
