@@ -10,7 +10,7 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 
-from metricloss_pl.backbones._weights import read_state
+from metricloss_pl.backbones._weights import read_weights
 from metricloss_pl.checkpoints import AtomicCheckpointIO, plain_settings, read_checkpoint, trusted_imports
 from metricloss_pl.errors import UserError
 from metricloss_pl.files import replacing
@@ -166,6 +166,6 @@ def test_a_file_that_cannot_be_read_is_not_called_torn(error, tmp_path, monkeypa
 
     (tmp_path / "whole.ckpt").write_bytes(b"whole")
     monkeypatch.setattr(torch, "load", fail)
-    for read in (read_checkpoint, read_state):
+    for read in (read_checkpoint, read_weights):
         with pytest.raises(UserError, match=r"whole\.ckpt .*(Permission denied|much is needed)"):
             read(tmp_path / "whole.ckpt")

@@ -38,6 +38,16 @@ SHIPPED = [
         f"{PROGRAM}fit --config configs/cub_224_softmax.yaml --model configs/model/{regime}_resnet50_cosine_decay.yaml"
         for regime in ("center", "standalone")
     ),
+    *(
+        f"{PROGRAM}fit --config configs/folder_probe.yaml --data configs/data/flowers_224.yaml "
+        f"--model configs/model/{regime}_probe.yaml"
+        for regime in REGIMES
+    ),
+    *(
+        f"{PROGRAM}fit --config configs/folder_fine_tuned.yaml --data configs/data/flowers_fine_tuned.yaml "
+        f"--model configs/model/{regime}_fine_tuned.yaml"
+        for regime in ("softmax", "cosine")
+    ),
 ]
 COMMANDS = [*SHIPPED, *covering([*FITS, *(result["command"] for result in RESULTS)], settings)]
 
@@ -45,6 +55,7 @@ COMMANDS = [*SHIPPED, *covering([*FITS, *(result["command"] for result in RESULT
 def test_run_files_of_all_data_sets_and_regimes():
     expected = {f"{d}_{r}" for d in ("digits", "mnist", "fashion_mnist", "cifar10", "cub", "folder") for r in REGIMES}
     expected |= {"cifar10_semantic_cosine", "folder_semantic_cosine", "digits_arcface"}
+    expected |= {"folder_probe", "folder_fine_tuned"}
     expected |= {"flowers64_softmax", "flowers64_cosine", "cub_224_softmax", "cub_224_cosine"}
     assert {file.stem for file in RUN_FILES} == expected
 
@@ -146,6 +157,8 @@ def test_commands_instantiate(command, monkeypatch):
     added = [expected[name] for name in ("data.augment+", "trainer.callbacks+") if name in expected]
     assert [type(entry).__name__ for entry in data.augment][: len(augment)] == augment
     assert {type(entry).__name__ for entry in [*data.augment, *trainer.callbacks]} >= {*added}
+    if "model.optimizer.lr" not in expected:  # a head that is fitted otherwise
+        return
     model.trainer = trainer
     optimizer = model.configure_optimizers()["optimizer"]
     assert type(model.lr_scheduler(optimizer)).__name__ == named("model.lr_scheduler")

@@ -20,7 +20,7 @@ from metricloss_pl.data.split_file import digest_of_split, read_split
 from metricloss_pl.errors import UserError
 from tests import command_line
 from tests.command_line import QUIET, SHORT, best, load, refusal
-from tests.helpers import make_image
+from tests.helpers import make_folder, make_image
 
 SMALL = ["--model.backbone=TinyConvNet", "--data.batch_size=8"]
 
@@ -395,3 +395,9 @@ def test_official_sets_are_recorded(tmp_path, monkeypatch):
     rows = read_split(tmp_path / "split.csv")
     assert [sum(row.split == subset for row in rows) for subset in ("train", "val", "test")] == [54, 6, 60]
     assert rows[-1].file == "test[59]"
+
+
+def test_an_automatic_image_size_is_that_of_the_training(tmp_path):
+    data = ImageFolderDataModule(root=str(make_folder(tmp_path)), predict_dir=str(tmp_path), image_size="auto")
+    choose_images(data, "predict", (), {"image_format": {"image_size": 48}}, tmp_path / "best.ckpt")
+    assert data.image_format["image_size"] == 48

@@ -11,10 +11,11 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
+from metricloss_pl.backbones.base import WeightsMetadata
 from metricloss_pl.errors import UserError, reason
 from metricloss_pl.files import UNREADABLE_PICKLE
 
-__all__ = ["first_convolution", "load_state", "read_state"]
+__all__ = ["adapt_metadata", "first_convolution", "load_state", "read_weights"]
 
 
 def first_convolution(network: nn.Module) -> tuple[str, nn.Conv2d]:
@@ -22,24 +23,60 @@ def first_convolution(network: nn.Module) -> tuple[str, nn.Conv2d]:
     return next((path, module) for path, module in network.named_modules() if isinstance(module, nn.Conv2d))
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> tuple[dict[str, Tensor], WeightsMetadata | None]:
     """Read the state dict in a file, or in a checkpoint under `state_dict` or `model`.
+
+    Args:
+        path: File that torch has written, or, with the suffix `.safetensors`, one of safetensors.
+
+    Returns:
+        The state dict, and from a checkpoint of a regime also how its images were prepared.
 
     Raises:
         UserError: The file can't be read without running code, or holds no state dict.
     """
     try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+        content: Any = _load(path)
     except (OSError, MemoryError) as error:
         raise UserError(f"weights: {path} can't be read ({reason(error)})") from error
     except UNREADABLE_PICKLE as error:
         raise UserError(f"weights: {path} is no file of tensors that torch reads ({type(error).__name__})") from error
+    state = content
     for wrapper in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"weights: {path} holds no state dict (a dict from names to tensors)")
-    return dict(state)
+    return dict(state), _recorded_metadata(content, str(path))
+
+
+def _load(path: Path) -> Any:
+    if path.suffix != ".safetensors":
+        return torch.load(path, map_location="cpu", weights_only=True)
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+def _recorded_metadata(content: dict[str, Any], source: str) -> WeightsMetadata | None:
+    """Return the preparation of images that a regime's checkpoint records."""
+    mean, std, images = (content.get(name) for name in ("mean", "std", "image_format"))
+    if not (isinstance(mean, list) and isinstance(std, list) and isinstance(images, dict)):
+        return None
+    return WeightsMetadata(source, mean, std, images.get("image_size"))
+
+
+def adapt_metadata(metadata: WeightsMetadata, in_channels: int) -> WeightsMetadata | None:
+    """Return the metadata for images of another number of channels.
+
+    Mean and deviation of gray images are the averages over color; None for numbers other than 1 and 3.
+    """
+    if in_channels == len(metadata.mean):
+        return metadata
+    if in_channels != 1:
+        return None
+    mean, std = ([sum(values) / len(values)] for values in (metadata.mean, metadata.std))
+    return metadata._replace(mean=mean, std=std)
 
 
 def load_state(

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from abc import ABCMeta, abstractmethod
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor, nn
 
-__all__ = ["Backbone", "InitializedFromImages"]
+__all__ = ["Backbone", "InitializedFromImages", "WeightsMetadata"]
+
+
+class WeightsMetadata(NamedTuple):
+    """Preparation of the images that pretrained weights were trained on."""
+
+    source: str  # for messages
+    mean: list[float]  # of each channel, in [0, 1] units
+    std: list[float]
+    image_size: int | None  # px; None: unknown
+    is_size_fixed: bool = False  # the network takes images of no other size
+
 
 if TYPE_CHECKING:
     Backbone: TypeAlias = nn.Module  # any network with `num_features` will do
@@ -29,6 +40,7 @@ else:
         """
 
         num_features: int
+        weights_metadata: WeightsMetadata | None = None  # None: a random start
 
         @abstractmethod
         def forward(self, images: Tensor) -> Tensor:

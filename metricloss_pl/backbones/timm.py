@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from metricloss_pl.backbones._weights import load_state, read_state
-from metricloss_pl.backbones.base import Backbone
+from metricloss_pl.backbones._weights import adapt_metadata, load_state, read_weights
+from metricloss_pl.backbones.base import Backbone, WeightsMetadata
 from metricloss_pl.errors import UserError, reason
 
 __all__ = ["TimmBackbone"]
@@ -41,6 +43,7 @@ class TimmBackbone(Backbone):
             raise UserError(
                 'backbone TimmBackbone needs the extra timm, which is not installed: pip install "metricloss_pl[timm]"'
             ) from error
+        recorded = None
         file = None if weights in (None, "pretrained") else Path(str(weights))
         if file is not None and not file.is_file():
             raise UserError(f"weights: {weights!r} is neither a file nor 'pretrained' (backbone {name})")
@@ -50,16 +53,21 @@ class TimmBackbone(Backbone):
         try:
             network = timm.create_model(name, pretrained=weights == "pretrained", in_chans=in_channels, num_classes=0)
         except (AssertionError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
-            raise UserError(f"timm can't build {name} with weights {weights}: {reason(error)}") from error
+            advice = _where_to_get(name) if isinstance(error, OSError) else ""
+            raise UserError(f"timm can't build {name} with weights {weights}: {reason(error)}{advice}") from error
         self.name = name
         self.network: nn.Module = network
         self.num_features = int(network.head_hidden_size)
         if file is not None:
             classifier = network.pretrained_cfg.get("classifier") or ()
             leave_out = (classifier,) if isinstance(classifier, str) else classifier
-            load_state(network, read_state(file), name, str(file), leave_out)
+            state, recorded = read_weights(file)
+            load_state(network, state, name, str(file), leave_out)
         elif weights is not None:
             rank_zero_info(f"{name}: all of its tensors loaded from timm's {network.pretrained_cfg.get('tag') or name}")
+        if weights is not None:
+            metadata = recorded or _metadata(name, network.pretrained_cfg)
+            self.weights_metadata = adapt_metadata(metadata, in_channels)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the features (B, num_features) of images (B, in_channels, H, W)."""
@@ -71,3 +79,25 @@ class TimmBackbone(Backbone):
                 f"images of {height} x {width} px: {self.name} takes others: {reason(error)} (image_size of the data)"
             ) from error
         return features
+
+
+def _metadata(name: str, config: Mapping[str, Any]) -> WeightsMetadata:
+    return WeightsMetadata(
+        source=f"timm's {name}",
+        mean=list(config["mean"]),
+        std=list(config["std"]),
+        image_size=config["input_size"][-1],
+        is_size_fixed=bool(config.get("fixed_input_size")),
+    )
+
+
+def _where_to_get(name: str) -> str:
+    """Return advice on getting the weights of a network on another machine."""
+    from timm.models import get_pretrained_cfg
+
+    config = get_pretrained_cfg(name)
+    hub, url = getattr(config, "hf_hub_id", None), getattr(config, "url", None)
+    address = f"https://huggingface.co/{hub}/resolve/main/model.safetensors" if hub else url
+    if not address:
+        return ""
+    return f"; without a connection, get {address} elsewhere and give the file as --model.backbone.weights FILE"

@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 import re
 from difflib import get_close_matches
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from metricloss_pl.backbones._weights import first_convolution, load_state, read_state
-from metricloss_pl.backbones.base import Backbone
+from metricloss_pl.backbones._weights import adapt_metadata, first_convolution, load_state, read_weights
+from metricloss_pl.backbones.base import Backbone, WeightsMetadata
 from metricloss_pl.backbones.full_convolution import use_full_convolution
 from metricloss_pl.backbones.harmonic import is_harmonic, use_harmonic
-from metricloss_pl.errors import UserError
+from metricloss_pl.errors import UserError, reason
 
 _AUXILIARY = ("aux1", "aux2", "AuxLogits")  # the training heads of googlenet and inception_v3
 
@@ -99,7 +99,7 @@ class TorchvisionBackbone(Backbone):
         self.name = name
         self.small_stem = small_stem
 
-        self.network, state = _build(name, weights, in_channels)
+        self.network, state, recorded = _build(name, weights, in_channels)
         if in_channels != 3 or small_stem:
             _replace_stem(self.network, in_channels, small_stem)
         if small_stem and pool:
@@ -114,13 +114,14 @@ class TorchvisionBackbone(Backbone):
             use_harmonic(self.network)
         if state is not None:
             load_state(self.network, state, name, str(weights), (classifier, *_AUXILIARY))
+            self.weights_metadata = adapt_metadata(recorded or self._metadata(str(weights)), in_channels)
         if harmonic and not is_harmonic(state):
             use_harmonic(self.network)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the features (B, num_features) of images (B, in_channels, H, W)."""
         height, width = images.shape[-2:]
-        exact = getattr(self.network, "image_size", 224 if self.name.startswith("maxvit") else None)  # vit has it
+        exact = self._exact_size
         least = _by_family(_SMALLEST_SIDES, self.name) or 1
         if exact is not None and not height == width == exact:
             self._refuse(images, f"exactly {exact} x {exact} px")
@@ -128,6 +129,25 @@ class TorchvisionBackbone(Backbone):
             self._refuse(images, f"at least {least} x {least} px")
         features: Tensor = self.network(images)
         return features
+
+    @property
+    def _exact_size(self) -> int | None:
+        """The only side in px that the network takes, if there is one."""
+        size: int | None = getattr(self.network, "image_size", 224 if self.name.startswith("maxvit") else None)
+        return size  # vit has the attribute
+
+    def _metadata(self, weights: str) -> WeightsMetadata:
+        """Return the metadata of named weights, or, of a file, those of the network's default weights."""
+        known = models.get_model_weights(self.name)
+        named = known.__members__.get(weights, known.DEFAULT)
+        preset, exact = named.transforms(), self._exact_size
+        return WeightsMetadata(
+            source=f"torchvision's {self.name} {named.name}",
+            mean=list(preset.mean),
+            std=list(preset.std),
+            image_size=exact or preset.crop_size[0],
+            is_size_fixed=exact is not None,
+        )
 
     def _refuse(self, images: Tensor, right: str) -> None:
         height, width = images.shape[-2:]
@@ -145,17 +165,24 @@ def _by_family(table: dict[str, Any], name: str) -> Any:
     return next((value for family, value in table.items() if name.startswith(family)), None)
 
 
-def _build(name: str, weights: str | None, in_channels: int) -> tuple[nn.Module, dict[str, Tensor] | None]:
-    """Return the network without auxiliary heads, and the state to load once its layers are changed."""
+def _build(
+    name: str, weights: str | None, in_channels: int
+) -> tuple[nn.Module, dict[str, Tensor] | None, WeightsMetadata | None]:
+    """Return the network without auxiliary heads, the state to load once its layers are changed, and its metadata."""
     named = None if weights is None else _named_weights(name, weights)
-    state = read_state(Path(weights)) if weights is not None and named is None else None
+    state, recorded = read_weights(Path(weights)) if weights is not None and named is None else (None, None)
     if state is not None and name.startswith("densenet"):  # torchvision's own files still say norm.1 for norm1
         state = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)", r"\1\2", key): value for key, value in state.items()}
     settings = {"init_weights": True} if named is None and name in ("googlenet", "inception_v3") else {}
     try:
         network = models.get_model(name, weights=named, **settings)
-    except (URLError, TimeoutError, ConnectionError) as error:
-        raise UserError(f"weights: the download of {weights} for {name} failed: {error}") from error
+    except (OSError, HTTPException) as error:
+        if named is None:
+            raise
+        raise UserError(
+            f"weights: the download of {weights} for {name} failed ({reason(error)}); without a connection, get "
+            f"{named.url} elsewhere and give the file as --model.backbone.weights FILE"
+        ) from error
     if getattr(network, "aux_logits", False):
         network.aux_logits = False
         for head in _AUXILIARY:
@@ -163,7 +190,7 @@ def _build(name: str, weights: str | None, in_channels: int) -> tuple[nn.Module,
                 setattr(network, head, None)
     if in_channels != 3 and hasattr(network, "transform_input"):
         network.transform_input = False  # it would rescale red, green and blue
-    return network, state if named is None else network.state_dict()
+    return network, state if named is None else network.state_dict(), recorded
 
 
 def _named_weights(name: str, weights: str) -> Any | None:

@@ -3,6 +3,7 @@
 from metricloss_pl.callbacks.averaging import ExponentialMovingAverage
 from metricloss_pl.callbacks.batch_norm import BatchNormStatistics
 from metricloss_pl.callbacks.best import BestCheckpoint
+from metricloss_pl.callbacks.cached_features import CachedFeatures
 from metricloss_pl.callbacks.calibration import TemperatureScaling
 from metricloss_pl.callbacks.checks import TrainingChecks
 from metricloss_pl.callbacks.confusion import ConfusionMatrixPlot
@@ -20,6 +21,7 @@ from metricloss_pl.callbacks.seeding import PerStepSeeding
 __all__ = [
     "BatchNormStatistics",
     "BestCheckpoint",
+    "CachedFeatures",
     "ConfusionMatrixPlot",
     "DatasetFacts",
     "EmbeddingPlot",

@@ -126,7 +126,8 @@ class EmbeddingPlot(Callback):
             for name, (images, embeddings, labels) in self._embed(trainer, pl_module, _MAX_THUMBNAILS).items():
                 names = [model.class_names[label] for label in labels.tolist()]
                 for logger in loggers:
-                    logger.experiment.add_embedding(embeddings, names, _thumbnails(images), trainer.global_step, name)
+                    pictures = _thumbnails(images) if images.ndim == 4 else None  # of features there are none
+                    logger.experiment.add_embedding(embeddings, names, pictures, trainer.global_step, name)
 
     def _embed(
         self, trainer: Trainer, pl_module: LightningModule, limit: int | None = None

@@ -13,6 +13,7 @@ __all__ = ["filter_library_messages", "print_columns", "print_table", "relative_
 
 # Modules of Lightning with warnings on what is intended: no validation images, a resumed run, averaged weights.
 _MODULES = "utilities.data|loops.training_epoch_loop|callbacks.model_checkpoint|callbacks.weight_averaging"
+_PACKAGE = Path(__file__).parent.parent
 
 
 def print_table(rows: Sequence[tuple[str, str]]) -> None:
@@ -60,7 +61,7 @@ def silence_lightning() -> Iterator[None]:
 def filter_library_messages() -> Iterator[None]:
     """Suppress messages of libraries that users can't act on, and print each warning to users on one line.
 
-    Lightning's information is kept where a callback or tuner gives it, which the user has asked for.
+    Information is kept where this package, or a callback or tuner of Lightning's that the user has asked for, gives it.
     """
     from lightning.fabric.utilities.warnings import PossibleUserWarning  # slow to import
 
@@ -86,4 +87,5 @@ def filter_library_messages() -> Iterator[None]:
 
 
 def _is_asked_for(record: logging.LogRecord) -> bool:
-    return record.levelno > logging.INFO or Path(record.pathname).parent.name in ("callbacks", "tuner")
+    path = Path(record.pathname)
+    return record.levelno > logging.INFO or path.parent.name in ("callbacks", "tuner") or _PACKAGE in path.parents

@@ -19,6 +19,7 @@ from metricloss_pl.cli.console import print_table, relative_path
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.data.file_checks import RUN_MARKER
 from metricloss_pl.files import replacing
+from metricloss_pl.regimes import LinearProbeClassifier
 
 __all__ = ["SaveConfigAndSummary", "describe_few", "drop_object_defaults"]
 
@@ -69,13 +70,7 @@ def _summarize(trainer: Trainer, module: LightningModule) -> list[tuple[str, str
     device = trainer.strategy.root_device
     place = "" if device.type == "cpu" else f", on {device}"
     rows.append(("network", f"{type(module.backbone).__name__}, {weights:,} parameters in all{place}"))
-    # A training set smaller than a batch is one batch of its own size.
-    batch = min(data.sizes.batch_size * trainer.world_size, len(data.samples("train")))
-    batch *= trainer.accumulate_grad_batches
-    total = count_steps(trainer)
-    per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-    few = "; few: lower --data.batch_size or raise --trainer.max_epochs" if total < _FEW_STEPS else ""
-    rows.append(("training", f"{total} steps of {batch} images, {per_epoch} per epoch{few}"))
+    rows.append(("training", _describe_steps(trainer, module, data)))
     chooser = next((c.monitor for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None)
     if data.has_validation:
         counts = data.samples("val").counts(data.num_classes).tolist()
@@ -86,6 +81,18 @@ def _summarize(trainer: Trainer, module: LightningModule) -> list[tuple[str, str
         rows.append(("unequal", _describe_imbalance(data, module, chooser if data.has_validation else None)))
     rows.append(("run", relative_path(run_folder(trainer))))
     return rows
+
+
+def _describe_steps(trainer: Trainer, module: LightningModule, data: ImageDataModule) -> str:
+    if isinstance(module, LinearProbeClassifier):
+        return "logistic regression on the features of all training images"
+    # A training set smaller than a batch is one batch of its own size.
+    batch = min(data.sizes.batch_size * trainer.world_size, len(data.samples("train")))
+    batch *= trainer.accumulate_grad_batches
+    total = count_steps(trainer)
+    per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+    few = "; few: lower --data.batch_size or raise --trainer.max_epochs" if total < _FEW_STEPS else ""
+    return f"{total} steps of {batch} images, {per_epoch} per epoch{few}"
 
 
 def describe_few(counts: Sequence[int], balanced: bool) -> str:

@@ -51,6 +51,8 @@ def choose_images(
 ) -> None:
     """Split the data as in the training of a checkpoint, or take images that the network has not seen.
 
+    An automatic image size becomes that of the training.
+
     The split of the checkpoint's run is used if the data are those of the run, wherever they are by now. Other labeled
     images are all evaluated, unless they have a test or validation set of their own or one is asked for.
 
@@ -64,6 +66,8 @@ def choose_images(
     Raises:
         UserError: The images can't be split as they were in training, or the checkpoint does not record the split.
     """
+    if data.image_size == "auto":
+        data.image_size = (checkpoint["image_format"] or {}).get("image_size")
     if subcommand == "predict" and data.predict_dir is not None:
         return
     settings = {name.removeprefix("--data.") for name in given if name.startswith("--data.")}

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from metricloss_pl._compat import resumed_position
 from metricloss_pl.data.dataset import ImageDataset, Views, identity_collate
 from metricloss_pl.data.device import DeviceAugmentation
+from metricloss_pl.data.features import AnyDataset, FeatureDataset
 from metricloss_pl.data.file_checks import check_readable, describe_left_out, find_unreadable, image_files
 from metricloss_pl.data.reading import UnreadableImages
 from metricloss_pl.data.sampler import EvaluationSampler, TrainSampler
@@ -56,8 +57,9 @@ class ImageDataModule(TrainingSettings, DeviceAugmentation):
         resize: Shorter side in px to which images are resized before the crop. None: `image_size`.
         train_resize: Shorter side in px of the images that are augmented, such as a larger one for `RandomResizedCrop`,
             which enlarges its crops. None: `resize`.
-        mean: Mean of each channel in [0, 1] units. None: measured on the training set.
-        std: Standard deviation of each channel in [0, 1] units. None: measured on the training set.
+        mean: Mean of each channel in [0, 1] units. None: that of the backbone's pretrained weights, or else measured on
+            the training set.
+        std: Standard deviation of each channel in [0, 1] units. None: as for `mean`.
         num_workers: Processes that prepare batches. 0: only the main process, which is the fastest for small images.
             None are started for training images that are kept on a GPU.
         cache_gb: Memory in GB for decoded images: the image files of a set are decoded once if they fit. Training
@@ -86,6 +88,7 @@ class ImageDataModule(TrainingSettings, DeviceAugmentation):
     def __post_init__(self) -> None:
         LightningDataModule.__init__(self)
         super().__post_init__()
+        self.features: dict[str, Tensor] = {}  # (N, V, F) by set; its loaders yield these in place of images
         self._stores: dict[str, ImageStore] = {}
         self._readable: set[str] = set()  # sets whose files have all been decoded once
         self.unreadable: UnreadableImages | None = None  # images of `predict_dir` that `predict` leaves out
@@ -337,8 +340,10 @@ class ImageDataModule(TrainingSettings, DeviceAugmentation):
             rank=rank,
         )
 
-    def _dataset(self, split: str, **arguments: Any) -> ImageDataset:
+    def _dataset(self, split: str, **arguments: Any) -> AnyDataset:
         samples = self.samples(split)
+        if split in self.features:
+            return FeatureDataset(self.features[split], samples.labels, self.seed)
         enlarged = self.train_resize is not None and not arguments.get("training")
         return ImageDataset(
             self._stores[split],
@@ -361,7 +366,7 @@ class ImageDataModule(TrainingSettings, DeviceAugmentation):
             )
         return self._loader(dataset, EvaluationSampler(len(dataset), num_replicas=num_replicas, rank=rank))
 
-    def _loader(self, dataset: ImageDataset, sampler: TrainSampler | EvaluationSampler) -> DataLoader[Any]:
+    def _loader(self, dataset: AnyDataset, sampler: TrainSampler | EvaluationSampler) -> DataLoader[Any]:
         device = None if self.trainer is None else self.trainer.strategy.root_device.type
         num_workers = 0 if dataset.defer == "all" else self.num_workers  # nothing is left for them
         return DataLoader(

@@ -18,7 +18,7 @@ class DeviceAugmentation(LightningDataModule):
     Without a Trainer, and on a CPU, the loader itself yields finished batches. Both ways give the same images.
     """
 
-    _training_set: ImageDataset | None = None  # of the latest `train_dataloader`
+    _training_set: Any = None  # of the latest `train_dataloader`
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Crop and augment a training batch that was transferred to a GPU.
@@ -27,7 +27,7 @@ class DeviceAugmentation(LightningDataModule):
         """
         assert self.trainer is not None
         if isinstance(batch, UnfinishedBatch):
-            assert self._training_set is not None
+            assert isinstance(self._training_set, ImageDataset)
             batch = self.trainer.precision_plugin.convert_input(self._training_set.finish(batch))
         return self.trainer.lightning_module.on_after_batch_transfer(batch, dataloader_idx)
 

@@ -8,9 +8,10 @@ from abc import ABC
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 from metricloss_pl.augment import Augmentation, HorizontalFlip, Rotation90, VerticalFlip
@@ -20,7 +21,7 @@ from metricloss_pl.data.sampler import process_group
 from metricloss_pl.data.samples import Samples
 from metricloss_pl.errors import plural
 
-__all__ = ["Auto", "Orientation", "Sizes", "TrainingSettings", "batch_size_for", "repeat_for"]
+__all__ = ["Auto", "Orientation", "Sizes", "TrainingSettings", "batch_size_for", "pretrained_weights", "repeat_for"]
 
 Auto = Literal["auto"]
 Orientation = Literal["upright", "any"]
@@ -31,6 +32,7 @@ _FLIPS: dict[str | None, list[Augmentation]] = {
 }
 
 _LARGEST_SIDE = 128  # px
+_LARGEST_PRETRAINED_SIDE = 224
 _BATCH_SIZES = (16, 128)
 _REPEATS = (1, 12)
 
@@ -55,8 +57,9 @@ class TrainingSettings(LabeledSets, ABC):
         in_channels: Channels of the images. Gray (1) and color (3) are converted into each other; any other number must
             be that of the images.
         image_size: Side in px of the square crop that the network sees: random in training if the image is larger, else
-            the center; smaller images are padded by reflection. `auto`: the median of the shorter sides of the training
-            images, at most 128. None: images as they are, of one size.
+            the center; smaller images are padded by reflection. `auto`: the size that the pretrained weights of the
+            backbone were trained on, at most 224 if the network takes others; without such weights the median of the
+            shorter sides of the training images, at most 128. None: images as they are, of one size.
         augment: Augmentations of the training images, applied in this order.
         orientation: Flips and rotations that leave the class of an image unchanged, applied before `augment`.
             `upright`: left and right may be exchanged. `any`: images have no upright orientation, as those of
@@ -74,11 +77,11 @@ class TrainingSettings(LabeledSets, ABC):
     def sizes(self) -> Sizes:
         """Sizes in use; where one is `auto`, the training images are listed for it."""
         return Sizes(
-            max(1, self._automatic_sizes.batch_size // self._processes()[0])
+            max(1, batch_size_for(self._automatic_count) // self._processes()[0])
             if self.batch_size == "auto"
             else self.batch_size,
-            self._automatic_sizes.repeat if self.repeat == "auto" else self.repeat,
-            self._automatic_sizes.image_size if self.image_size == "auto" else self.image_size,
+            repeat_for(self._automatic_count) if self.repeat == "auto" else self.repeat,
+            self._automatic_image_size() if self.image_size == "auto" else self.image_size,
         )
 
     @property
@@ -87,22 +90,46 @@ class TrainingSettings(LabeledSets, ABC):
         return [*_FLIPS[self.orientation], *self.augment]
 
     @functools.cached_property
-    def _automatic_sizes(self) -> Sizes:
-        train = self._samples["train"] if "train" in self._samples else self.divide()[0]
-        size = None
-        if self.image_size == "auto":
-            sides = _shorter_sides(train, self.in_channels)
+    def _automatic_count(self) -> int:
+        return len(self._training_images())
+
+    @functools.cached_property
+    def _image_sizes(self) -> dict[str | None, int]:
+        """Automatic image sizes by the weights that they are for."""
+        return {}
+
+    def _automatic_image_size(self) -> int:
+        weights = pretrained_weights(getattr(self, "trainer", None))
+        size = None if weights is None else weights.image_size
+        source = None if size is None else weights.source
+        if source in self._image_sizes:
+            return self._image_sizes[source]
+        sides = _shorter_sides(self._training_images(), self.in_channels)
+        if size is None:
             size = int(min(np.median(sides), _LARGEST_SIDE)) if len(sides) else _LARGEST_SIDE
-            if smaller := int((sides < size).sum()):
-                self._warn(
-                    [f"{plural(smaller, 'training image')} of less than {size} px will be enlarged to {size} px"]
-                )
-        return Sizes(batch_size_for(len(train)), repeat_for(len(train)), size)
+        elif not weights.is_size_fixed:
+            size = min(size, _LARGEST_PRETRAINED_SIDE)
+        if smaller := int((sides < size).sum()):
+            reason = "" if source is None else f", the size for {source}"
+            self._warn(
+                [f"{plural(smaller, 'training image')} of less than {size} px will be enlarged to {size} px{reason}"]
+            )
+        self._image_sizes[source] = size
+        return size
+
+    def _training_images(self) -> Samples:
+        return self._samples["train"] if "train" in self._samples else self.divide()[0]
 
     def _processes(self) -> tuple[int, int]:
         """Return the number of processes and the rank of this one."""
         trainer = getattr(self, "trainer", None)
         return process_group() if trainer is None else (trainer.world_size, trainer.global_rank)
+
+
+def pretrained_weights(trainer: Trainer | None) -> Any:
+    """Return the metadata of the pretrained weights of the backbone that a Trainer trains, or None."""
+    backbone = None if trainer is None else getattr(trainer.lightning_module, "backbone", None)
+    return getattr(backbone, "weights_metadata", None)
 
 
 def batch_size_for(images: int) -> int:

@@ -226,8 +226,8 @@ class Classifier(LightningModule, ABC):
         return ((images.to(dtype) / scale - mean) / std).contiguous(memory_format=torch.channels_last)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Return embeddings (B, D) of images (B, C, H, W), which are integers or floats in [0, 1]."""
-        embeddings: Tensor = self.embedding(self.backbone(self.normalize(images)))
+        """Return embeddings (B, D) of images (B, C, H, W), integers or floats in [0, 1], or of features (B, F)."""
+        embeddings: Tensor = self.embedding(images if images.ndim == 2 else self.backbone(self.normalize(images)))
         return embeddings
 
     def embed_views(self, images: Tensor) -> Tensor:
@@ -262,8 +262,6 @@ class Classifier(LightningModule, ABC):
                 found.append(self.probabilities(self(batch.to(self.device))).cpu())
         probabilities = torch.cat(found)
         return Predictions([self.class_names[label] for label in probabilities.argmax(1).tolist()], probabilities)
-
-    # Steps
 
     def configure_callbacks(self) -> list[Callback]:
         """Return the callbacks that every regime needs, but for those that the Trainer has already."""
@@ -321,8 +319,6 @@ class Classifier(LightningModule, ABC):
         embeddings = self.embed_views(images)
         predictions = {"probabilities": self.probabilities(self.class_scores(embeddings)), "embeddings": embeddings}
         return {"index": rest[1], **predictions} if len(rest) > 1 else predictions
-
-    # Optimizer
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         groups = self.parameter_groups()

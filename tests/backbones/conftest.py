@@ -1,6 +1,6 @@
 import logging
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -28,5 +28,8 @@ def calls(monkeypatch):
     stub.create_model = create_model
     stub.is_model = lambda name: name.partition(".")[0] == "stubnet"
     stub.list_models = lambda: ["resnet18", "stubnet"]
+    stub.models = ModuleType("timm.models")
+    stub.models.get_pretrained_cfg = lambda name: SimpleNamespace(hf_hub_id=f"hub/{name}")
     monkeypatch.setitem(sys.modules, "timm", stub)
+    monkeypatch.setitem(sys.modules, "timm.models", stub.models)
     return asked

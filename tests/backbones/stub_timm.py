@@ -8,7 +8,8 @@ class StubNetwork(nn.Module):
 
     def __init__(self, in_chans=3, num_classes=0):
         super().__init__()
-        self.pretrained_cfg = {"classifier": "head", "tag": "a1_in1k"}
+        self.pretrained_cfg = {"classifier": "head", "tag": "a1_in1k", "mean": (0.5, 0.25, 0.75), "std": (0.5, 0.5, 1)}
+        self.pretrained_cfg |= {"input_size": (3, 32, 32), "fixed_input_size": True}
         self.num_features, self.head_hidden_size = 5, 7
         self.stem, self.hidden = nn.Conv2d(in_chans, 5, 3), nn.Linear(5, 7)
         self.head = nn.Linear(7, num_classes) if num_classes else nn.Identity()

@@ -20,8 +20,18 @@ def test_own_weights(calls, caplog):
         TimmBackbone("stubnet.a1_in1k", weights="pretrained")
     assert calls[0]["pretrained"]
     assert "a1_in1k" in caplog.messages[-1]
-    with pytest.raises(UserError, match=r"stubnet\.nowhere .*: no route to"):
+    with pytest.raises(UserError, match=r"stubnet\.nowhere .*: no route to.*hub/stubnet.nowhere/.*weights FILE$"):
         TimmBackbone("stubnet.nowhere", weights="pretrained")
+
+
+@pytest.mark.usefixtures("calls")
+def test_metadata_of_weights(tmp_path):
+    torch.save(StubNetwork(3, 10).state_dict(), tmp_path / "weights.pth")
+    for weights in ("pretrained", str(tmp_path / "weights.pth")):
+        metadata = TimmBackbone("stubnet", weights=weights).weights_metadata
+        assert metadata == ("timm's stubnet", [0.5, 0.25, 0.75], [0.5, 0.5, 1], 32, True)
+    assert TimmBackbone("stubnet", 1, "pretrained").weights_metadata.mean == [0.5]
+    assert TimmBackbone("stubnet").weights_metadata is None
 
 
 @pytest.mark.usefixtures("calls")

@@ -199,8 +199,29 @@ def test_download_that_fails(monkeypatch: pytest.MonkeyPatch):
         raise ConnectionError("no route")
 
     monkeypatch.setattr(models.ResNet18_Weights, "get_state_dict", fail)
-    with pytest.raises(UserError, match=r"DEFAULT for resnet18 .*: no route"):
+    with pytest.raises(UserError, match=r"DEFAULT for resnet18 .*no route.*https://\S+/resnet18-\S+ .*weights FILE$"):
         TorchvisionBackbone("resnet18", weights="DEFAULT")
+
+
+def test_metadata_of_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Those of named weights, and of a file those of the network's default weights; none of a random start."""
+    imagenet = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    whole = models.resnet18()
+    monkeypatch.setattr(models.ResNet18_Weights, "get_state_dict", lambda *_args, **_settings: whole.state_dict())
+    for weights in ("IMAGENET1K_V1", "DEFAULT", _save(whole, tmp_path)):
+        metadata = TorchvisionBackbone("resnet18", weights=weights).weights_metadata
+        assert metadata == ("torchvision's resnet18 IMAGENET1K_V1", *imagenet, 224, False)
+    gray = TorchvisionBackbone("resnet18", 1, "DEFAULT").weights_metadata
+    assert gray is not None
+    assert gray.mean == pytest.approx([sum(imagenet[0]) / 3])
+    assert TorchvisionBackbone("resnet18", 4, "DEFAULT").weights_metadata is None
+    assert TorchvisionBackbone("resnet18").weights_metadata is None
+
+
+def test_metadata_of_a_network_for_one_size(tmp_path: Path):
+    metadata = TorchvisionBackbone("vit_b_32", weights=_save(models.vit_b_32(), tmp_path)).weights_metadata
+    assert metadata is not None
+    assert (metadata.image_size, metadata.is_size_fixed) == (224, True)
 
 
 def test_unknown_names():

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metricloss_pl.backbones._weights import load_state, read_state
+from metricloss_pl.backbones._weights import adapt_metadata, load_state, read_weights
 from metricloss_pl.errors import UserError
 
 
@@ -67,17 +67,43 @@ def test_weights_of_another_network_are_refused():
 def test_checkpoints_are_unwrapped(tmp_path: Path):
     for wrapper in ("state_dict", "model"):
         torch.save({wrapper: trained(), "epoch": 3}, tmp_path / "file.pth")
-        assert read_state(tmp_path / "file.pth").keys() == trained().keys()
+        assert read_weights(tmp_path / "file.pth")[0].keys() == trained().keys()
 
 
 def test_files_that_are_no_state_dict(tmp_path: Path):
     path = tmp_path / "file.pth"
     path.write_bytes(b"not weights")
     with pytest.raises(UserError, match=r"file\.pth is no file"):
-        read_state(path)
+        read_weights(path)
     torch.save(network(), path)  # a pickled module, which may run code
     with pytest.raises(UserError, match=r"file\.pth is no file"):
-        read_state(path)
+        read_weights(path)
     torch.save([torch.zeros(1)], path)
     with pytest.raises(UserError, match=r"file\.pth holds no"):
-        read_state(path)
+        read_weights(path)
+
+
+def test_safetensors(tmp_path: Path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    safetensors.save_file(trained(), tmp_path / "file.safetensors")
+    assert equal(network(), read_weights(tmp_path / "file.safetensors")[0]) is False
+    found = network()
+    load_state(found, read_weights(tmp_path / "file.safetensors")[0], "net", "file.safetensors")
+    assert equal(found, trained())
+    (tmp_path / "file.safetensors").write_bytes(b"torn")
+    with pytest.raises(UserError, match=r"file\.safetensors is no file"):
+        read_weights(tmp_path / "file.safetensors")
+
+
+def test_a_checkpoint_tells_how_its_images_were_prepared(tmp_path: Path):
+    recorded = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "image_format": {"image_size": 48}}
+    torch.save({"state_dict": trained(), **recorded}, tmp_path / "file.ckpt")
+    metadata = read_weights(tmp_path / "file.ckpt")[1]
+    assert metadata == (str(tmp_path / "file.ckpt"), [0.1, 0.2, 0.3], [0.4, 0.5, 0.6], 48, False)
+    assert adapt_metadata(metadata, 3) is metadata
+    gray = adapt_metadata(metadata, 1)
+    assert gray.mean == pytest.approx([0.2])
+    assert gray.std == pytest.approx([0.5])
+    assert adapt_metadata(metadata, 4) is None
+    torch.save(trained(), tmp_path / "file.pth")
+    assert read_weights(tmp_path / "file.pth")[1] is None

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,21 @@ def test_image_size_is_the_median_of_the_shorter_sides(tmp_path, recwarn, sizes,
         in_training = sum(min(Image.open(path).size) < side for path in data.samples("train").files)
         assert f"{in_training} training image" in lines[0]
         assert f"{side} px" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("size", "fixed", "expected"), [(192, False, 192), (299, False, 224), (384, True, 384), (None, False, 30)]
+)
+def test_image_size_of_pretrained_weights(tmp_path, recwarn, size, fixed, expected) -> None:
+    """It replaces the one of the images as soon as a Trainer has such a backbone; a line names the weights."""
+    data = ImageFolderDataModule(root=str(_folder(tmp_path / "images", [(40, 30)] * 4)), image_size="auto")
+    assert data.sizes.image_size == 30
+    weights = SimpleNamespace(source="the weights", image_size=size, is_size_fixed=fixed)
+    model = SimpleNamespace(backbone=SimpleNamespace(weights_metadata=weights))
+    data.trainer = SimpleNamespace(lightning_module=model, world_size=1, global_rank=0)
+    assert data.sizes.image_size == data.image_format["resize"] == expected
+    lines = [str(warning.message) for warning in recwarn if "enlarged" in str(warning.message)]
+    assert [f"to {expected} px" in line and "the weights" in line for line in lines] == [True] * (size is not None)
 
 
 @pytest.fixture

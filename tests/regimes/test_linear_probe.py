@@ -1,0 +1,86 @@
+import logging
+
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import nn
+
+from metricloss_pl.backbones import TinyConvNet
+from metricloss_pl.callbacks import CachedFeatures
+from metricloss_pl.errors import UserError
+from metricloss_pl.losses import functional as F
+from metricloss_pl.regimes import LinearProbeClassifier
+from metricloss_pl.regimes.linear_probe import fit_logistic_regression
+from tests.callbacks.runs import digits, trainer
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_solution_is_the_minimum(classes, weighted):
+    """The gradient of ||W||^2 / 2 + C * sum w_i CE_i, by autograd, is zero."""
+    torch.manual_seed(0)
+    features = torch.randn(40, 5, dtype=torch.float64)
+    labels = torch.arange(40) % classes
+    weights = torch.rand(40, dtype=torch.float64) if weighted else None
+    weight, bias = fit_logistic_regression(features, labels, classes, 0.7, weights)
+    assert weight.shape == (classes, 5)
+    weight.requires_grad_()
+    bias.requires_grad_()
+    values = nn.functional.cross_entropy(features @ weight.T + bias, labels, reduction="none")
+    objective = weight.square().sum() / 2 + 0.7 * (values if weights is None else values * weights).sum()
+    objective.backward()
+    assert weight.grad.abs().max() < 1e-3
+    assert bias.grad.abs().max() < 1e-3
+
+
+def build(**options):
+    torch.manual_seed(0)
+    return LinearProbeClassifier(10, TinyConvNet(width=8), **options)
+
+
+def fit(folder, model, data, **options):
+    run = trainer(folder, CachedFeatures(keep=False, **options), max_epochs=5)
+    run.fit(model, data)
+    return run
+
+
+def test_C_is_chosen_on_validation_images(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "propagate", True)
+    caplog.set_level(logging.INFO)
+    model, data = build(), digits()
+    run = fit(tmp_path, model, data, flip=False)
+    assert run.global_step == 3  # one epoch
+    model.eval()
+    sets = {}
+    for split, loader in (("train", data.train_eval_dataloader()), ("val", data.val_dataloader())):
+        images, labels = (torch.cat(column) for column in zip(*loader, strict=True))
+        with torch.no_grad():
+            sets[split] = F.normalize(model.backbone(model.normalize(images))).numpy(), labels.numpy()
+    scores = {}
+    for C in (10 ** (exponent / 2) for exponent in range(11)):
+        reference = LogisticRegression(C=C, tol=1e-6, max_iter=1000).fit(*sets["train"])
+        logits = torch.from_numpy(reference.decision_function(sets["val"][0])).double()
+        loss = nn.functional.cross_entropy(logits, torch.from_numpy(sets["val"][1])).item()
+        scores[reference.score(*sets["val"]), -loss] = C, reference
+    C, reference = scores[max(scores)]
+    torch.testing.assert_close(model.head.weight.numpy(force=True), reference.coef_, rtol=1e-2, atol=1e-2)
+    assert f"C = {C:.3g} of 11" in caplog.text
+    assert run.callback_metrics["val/accuracy"].item() == pytest.approx(max(scores)[0])
+
+
+def test_C_given_and_no_validation_images(tmp_path):
+    model = build(C=10.0, class_weights="balanced")
+    fit(tmp_path, model, digits(val_fraction=0))
+    assert model.head.weight.abs().max() > 1
+    with pytest.raises(UserError, match=r"model\.C is null, and there are no validation images"):
+        fit(tmp_path, build(), digits(val_fraction=0))
+
+
+def test_mistakes_get_one_line(tmp_path):
+    for C in (0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(UserError, match=f"C is {C}; it must be above 0"):
+            build(C=C)
+    with pytest.raises(UserError, match="embedding_dim is 4"):
+        build(embedding_dim=4)
+    with pytest.raises(UserError, match="needs the callback CachedFeatures"):
+        trainer(tmp_path).fit(build(), digits())
