@@ -3,7 +3,8 @@
 Run a benchmark as `python benchmarks/<name>.py [--quick]`. It prints JSON lines with `subject`, `kind` and `machine`. A
 line of kind `ratio` also has the names `ours` and `against`, the medians `ours_median` and `against_median` in `unit`,
 their `ratio` (against / ours, so above 1 ours is better), and optionally `goal`, the smallest acceptable ratio. Lines
-of kind `skipped` and `arithmetic` report what did not fit into memory. `OMP_NUM_THREADS` sets the number of threads.
+of kind `skipped` and `arithmetic` report what did not fit into memory or cannot be measured on this machine.
+`OMP_NUM_THREADS` sets the number of threads.
 """
 
 from __future__ import annotations
@@ -29,11 +30,16 @@ Step = Callable[[], object]
 _MOST_BYTES = 8 * 2**30
 
 
-def quick_asked(description: str | None) -> bool:
-    """Return whether `--quick` is given: small sizes that only show that the benchmark runs."""
+def argument_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser with `--quick`."""
     parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="small sizes, in seconds: a smoke test, no measurement")
-    return bool(parser.parse_args().quick)
+    return parser
+
+
+def quick_asked(description: str | None) -> bool:
+    """Return whether `--quick` is given: small sizes that only show that the benchmark runs."""
+    return bool(argument_parser(description).parse_args().quick)
 
 
 def report(subject: str, kind: str, **facts: Any) -> None:
@@ -149,9 +155,10 @@ def _field(file: str, name: str) -> str:
 
 
 def machine() -> dict[str, str | int | None]:
-    """Return processor, threads and versions."""
+    """Return processor, GPU, threads and versions."""
     return {
         "cpu": _field("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "system": platform.system(),

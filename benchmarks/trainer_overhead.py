@@ -74,10 +74,14 @@ def center_sgd(parameters: Any) -> SGD:
     return SGD(parameters, lr=ALPHA)
 
 
-def hand_written(model: Regime, loader: Any, normalization: Any, precision: str, device: torch.device) -> Epoch:
+def hand_written(
+    model: Regime, loader: Any, normalization: Any, precision: str, device: torch.device, compiled: bool = False
+) -> Epoch:
     """Return the loop that one would write without Lightning, on a copy of the regime's network."""
     network = nn.Sequential(model.backbone, model.embedding)
     network, head = copy.deepcopy(network).to(device), copy.deepcopy(model.head).to(device)
+    if compiled:
+        network[0].compile()
     optimizer = sgd([*network.parameters(), *head.parameters()])
     criterion, center_optimizer = None, None
     if isinstance(model, CenterSoftmaxClassifier):
