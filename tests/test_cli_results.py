@@ -108,7 +108,7 @@ def test_accuracy_not_above_chance_is_said(tmp_path: Path, capsys: pytest.Captur
 
 @pytest.mark.parametrize(("accuracy", "lines"), [(0.69, 1), (0.71, 0)])
 def test_chance_is_what_two_standard_errors_do_not_exceed(accuracy: float, lines: int) -> None:
-    """Of 100 images, 60 of them cows, the error is 0.049; of the other set no accuracy is known."""
+    """The error is 0.049 with 60 cows among 100 images; the other set has no accuracy."""
     metrics = {"test/accuracy": accuracy, "test/balanced_accuracy": 0.1, "best val/loss": 1.0}
     counts = {"val": [1, 1, 1], "test": [20, 60, 20]}
     assert len(results._describe_chance(metrics, counts, ["cat", "cow", "dog"])) == lines
