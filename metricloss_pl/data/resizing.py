@@ -31,7 +31,7 @@ def resize_image(image: Image.Image, side: int | None) -> Image.Image:
 
 
 def with_shorter_side(images: Tensor, side: int | None) -> Tensor:
-    """Resize (..., C, H, W), uint8 or float32, as `resize_image` resizes each channel; values in [0, 1] stay there."""
+    """Resize (..., C, H, W), uint8 or float32, as `resize_image` resizes each channel."""
     from PIL import Image
 
     if side is None or min(images.shape[-2:]) == side:
@@ -41,14 +41,13 @@ def with_shorter_side(images: Tensor, side: int | None) -> Tensor:
     resized = np.empty((len(channels), height, width), channels.dtype)
     for number, channel in enumerate(channels):
         resized[number] = resize_image(Image.fromarray(channel), side)
-    found = torch.from_numpy(resized).view(*images.shape[:-2], height, width)
-    return found.clamp(0, 1) if found.is_floating_point() else found
+    return torch.from_numpy(resized).view(*images.shape[:-2], height, width)
 
 
 def to_gray(images: Tensor) -> Tensor:
     """Convert (..., 3, H, W) to (..., 1, H, W) by the luma weights of ITU-R 601-2, rounded as Pillow does."""
     red, green, blue = images.unbind(-3)
     if images.is_floating_point():
-        return (0.299 * red + 0.587 * green + 0.114 * blue).clamp(max=1).unsqueeze(-3)
+        return (0.299 * red + 0.587 * green + 0.114 * blue).unsqueeze(-3)
     luma = (19595 * red.int() + 38470 * green.int() + 7471 * blue.int() + 0x8000) >> 16
     return luma.to(torch.uint8).unsqueeze(-3)

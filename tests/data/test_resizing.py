@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,8 @@ def test_images_of_16_bits_keep_their_depth(in_channels: int, tmp_path: Path) ->
     deep = np.random.default_rng(0).integers(0, 65536, (17, 30), dtype=np.uint16)
     deep[:4] = 65535
     Image.fromarray(deep).save(tmp_path / "a.png")
-    expected = np.asarray(Resize(9)(Image.fromarray(deep.astype(np.float32) / 65535))).clip(0, 1)
+    expected = np.asarray(Resize(9)(Image.fromarray(deep.astype(np.float32) / 65535)))
+    assert expected.max() == 1
     image = store_of([tmp_path / "a.png"], in_channels=in_channels, resize=9).fetch([0])[0]
     assert torch.equal(image, torch.from_numpy(expected).expand(in_channels, -1, -1))
     [batch] = prepare_batches(deep, in_channels=in_channels, resize=9)
@@ -68,6 +70,24 @@ def test_gray_is_that_of_pillow() -> None:
     deep = to_gray(as_tensor(colors).float() / 255)[0]
     assert (deep * 255 - gray).abs().max() <= 0.51
     assert deep.max() == 1
+
+
+def test_memory_is_that_of_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The largest image comes first."""
+    files = [tmp_path / f"{index}.png" for index in range(9)]
+    for index, file in enumerate(files):
+        Image.fromarray(pixels(4, 4 if index else 400)).save(file)
+    asked: list[int] = []
+    new_empty = torch.Tensor.new_empty
+
+    def record(self: torch.Tensor, *size: int) -> torch.Tensor:
+        asked.append(math.prod(size))
+        return new_empty(self, *size)
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", record)
+    assert isinstance(store_of(files).images, list)
+    assert isinstance(store_of(files[1:]).images, torch.Tensor)
+    assert asked == [8 * 4 * 4 * 3]
 
 
 def test_images_that_are_turned_do_not_fit_into_one_tensor(tmp_path: Path) -> None:
