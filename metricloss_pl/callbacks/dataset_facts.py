@@ -51,10 +51,9 @@ class DatasetFacts(Callback):
 def _normalization(data: ImageDataModule, module: LightningModule) -> tuple[list[float], list[float]]:
     """Return mean and standard deviation of each channel: as given, of the pretrained weights, or measured."""
     weights = pretrained_weights(module.trainer)
-    if weights is None or data.mean is not None or data.std is not None:
+    if weights is None or (data.mean is not None and data.std is not None):
         return data.normalization
-    mean, std = ("[" + ", ".join(f"{value:.3g}" for value in values) + "]" for values in (weights.mean, weights.std))
-    rank_zero_info(
-        f"normalization: mean {mean} and std {std} of {weights.source}; --data.mean and --data.std replace it"
-    )
-    return weights.mean, weights.std
+    mean, std = data.mean or weights.mean, data.std or weights.std
+    shown = " and std ".join("[" + ", ".join(f"{value:.3g}" for value in values) + "]" for values in (mean, std))
+    rank_zero_info(f"normalization: mean {shown} for {weights.source}; --data.mean and --data.std replace it")
+    return mean, std

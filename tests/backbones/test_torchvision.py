@@ -211,6 +211,10 @@ def test_metadata_of_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     for weights in ("IMAGENET1K_V1", "DEFAULT", _save(whole, tmp_path)):
         metadata = TorchvisionBackbone("resnet18", weights=weights).weights_metadata
         assert metadata == ("torchvision's resnet18 IMAGENET1K_V1", *imagenet, 224, False)
+    recorded = {"mean": [0.1] * 3, "std": [0.2] * 3, "image_format": {"image_size": 48}}
+    torch.save({"state_dict": whole.state_dict(), **recorded}, tmp_path / "run.ckpt")
+    metadata = TorchvisionBackbone("resnet18", weights=str(tmp_path / "run.ckpt")).weights_metadata
+    assert metadata == (str(tmp_path / "run.ckpt"), [0.1] * 3, [0.2] * 3, 48, False)
     gray = TorchvisionBackbone("resnet18", 1, "DEFAULT").weights_metadata
     assert gray is not None
     assert gray.mean == pytest.approx([sum(imagenet[0]) / 3])
