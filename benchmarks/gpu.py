@@ -128,7 +128,7 @@ def difference_of(first: nn.Module, second: nn.Module) -> float:
 
 def resume(session: Session, subject: str, regime: str, precision: str) -> bool:
     """Compare a training with one that continues from its checkpoint in the middle of the second epoch."""
-    steps = 4 if session.quick else 20
+    steps = 6 if session.quick else 20
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "middle.ckpt"
         first, second = Watch(3 * steps // 2, file), Watch()
