@@ -14,6 +14,7 @@ from metricloss_pl.errors import UserError
 __all__ = ["WhitenedConvNet", "patch_whitening_filters"]
 
 _PATCH = 2  # side of a patch in px
+_SPREAD = 8.0  # the largest values of normalized maps are about 3: logits start small, which trains better
 _SMALLEST_SIDE = 9  # px of which three poolings leave something
 _WORKING_SIDE = 32  # px at which the learned convolutions start
 
@@ -101,7 +102,7 @@ class WhitenedConvNet(Backbone):
         maps = nn.functional.gelu(self.whitening(images))
         if (factor := math.ceil(side / _WORKING_SIDE - 0.5)) > 1:
             maps = nn.functional.max_pool2d(maps, factor)
-        features: Tensor = self.stages(maps).amax((2, 3))
+        features: Tensor = self.stages(maps).amax((2, 3)) / _SPREAD
         return features
 
     def _set_filters(self, filters: Tensor) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from metricloss_pl.data.archives import ArchiveDataModule, Index
 from metricloss_pl.data.index_files import read_mat, reinstall_hint
 from metricloss_pl.data.samples import Samples, Statistics, file_samples
+from metricloss_pl.data.training_settings import Auto
 from metricloss_pl.download import Resource
 
 _PAGE = "https://github.com/pytorch/vision/issues/7545"  # where copies are collected: the authors' server is gone
@@ -22,9 +23,9 @@ class StanfordCarsDataModule(ArchiveDataModule):
     shorter side 512 px, crops of 448 px, batches of 96, and their mean and standard deviation.
     """
 
-    batch_size: int = 96
+    batch_size: int | Auto = 96
     resize: int | None = 512
-    image_size: int | None = 448
+    image_size: int | Auto | None = 448
     mean: list[float] | None = field(default_factory=lambda: [120.03731 / 255, 117.33781 / 255, 116.01303 / 255])
     std: list[float] | None = field(default_factory=lambda: [75.40416 / 255, 75.15394 / 255, 77.28287 / 255])
 

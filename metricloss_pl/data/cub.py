@@ -9,6 +9,7 @@ from metricloss_pl.data.archives import ArchiveDataModule, Index
 from metricloss_pl.data.index_files import read_numbered, reinstall_hint
 from metricloss_pl.data.lists import read_file_lists, samples_of
 from metricloss_pl.data.samples import Samples, Split, Statistics, file_samples
+from metricloss_pl.data.training_settings import Auto
 from metricloss_pl.download import Resource
 from metricloss_pl.errors import UserError
 
@@ -29,9 +30,9 @@ class CUB200DataModule(ArchiveDataModule):
     """
 
     split: str | None = None
-    batch_size: int = 96
+    batch_size: int | Auto = 96
     resize: int | None = 512
-    image_size: int | None = 448
+    image_size: int | Auto | None = 448
     mean: list[float] | None = field(default_factory=lambda: [123.82988 / 255, 127.35117 / 255, 110.25606 / 255])
     std: list[float] | None = field(default_factory=lambda: [59.22309 / 255, 58.07361 / 255, 67.80252 / 255])
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from metricloss_pl.data.archives import ArchiveDataModule, Index
 from metricloss_pl.data.index_files import read_mat, reinstall_hint
 from metricloss_pl.data.samples import Split, Statistics, file_samples
+from metricloss_pl.data.training_settings import Auto
 from metricloss_pl.download import Resource
 from metricloss_pl.errors import UserError
 
@@ -37,9 +38,9 @@ class Flowers102DataModule(ArchiveDataModule):
     other defaults are theirs: shorter side 512 px, crops of 448 px, batches of 96, mean and standard deviation.
     """
 
-    batch_size: int = 96
+    batch_size: int | Auto = 96
     resize: int | None = 512
-    image_size: int | None = 448
+    image_size: int | Auto | None = 448
     mean: list[float] | None = field(default_factory=lambda: [110.77991 / 255, 97.65649 / 255, 75.32890 / 255])
     std: list[float] | None = field(default_factory=lambda: [74.90388 / 255, 62.70219 / 255, 69.76566 / 255])
 

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from metricloss_pl.data.base import ImageDataModule
 from metricloss_pl.data.index_files import read_list, read_mat, reinstall_hint
 from metricloss_pl.data.samples import Samples, Split, Statistics, file_samples
+from metricloss_pl.data.training_settings import Auto
 from metricloss_pl.download import UNREADABLE_ARCHIVE, Resource, check_present, check_sum, make_folder, unpack
 from metricloss_pl.errors import UserError, check_choice, reason
 from metricloss_pl.files import UNREADABLE_PICKLE, read_lines
@@ -55,7 +56,7 @@ class ImageNetSubsetDataModule(ImageDataModule):
     subset: Subset = "vipriors"
     root: str = "data"
     resize: int | None = 256
-    image_size: int | None = 224
+    image_size: int | Auto | None = 224
     mean: list[float] | None = field(default_factory=lambda: [122.65435 / 255, 116.65451 / 255, 103.99790 / 255])
     std: list[float] | None = field(default_factory=lambda: [71.40583 / 255, 69.56889 / 255, 73.04403 / 255])
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from metricloss_pl.data.archives import ArchiveDataModule, Index, index_by_folder
 from metricloss_pl.data.samples import Statistics
+from metricloss_pl.data.training_settings import Auto
 from metricloss_pl.download import Resource
 
 
@@ -19,9 +20,9 @@ class MIT67DataModule(ArchiveDataModule):
     (2.4 GB) if they are missing.
     """
 
-    batch_size: int = 96
+    batch_size: int | Auto = 96
     resize: int | None = 256
-    image_size: int | None = 224
+    image_size: int | Auto | None = 224
     mean: list[float] | None = field(default_factory=lambda: [124.62788 / 255, 110.01029 / 255, 94.95781 / 255])
     std: list[float] | None = field(default_factory=lambda: [68.56924 / 255, 66.86608 / 255, 67.35944 / 255])
 

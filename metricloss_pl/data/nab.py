@@ -8,6 +8,7 @@ from pathlib import Path
 from metricloss_pl.data.archives import ArchiveDataModule, Index
 from metricloss_pl.data.cub import read_bird_index
 from metricloss_pl.data.samples import Statistics
+from metricloss_pl.data.training_settings import Auto
 from metricloss_pl.download import Resource
 
 
@@ -20,9 +21,9 @@ class NABirdsDataModule(ArchiveDataModule):
     and standard deviation.
     """
 
-    batch_size: int = 96
+    batch_size: int | Auto = 96
     resize: int | None = 512
-    image_size: int | None = 448
+    image_size: int | Auto | None = 448
     mean: list[float] | None = field(default_factory=lambda: [125.30513 / 255, 129.66607 / 255, 118.45121 / 255])
     std: list[float] | None = field(default_factory=lambda: [57.00455 / 255, 56.70059 / 255, 68.44430 / 255])
 

@@ -14,7 +14,7 @@ import numpy as np
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from metricloss_pl.augment import Augmentation, HorizontalFlip, Rotation90, VerticalFlip
+from metricloss_pl.augment import Augmentation, HorizontalFlip, Rotation90
 from metricloss_pl.data.labeled_sets import LabeledSets
 from metricloss_pl.data.reading import DECODING_THREADS, UnreadableImages, read_head
 from metricloss_pl.data.sampler import process_group
@@ -28,7 +28,7 @@ Orientation = Literal["upright", "any"]
 _FLIPS: dict[str | None, list[Augmentation]] = {
     None: [],
     "upright": [HorizontalFlip()],
-    "any": [HorizontalFlip(), VerticalFlip(), Rotation90()],
+    "any": [HorizontalFlip(), Rotation90()],  # all eight symmetries of the square
 }
 
 _LARGEST_SIDE = 128  # px
@@ -63,7 +63,7 @@ class TrainingSettings(LabeledSets, ABC):
         augment: Augmentations of the training images, applied in this order.
         orientation: Flips and rotations that leave the class of an image unchanged, applied before `augment`.
             `upright`: left and right may be exchanged. `any`: images have no upright orientation, as those of
-            microscopes and satellites; they are flipped both ways and rotated by multiples of 90 degrees. None: none.
+            microscopes and satellites; they are flipped and rotated by multiples of 90 degrees. None: none.
     """
 
     batch_size: int | Auto = 64
