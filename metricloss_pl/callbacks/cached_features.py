@@ -22,6 +22,8 @@ from metricloss_pl.files import UNREADABLE_PICKLE, replacing
 
 __all__ = ["CachedFeatures"]
 
+_AT_ONCE = 4  # images on a CPU: of many, the maps are too large for memory that is used again, which doubles the time
+
 
 class CachedFeatures(Callback):
     """Training of all layers but the backbone, which is frozen, on features that are computed once per image and view.
@@ -96,8 +98,9 @@ class CachedFeatures(Callback):
                     missing = [index for index, digest in enumerate(digests) if digest not in known]
                     if missing:
                         batch = trainer.strategy.batch_to_device(view[missing], module.device)
-                        features = module.backbone(module.normalize(batch))  # type: ignore[operator]
-                        found = features.float().cpu().numpy()
+                        size = _AT_ONCE if module.device.type == "cpu" else len(batch)
+                        parts = [module.backbone(module.normalize(part)) for part in batch.split(size)]  # type: ignore[operator]
+                        found = torch.cat(parts).float().cpu().numpy()
                         known.update(zip([digests[index] for index in missing], found, strict=True))
                     new += len(missing)
                     of_views.append(digests)

@@ -149,7 +149,7 @@ def fit_logistic_regression(
     model = LogisticRegression(C=2 * C if num_classes == 2 else C, tol=_TOLERANCE, max_iter=_MAX_ITERATIONS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the last iterations hardly change the predictions
-        model.fit(features.numpy(), labels.numpy(), None if weights is None else weights.numpy())
+        model.fit(features.double().numpy(), labels.numpy(), None if weights is None else weights.numpy())
     weight, bias = (torch.from_numpy(array).to(features.dtype) for array in (model.coef_, model.intercept_))
     if num_classes == 2:
         return torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
