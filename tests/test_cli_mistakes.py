@@ -61,7 +61,7 @@ def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--trainer.precision=8"], ["trainer.precision", "8"]),
         (["--model.embedding_dim=0"], ["embedding_dim", "0"]),
         (["--trainer.max_epochs=three"], ["trainer.max_epochs is three", "integer or null"]),
-        (["--model.optimizer.lr=1e-3", "--data.batch_size=1.5"], ["data.batch_size is 1.5", "integer"]),
+        (["--model.optimizer.lr=1e-3", "--data.batch_size=1.5"], ["data.batch_size is 1.5", "integer", "auto"]),
         (["--trainer.limit_train_batches=many"], ["trainer.limit_train_batches is many", "number or null"]),
     ],
     ids=lambda given: given[-1],

@@ -1,8 +1,7 @@
 """Networks from images to features, each a class with `num_features` and any number of `in_channels`."""
 
-from metricloss_pl.backbones.base import Backbone, InitializedFromImages
+from metricloss_pl.backbones.base import Backbone
 from metricloss_pl.backbones.cifar_resnet import CifarResNet
-from metricloss_pl.backbones.harmonic import HarmonicConv2d
 from metricloss_pl.backbones.lenet import LeNetPlusPlus
 from metricloss_pl.backbones.preact_resnet import PreActResNet
 from metricloss_pl.backbones.timm import TimmBackbone
@@ -13,8 +12,6 @@ from metricloss_pl.backbones.whitened import WhitenedConvNet
 __all__ = [
     "Backbone",
     "CifarResNet",
-    "HarmonicConv2d",
-    "InitializedFromImages",
     "LeNetPlusPlus",
     "PreActResNet",
     "TimmBackbone",

@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from metricloss_pl.backbones import InitializedFromImages
+from metricloss_pl.backbones.base import InitializedFromImages
 from metricloss_pl.class_weights import balanced_weights
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.data.training_settings import pretrained_weights

@@ -166,10 +166,14 @@ def _accepted(annotation: Any) -> _Accepted:
 
 
 def _refused_number(value: Any, annotation: Any) -> str | None:
-    """Return the numbers that a setting takes if the type allows nothing else and the value is none of them."""
+    """Return what a setting takes if that is numbers, perhaps also some words, and the value is none of them."""
     is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
     kinds = set(typing.get_args(annotation) if is_union else [annotation])
+    words = [word for kind in kinds if typing.get_origin(kind) is Literal for word in typing.get_args(kind)]
+    kinds = {kind for kind in kinds if typing.get_origin(kind) is not Literal}
     if not {int, float} & kinds or not kinds <= {int, float, types.NoneType} or not isinstance(value, (str, float)):
+        return None
+    if value in words:
         return None
     try:
         number = float(value)  # YAML takes 1e-3 for text, and the parser for a number
@@ -177,7 +181,8 @@ def _refused_number(value: Any, annotation: Any) -> str | None:
         number = None
     if number is not None and (float in kinds or number.is_integer()):
         return None
-    return ("a number" if float in kinds else "an integer") + (" or null" if types.NoneType in kinds else "")
+    texts = ["a number" if float in kinds else "an integer", *words, *(["null"] if types.NoneType in kinds else [])]
+    return " or ".join(texts)
 
 
 def _is_builtin(cls: type) -> bool:

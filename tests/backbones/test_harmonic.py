@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from metricloss_pl.backbones import HarmonicConv2d, TorchvisionBackbone
-from metricloss_pl.backbones.harmonic import cosine_filters, use_harmonic
+from metricloss_pl.backbones import TorchvisionBackbone
+from metricloss_pl.backbones.harmonic import HarmonicConv2d, cosine_filters, use_harmonic
 from metricloss_pl.errors import UserError
 
 

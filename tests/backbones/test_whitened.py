@@ -3,7 +3,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from metricloss_pl.backbones import HarmonicConv2d, InitializedFromImages, WhitenedConvNet
+from metricloss_pl.backbones import WhitenedConvNet
+from metricloss_pl.backbones.base import InitializedFromImages
+from metricloss_pl.backbones.harmonic import HarmonicConv2d
 from metricloss_pl.backbones.whitened import patch_whitening_filters
 from metricloss_pl.errors import UserError
 
