@@ -300,7 +300,7 @@ def test_a_class_given_in_place_of_a_block_keeps_the_settings_that_it_has(capsys
     config = f"--config={CONFIGS / 'folder_cosine.yaml'}"
     found = printed(capsys, "fit", config, "--data=ImageListDataModule", "--data.csv=list.csv")["data"]
     assert found["class_path"] == "metricloss_pl.data.ImageListDataModule"
-    assert found["init_args"]["image_size"] == 96
+    assert found["init_args"]["image_size"] == "auto"
     assert found["init_args"]["images_dir"] is None
     assert "root" not in found["init_args"]
 

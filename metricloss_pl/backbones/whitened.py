@@ -15,7 +15,6 @@ __all__ = ["WhitenedConvNet", "patch_whitening_filters"]
 
 _PATCH = 2  # side of a patch in px
 _SPREAD = 8.0  # the largest values of normalized maps are about 3: logits start small, which trains better
-_SMALLEST_SIDE = 9  # px of which three poolings leave something
 _WORKING_SIDE = 32  # px at which the learned convolutions start
 
 
@@ -60,7 +59,7 @@ class WhitenedConvNet(Backbone):
         harmonic: Learn the filters as sums of cosine filters (`HarmonicConv2d`).
 
     Raises:
-        UserError: An argument is below 1, or images have less than 9 px.
+        UserError: An argument is below 1.
     """
 
     def __init__(self, in_channels: int = 3, width: int = 64, depth: int = 2, harmonic: bool = False) -> None:
@@ -95,10 +94,6 @@ class WhitenedConvNet(Backbone):
     def forward(self, images: Tensor) -> Tensor:
         """Return the features (B, 4 * width) of images (B, in_channels, H, W)."""
         side = min(images.shape[-2:])
-        if side < _SMALLEST_SIDE:
-            raise UserError(
-                f"images of {side} px: WhitenedConvNet takes at least {_SMALLEST_SIDE} px (image_size of the data)"
-            )
         maps = nn.functional.gelu(self.whitening(images))
         if (factor := math.ceil(side / _WORKING_SIDE - 0.5)) > 1:
             maps = nn.functional.max_pool2d(maps, factor)
@@ -125,7 +120,7 @@ def _stage(in_channels: int, channels: int, depth: int) -> nn.Sequential:
     for position in range(depth):
         layers.append(_convolution(in_channels if position == 0 else channels, channels))
         if position == 0:
-            layers.append(nn.MaxPool2d(2))
+            layers.append(_MaxPool(2))
         layers += [_norm(channels), nn.GELU()]
     return nn.Sequential(*layers)
 
@@ -143,3 +138,10 @@ def _norm(channels: int) -> nn.BatchNorm2d:
     norm = nn.BatchNorm2d(channels)
     norm.weight.requires_grad_(False)
     return norm
+
+
+class _MaxPool(nn.MaxPool2d):
+    """Max-pooling that leaves maps of one pixel as they are, so that images of a few pixels fit."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return super().forward(maps) if min(maps.shape[-2:]) > 1 else maps
