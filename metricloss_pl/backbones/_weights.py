@@ -53,8 +53,12 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], WeightsMetadata | None]
 def _load(path: Path) -> Any:
     if path.suffix != ".safetensors":
         return torch.load(path, map_location="cpu", weights_only=True)
-    from safetensors.torch import load_file
-
+    try:
+        from safetensors.torch import load_file
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"weights: {path} needs safetensors, which is not installed: pip install safetensors"
+        ) from error
     return load_file(path)
 
 

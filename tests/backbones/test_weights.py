@@ -1,4 +1,5 @@
 import logging
+import sys
 from pathlib import Path
 
 import pytest
@@ -107,3 +108,10 @@ def test_a_checkpoint_tells_how_its_images_were_prepared(tmp_path: Path):
     assert adapt_metadata(metadata, 4) is None
     torch.save(trained(), tmp_path / "file.pth")
     assert read_weights(tmp_path / "file.pth")[1] is None
+
+
+def test_safetensors_that_is_not_installed(tmp_path: Path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    (tmp_path / "file.safetensors").touch()
+    with pytest.raises(UserError, match="pip install safetensors"):
+        read_weights(tmp_path / "file.safetensors")
