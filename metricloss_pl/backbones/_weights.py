@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,9 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], WeightsMetadata | None]
     Raises:
         UserError: The file can't be read without running code, or holds no state dict.
     """
+    load = _loader(path)
     try:
-        content: Any = _load(path)
+        content: Any = load(path)
     except (OSError, MemoryError) as error:
         raise UserError(f"weights: {path} can't be read ({reason(error)})") from error
     except UNREADABLE_PICKLE as error:
@@ -50,16 +52,16 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], WeightsMetadata | None]
     return dict(state), _recorded_metadata(content, str(path))
 
 
-def _load(path: Path) -> Any:
+def _loader(path: Path) -> Callable[[Path], Any]:
+    """Return the function that reads a file of weights with that suffix."""
     if path.suffix != ".safetensors":
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return functools.partial(torch.load, map_location="cpu", weights_only=True)
     try:
-        from safetensors.torch import load_file
+        from safetensors import torch as safetensors
     except ModuleNotFoundError as error:
-        raise UserError(
-            f"weights: {path} needs safetensors, which is not installed: pip install safetensors"
-        ) from error
-    return load_file(path)
+        raise UserError(f"weights: {path} needs safetensors, not installed: pip install safetensors") from error
+    load: Callable[[Path], Any] = safetensors.load_file
+    return load
 
 
 def _recorded_metadata(content: dict[str, Any], source: str) -> WeightsMetadata | None:
