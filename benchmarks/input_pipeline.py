@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from metricloss_pl import data as data_modules
+from metricloss_pl import augment as augmentations
 from metricloss_pl.augment import Augmentation, HorizontalFlip, ShiftCrop
 from metricloss_pl.backbones import PreActResNet, TinyConvNet, TorchvisionBackbone
 from metricloss_pl.data import ImageDataModule, ImageFolderDataModule
@@ -151,7 +151,7 @@ def shipped(block: str, quick: bool) -> dict[str, Any]:
     """Return batch size (small if `quick`) and augmentations of a shipped data block."""
     settings = yaml.safe_load((BLOCKS / f"{block}.yaml").read_text(encoding="utf-8"))["init_args"]
     named: list[Any] = [{"class_path": entry} if isinstance(entry, str) else entry for entry in settings["augment"]]
-    augment = [getattr(data_modules, entry["class_path"])(**entry.get("init_args", {})) for entry in named]
+    augment = [getattr(augmentations, entry["class_path"])(**entry.get("init_args", {})) for entry in named]
     return {"batch_size": 4 if quick else settings["batch_size"], "augment": augment}
 
 

@@ -172,7 +172,7 @@ def test_commands_instantiate(command, monkeypatch):
 
 def noise(data: ImageDataModule, part: str) -> Samples | None:
     """Replace the images that torchvision would read."""
-    count = max(200, 2 * data.num_classes)
+    count = max(510, 2 * data.num_classes)
     images = torch.randint(0, 256, (count, data.in_channels, 12, 12), dtype=torch.uint8)
     names = [str(index) for index in range(count)]
     return None if part == "val" else Samples(images=images, labels=torch.arange(count) % data.num_classes, names=names)
