@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from metricloss_pl.callbacks.evaluation import evaluation_mode, is_due
+from metricloss_pl.callbacks.averaging import averaged_weights
+from metricloss_pl.callbacks.evaluation import evaluation_mode
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.errors import UserError
 
@@ -20,12 +23,15 @@ class BatchNormStatistics(Callback):
 
     In training they are moving averages over the last few batches, of images that are augmented and perhaps mixed. Here
     they are the means over all batches of up to `images` training images, not augmented, with the present weights
-    ("precise batch norm", Wu and Johnson 2021, arXiv 2105.07576). Without a validation set, they are computed at the
-    end of the last epoch. All processes use the same images, so the statistics do not depend on their number.
+    ("precise batch norm", Wu and Johnson 2021, arXiv 2105.07576). Where the last epoch has no validation, they are
+    computed at its end. All processes use the same images, so the statistics do not depend on their number.
+
+    Batch norms that do not train, such as those of a frozen backbone, keep their statistics. With `CachedFeatures`, all
+    do.
 
     Args:
         images: Most training images, at least 2, drawn at random once.
-        batch_size: Images per batch, at least 2.
+        batch_size: Most images per batch, at least 2. The batches are of one size, or differ by one image.
 
     Raises:
         UserError: An argument is below 2, or the data are no `ImageDataModule`.
@@ -37,33 +43,48 @@ class BatchNormStatistics(Callback):
                 raise UserError(f"{name} of BatchNormStatistics is {value}: at least 2 are needed")
         self.images = images
         self.batch_size = batch_size
+        self._training: list[_BatchNorm] | None = None  # batch norms that train in the present epoch
+        self._step = -1  # the step of the latest computation
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and not isinstance(getattr(trainer, "datamodule", None), ImageDataModule):
             raise UserError("BatchNormStatistics needs an ImageDataModule")
+        self._training, self._step = None, -1
+
+    # Lightning puts all layers into evaluation mode before the hooks of validation.
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self._training is None or batch_idx == 0:
+            norms = [layer for layer in pl_module.modules() if isinstance(layer, _BatchNorm)]
+            self._training = [norm for norm in norms if norm.training and norm.track_running_stats]
 
     # Not at the start of the epoch, since a callback that puts averaged weights in place does so then.
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         if batch_idx == 0 and trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            self._recompute(trainer, pl_module)
+            self._recompute_statistics(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not sum(trainer.num_val_batches) and is_due(trainer, trainer.max_epochs or 1):
-            self._recompute(trainer, pl_module)
+        is_last = trainer.current_epoch + 1 == trainer.max_epochs or 0 < trainer.max_steps <= trainer.global_step
+        if (is_last or trainer.should_stop) and self._step != trainer.global_step:
+            with averaged_weights(trainer, pl_module):
+                self._recompute_statistics(trainer, pl_module)
 
-    def _recompute(self, trainer: Trainer, module: LightningModule) -> None:
-        norms = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
-        images = trainer.datamodule.training_sample(self.images)  # type: ignore[attr-defined]
-        momenta = [norm.momentum for norm in norms]
+    def _recompute_statistics(self, trainer: Trainer, module: LightningModule) -> None:
+        self._step = trainer.global_step
+        data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        if data.features or not self._training:
+            return
+        images = data.training_sample(self.images)
+        before = [(norm.momentum, copy.deepcopy(norm.state_dict())) for norm in self._training]
         with evaluation_mode(trainer, module):
-            for norm in norms:
+            for norm in self._training:
                 norm.reset_running_stats()
                 norm.momentum = None  # a cumulative average
                 norm.train()
-            for batch in images.split(self.batch_size):
-                if len(batch) > 1:
-                    module.embed(batch.to(module.device))  # type: ignore[operator]
-        for norm, momentum in zip(norms, momenta, strict=True):
+            for batch in images.tensor_split(math.ceil(len(images) / self.batch_size)):
+                module(batch.to(module.device))
+        for norm, (momentum, state) in zip(self._training, before, strict=True):
             norm.momentum = momentum
+            if not norm.num_batches_tracked:  # the class scores do not depend on it
+                norm.load_state_dict(state)

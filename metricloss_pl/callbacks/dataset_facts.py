@@ -10,6 +10,7 @@ from metricloss_pl.backbones.base import InitializedFromImages
 from metricloss_pl.class_weights import balanced_weights
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.data.training_settings import pretrained_weights
+from metricloss_pl.errors import UserError
 
 __all__ = ["DatasetFacts"]
 
@@ -27,10 +28,13 @@ class DatasetFacts(Callback):
         images: Most training images, at least 1, from which layers of a backbone are computed.
 
     Raises:
-        UserError: Balanced class weights without an `ImageDataModule`, or with one that balances the classes itself.
+        UserError: `images` is below 1. Balanced class weights without an `ImageDataModule`, or with one that balances
+            the classes itself.
     """
 
     def __init__(self, images: int = 1000) -> None:
+        if images < 1:
+            raise UserError(f"images of DatasetFacts is {images}: at least 1 is needed")
         self.images = images
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
