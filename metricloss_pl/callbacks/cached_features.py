@@ -42,7 +42,8 @@ class CachedFeatures(Callback):
         keep: Whether to read and write the files. False: features are in memory alone.
 
     Raises:
-        UserError: The data are no `ImageDataModule`, or the model has no backbone or nothing to train but it.
+        UserError: The data are no `ImageDataModule`, the model has no backbone or nothing to train but it, or it mixes
+            images.
     """
 
     def __init__(self, flip: bool = True, cache_dir: str | None = None, keep: bool = True) -> None:
@@ -59,6 +60,8 @@ class CachedFeatures(Callback):
         backbone = getattr(pl_module, "backbone", None)
         if not (isinstance(backbone, nn.Module) and hasattr(pl_module, "normalize")):
             raise UserError(f"CachedFeatures needs a regime of metricloss_pl, not {type(pl_module).__name__}")
+        if getattr(pl_module, "batch_mixing", None) is not None:
+            raise UserError("CachedFeatures: model.batch_mixing mixes images, not features; leave it out")
         self._trained = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
         backbone.requires_grad_(False)  # before the optimizer is built
         if not any(parameter.requires_grad for parameter in pl_module.parameters()):
@@ -76,10 +79,19 @@ class CachedFeatures(Callback):
             _write(file, known)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":  # another model may be evaluated on the images
-            trainer.datamodule.features.clear()  # type: ignore[attr-defined]
-            for parameter in self._trained:
-                parameter.requires_grad = True
+        if stage == "fit":
+            self._free(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._free(trainer)
+
+    def _free(self, trainer: Trainer) -> None:
+        """Give images and backbone back, since another model may be evaluated on the images."""
+        if isinstance(data := getattr(trainer, "datamodule", None), ImageDataModule):
+            data.features.clear()
+        for parameter in self._trained:
+            parameter.requires_grad = True
+        self._trained = []
 
     def _of_set(self, trainer: Trainer, module: LightningModule, split: str, known: dict[bytes, np.ndarray]) -> Tensor:
         """Return the features (N, V, F) of a set, and add them to those known by the digest of the pixels."""
