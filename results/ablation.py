@@ -10,27 +10,35 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
+import statistics
 import subprocess
 import sys
 from pathlib import Path
 
+from scipy import stats
+
 RESULTS = Path(__file__).with_suffix(".jsonl")
 RUNS = Path("runs/ablation")
 TRAINING, VALIDATION = 50, 500  # images per class
-SEEDS = (1000, 1001)  # draws of the training and validation images
+SEEDS = (1000, 1001, 1002)  # draws of the training and validation images
+
+
+def epochs(count: int) -> list[str]:
+    """Return the flags of a training of that length, validated after the last epoch, as the recipe ends with it."""
+    return ["--trainer.max_epochs", str(count), "--trainer.check_val_every_n_epoch", str(count)]
+
 
 AUGMENT = "[{class_path: %s}, {class_path: ShiftCrop, init_args: {pixels: 4}}]"
 VARIANTS: dict[str, list[str]] = {
     "the recipe": [],
-    "half as long": ["--trainer.max_epochs", "20"],
-    "twice as long": ["--trainer.max_epochs", "80"],
+    "half as long": epochs(20),
+    "twice as long": epochs(80),
     "weight decay 5e-4": ["--model.optimizer.weight_decay", "5e-4"],
     "weight decay 1.5e-2": ["--model.optimizer.weight_decay", "1.5e-2"],
     "learning rate 0.05": ["--model.optimizer.lr", "0.05"],
     "learning rate 0.2": ["--model.optimizer.lr", "0.2"],
     "no policy": ["--data.augment", "[{class_path: ShiftCrop, init_args: {pixels: 4}}]"],
-    "AutoAugment": ["--data.augment", AUGMENT % "AutoAugment"],
+    "RandAugment": ["--data.augment", AUGMENT % "RandAugment"],
     "TrivialAugment": ["--data.augment", AUGMENT % "TrivialAugment"],
     "no CutMix": ["--model.batch_mixing", "null"],
     "CutMix always": ["--model.batch_mixing.probability", "1"],
@@ -52,7 +60,7 @@ def command(data: str, seed: int, flags: list[str], folder: Path) -> list[str]:
         *("--data.samples_per_class", str(TRAINING + VALIDATION)),
         *("--data.val_fraction", f"{VALIDATION / (TRAINING + VALIDATION):.6f}"),
         *("--data.seed", str(seed), "--seed_everything", str(seed)),
-        *("--trainer.max_epochs", "40", "--trainer.check_val_every_n_epoch", "10", "--test_after_fit", "false"),
+        *(*epochs(40), "--test_after_fit", "false"),
         *("--runs_dir", str(folder)),
         *flags,
     ]
@@ -61,14 +69,14 @@ def command(data: str, seed: int, flags: list[str], folder: Path) -> list[str]:
 def train(data: str, name: str, seed: int) -> None:
     """Train one variant, or resume it, and add its result to the file."""
     folder = RUNS / f"{name.replace(' ', '_')}-{seed}"
-    begun = sorted(folder.glob("*/version_*/checkpoints/last.ckpt"))
+    begun = list(folder.glob("*/version_*/checkpoints/last.ckpt"))
     if begun:
-        run = begun[-1].parent.parent
+        run = max(begun, key=lambda file: file.stat().st_mtime).parent.parent
         arguments = [sys.executable, "-m", "metricloss_pl", "fit", "--resume", str(run)]
     else:
         arguments = command(data, seed, VARIANTS[name], folder)
     subprocess.run(arguments, check=True)
-    run = sorted(folder.glob("*/version_*/result.json"))[-1]
+    run = max(folder.glob("*/version_*/result.json"), key=lambda file: file.stat().st_mtime)
     line = {"variant": name, "draw": seed, **json.loads(run.read_text())}
     with RESULTS.open("a") as file:
         file.write(json.dumps(line) + "\n")
@@ -77,7 +85,7 @@ def train(data: str, name: str, seed: int) -> None:
 def table(lines: list[dict]) -> str:
     """Return accuracies and their differences from the recipe in percentage points, as Markdown.
 
-    The interval of a difference is that of the validation images, 1.96 standard errors of the mean over the draws.
+    The interval of a difference is Student's, over the draws; it needs at least two.
     """
     accuracy = {(line["variant"], line["draw"]): 100 * line["metrics"]["val/accuracy"] for line in lines}
     rows = ["| variant | val/accuracy | difference |", "|---|---|---|"]
@@ -89,9 +97,9 @@ def table(lines: list[dict]) -> str:
         mean = sum(own.values()) / len(own)
         shared = [own[draw] - base[draw] for draw in own if draw in base and name != "the recipe"]
         difference = ""
-        if shared:
-            error = math.sqrt(2 * mean * (100 - mean) / (10 * VALIDATION * len(shared)))
-            difference = f"{sum(shared) / len(shared):+.1f} ± {1.96 * error:.1f}"
+        if len(shared) > 1:
+            low, high = stats.t.interval(0.95, len(shared) - 1, statistics.mean(shared), stats.sem(shared))
+            difference = f"{statistics.mean(shared):+.1f} [{low:+.1f}, {high:+.1f}]"
         rows.append(f"| {name} | {mean:.1f} | {difference} |")
     return "\n".join(rows)
 

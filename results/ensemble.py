@@ -19,11 +19,10 @@ from metricloss_pl.data import NpzDataModule
 
 @torch.inference_mode()
 def probabilities(model: torch.nn.Module, images: Tensor, flip: bool) -> Tensor:
-    """Return the probabilities (N, C) of images (N, C, H, W), with `flip` the mean over both mirror images."""
+    """Return probabilities (N, C) of images (N, C, H, W), with `flip` their mean over both mirror images."""
     found = []
     for batch in images.split(500):
-        with torch.autocast("cpu", torch.bfloat16):
-            views = [model(batch), model(batch.flip(-1))] if flip else [model(batch)]
+        views = [model(batch), model(batch.flip(-1))] if flip else [model(batch)]
         found.append(torch.stack([model.probabilities(scores) for scores in views]).mean(0))
     return torch.cat(found)
 

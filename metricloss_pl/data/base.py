@@ -229,7 +229,7 @@ class ImageDataModule(TrainingSettings, DeviceAugmentation):
                 raise UserError(f"{name} {where} is {value}: at least {least} is needed")
         if self.balanced_sampling and self.samples_per_class_in_batch is not None:
             raise UserError(f"balanced_sampling and samples_per_class_in_batch {where}: choose one of them")
-        if self.repeat != 1 and self.oversample_to is not None:
+        if self.repeat not in (1, "auto") and self.oversample_to is not None:
             raise UserError(f"repeat and oversample_to {where}: choose one of them")
         check_choice(f"tta {where}", self.tta, Views | None)
         check_choice(f"orientation {where}", self.orientation, Orientation | None)

@@ -1,4 +1,4 @@
-"""Settings of the training images that the training set or a word about the images determines."""
+"""Sizes and augmentations of the training images, of which some may follow from the training set."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ def test_mistakes(toy: Make) -> None:
     with pytest.raises(UserError, match=r"batch_size.*0"):
         toy(batch_size=0)
     with pytest.raises(UserError, match="oversample_to"):
-        toy(repeat="auto", oversample_to=10)
+        toy(repeat=2, oversample_to=10)
 
 
 def test_augmentation_by_orientation_reaches_the_loader() -> None:
