@@ -237,7 +237,7 @@ class ImageDataModule(TrainingSettings, DeviceAugmentation):
             if augmentation.changes_color and self.in_channels not in (1, 3):
                 raise UserError(
                     f"{type(augmentation).__name__} changes colors: in_channels {where} must be 3 or 1, not "
-                    f"{self.in_channels}"
+                    f"{self.in_channels}; give another list as data.augment, such as [ShiftCrop]"
                 )
         for name, values, low in (("mean", self.mean, 0.0), ("std", self.std, 1e-9)):
             if values is not None and not (
