@@ -1,5 +1,3 @@
-import logging
-
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
@@ -44,9 +42,9 @@ def fit(folder, model, data, **options):
     return run
 
 
-def test_C_is_chosen_on_validation_images(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "propagate", True)
-    caplog.set_level(logging.INFO)
+def test_C_is_chosen_on_validation_images(tmp_path, monkeypatch):
+    lines: list[str] = []
+    monkeypatch.setattr("metricloss_pl.regimes.linear_probe.rank_zero_info", lines.append)
     model, data = build(), digits()
     run = fit(tmp_path, model, data, flip=False)
     assert run.global_step == 3  # one epoch
@@ -66,7 +64,7 @@ def test_C_is_chosen_on_validation_images(tmp_path, monkeypatch, caplog):
     torch.testing.assert_close(
         model.head.weight.numpy(force=True), reference.coef_, rtol=1e-2, atol=1e-2, check_dtype=False
     )
-    assert f"C = {C:.3g} of 11" in caplog.text
+    assert f"C = {C:.3g} of 11" in "".join(lines)
     assert run.callback_metrics["val/accuracy"].item() == pytest.approx(max(scores)[0])
 
 
