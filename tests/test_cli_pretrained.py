@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import logging
 from pathlib import Path
 
 import pytest
@@ -42,13 +41,12 @@ def test_a_head_on_features_is_a_checkpoint_like_any_other(
 def test_images_are_prepared_as_in_the_training_of_the_weights(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
     recwarn: pytest.WarningsRecorder,
 ) -> None:
     """Size and normalization are those of the file's network; a flag replaces each."""
-    monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "propagate", True)
-    caplog.set_level(logging.INFO)
+    lines: list[str] = []
+    monkeypatch.setattr("metricloss_pl.callbacks.dataset_facts.rank_zero_info", lines.append)
     root = make_folder(tmp_path / "images", images=10)
     name = "shufflenet_v2_x0_5"
     torch.save(models.get_model(name).state_dict(), tmp_path / "weights.pth")
@@ -58,7 +56,7 @@ def test_images_are_prepared_as_in_the_training_of_the_weights(
     assert [str(warning.message).partition(",")[0] for warning in recwarn if "enlarged" in str(warning.message)] == [
         "ImageFolderDataModule: 13 training images of less than 224 px will be enlarged to 224 px"
     ]
-    assert "[0.485, 0.456, 0.406]" in caplog.text
+    assert "[0.485, 0.456, 0.406]" in "".join(lines)
     checkpoint = load(run / "checkpoints" / "best.ckpt")
     assert checkpoint["mean"] == pytest.approx([0.485, 0.456, 0.406])
     assert checkpoint["std"] == pytest.approx([0.229, 0.224, 0.225])
