@@ -115,7 +115,7 @@ class TorchvisionBackbone(Backbone):
         if state is not None:
             load_state(self.network, state, name, str(weights), (classifier, *_AUXILIARY))
             self.weights_metadata = adapt_metadata(recorded or self._metadata(str(weights)), in_channels)
-        if harmonic and not is_harmonic(state):
+        if harmonic:
             use_harmonic(self.network)
 
     def forward(self, images: Tensor) -> Tensor:

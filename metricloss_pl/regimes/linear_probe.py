@@ -45,8 +45,6 @@ class LinearProbeClassifier(Classifier):
         UserError: `C` is not above 0, or `embedding_dim` is given.
     """
 
-    supports_mixing = False
-
     def __init__(self, num_classes: int, backbone: Backbone, *args: Any, C: float | None = None, **kwargs: Any) -> None:
         super().__init__(num_classes, backbone, *args, **kwargs)
         if C is not None and not 0 < C < math.inf:
