@@ -9,6 +9,7 @@ from metricloss_pl.backbones import TinyConvNet
 from metricloss_pl.callbacks import CachedFeatures, EmbeddingPlot, FreezeBackbone
 from metricloss_pl.callbacks.run_folder import run_folder
 from metricloss_pl.errors import UserError
+from metricloss_pl.mixing import CutMix
 from metricloss_pl.regimes import (
     CenterSoftmaxClassifier,
     CosineClassifier,
@@ -126,6 +127,21 @@ def test_mistakes_get_one_line(tmp_path):
     bare = CosineClassifier(10, nn.Sequential(nn.Flatten()), embedding_dim=None, num_features=10, ce_weight=0)
     with pytest.raises(UserError, match="nothing to train but its backbone"):
         trainer(tmp_path, CachedFeatures()).fit(bare, digits())
+    mixing = SoftmaxClassifier(10, Counting(), embedding_dim=10, batch_mixing=CutMix())
+    with pytest.raises(UserError, match="batch_mixing"):
+        trainer(tmp_path, CachedFeatures()).fit(mixing, digits())
+
+
+def test_an_exception_gives_images_and_backbone_back(tmp_path):
+    class Broken(SoftmaxClassifier):
+        def losses(self, embeddings, labels):
+            raise RuntimeError("broken")
+
+    model, data = Broken(10, Counting(), embedding_dim=10), digits()
+    with pytest.raises(RuntimeError, match="broken"):
+        trainer(tmp_path, CachedFeatures(keep=False)).fit(model, data)
+    assert data.features == {}
+    assert all(parameter.requires_grad for parameter in model.backbone.parameters())
 
 
 def test_processes_train_as_one(tmp_path):
