@@ -1,0 +1,358 @@
+"""Tables of a comparison, computed from its stored runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from metricloss_pl.compare import statistics
+from metricloss_pl.compare.statistics import Estimate
+from metricloss_pl.compare.store import Store
+
+__all__ = ["Calibration", "Summary"]
+
+Size = int | None
+RUN_COLUMNS = ["kind", "variant", "size", "split", "seed", "fold", "trial"]
+RUN = ["split", "seed", "fold"]  # levels of the columns of a table of images and runs
+COLUMNS = [
+    "size", "variant", "n_runs", "n_planned", "n_failed", "accuracy", "low", "high", "std", "balanced_accuracy",
+    "difference", "difference_low", "difference_high", "p", "p_adjusted", "minimum_detectable", "train_accuracy", "gap",
+    "seconds", "method",
+]  # fmt: skip
+
+
+class Calibration(NamedTuple):
+    """Distance of predicted probabilities from what comes true, over all runs of a variant at a size."""
+
+    n: int  # predictions
+    brier: float  # squared errors summed over the classes, in [0, 2]
+    nll: float
+    ece: float  # of the predicted class, in 10 bins of equal width
+    bins: pd.DataFrame  # confidence, accuracy, n
+
+
+class Summary:
+    """Tables of a comparison. Accuracies are fractions; NaN stands for what is not known.
+
+    Attributes:
+        plan: Content of plan.json.
+        results: Results by key, as stored.
+        sizes: Training images per class, ascending; None for all images.
+        variants: Names, in the order of the plan.
+        baseline: Variant to which the others are compared.
+        metric: `accuracy` or `balanced_accuracy`: the subject of intervals, differences and p-values.
+        class_names: Names by label.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.plan = store.plan()
+        self.results = store.results()
+        self.sizes: list[Size] = self.plan["sizes"]
+        self.variants = list(self.plan["variants"])
+        self.baseline: str = self.plan["baseline"]
+        self.metric: str = self.plan["metric"]
+        self.class_names: list[str] = self.plan["data"]["class_names"]
+        self._finals: dict[tuple[str, Size], dict[str, pd.DataFrame]] = {}
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Summary:
+        """Read a comparison's folder.
+
+        Raises:
+            UserError: It holds no sound plan, or a file of predictions is damaged.
+        """
+        return cls(Store(folder))
+
+    @cached_property
+    def runs(self) -> pd.DataFrame:
+        """Planned runs by key: kind, variant, size, split, seed, fold, trial, and status; `missing` without result."""
+        planned = self.plan["runs"]
+        runs = pd.DataFrame(list(planned.values()), index=list(planned), columns=RUN_COLUMNS, dtype=object)
+        runs["status"] = [self.results[key]["status"] if key in self.results else "missing" for key in runs.index]
+        return runs
+
+    def final_results(self, variant: str, size: Size) -> list[dict[str, Any]]:
+        """Return the results of the final runs of a variant at a size that ended well."""
+        return [
+            run
+            for run in self.results.values()
+            if (run["kind"], run["variant"], run["size"], run["status"]) == ("final", variant, size, "ok")
+        ]
+
+    # ------------------------------------------------------------------------------------------------------ the tables
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """One row per size and variant.
+
+        `low` to `high` is the 95 % confidence interval of the metric, `difference` is to the baseline, `p_adjusted` by
+        Holm over all rows, and `minimum_detectable` (power 80 %, level 5 % divided by the number of tests) in the unit
+        of `difference`. `method` is that of `statistics.Estimate`, and None without runs.
+        """
+        return self._table([[size] for size in self.sizes])
+
+    @cached_property
+    def overall(self) -> pd.DataFrame:
+        """One row per variant, with the mean over the sizes; without rows where there is one size only."""
+        return self._table([self.sizes] if len(self.sizes) > 1 else []).drop(columns="size")
+
+    def _table(self, groups: Sequence[Sequence[Size]]) -> pd.DataFrame:
+        rows, differences = [], []
+        for sizes in groups:
+            for variant in self.variants:
+                row, difference = self._row(variant, sizes)
+                rows.append(row)
+                differences.append(difference)
+        table = _with_none(pd.DataFrame(rows, columns=COLUMNS), rows)
+        tested = table["p"].notna()
+        table.loc[tested, "p_adjusted"] = statistics.holm(table.loc[tested, "p"].tolist())
+        table["minimum_detectable"] = [
+            np.nan if found is None else found.minimum_detectable(int(tested.sum()) or 1) for found in differences
+        ]
+        return table
+
+    def _row(self, variant: str, sizes: Sequence[Size]) -> tuple[dict[str, Any], Estimate | None]:
+        cells = [self.final_results(variant, size) for size in sizes]
+        planned = self.runs[
+            (self.runs["kind"] == "final") & (self.runs["variant"] == variant) & self.runs["size"].isin(list(sizes))
+        ]
+        own = self._over_sizes([self.correct(variant, size) for size in sizes])
+        estimate = self._estimated(statistics.accuracy, own, cells)
+        difference = None
+        if variant != self.baseline:
+            pairs = [self.correct(variant, size) - self.correct(self.baseline, size) for size in sizes]
+            difference = self._estimated(statistics.difference, self._over_sizes(pairs), cells)
+        row: dict[str, Any] = {
+            "size": sizes[0] if len(sizes) == 1 else None,
+            "variant": variant,
+            "n_runs": sum(map(len, cells)),
+            "n_planned": len(planned),
+            "n_failed": int((planned["status"] == "failed").sum()),
+            "accuracy": _mean(cells, "test/accuracy"),
+            "balanced_accuracy": _mean(cells, "test/balanced_accuracy"),
+            "train_accuracy": _mean(cells, "train/accuracy"),
+            "seconds": float(np.mean([run["seconds"] for cell in cells for run in cell])) if any(cells) else np.nan,
+        }
+        row["gap"] = row["train_accuracy"] - row["accuracy"]
+        if estimate is not None:
+            low, high = estimate.interval
+            row |= {"low": low, "high": high, "std": estimate.std, "method": estimate.method}
+        if difference is not None:
+            low, high = difference.interval
+            row |= {"difference": difference.value, "difference_low": low, "difference_high": high, "p": difference.p}
+        return row, difference
+
+    def correct(self, variant: str, size: Size) -> pd.DataFrame:
+        """Return a table of test images and runs: 1 where a run is correct, 0 where not, NaN where it has not tested.
+
+        Its index are `name` and `occurrence` (0, or more where a name is found repeatedly) of the image, its columns
+        `split`, `seed` and `fold` of the run.
+        """
+        return self._of_finals(variant, size)["correct"]
+
+    def _of_finals(self, variant: str, size: Size) -> dict[str, pd.DataFrame]:
+        """Return tables of test images and runs: `correct`, `predicted` and `label`."""
+        if (variant, size) not in self._finals:
+            columns: dict[tuple[int, int, int], pd.DataFrame] = {}
+            for run in self.final_results(variant, size):
+                found = self.store.predictions(run["key"])
+                predicted = found.probabilities.argmax(axis=1)
+                frame = pd.DataFrame(
+                    {"predicted": predicted, "label": found.labels, "correct": predicted == found.labels}, dtype=float
+                )
+                names = pd.Series(found.names)
+                frame.index = pd.MultiIndex.from_arrays([names, names.groupby(names).cumcount()])
+                fold = -1 if run["fold"] is None else run["fold"]
+                columns[run["split"], run["seed"], fold] = frame.rename_axis(index=["name", "occurrence"])
+            self._finals[variant, size] = {
+                value: _aligned({place: frame[value] for place, frame in columns.items()})
+                for value in ("correct", "predicted", "label")
+            }
+        return self._finals[variant, size]
+
+    @cached_property
+    def labels(self) -> pd.Series:
+        """Label of each test image of any run; its index is that of `correct`."""
+        tables = [self._of_finals(variant, size)["label"] for variant in self.variants for size in self.sizes]
+        found = pd.concat([table.bfill(axis=1).iloc[:, 0] for table in tables if table.shape[1]])
+        return found[~found.index.duplicated()].astype(int)
+
+    @staticmethod
+    def _over_sizes(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+        """Return images and repetitions, averaged over the sizes; runs that are not there at every size are left out.
+
+        Several splits are the repetitions, with their seeds averaged; else the seeds are. Folds are repetitions, too.
+        """
+        columns = tables[0].columns
+        for table in tables[1:]:
+            columns = columns.intersection(table.columns)
+        mean = sum(table[columns] for table in tables) / len(tables)
+        runs = mean.columns.to_frame(index=False)
+        if (runs["fold"] >= 0).any():
+            levels = ["split", "fold"]
+        else:
+            levels = ["split"] if runs["split"].nunique() > 1 else ["seed"]
+        return mean.T.groupby(level=levels).mean().T.dropna(how="all").dropna(axis=1, how="all")
+
+    def _estimated(
+        self, estimate: Callable[..., Estimate], table: pd.DataFrame, cells: Sequence[Sequence[dict[str, Any]]]
+    ) -> Estimate | None:
+        if table.empty:
+            return None
+        labels = self.labels[table.index].to_numpy() if self.metric == "balanced_accuracy" else None
+        images = [run["images"] for cell in cells for run in cell]
+        test_share = sum(n["test"] for n in images) / sum(n["train"] + n["val"] for n in images)
+        return estimate(table.to_numpy(), labels, test_share)
+
+    # -------------------------------------------------------------------------------------- one variant at one size
+
+    def _pooled(self, variant: str, size: Size) -> tuple[np.ndarray, np.ndarray]:
+        """Return the labels (N,) and probabilities (N, C) of all final runs."""
+        runs = [self.store.predictions(run["key"]) for run in self.final_results(variant, size)]
+        labels = np.concatenate([np.empty(0, dtype=np.int64), *(run.labels for run in runs)])
+        empty = np.empty((0, len(self.class_names)), dtype=np.float32)
+        return labels, np.concatenate([empty, *(run.probabilities for run in runs)])
+
+    def per_class(self, variant: str, size: Size) -> pd.DataFrame:
+        """Return recall with its 95 % confidence interval, precision and F1 by class, and its number `n` of images."""
+        from sklearn.metrics import precision_recall_fscore_support
+
+        labels, probabilities = self._pooled(variant, size)
+        rates: Any = np.full((3, len(self.class_names)), np.nan)
+        if len(labels):
+            rates = precision_recall_fscore_support(
+                labels, probabilities.argmax(axis=1), labels=range(len(self.class_names)), zero_division=np.nan
+            )
+        precision, recall, f1 = rates[:3]
+        correct, cells = self.correct(variant, size), [self.final_results(variant, size)]
+        rows = []
+        for label, name in enumerate(self.class_names):
+            own = correct[self.labels[correct.index] == label]
+            estimate = None
+            if not own.empty:
+                estimate = self._estimated(statistics.accuracy, self._over_sizes([own]), cells)
+            low, high = (np.nan, np.nan) if estimate is None else estimate.interval
+            rows.append(
+                {"class": name, "n": len(own), "recall": recall[label], "low": low, "high": high,
+                 "precision": precision[label], "f1": f1[label]}
+            )  # fmt: skip
+        return pd.DataFrame(rows)
+
+    def calibration(self, variant: str, size: Size) -> Calibration | None:
+        """Return the calibration of the predicted probabilities, or None without runs."""
+        from sklearn.calibration import calibration_curve
+        from sklearn.metrics import log_loss
+
+        labels, probabilities = self._pooled(variant, size)
+        if not len(labels):
+            return None
+        p = probabilities.astype(np.float64)
+        p /= p.sum(axis=1, keepdims=True)
+        brier = ((p - np.eye(p.shape[1])[labels]) ** 2).sum(axis=1).mean()
+        correct, confidence = p.argmax(axis=1) == labels, p.max(axis=1)
+        accuracy, mean = calibration_curve(correct, confidence, n_bins=10, pos_label=True)
+        counts = np.bincount(np.searchsorted(np.linspace(0, 1, 11)[1:-1], confidence))
+        bins = pd.DataFrame({"confidence": mean, "accuracy": accuracy, "n": counts[counts > 0]})
+        ece = float((bins["n"] * (bins["accuracy"] - bins["confidence"]).abs()).sum() / len(labels))
+        return Calibration(len(labels), float(brier), float(log_loss(labels, p, labels=range(p.shape[1]))), ece, bins)
+
+    def confusion(self, variant: str, size: Size) -> np.ndarray:
+        """Return rates (C, C), [label, prediction], that sum to 1 per label, or to 0 for a label without images."""
+        from sklearn.metrics import confusion_matrix
+
+        labels, probabilities = self._pooled(variant, size)
+        if not len(labels):
+            return np.zeros((len(self.class_names),) * 2)
+        found: np.ndarray = confusion_matrix(
+            labels, probabilities.argmax(axis=1), labels=range(len(self.class_names)), normalize="true"
+        )
+        return found
+
+    def disagreements(self, size: Size, n: int) -> pd.DataFrame:
+        """Return the images that some variants recognize in more of their runs than others, at most n.
+
+        Columns: `name`, `label`, and, each a dictionary by variant, `predicted` (most frequent label), `right` and
+        `runs` (numbers of runs).
+        """
+        tables = {variant: self._of_finals(variant, size) for variant in self.variants}
+        tables = {variant: found for variant, found in tables.items() if not found["correct"].empty}
+        if len(tables) < 2:
+            return pd.DataFrame(columns=["name", "label", "predicted", "right", "runs"])
+        shares = pd.DataFrame({variant: found["correct"].mean(axis=1) for variant, found in tables.items()}).dropna()
+        spread = (shares.max(axis=1) - shares.min(axis=1)).sort_values(ascending=False, kind="stable")
+        rows = []
+        for image in spread[spread > 0].index[:n]:
+            of = {
+                variant: {value: table.loc[image].dropna() for value, table in found.items()}
+                for variant, found in tables.items()
+            }
+            rows.append({
+                "name": image[0],
+                "label": int(self.labels[image]),
+                "predicted": {variant: int(found["predicted"].mode()[0]) for variant, found in of.items()},
+                "right": {variant: int(found["correct"].sum()) for variant, found in of.items()},
+                "runs": {variant: len(found["correct"]) for variant, found in of.items()},
+            })  # fmt: skip
+        return pd.DataFrame(rows, columns=["name", "label", "predicted", "right", "runs"])
+
+    # ------------------------------------------------------------------------------------------------ trials, histories
+
+    @cached_property
+    def trials(self) -> pd.DataFrame:
+        """One row per trial with a result: variant, size, split, fold, trial, score, status and the tuned settings."""
+        columns = ["variant", "size", "split", "fold", "trial", "score", "status"]
+        rows = [
+            run | run["settings"] | {"score": run["metrics"].get(f"val/{self.metric}")}
+            for run in self.results.values()
+            if run["kind"] == "trial"
+        ]
+        tuned = dict.fromkeys(name for row in rows for name in row["settings"])
+        return _with_none(pd.DataFrame(rows, columns=[*columns, *tuned]), rows)
+
+    @cached_property
+    def history(self) -> pd.DataFrame:
+        """Logged values of the final runs: variant, size, split, seed, fold, epoch, name and value."""
+        rows = [
+            {**run, "epoch": epoch, "name": name, "value": value}
+            for run in self.results.values()
+            if run["kind"] == "final"
+            for name, values in run["history"].items()
+            if name != "epoch"
+            for epoch, value in zip(run["history"]["epoch"], values, strict=True)
+            if value is not None
+        ]
+        return _with_none(pd.DataFrame(rows, columns=["variant", "size", *RUN, "epoch", "name", "value"]), rows)
+
+    @property
+    def best_run(self) -> dict[str, Any] | None:
+        """Result of the final run with a checkpoint that is best on validation, of those with the most images."""
+        runs = [run for variant in self.variants for run in self.final_results(variant, self.sizes[-1])]
+        scores = {run["key"]: run["metrics"].get(f"val/{self.metric}") for run in runs if run["checkpoint"]}
+        known = {key: score for key, score in scores.items() if score is not None}
+        return self.results[max(known, key=lambda key: known[key])] if known else None
+
+
+def _aligned(columns: dict[tuple[int, int, int], pd.Series]) -> pd.DataFrame:
+    """Return a table with one column per run and one row per image of any of them."""
+    if not columns:
+        return pd.DataFrame(columns=pd.MultiIndex.from_arrays([[], [], []], names=RUN), dtype=float)
+    return pd.concat(columns, axis=1, names=RUN)
+
+
+def _with_none(table: pd.DataFrame, rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """Return the table with None, not NaN, where a size, a fold or a method is None."""
+    for name in table.columns.intersection(["size", "fold", "method"]):
+        table[name] = pd.Series([row.get(name) for row in rows], dtype=object)
+    return table
+
+
+def _mean(cells: Sequence[Sequence[dict[str, Any]]], metric: str) -> float:
+    """Return the mean over the sizes of the means over their runs; NaN where one has no value."""
+    known = [[value for run in cell if (value := run["metrics"].get(metric)) is not None] for cell in cells]
+    return float(np.mean([np.mean(values) for values in known])) if all(known) else np.nan
