@@ -180,7 +180,8 @@ class Summary:
     def labels(self) -> pd.Series:
         """Label of each test image of any run; its index is that of `correct`."""
         tables = [self._of_finals(variant, size)["label"] for variant in self.variants for size in self.sizes]
-        found = pd.concat([table.bfill(axis=1).iloc[:, 0] for table in tables if table.shape[1]])
+        columns = [table[run].dropna() for table in tables for run in table]
+        found: pd.Series = pd.concat([pd.Series(dtype=float), *columns])
         return found[~found.index.duplicated()].astype(int)
 
     @staticmethod
@@ -189,10 +190,11 @@ class Summary:
 
         Several splits are the repetitions, with their seeds averaged; else the seeds are. Folds are repetitions, too.
         """
-        columns = tables[0].columns
+        total = tables[0]
         for table in tables[1:]:
-            columns = columns.intersection(table.columns)
-        mean = sum(table[columns] for table in tables) / len(tables)
+            columns = total.columns.intersection(table.columns)
+            total = total[columns] + table[columns]
+        mean = total / len(tables)
         runs = mean.columns.to_frame(index=False)
         if (runs["fold"] >= 0).any():
             levels = ["split", "fold"]
@@ -208,6 +210,8 @@ class Summary:
         labels = self.labels[table.index].to_numpy() if self.metric == "balanced_accuracy" else None
         images = [run["images"] for cell in cells for run in cell]
         test_share = sum(n["test"] for n in images) / sum(n["train"] + n["val"] for n in images)
+        if self.plan["folds"]:
+            test_share = 1 / (self.plan["folds"] - 1)
         return estimate(table.to_numpy(), labels, test_share)
 
     # -------------------------------------------------------------------------------------- one variant at one size
@@ -233,7 +237,7 @@ class Summary:
         correct, cells = self.correct(variant, size), [self.final_results(variant, size)]
         rows = []
         for label, name in enumerate(self.class_names):
-            own = correct[self.labels[correct.index] == label]
+            own = correct[self.labels.reindex(correct.index) == label]
             estimate = None
             if not own.empty:
                 estimate = self._estimated(statistics.accuracy, self._over_sizes([own]), cells)
