@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
+from metricloss_pl.augment import HorizontalFlip
 from metricloss_pl.callbacks.evaluation import evaluation_mode
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.data.samples import SET_NAMES
@@ -28,59 +30,63 @@ _AT_ONCE = 4  # images on a CPU: of many, the maps are too large for memory that
 class CachedFeatures(Callback):
     """Training of all layers but the backbone, which is frozen, on features that are computed once per image and view.
 
-    Batches of training and validation are features in place of images. The views of a training image are the image and
-    its mirror image; the augmentations of the data module are not used. Validation uses the plain image. Checkpoints
-    hold the whole network, and take images.
+    Batches are features in place of images, in `fit` as in `validate` and `test`. The views of a training image are the
+    image and its mirror image, if the data module mirrors images; a warning names its other augmentations, which are
+    not used. With `tta`, the images of `test` pass the network as usual. Checkpoints hold the whole network, and take
+    images.
 
     Features are kept in a file per network, by the pixels of the images: another run with the same backbone, whatever
     its head, its split or its seed, computes only those of new images.
 
     Args:
-        flip: Whether mirror images are views of the training images.
+        flip: Whether mirror images are views of the training images. None: if `HorizontalFlip` is one of the data
+            module's augmentations, or `orientation` brings it.
         cache_dir: Folder of the files. None: `features` in the Trainer's `default_root_dir`, which is the folder of the
             runs on the command line.
-        keep: Whether to read and write the files. False: features are in memory alone.
+        keep: Whether to read and write the files. False: features are in memory alone, for `fit` only.
 
     Raises:
         UserError: The data are no `ImageDataModule`, the model has no backbone or nothing to train but it, or it mixes
             images.
     """
 
-    def __init__(self, flip: bool = True, cache_dir: str | None = None, keep: bool = True) -> None:
+    def __init__(self, flip: bool | None = None, cache_dir: str | None = None, keep: bool = True) -> None:
         self.flip = flip
         self.cache_dir = cache_dir
         self.keep = keep
         self._trained: list[nn.Parameter] = []  # parameters of the backbone that had a gradient before
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage != "fit":
-            return
-        if not isinstance(getattr(trainer, "datamodule", None), ImageDataModule):
+        data = getattr(trainer, "datamodule", None)
+        if not isinstance(data, ImageDataModule):
             raise UserError("CachedFeatures needs an ImageDataModule")
         backbone = getattr(pl_module, "backbone", None)
         if not (isinstance(backbone, nn.Module) and hasattr(pl_module, "normalize")):
             raise UserError(f"CachedFeatures needs a regime of metricloss_pl, not {type(pl_module).__name__}")
-        if getattr(pl_module, "batch_mixing", None) is not None:
+        if stage == "fit":
+            self._freeze(pl_module, backbone)
+            if ignored := [type(one).__name__ for one in data.augmentations if type(one) is not HorizontalFlip]:
+                rank_zero_warn(f"CachedFeatures: {', '.join(ignored)} (data.augment, data.orientation) have no effect")
+        elif self.keep and (stage == "validate" or (stage == "test" and data.tta is None)):
+            split = "val" if stage == "validate" else "test"
+            # Called for the loader: the checkpoint is loaded then, and the model on its device.
+            data.feature_sources[split] = lambda: self._compute(trainer, pl_module, [split])[split]
+
+    def _freeze(self, module: LightningModule, backbone: nn.Module) -> None:
+        if getattr(module, "batch_mixing", None) is not None:
             raise UserError("CachedFeatures: model.batch_mixing mixes images, not features; leave it out")
         self._trained = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
         backbone.requires_grad_(False)  # before the optimizer is built
-        if not any(parameter.requires_grad for parameter in pl_module.parameters()):
+        if not any(parameter.requires_grad for parameter in module.parameters()):
             raise UserError("CachedFeatures: the model has nothing to train but its backbone; set model.embedding_dim")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
         data.features.clear()
-        file = self._file(trainer, pl_module) if self.keep else None
-        known = {} if file is None else _read(file)
-        before = len(known)
-        for split in ("train", "val") if data.has_validation else ("train",):
-            data.features[split] = self._of_set(trainer, pl_module, split, known)
-        if file is not None and len(known) > before and trainer.is_global_zero:
-            _write(file, known)
+        data.features |= self._compute(trainer, pl_module, ["train", "val"] if data.has_validation else ["train"])
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":
-            self._free(trainer)
+        self._free(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._free(trainer)
@@ -89,21 +95,34 @@ class CachedFeatures(Callback):
         """Give images and backbone back, since another model may be evaluated on the images."""
         if isinstance(data := getattr(trainer, "datamodule", None), ImageDataModule):
             data.features.clear()
+            data.feature_sources.clear()
         for parameter in self._trained:
             parameter.requires_grad = True
         self._trained = []
 
+    def _compute(self, trainer: Trainer, module: LightningModule, splits: Sequence[str]) -> dict[str, Tensor]:
+        """Return the features (N, V, F) of sets, and keep those that are new in the file."""
+        file = self._file(trainer, module) if self.keep else None
+        known = {} if file is None else _read(file)
+        before = len(known)
+        features = {split: self._of_set(trainer, module, split, known) for split in splits}
+        if file is not None and len(known) > before and trainer.is_global_zero:
+            _write(file, known)
+            rank_zero_info(f"features: kept in {file}")
+        return features
+
     def _of_set(self, trainer: Trainer, module: LightningModule, split: str, known: dict[bytes, np.ndarray]) -> Tensor:
         """Return the features (N, V, F) of a set, and add them to those known by the digest of the pixels."""
         data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        loader = data.train_eval_dataloader() if split == "train" else data.val_dataloader()
-        views = 2 if self.flip and split == "train" else 1
+        loaders = {"train": data.train_eval_dataloader, "val": data.val_dataloader, "test": data.test_dataloader}
+        flip = any(type(one) is HorizontalFlip for one in data.augmentations) if self.flip is None else self.flip
+        views = 2 if flip and split == "train" else 1
         of_images = f"{plural(len(data.samples(split)), f'{SET_NAMES[split]} image')} x {plural(views, 'view')}"
         rank_zero_info(f"features: {of_images}, computed once by the frozen {type(module.backbone).__name__}")
         begin, new = time.perf_counter(), 0
         own: list[tuple[list[bytes], np.ndarray]] = []  # digests and features of the views (V, F) of each image
         with evaluation_mode(trainer, module):
-            for images, _ in loader:
+            for images, _ in loaders[split]():
                 of_views = []
                 for view in (images, images.flip(-1))[:views]:
                     digests = [_digest(image) for image in view]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,7 @@ class ImageDataModule(TrainingSettings, DeviceAugmentation):
         LightningDataModule.__init__(self)
         super().__post_init__()
         self.features: dict[str, Tensor] = {}  # (N, V, F) by set; its loaders yield these in place of images
+        self.feature_sources: dict[str, Callable[[], Tensor]] = {}  # by set; called once, for its first loader
         self._stores: dict[str, ImageStore] = {}
         self._readable: set[str] = set()  # sets whose files have all been decoded once
         self.unreadable: UnreadableImages | None = None  # images of `predict_dir` that `predict` leaves out
@@ -342,6 +343,8 @@ class ImageDataModule(TrainingSettings, DeviceAugmentation):
 
     def _dataset(self, split: str, **arguments: Any) -> AnyDataset:
         samples = self.samples(split)
+        if split in self.feature_sources:
+            self.features[split] = self.feature_sources.pop(split)()
         if split in self.features:
             return FeatureDataset(self.features[split], samples.labels, self.seed)
         enlarged = self.train_resize is not None and not arguments.get("training")

@@ -29,9 +29,9 @@ _MAX_ITERATIONS = 1000
 class LinearProbeClassifier(Classifier):
     """Multinomial logistic regression on the features of a frozen backbone, divided by their norm.
 
-    The head minimizes ||W||^2 / 2 + C * the sum of the cross-entropies of all training images. It is fitted in the
-    first training step, from the features that the callback `CachedFeatures` provides. Training ends after one epoch,
-    whose other steps change nothing.
+    The head minimizes ||W||^2 / 2 + C * the sum of the cross-entropies of all training images. It is fitted when the
+    training starts, from the features that the callback `CachedFeatures` provides. The steps after it measure the
+    loss, change nothing, and stop after one epoch, whatever `max_epochs` is.
 
     Args:
         num_classes: Number of classes C; linked from the data on the command line.
@@ -69,8 +69,11 @@ class LinearProbeClassifier(Classifier):
         """Return embeddings (B, D) on the unit sphere, since their norm is not used."""
         return F.normalize(embeddings)
 
-    def setup(self, stage: str) -> None:
-        self.trainer.fit_loop.max_epochs = 1
+    def on_train_start(self) -> None:
+        self._fit_head()
+
+    def on_train_epoch_end(self) -> None:
+        self.trainer.should_stop = True
 
     def optimizer_step(
         self,
@@ -79,11 +82,9 @@ class LinearProbeClassifier(Classifier):
         optimizer: Optimizer | LightningOptimizer,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        """Fit the head in the first step of the training."""
+        """Leave the head as it was fitted."""
         if optimizer_closure is not None:
             optimizer_closure()  # logs the loss, and Lightning needs it
-        if self.trainer.global_step == 0:
-            self._fit_head()
 
     @torch.no_grad()
     def _fit_head(self) -> None:

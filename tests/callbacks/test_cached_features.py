@@ -1,10 +1,11 @@
 import copy
+import warnings
 
 import pytest
 import torch
 from torch import nn
 
-from metricloss_pl.augment import HorizontalFlip
+from metricloss_pl.augment import HorizontalFlip, Rotation90, ShiftCrop, VerticalFlip
 from metricloss_pl.backbones import TinyConvNet
 from metricloss_pl.callbacks import CachedFeatures, EmbeddingPlot, FreezeBackbone
 from metricloss_pl.callbacks.run_folder import run_folder
@@ -63,7 +64,7 @@ def test_equals_training_with_a_frozen_backbone(name, tmp_path):
 
 
 def test_mirror_images_are_views(tmp_path):
-    """Each image and its mirror image are computed, and each has its turn; the data module's augmentation has none."""
+    """Each image and its mirror image are computed, and each has its turn."""
 
     class Seen(EmbeddingPlot):
         def on_train_batch_start(self, trainer, module, batch, batch_idx):
@@ -86,7 +87,7 @@ def test_mirror_images_are_views(tmp_path):
 def test_features_are_read_from_a_file(tmp_path):
     """Another head and split compute new images alone; another network and a damaged file compute all."""
     first, second, other = build(), build("cosine"), build()
-    fixed = {"mean": [0.3], "std": [0.4]}  # else they depend on the split
+    fixed = {"mean": [0.3], "std": [0.4], "orientation": "upright"}  # else the normalization depends on the split
     trainer(tmp_path, CachedFeatures()).fit(first, digits(**fixed))
     (file,) = (tmp_path / "features").iterdir()
     known = 60 + 60 + 20
@@ -106,6 +107,54 @@ def test_features_are_read_from_a_file(tmp_path):
     assert repaired.backbone.count == known
     for key, tensor in first.state_dict().items():
         assert torch.equal(tensor, repaired.state_dict()[key]), key
+
+
+def test_evaluation_reads_features_too(tmp_path):
+    """Accuracies are those of images, other runs compute nothing again, and test-time views are no features."""
+    fixed = {"mean": [0.3], "std": [0.4]}
+    first, second = build(), build("cosine")
+    expected = []
+    for model in (first, second):
+        data = digits(**fixed)
+        run = trainer(tmp_path, CachedFeatures())
+        run.fit(model, data)
+        computed = model.backbone.count
+        found = [*run.validate(model, data, verbose=False), *run.test(model, data, verbose=False)]
+        assert model.backbone.count == computed + (len(data.samples("test")) if model is first else 0)
+        assert data.features == data.feature_sources == {}
+        expected = trainer(tmp_path).test(model, data, verbose=False)
+        assert found[1] == pytest.approx(expected[0], rel=1e-5)
+        assert found[0].keys() >= {"val/accuracy"}
+    checkpoint = tmp_path / "model.ckpt"
+    run.save_checkpoint(checkpoint)
+    other = build("cosine")  # its weights are another network's until the checkpoint is loaded
+    with torch.no_grad():
+        next(other.backbone.parameters()).add_(1.0)
+    run = trainer(tmp_path, CachedFeatures())
+    (found,) = run.test(other, digits(**fixed), ckpt_path=checkpoint, weights_only=True, verbose=False)
+    assert found == pytest.approx(expected[0], rel=1e-5)
+    assert other.backbone.count == 0
+    views = digits(**fixed, tta="flip")
+    trainer(tmp_path, CachedFeatures()).test(other, views, verbose=False)
+    assert other.backbone.count == 2 * len(views.samples("test"))
+
+
+def test_views_follow_the_data_module(tmp_path):
+    """Mirror images are views if the data module mirrors images; a warning names its other augmentations."""
+    for options, views, ignored in (
+        ({}, 1, []),
+        ({"orientation": "upright"}, 2, []),
+        ({"augment": [HorizontalFlip(), VerticalFlip()]}, 2, ["VerticalFlip"]),
+        ({"augment": [ShiftCrop(1), Rotation90()]}, 1, ["ShiftCrop, Rotation90"]),
+    ):
+        model = build()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            trainer(tmp_path, CachedFeatures(keep=False), max_epochs=1).fit(model, digits(**options))
+        assert model.backbone.count == views * 60 + 20
+        lines = [str(one.message) for one in caught if "CachedFeatures" in str(one.message)]
+        assert len(lines) == len(ignored)
+        assert all(names in line for names, line in zip(ignored, lines, strict=True))
 
 
 def test_the_trained_network_takes_images(tmp_path):

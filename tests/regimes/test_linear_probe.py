@@ -47,7 +47,7 @@ def test_C_is_chosen_on_validation_images(tmp_path, monkeypatch):
     monkeypatch.setattr("metricloss_pl.regimes.linear_probe.rank_zero_info", lines.append)
     model, data = build(), digits()
     run = fit(tmp_path, model, data, flip=False)
-    assert run.global_step == 3  # one epoch
+    assert (run.current_epoch, run.global_step) == (1, 3)
     model.eval()
     sets = {}
     for split, loader in (("train", data.train_eval_dataloader()), ("val", data.val_dataloader())):
