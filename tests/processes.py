@@ -17,7 +17,7 @@ from torch.multiprocessing import start_processes
 START_METHOD = "forkserver" if sys.platform == "linux" else "spawn"
 if START_METHOD == "forkserver":
     multiprocessing.set_forkserver_preload(
-        ["metricloss_pl.cli.command_line", "metricloss_pl.compare", "sklearn.datasets"]
+        ["metricloss_pl.cli.dispatch", "metricloss_pl.compare.api", "sklearn.datasets"]
     )
 
 

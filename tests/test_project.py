@@ -20,6 +20,14 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 GROUND = ("losses", "class_embeddings", "backbones", "augment", "data", "metrics", "plots")
 BASICS = {"errors", "_compat", "files", "checkpoints", "download"}
 SHARED = {"config_files", "run_options", "environment", "cli.console", "cli.errors", "cli.suggestions"}
+# Modules of the command line that `fit` and the runs of a comparison share, each above those before it.
+RUNS = tuple(
+    f"cli.{name}"
+    for name in (
+        *("subcommands", "parser", "processes", "progress", "saved_config", "run_folder", "record", "results"),
+        *("arguments", "split", "command_line"),
+    )
+)
 # The layers of the package, from the ground up, and the layers that each may import; "" is the version.
 LAYERS = {
     "_compat": set(),
@@ -42,8 +50,9 @@ LAYERS = {
     "cli.errors": {"errors", "files"},
     "cli.suggestions": {"errors", "cli.console", "config_files", "data", "regimes", "callbacks"},
     "loading": {*GROUND, *BASICS, "schedules", "mixing", "regimes"},
-    "compare": {*GROUND, *BASICS, *SHARED, "regimes", "callbacks"},
-    "cli": {*GROUND, *BASICS, *SHARED, "schedules", "mixing", "regimes", "callbacks", "compare", ""},
+    **{name: {*GROUND, *BASICS, *SHARED, "regimes", "callbacks", *RUNS[:number]} for number, name in enumerate(RUNS)},
+    "compare": {*GROUND, *BASICS, *SHARED, *RUNS, "regimes", "callbacks"},
+    "cli": {*GROUND, *BASICS, *SHARED, *RUNS, "schedules", "mixing", "regimes", "callbacks", "compare", ""},
     "__main__": {"cli"},
 }
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())

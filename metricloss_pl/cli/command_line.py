@@ -5,17 +5,15 @@ from __future__ import annotations
 import signal
 import sys
 from argparse import ArgumentError
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins.io import CheckpointIO
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from metricloss_pl._compat import limit_waiting, make_room_for_linked_values
 from metricloss_pl.callbacks import ConfusionMatrixPlot, HierarchyMetrics, PredictionWriter
@@ -32,34 +30,28 @@ from metricloss_pl.cli.arguments import (
     options_of,
     prepare,
 )
-from metricloss_pl.cli.compare import compare
-from metricloss_pl.cli.console import filter_library_messages, relative_path
+from metricloss_pl.cli.console import relative_path
 from metricloss_pl.cli.errors import (
     constructor_errors,
-    format_user_error,
-    hint_of,
     is_of_collective,
     lightning_refusals,
     lost_contact,
 )
-from metricloss_pl.cli.figure import draw_figure
-from metricloss_pl.cli.hierarchy import show_hierarchy
 from metricloss_pl.cli.parser import Parser
-from metricloss_pl.cli.program import DESCRIPTIONS
 from metricloss_pl.cli.progress import ExpectedTime, ProgressLines
 from metricloss_pl.cli.record import RunRecord
-from metricloss_pl.cli.report import show_report
 from metricloss_pl.cli.results import SettingsLog, report_results
 from metricloss_pl.cli.run_folder import LastCheckpoint, RunFolder, follow_moved_run, run_of
 from metricloss_pl.cli.saved_config import SaveConfigAndSummary, drop_object_defaults
 from metricloss_pl.cli.split import SplitRecord, choose_images
+from metricloss_pl.cli.subcommands import DESCRIPTIONS
 from metricloss_pl.cli.suggestions import find_mistake
 from metricloss_pl.data import ImageDataModule
-from metricloss_pl.errors import DEBUG_HELP, UserError, is_debugging, refusing, shell_command
+from metricloss_pl.errors import DEBUG_HELP, UserError, refusing, shell_command
 from metricloss_pl.regimes import Classifier
 from metricloss_pl.run_options import add_run_arguments, link_facts_of_data
 
-__all__ = ["MetricLossCLI", "main"]
+__all__ = ["MetricLossCLI"]
 
 _USAGE = {
     "fit": "(--config FILE | --resume RUN) [options]",
@@ -344,46 +336,3 @@ def _of_subcommand(config: Any) -> Any:
 def _as_list(given: Any) -> list[Any]:
     """Return the items of a setting that is one item, a list of them, or nothing."""
     return list(given) if isinstance(given, list) else [given] if given else []
-
-
-# What the command line does besides running a Trainer.
-_FUNCTIONS: dict[str, Callable[..., None]] = {
-    "figure": draw_figure,
-    "hierarchy": show_hierarchy,
-    "report": show_report,
-}
-
-
-def main(args: Sequence[str]) -> None:
-    """Run a subcommand that needs Lightning; `metricloss_pl.cli.main` is the whole program.
-
-    Args:
-        args: Arguments, the subcommand first.
-
-    Raises:
-        SystemExit: With status 1 after a user's mistake, whose one line is on standard error; 143 after SIGTERM.
-    """
-    arguments = [argument for argument in args if argument != "--debug"]
-    try:
-        with filter_library_messages(), lightning_refusals():
-            function = _FUNCTIONS.get(arguments[0]) if arguments else None
-            if arguments[:1] == ["compare"]:
-                compare(arguments[1:])
-            elif function is not None:
-                parser = ArgumentParser(prog=shell_command(arguments[0]), exit_on_error=False, epilog=DEBUG_HELP)
-                parser.add_function_arguments(function, as_positional=True)
-                function(**parser.parse_args(arguments[1:]))
-            else:
-                MetricLossCLI(args=arguments)
-    except SIGTERMException as error:
-        raise SystemExit(128 + signal.SIGTERM) from error
-    except BrokenPipeError:
-        raise
-    except Exception as error:
-        line = None if is_debugging(args) else format_user_error(error)
-        if line is None:
-            if hint := hint_of(error):
-                error.add_note(hint)
-            raise
-        print(f"error: {line}", file=sys.stderr)
-        raise SystemExit(processes.exit_status()) from error

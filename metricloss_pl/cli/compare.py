@@ -18,7 +18,7 @@ _OWN_IMAGES = "folder.yaml"
 
 
 def compare(arguments: Sequence[str]) -> None:
-    """Run the comparison that the arguments describe; a folder of images alone stands for `compare/folder.yaml`.
+    """Run the comparison that the arguments describe; images alone stand for `compare/folder.yaml`.
 
     Args:
         arguments: Arguments after `compare` on the command line.
@@ -26,27 +26,28 @@ def compare(arguments: Sequence[str]) -> None:
     Raises:
         UserError: There is an unknown setting, or the comparison can't be run.
     """
-    from metricloss_pl.compare import Comparison, run_comparison
+    from metricloss_pl.compare.api import run_comparison
+    from metricloss_pl.compare.config import ComparisonConfig
 
     parser = ArgumentParser(
         prog=shell_command("compare"),
-        usage="%(prog)s (--config FILE | --data_root FOLDER) [options]",
+        usage="%(prog)s (--config FILE | --data_root IMAGES) [options]",
         description="Compare variants on the same images: equal tuning, several seeds, one test of each run.",
         epilog=DEBUG_HELP,
         exit_on_error=False,
         allow_abbrev=False,
     )
-    parser.add_argument("-c", "--config", action=ActionConfigFile, help="The comparison, as YAML.")
-    names = parser.add_class_arguments(Comparison)
-    parser.add_function_arguments(run_comparison, skip={"comparison", "command"})
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help="Comparison, as YAML.")
+    names = parser.add_class_arguments(ComparisonConfig)
+    parser.add_function_arguments(run_comparison, skip={"config", "command"})
     given = with_shipped_configs(arguments, "compare")
     for argument in given:
         if setting := re.match(r"--((?:data|model|trainer)\.[\w.]+)", argument):
             raise UserError(
-                f"compare has no {setting[0]}: what holds for every variant is given by "
+                f"compare has no {setting[0]}: settings for all variants are given by "
                 f'--overrides "{{{setting[1]}: VALUE}}"'
             )
-    for name in ("only", "samples_per_class", "seeds"):
+    for name in ("include", "sizes", "seeds"):
         value = option(given, f"--{name}")
         if value is not None and not value.lstrip().startswith("[") and value != "null":
             raise UserError(f'{name} is {value}; it must be a list, as in --{name} "[{value}]"')
@@ -58,18 +59,17 @@ def compare(arguments: Sequence[str]) -> None:
     if file is None:
         raise UserError(
             "compare needs --config with a comparison, such as compare/digits.yaml, or --data_root with a folder of "
-            "images"
+            "images, a CSV list or an npz file"
         )
     settings.pop("config")
     described = {name: settings.pop(name) for name in names}
     of_file = parser.parse_args([f"--config={file}"]).overrides  # a flag changes some of them
     described["overrides"] = {**of_file, **described["overrides"]}
-    for length, other in (("epochs", "steps"), ("steps", "epochs")):  # a flag takes the place of the file's other one
+    for length, other in (("epochs", "steps"), ("steps", "epochs")):  # a flag replaces the file's other one
         if option(given, f"--{length}") is not None and option(given, f"--{other}") is None:
             described[other] = None
     if described["name"] is None:
         root, stem = described["data_root"], Path(file).stem
         own = "" if stem == Path(_OWN_IMAGES).stem else f"-{stem}"
-        described["name"] = Path(root).resolve().name + own if root else stem
-    typed = shell_command("compare", *arguments)
-    run_comparison(Comparison(**described), **settings, command=typed)
+        described["name"] = Path(root).resolve().stem + own if root else stem
+    run_comparison(ComparisonConfig(**described), **settings, command=shell_command("compare", *arguments))

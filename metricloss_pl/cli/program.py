@@ -10,21 +10,10 @@ from io import TextIOWrapper
 
 import metricloss_pl
 from metricloss_pl.cli.configs import configs
+from metricloss_pl.cli.subcommands import DESCRIPTIONS
 from metricloss_pl.errors import DEBUG_HELP, UserError, is_debugging, is_it, shell_command
 
-__all__ = ["DESCRIPTIONS", "main"]
-
-DESCRIPTIONS = {
-    "fit": "Train a network by a run file.",
-    "validate": "Evaluate a checkpoint on the validation set.",
-    "test": "Evaluate a checkpoint on the test set.",
-    "predict": "Write the predicted classes of images into a CSV file.",
-    "compare": "Compare losses on the same images and write a report.",
-    "report": "Write the report of a comparison again.",
-    "figure": "Draw a figure that explains the losses.",
-    "hierarchy": "Show a class hierarchy.",
-    "configs": "List the shipped configs, or copy one for editing.",
-}
+__all__ = ["main"]
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -44,9 +33,9 @@ def main(args: Sequence[str] | None = None) -> None:
         if subcommand == "configs":
             configs([argument for argument in arguments[1:] if argument != "--debug"])
         else:
-            from metricloss_pl.cli import command_line
+            from metricloss_pl.cli import dispatch
 
-            command_line.main(arguments)
+            dispatch.main(arguments)
     except UserError as error:
         if is_debugging(arguments):
             raise

@@ -41,8 +41,12 @@ class SaveConfigAndSummary(SaveConfigCallback):
             data.warn_of_duplicates()
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        if not trainer.is_global_zero:
-            return
+        if trainer.is_global_zero:
+            self.save(trainer)
+            print_table(_summarize(trainer, pl_module))
+
+    def save(self, trainer: Trainer) -> None:
+        """Write the config into the folder of the run."""
         config = with_absolute_paths(self.config)
         for name in ("ckpt_path", "resume"):  # a new run from this config starts from scratch
             if name in config:
@@ -54,7 +58,6 @@ class SaveConfigAndSummary(SaveConfigCallback):
         (run_folder(trainer) / RUN_MARKER).touch()
         with replacing(run_folder(trainer) / self.config_filename) as beside:
             self.parser.save(config, str(beside), skip_none=False, overwrite=True, multifile=False)
-        print_table(_summarize(trainer, pl_module))
 
 
 def _summarize(trainer: Trainer, module: LightningModule) -> list[tuple[str, str]]:

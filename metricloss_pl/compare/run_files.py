@@ -1,0 +1,153 @@
+"""Run files as factories: network, data and Trainer arguments are built as `fit` builds them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from metricloss_pl.cli.command_line import MetricLossCLI
+from metricloss_pl.cli.errors import constructor_errors
+from metricloss_pl.cli.saved_config import SaveConfigAndSummary
+from metricloss_pl.cli.split import SplitRecord
+from metricloss_pl.config_files import find_config
+from metricloss_pl.data import ImageDataModule
+from metricloss_pl.data.folds import FoldDataModule
+from metricloss_pl.errors import UserError
+from metricloss_pl.regimes import Classifier
+from metricloss_pl.run_options import RESULT_INVARIANT
+
+__all__ = ["RunFileFactory"]
+
+# The plan's settings, by the names that run files have for them.
+_FLAGS = {"seed": "seed_everything", "split": "data.seed", "samples_per_class": "data.samples_per_class"}
+_WITHOUT_EFFECT = (  # on a result: settings of the Trainer, and callbacks that measure, draw or write
+    *("default_root_dir", "log_every_n_steps", "logger", "enable_checkpointing", "enable_progress_bar"),
+    *("enable_model_summary", "callbacks"),
+)
+_OBSERVERS = (
+    *("ConfusionMatrixPlot", "EmbeddingPlot", "GeometryMonitor", "LearningRateMonitor", "ModelCheckpoint"),
+    *("PredictionWriter", "ProgressBar"),
+)
+
+
+class SaveConfig(SaveConfigAndSummary):
+    """Callback that saves the config when training begins, without a summary; the data were checked before."""
+
+    def setup(self, *args: Any, **kwargs: Any) -> None:
+        """Leave out the checks of the images."""
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self.save(trainer)
+
+
+class _RunFile(MetricLossCLI):
+    """Network, data and Trainer arguments of a run file, without a Trainer."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        for name in ("ckpt_path", "weights_only"):  # in the saved config of a run
+            parser.add_argument(f"--{name}", type=Any, default=None)
+
+    def instantiate_classes(self) -> None:
+        if self.given.ckpt_path is not None or self.given.resume is not None:
+            raise UserError("the run file starts from a checkpoint: compared runs start from scratch")
+        with constructor_errors():
+            LightningCLI.instantiate_classes(self)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """Collect the arguments of the Trainer."""
+        self.trainer_arguments = dict(self.config_init.trainer)
+        given = self.trainer_arguments["callbacks"]
+        callbacks = list(given) if isinstance(given, list) else [given] if given else []
+        self.trainer_arguments["callbacks"] = [*callbacks, SaveConfig(self.parser, self.given), SplitRecord()]
+
+
+@dataclass(frozen=True)
+class RunFileFactory:
+    """Factory of the runs that a run file describes.
+
+    Args:
+        config: Run file.
+        overrides: Settings by dotted name.
+    """
+
+    config: str
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, settings: Mapping[str, Any]) -> tuple[Classifier, ImageDataModule, dict[str, Any]]:
+        """Return network, data and Trainer arguments."""
+        cli = self._read(settings)
+        return cli.model, _in_fold(cli.datamodule, settings), cli.trainer_arguments
+
+    def data(self, settings: Mapping[str, Any]) -> ImageDataModule:
+        """Return the data."""
+        return self(settings)[1]
+
+    def decisive(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return everything in the run file that decides a result, with the digests of files in place of their paths.
+
+        Args:
+            settings: Settings of any run, which are left out.
+        """
+        cli = self._read(settings)
+        plain = json.loads(cli.parser.dump(cli.given, format="json", skip_none=False))
+        model, data, trainer = (plain[block] for block in ("model", "data", "trainer"))
+        callbacks = [one for one in _listed(trainer["callbacks"]) if not one["class_path"].endswith(_OBSERVERS)]
+        for name in (*RESULT_INVARIANT, *(flag.removeprefix("data.") for flag in _FLAGS.values()), "val_fraction"):
+            data.get("init_args", {}).pop(name, None)
+        for name in _WITHOUT_EFFECT:
+            trainer.pop(name, None)
+        hierarchy = getattr(cli.model, "class_hierarchy", None)
+        tree = None if hierarchy is None else list(hierarchy.lines())
+        return _with_digests({"model": model, "data": data, "trainer": trainer, "callbacks": callbacks, "tree": tree})  # type: ignore[no-any-return]
+
+    def parse(self, settings: Mapping[str, Any]) -> Namespace:
+        """Return the parsed config.
+
+        Raises:
+            UserError: There is no such file or setting, or a value is of another type or out of its range.
+        """
+        return self._read(settings).given
+
+    def _read(self, settings: Mapping[str, Any]) -> _RunFile:
+        file = find_config(self.config)
+        if not Path(file).is_file():
+            raise UserError(f"config is {self.config}: there is no such run file")
+        named = {_FLAGS.get(name, name): value for name, value in settings.items() if name in _FLAGS or "." in name}
+        if settings.get("val_fraction") is not None:
+            named["data.val_fraction"] = settings["val_fraction"]
+        texts = {
+            name: value if isinstance(value, str) else json.dumps(value)
+            for name, value in {**self.overrides, **named}.items()
+        }
+        flags = [f"--{name}={text}" for name, text in texts.items()]
+        return _RunFile(args=["--config", file, *flags], run=False, save_config_callback=None)
+
+
+def _in_fold(data: ImageDataModule, settings: Mapping[str, Any]) -> ImageDataModule:
+    if settings.get("fold") is None:
+        return data
+    return FoldDataModule.of(data, settings["folds"], settings["fold"], settings["split"])
+
+
+def _listed(value: Any) -> list[Any]:
+    return [] if value is None else value if isinstance(value, list) else [value]
+
+
+def _with_digests(value: Any) -> Any:
+    """Return nested settings with the digest of each file that they name."""
+    if isinstance(value, dict):
+        return {name: _with_digests(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_with_digests(item) for item in value]
+    if isinstance(value, str) and re.search(r"[./]", value) and Path(value).is_file():
+        with Path(value).open("rb") as file:
+            return hashlib.file_digest(file, "blake2b").hexdigest()
+    return value
