@@ -86,8 +86,7 @@ class Range:
     @property
     def ends(self) -> list[int | float | str | bool]:
         """Both ends of the interval, or all choices."""
-        interval = [float(end) for end in (self.low, self.high) if end is not None]
-        return interval if self.choices is None else self.choices
+        return self.choices or [float(end) for end in (self.low, self.high) if end is not None]
 
     def at(self, share: float) -> int | float | str | bool:
         """Return the value at a share in [0, 1) of the range."""
@@ -274,7 +273,8 @@ class ComparisonConfig:
             raise UserError(f"variant {name} needs either config, a run file, or factory, a function")
         if variant.overrides and variant.factory is not None:
             raise UserError(f"variant {name} has overrides, which change a run file: its factory takes settings itself")
-        self._check_names(f"variant {name}: overrides", variant.overrides)
+        if variant.category not in _OWN_SPACE:  # they are given all settings of the baseline's data
+            self._check_names(f"variant {name}: overrides", variant.overrides)
         self._check_names(f"variant {name}: space", variant.space)
         space, trials = self.space(name), self.trials(name)
         for setting in self.resolved_overrides(name):
@@ -323,7 +323,7 @@ class ComparisonConfig:
         chosen = self.variants[variant]
         if chosen.config is None:
             return {}
-        shared = {} if self.data_root is None else {"data.root": self.data_root}
+        shared: dict[str, Any] = {} if self.data_root is None else {"data.root": self.data_root}
         if self.epochs is not None and chosen.category not in FIXED_LENGTH:
             shared[_LENGTH] = self.epochs
         of_model = chosen.category in _OWN_SPACE  # settings of the networks that are trained from scratch

@@ -97,7 +97,7 @@ def summarize(config: ComparisonConfig) -> DatasetSummary:
         seed, fold = config.seeds[0], None if config.folds is None else 0
         run = Run("final", variant, None, seed, seed, fold, None, "", ())
         module, data, _ = build(task_of(config, run), {})
-        decisive = factory.decisive({}) if isinstance(factory, RunFileFactory) else _source(factory, module, data)
+        decisive = factory.decisive({}) if hasattr(factory, "decisive") else _source(factory, module, data)
         if not isinstance(data, ImageDataModule):
             return _summarize_other(data, decisive), None
         source = data.source if isinstance(data, FoldDataModule) else data
@@ -161,7 +161,7 @@ def _source(factory: Factory, module: LightningModule, data: LightningDataModule
     for item in (factory, type(module), type(data)):
         name = f"{getattr(item, '__module__', '')}.{getattr(item, '__qualname__', repr(item))}"
         try:
-            source = inspect.getsource(item)  # type: ignore[arg-type]
+            source = inspect.getsource(item)
         except (OSError, TypeError):
             source = ""
         found.append([name, hashlib.blake2b(source.encode(), digest_size=10).hexdigest()])
@@ -237,8 +237,8 @@ def check_subsets(config: ComparisonConfig, runs: Sequence[Run], summary: Datase
         data.samples_per_class = None  # all images
         data.check_files()
         sets = {name: samples for name, samples in data.official_sets().items() if samples is not None}
-        found = data.duplicates() if isinstance(data, FoldDataModule) else find_duplicates(sets)
-        warnings = data.left_out() + describe_duplicates(found, data.class_names)
+        duplicates = data.duplicates() if isinstance(data, FoldDataModule) else find_duplicates(sets)
+        warnings = data.left_out() + describe_duplicates(duplicates, data.class_names)
     return replace(summary, subsets=subsets, fixed=fixed, warnings=warnings)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import multiprocessing
 import os
 import signal
@@ -178,7 +179,7 @@ class RayCluster:
             ) from error
         self._ray = ray
         try:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR", ignore_reinit_error=True)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise UserError(
                 f"cluster is {address}: no Ray cluster answers there ({reason(error)}); `ray start --head` starts one"
@@ -188,7 +189,7 @@ class RayCluster:
         room = self.gpus if self.gpus else int(resources.get("CPU", 1)) // threads
         self._slots = max(1, room if runs is None else min(runs, room))
         options = {"num_cpus": threads, "num_gpus": 1 if self.gpus else 0, "max_retries": 1}
-        self._remote = ray.remote(**options)(_execute_remotely)
+        self._remote: Any = ray.remote(**options)(_execute_remotely)  # type: ignore[call-overload]
         self._execute = execute
         self._running: dict[Any, Task] = {}
 

@@ -106,7 +106,8 @@ class RunFileFactory:
             trainer.pop(name, None)
         hierarchy = getattr(cli.model, "class_hierarchy", None)
         tree = None if hierarchy is None else list(hierarchy.lines())
-        return _with_digests({"model": model, "data": data, "trainer": trainer, "callbacks": callbacks, "tree": tree})  # type: ignore[no-any-return]
+        decisive = {"model": model, "data": data, "trainer": trainer, "callbacks": callbacks, "hierarchy": tree}
+        return {name: _with_digests(value) for name, value in decisive.items()}
 
     def parse(self, settings: Mapping[str, Any]) -> Namespace:
         """Return the parsed config.
@@ -114,7 +115,8 @@ class RunFileFactory:
         Raises:
             UserError: There is no such file or setting, or a value is of another type or out of its range.
         """
-        return self._read(settings).given
+        config: Namespace = self._read(settings).given
+        return config
 
     def _read(self, settings: Mapping[str, Any]) -> _RunFile:
         file = find_config(self.config)

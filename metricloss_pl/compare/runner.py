@@ -119,7 +119,10 @@ def execute(task: Task) -> Outcome:
     torch.set_num_threads(task.threads)
     try:
         with silence_lightning():
-            predictions = _trial(task, result) if run.kind == "trial" else _final(task, result)
+            if run.kind == "trial":
+                _trial(task, result)
+            else:
+                predictions = _final(task, result)
     except Exception as error:  # whatever it is, the other runs go on
         result |= {"status": "failed", "reason": format_user_error(error), "metrics": {}, "checkpoint": None}
         if result["reason"] is None:  # a bug
@@ -238,13 +241,14 @@ def count_epochs(task: Task, data: LightningDataModule, arguments: Mapping[str, 
     Raises:
         UserError: The Trainer arguments count steps, or have no length.
     """
+    if task.kind in FIXED_LENGTH:
+        return 1
     epochs, most = arguments.get("max_epochs"), arguments.get("max_steps", -1)
     if most != -1:
         raise UserError(f"trainer.max_steps is {most}: a comparison counts epochs; leave it out, and give epochs")
-    if task.kind not in FIXED_LENGTH:
-        epochs = (task.tuning.epochs if task.run.kind == "trial" else None) or task.epochs or epochs
-        if task.steps is not None:
-            epochs = max(1, round(task.steps / steps_per_epoch(data, arguments)))
+    epochs = (task.tuning.epochs if task.run.kind == "trial" else None) or task.epochs or epochs
+    if task.steps is not None:
+        epochs = max(1, round(task.steps / steps_per_epoch(data, arguments)))
     if epochs is None or epochs < 1:
         raise UserError(f"trainer.max_epochs is {epochs}: a comparison counts epochs; give epochs")
     return int(epochs)

@@ -59,7 +59,7 @@ def best_run(plan: Mapping[str, Any], results: Mapping[str, Result]) -> str | No
 
     Args:
         plan: Content of plan.json.
-        results: Results by key.
+        results: Results by key, in the order of the plan.
     """
     searches: dict[str, dict[Any, list[Result]]] = {}
     for result in results.values():
@@ -72,9 +72,9 @@ def best_run(plan: Mapping[str, Any], results: Mapping[str, Result]) -> str | No
         scores[variant] = sum(0.0 if one is None else score_of(one, plan["metric"]) for one in best) / len(best)
     names = sorted(plan["variants"], key=lambda name: (-scores.get(name, 0.0), name != plan["baseline"]))
     for name in names if scores else [plan["baseline"]]:
-        for key, run in plan["runs"].items():
-            is_first = run["kind"] == "final" and run["variant"] == name and run["size"] == plan["sizes"][-1]
-            if is_first and results.get(key, {}).get("status") == "ok":
+        for key, result in results.items():
+            is_first = result["kind"] == "final" and result["variant"] == name and result["size"] == plan["sizes"][-1]
+            if is_first and result["status"] == "ok":
                 return key
     return None
 
