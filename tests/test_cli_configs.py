@@ -150,7 +150,7 @@ def test_a_copy_replaces_nothing(tmp_path, capsys):
 def test_a_copied_comparison_finds_its_run_files(tmp_path, capsys):
     make_folder(tmp_path / "images", images=10, size=12)
     main(["configs", "copy", "compare/folder.yaml", "--out", "mine.yaml"])
-    main(["compare", "--config", "mine.yaml", "--data_root", "images", "--only=[softmax]", "--baseline=softmax",
+    main(["compare", "--config", "mine.yaml", "--data_root", "images", "--include=[softmax]", "--baseline=softmax",
           "--tuning.trials=0", "--dry_run=true", "--overrides={data.image_size: 8, data.batch_size: 2}"])  # fmt: skip
     assert "softmax" in capsys.readouterr().out
 

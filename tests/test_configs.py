@@ -209,9 +209,9 @@ def test_blocks_train_and_test(command, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("name", "runs", "trials", "flags"),
     [
-        ("cub_samples", "3", "none", ["--only=[cosine]", "--baseline=cosine", "--samples_per_class=[2]"]),
+        ("cub_samples", "3", "none", ["--include=[cosine]", "--baseline=cosine", "--sizes=[2]"]),
         pytest.param(
-            *("cub_gem", "6", "200: 100 for each of 2", ["--only=[cosine, full_convolution]", "--baseline=cosine"]),
+            *("cub_gem", "6", "200: 100 for each of 2", ["--include=[cosine, full_convolution]", "--baseline=cosine"]),
             marks=pytest.mark.slow,
         ),
     ],

@@ -95,7 +95,7 @@ def test_the_wheel_alone_runs_everything_from_an_empty_folder(scripts, tmp_path)
     [rows] = tmp_path.glob("runs/**/predictions*.csv")
     assert len(rows.read_text().splitlines()) == 1 + 6
 
-    compared = ["--only=[softmax, cosine]", "--seeds=[0]", "--samples_per_class=[5]", "--steps=20", "--jobs=1"]
+    compared = ["--include=[softmax, cosine]", "--seeds=[0]", "--sizes=[5]", "--steps=20", "--n_parallel=1"]
     program("compare", "--config", "digits.yaml", *compared, "--tuning.trials=1")
     folder = tmp_path / "runs" / "compare" / "digits"
     assert json.loads((folder / "plan.json").read_text())["command"].startswith("metricloss compare --config ")

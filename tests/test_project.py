@@ -101,7 +101,7 @@ def test_layers_import_lower_layers_only():
 
 def test_files_are_short():
     long = {file.relative_to(PACKAGE).as_posix() for file in MODULES if len(file.read_text().splitlines()) > 400}
-    assert {file for file in long if not file.startswith("compare/")} == {"losses/functional.py"}
+    assert long == {"losses/functional.py"}
 
 
 @pytest.mark.parametrize(

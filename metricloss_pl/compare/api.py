@@ -8,8 +8,6 @@ import os
 import pickle
 import re
 import shutil
-import sys
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,8 +15,6 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from metricloss_pl.cli.console import print_table, relative_path, silence_lightning
 from metricloss_pl.compare.budget import Costs, check_memory, duration, measure, shorter, total_seconds
@@ -26,6 +22,7 @@ from metricloss_pl.compare.config import ComparisonConfig, Factory, KeepCheckpoi
 from metricloss_pl.compare.dataset import DatasetSummary, check_subsets, for_each, summarize, task_of
 from metricloss_pl.compare.executor import Executor, InProcess, LocalPool, RayCluster
 from metricloss_pl.compare.plan import Run, expand
+from metricloss_pl.compare.progress import PlanProgress
 from metricloss_pl.compare.runner import Outcome, Task
 from metricloss_pl.compare.search import best_run, check_optuna
 from metricloss_pl.compare.store import FORMAT, Result, Store
@@ -362,7 +359,10 @@ class _Driver:
             return
         executor = self._executor()
         running = 0
-        with contextlib.closing(executor), _Progress(self) as progress:
+        with (
+            contextlib.closing(executor),
+            PlanProgress(self.runs, self.missing, self.results, self.seconds, self.config.metric) as progress,
+        ):
             while waiting or running:
                 for run in [run for run in waiting if all(key in self.results for key in run.needs)][: executor.free]:
                     executor.submit(self._task(run))
@@ -415,47 +415,3 @@ class _Driver:
 
 def _described(values: dict[str, Any]) -> dict[str, Any]:
     return {"choices": values["choices"]} if values["choices"] else {k: values[k] for k in ("low", "high", "log")}
-
-
-class _Progress:
-    """Bar on a terminal, and elsewhere a line per finished run, with the time left."""
-
-    def __init__(self, driver: _Driver) -> None:
-        self._driver = driver
-        self._begin = time.monotonic()
-        self._left = {run.key: driver.seconds([run]) for run in driver.missing}
-        self._total = sum(self._left.values())
-        console = Console(stderr=True)
-        shown = console.is_interactive and sys.stderr.isatty()  # FORCE_COLOR makes rich take files for terminals
-        columns = TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[left]}")
-        self._bar = Progress(*columns, console=console, disable=not shown)
-        done, total = len(driver.results), len(driver.runs)
-        self._task = self._bar.add_task("runs", total=total, completed=done, left="")
-
-    def __enter__(self) -> _Progress:
-        print(end="", flush=True)  # a log file has the plan from now on
-        self._bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.stop()
-
-    def show(self, run: Run) -> None:
-        """Show that a run has ended."""
-        self._left.pop(run.key, None)
-        left, done = sum(self._left.values()), len(self._driver.results)
-        elapsed = time.monotonic() - self._begin
-        known = self._total - left
-        text = f"{duration(elapsed * left / known)} left" if left and known else ""
-        self._bar.update(self._task, completed=done, left=text)
-        if self._bar.disable:
-            where = ", ".join(filter(None, (f"{done} of {len(self._driver.runs)} runs", text)))
-            with contextlib.suppress(OSError):  # nobody reads it; the runs continue
-                print(f"{run.label}: {self._outcome(run)} ({where})", flush=True)
-
-    def _outcome(self, run: Run) -> str:
-        result = self._driver.results[run.key]
-        if result["status"] != "ok":
-            return f"{result['status']}: {result['reason']}"
-        name = f"{'val' if run.kind == 'trial' else 'test'}/{self._driver.config.metric}"
-        return f"{name} {result['metrics'][name] or 0:.4f}"
