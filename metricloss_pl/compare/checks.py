@@ -1,0 +1,235 @@
+"""Verdict and checks of a comparison as codes and values; the sentences are in the templates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from metricloss_pl.compare.summary import Summary
+
+__all__ = ["LEVEL", "Check", "class_counts", "is_known", "kinds", "rows", "run_checks", "searches", "trained"]
+
+LEVEL = 0.05  # of significance
+_SEVERITIES = ("error", "warning", "note")
+_FEW_TEST_IMAGES = 100  # below, one image is more than one percentage point
+_FEW_PER_CLASS = 5
+_FEW_SEEDS = 3
+# McNemar's exact test of two trials needs six discordant images, all of one sign, to reach p <= 0.05.
+_NOISE_IMAGES = 5
+_TELLING_IMAGES = 10 * (_NOISE_IMAGES + 1)  # validation images of which those make less than a tenth
+_FITTED = 0.9  # training accuracy below which a training has not converged
+_RISE = 0.01  # of the validation accuracy between the last two fifths of the epochs
+_LARGE_GAP = 0.2
+_IMBALANCE = 3  # images of the largest class over those of the smallest
+_EDGE = 0.1  # of a range, at either end, on its own scale
+_FEWEST_VALUES = 4  # tried ones, for the highest or lowest among them to mean something
+
+
+@dataclass(frozen=True)
+class Check:
+    """Finding that limits the conclusions.
+
+    Args:
+        code: Name of the finding; the templates hold its sentence.
+        severity: `error`, `warning` or `note`.
+        values: Values of the sentence.
+    """
+
+    code: str
+    severity: str
+    values: dict[str, Any]
+
+
+def run_checks(summary: Summary) -> list[Check]:
+    """Return the findings of all rules, the most severe first."""
+    found = [check for rule in _RULES for check in rule(summary)]
+    return sorted(found, key=lambda check: _SEVERITIES.index(check.severity))
+
+
+def kinds(summary: Summary, *names: str) -> list[str]:
+    """Return the variants of some kinds, in their order."""
+    return [variant for variant in summary.variants if summary.plan["variants"][variant]["kind"] in names]
+
+
+def trained(summary: Summary) -> list[str]:
+    """Return the variants that are no trivial baselines."""
+    return [variant for variant in summary.variants if summary.plan["variants"][variant]["kind"] != "trivial"]
+
+
+def rows(table: pd.DataFrame, variants: list[str]) -> list[dict[str, Any]]:
+    """Return the rows of some variants that have an accuracy, as dictionaries."""
+    return [row for row in table.to_dict("records") if row["variant"] in variants and is_known(row["accuracy"])]
+
+
+def averaged(summary: Summary) -> pd.DataFrame:
+    """Return one row per variant: the mean over the training-set sizes where there are several."""
+    return summary.overall if len(summary.sizes) > 1 else summary.table
+
+
+def is_known(value: Any) -> bool:
+    """Return whether a cell of a table holds a number."""
+    return value is not None and not math.isnan(value)
+
+
+def _failed_and_missing(summary: Summary) -> Iterator[Check]:
+    table = summary.table
+    failed = table[table["n_failed"] > 0]
+    for variant, group in failed.groupby("variant", sort=False):
+        numbers = {"failed": int(group["n_failed"].sum()), "planned": int(group["n_planned"].sum())}
+        reasons = [run["reason"] for run in summary.results.values() if run["status"] == "failed" and run["variant"] == variant]
+        yield Check("failed_runs", "error", {"variant": variant, **numbers, "reason": next(iter(reasons), None)})
+    missing = int((table["n_planned"] - table["n_runs"] - table["n_failed"]).sum())
+    if missing:
+        yield Check("missing_runs", "error", {"missing": missing, "planned": int(table["n_planned"].sum())})
+
+
+def _plan_warnings(summary: Summary) -> Iterator[Check]:
+    for text in dict.fromkeys(summary.plan["warnings"]):
+        yield Check("plan", "warning", {"text": text})
+
+
+def _test_images(summary: Summary) -> Iterator[Check]:
+    counts = class_counts(summary)
+    if counts is None:
+        return
+    if (total := int(counts["n"].sum())) < _FEW_TEST_IMAGES:
+        yield Check("few_test_images", "warning", {"images": total, "folds": summary.plan["folds"]})
+    few = counts[counts["n"] < _FEW_PER_CLASS]
+    if len(few):
+        names = list(few["class"].head(3))
+        yield Check("few_images_per_class", "note", {"classes": names, "number": len(few), "below": _FEW_PER_CLASS})
+    if summary.metric == "accuracy" and (smallest := counts["n"].min()) > 0:
+        ratio = counts["n"].max() / smallest
+        if ratio > _IMBALANCE:
+            yield Check("class_imbalance", "warning", {"ratio": float(ratio)})
+
+
+def class_counts(summary: Summary) -> pd.DataFrame | None:
+    """Return the test images per class, `class` and `n`; None where no run has finished."""
+    for row in reversed(rows(summary.table, summary.variants)):
+        return summary.per_class(row["variant"], row["size"])[["class", "n"]]
+    return None
+
+
+def _repetitions(summary: Summary) -> Iterator[Check]:
+    done = [row["n_runs"] for row in rows(summary.table, trained(summary))]
+    if done and min(done) < _FEW_SEEDS:
+        yield Check("few_repetitions", "warning", {"repetitions": int(min(done))})
+
+
+def _noisy_selection(summary: Summary) -> Iterator[Check]:
+    subsets = [subset for subset in summary.plan["data"]["subsets"] if subset["kind"] == "trial"]
+    images = {(subset["size"], subset["split"], subset["fold"]): subset["val"] for subset in subsets}
+    close, few = 0, []
+    all_searches = [(key, group) for key, group in searches(summary) if len(group) > 1]
+    for (_, *subset), group in all_searches:
+        number = images.get(tuple(subset), math.inf)
+        first, second = group["score"].nlargest(2)
+        if number < _TELLING_IMAGES and (first - second) * number < _NOISE_IMAGES + 0.5:
+            close += 1
+            few.append(number)
+    if close:
+        values = {"images": [min(few), max(few)], "within": _NOISE_IMAGES, "close": close, "searches": len(all_searches)}
+        yield Check("noisy_selection", "warning", values)
+
+
+def searches(summary: Summary) -> Iterator[tuple[tuple[str, int | None, int, int | None], pd.DataFrame]]:
+    """Yield variant, size, split and fold of each search, and its trials that ended well."""
+    trials = summary.trials[(summary.trials["status"] == "ok") & summary.trials["score"].notna()]
+    for (variant, *subset), group in trials.groupby(["variant", "size", "split", "fold"], sort=False, dropna=False):
+        size, split, fold = (int(value) if is_known(value) else None for value in subset)
+        yield (variant, size, split or 0, fold), group
+
+
+def _edge_of_range(summary: Summary) -> Iterator[Check]:
+    items: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for (variant, *_), group in searches(summary):
+        best = group.loc[group["score"].idxmax()]
+        for name, space in summary.plan["variants"][variant]["space"].items():
+            if "low" not in space or group[name].nunique() < _FEWEST_VALUES:
+                continue
+            scale: Callable[[float], float] = math.log if space["log"] else float
+            low, high, value = (scale(number) for number in (space["low"], space["high"], best[name]))
+            place = (value - low) / (high - low)
+            for end, is_near, is_extreme in (
+                ("lower", place < _EDGE, best[name] == group[name].min()),
+                ("upper", place > 1 - _EDGE, best[name] == group[name].max()),
+            ):
+                if is_near and is_extreme:
+                    item = {"variant": variant, "setting": name, "end": end, "low": space["low"], "high": space["high"]}
+                    items.setdefault((variant, name, end), item | {"searches": 0})["searches"] += 1
+    if items:
+        yield Check("edge_of_range", "warning", {"items": list(items.values())})
+
+
+def _trained_too_short(summary: Summary) -> Iterator[Check]:
+    found = rows(summary.table, kinds(summary, "regime", "factory", "fine_tuned"))
+    rising = [row for row in found if _late_rise(summary, row["variant"], row["size"]) > _RISE]
+    unfitted = [row for row in found if row["train_accuracy"] < _FITTED]  # False for NaN
+    if rising or unfitted:
+        lowest = min((row["train_accuracy"] for row in unfitted), default=None)
+        values = {"rising": _places(rising), "unfitted": _places(unfitted), "below": _FITTED, "lowest": lowest}
+        yield Check("trained_too_short", "warning", {**values, "steps": summary.plan["steps"]})
+
+
+def _places(found: list[dict[str, Any]]) -> dict[str, list[int | None]]:
+    """Return the training-set sizes of rows of the table, per variant."""
+    places: dict[str, list[int | None]] = {}
+    for row in found:
+        places.setdefault(row["variant"], []).append(row["size"])
+    return places
+
+
+def _late_rise(summary: Summary, variant: str, size: int | None) -> float:
+    """Return the rise of the mean validation accuracy between the last two fifths of the epochs; 0 without."""
+    history = summary.history
+    of_size = history["size"].isna() if size is None else history["size"] == size
+    chosen = history[(history["variant"] == variant) & of_size & (history["name"] == "val/accuracy")]
+    curve = chosen.groupby("epoch")["value"].mean().to_numpy()
+    fifth = len(curve) // 5
+    return float(curve[-fifth:].mean() - curve[-2 * fifth : -fifth].mean()) if fifth else 0.0
+
+
+def _not_above_trivial(summary: Summary) -> Iterator[Check]:
+    trivial, metric = rows(summary.table, kinds(summary, "trivial")), summary.metric
+    found, beaten_by = [], {}
+    for row in rows(summary.table, trained(summary)):
+        for other in trivial:
+            if other["size"] == row["size"] and other[metric] >= row["low"]:
+                beaten_by[other["variant"]] = other
+                found.append(row)
+    if found:
+        yield Check("not_above_trivial", "warning", {"places": _places(found), "trivial": list(beaten_by)})
+
+
+def _large_gap(summary: Summary) -> Iterator[Check]:
+    found = [row for row in rows(summary.table, trained(summary)) if row["gap"] > _LARGE_GAP]  # False for NaN
+    if found:
+        yield Check("large_gap", "note", {"places": _places(found), "largest": max(row["gap"] for row in found)})
+
+
+def _unequal_budgets(summary: Summary) -> Iterator[Check]:
+    tuned = [variant for variant in summary.variants if summary.plan["variants"][variant]["space"]]
+    planned = [run for run in summary.plan["runs"].values() if run["kind"] == "trial"]
+    trials = {variant: sum(run["variant"] == variant for run in planned) for variant in tuned}
+    if len(set(trials.values())) > 1:
+        yield Check("unequal_budgets", "warning", {"what": "trials", "numbers": trials})
+
+
+_RULES: tuple[Callable[[Summary], Iterator[Check]], ...] = (
+    _failed_and_missing,
+    _plan_warnings,
+    _not_above_trivial,
+    _test_images,
+    _repetitions,
+    _noisy_selection,
+    _edge_of_range,
+    _trained_too_short,
+    _unequal_budgets,
+    _large_gap,
+)

@@ -1,0 +1,238 @@
+"""Figures of the report: arrays from a summary, drawn by `metricloss_pl.plots`."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from metricloss_pl import plots
+from metricloss_pl.compare.checks import trained
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+    from metricloss_pl.compare.summary import Summary
+
+    Array = NDArray[Any]
+
+__all__ = ["Picture", "draw", "shown_size"]
+
+_MAX_CONFUSION_CLASSES = 30
+_MAX_POINTS = 1500
+_LEAST_BIN = 10  # images; the accuracy of fewer says little
+_DISAGREEMENTS = 12
+_THUMBNAIL = 192  # px
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Image of the report.
+
+    Args:
+        section: Section of the report; the templates hold its caption and alternative text.
+        file: File name in the folder of figures.
+        content: Content of the file.
+        values: Values of the caption and of the alternative text.
+    """
+
+    section: str
+    file: str
+    content: bytes
+    values: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def mime(self) -> str:
+        """Media type of the file."""
+        return "image/svg+xml" if self.file.endswith(".svg") else "image/jpeg"
+
+
+def draw(summary: Summary) -> dict[str, list[Picture]]:
+    """Return all figures that the results suffice for, by section."""
+    styles = plots.series_styles(summary.variants)
+    found: dict[str, list[Picture]] = {}
+    for section, figure, values in _figures(summary, styles):
+        several = len(found.setdefault(section, []))
+        file = f"{section}-{several}.svg" if several else f"{section}.svg"
+        found[section].append(Picture(section, file, plots.figure_bytes(figure, "svg"), values))
+    found["disagreements"] = list(_thumbnails(summary))
+    return {section: pictures for section, pictures in found.items() if pictures}
+
+
+def _figures(summary: Summary, styles: Any) -> Iterator[tuple[str, Figure, dict[str, Any]]]:
+    size, metric = shown_size(summary), summary.metric.replace("_", " ")
+    if len(summary.sizes) > 1 and (series := accuracies(summary)):
+        yield "sizes", plots.accuracy_against_size(summary.sizes, series, styles, f"test {metric}"), {}
+    curves, ends = learning_curves(summary, size)
+    if curves:
+        yield "history", plots.learning_curves(curves, ends, styles), {"variants": list(curves)}
+    if trials := learning_rates(summary):
+        yield "tuning", plots.accuracy_against_rate(trials, styles, f"validation {metric}"), {"variants": list(trials)}
+    names, baseline = summary.class_names, summary.baseline
+    recall = recalls(summary, size)
+    if baseline in recall and len(recall) > 1:
+        differences = {name: own - recall[baseline] for name, own in recall.items() if name != baseline}
+        yield "classes", plots.class_differences(differences, names, baseline, styles), {"variants": list(differences)}
+    if len(names) <= _MAX_CONFUSION_CLASSES:
+        for variant in recall:
+            rates = 100 * summary.confusion(variant, size)
+            matrix = plots.confusion_matrix(np.round(rates), names, variant, width=plots.WIDTH)
+            yield "confusion", matrix, {"variant": variant, **largest_confusion(rates, names)}
+    if bins := reliability(summary, size):
+        yield "calibration", plots.reliability_diagram(bins, styles), {"variants": list(bins), "least": _LEAST_BIN}
+    if maps := embeddings(summary, size):
+        yield "embeddings", plots.embedding_maps(maps, names), {"variants": list(maps)}
+
+
+def shown_size(summary: Summary) -> int | None:
+    """Return the largest training-set size that has results, which the figures of one size show."""
+    known = summary.table[summary.table["accuracy"].notna()]
+    sizes = [size for size in summary.sizes if len(at_size(known, size))]
+    return sizes[-1] if sizes else summary.sizes[-1]
+
+
+def at_size(table: pd.DataFrame, size: int | None) -> pd.DataFrame:
+    """Return the rows of a table at a training-set size."""
+    return table[table["size"].isna() if size is None else table["size"] == size]
+
+
+def accuracies(summary: Summary) -> dict[str, tuple[Array, Array, Array]]:
+    """Return mean metric and ends of its interval (S,) over the sizes, per variant that is no trivial baseline."""
+    series = {}
+    table = summary.table[summary.table["variant"].isin(trained(summary))]
+    for variant, group in table.groupby("variant", sort=False):
+        ends = [at_size(group, size)[[summary.metric, "low", "high"]].astype(float) for size in summary.sizes]
+        values = np.array([found.to_numpy()[0] if len(found) else [np.nan] * 3 for found in ends])
+        if not np.isnan(values[:, 0]).all():
+            series[str(variant)] = (values[:, 0], values[:, 1], values[:, 2])
+    return series
+
+
+def learning_curves(
+    summary: Summary, size: int | None
+) -> tuple[dict[str, dict[str, tuple[Array, Array]]], dict[str, float]]:
+    """Return the mean accuracy over the epochs, per variant and subset, and the test accuracy per variant."""
+    curves: dict[str, dict[str, tuple[Array, Array]]] = {}
+    history = at_size(summary.history, size)
+    for (variant, name), group in history.groupby(["variant", "name"], sort=False):
+        subset, _, metric = name.partition("/")
+        if metric == "accuracy" and subset in ("train", "val"):
+            mean = group.groupby("epoch")["value"].mean()
+            curves.setdefault(variant, {})[subset] = (mean.index.to_numpy() + 1, mean.to_numpy())
+    table = at_size(summary.table, size).set_index("variant")["accuracy"]
+    return curves, {variant: float(table[variant]) for variant in curves if table.notna().get(variant, False)}
+
+
+def learning_rates(summary: Summary) -> dict[str, tuple[Array, Array]]:
+    """Return learning rates and scores of the trials, per variant that tunes its learning rate."""
+    found = {}
+    for variant in summary.variants if len(summary.trials) else ():
+        space = summary.plan["variants"][variant]["space"]
+        name = next((name for name in space if name.rpartition(".")[2] == "lr" and "center" not in name), None)
+        if name is not None:
+            own = summary.trials[summary.trials["variant"] == variant].dropna(subset=[name, "score"])
+            if len(own):
+                own = own.sort_values(name)
+                found[variant] = (own[name].to_numpy(float), own["score"].to_numpy(float))
+    return found
+
+
+def with_results(summary: Summary, size: int | None) -> list[str]:
+    """Return the variants that have results at a size, without trivial baselines."""
+    table = at_size(summary.table, size)
+    done = set(table[table["accuracy"].notna()]["variant"])
+    return [variant for variant in trained(summary) if variant in done]
+
+
+def recalls(summary: Summary, size: int | None) -> dict[str, Array]:
+    """Return the recall of each class (C,), per variant."""
+    return {
+        variant: summary.per_class(variant, size)["recall"].to_numpy(float) for variant in with_results(summary, size)
+    }
+
+
+def largest_confusion(rates: Array, class_names: list[str]) -> dict[str, Any]:
+    """Return the two classes, and the rate, of the most frequent confusion of a matrix (C, C)."""
+    off = np.nan_to_num(rates * (1 - np.eye(len(rates))))
+    true, predicted = np.unravel_index(off.argmax(), off.shape)
+    return {"true": class_names[true], "predicted": class_names[predicted], "rate": float(off[true, predicted]) / 100}
+
+
+def reliability(summary: Summary, size: int | None) -> dict[str, tuple[Array, Array]]:
+    """Return mean predicted probability and accuracy of each bin that has enough images, per variant."""
+    found = {}
+    for variant in with_results(summary, size):
+        calibration = summary.calibration(variant, size)
+        if calibration is None:
+            continue
+        full = calibration.bins[calibration.bins["n"] >= _LEAST_BIN]
+        found[variant] = (full["confidence"].to_numpy(float), full["accuracy"].to_numpy(float))
+    return found
+
+
+def embeddings(summary: Summary, size: int | None) -> dict[str, tuple[Array, Array]]:
+    """Return points (N, 2) in the plane and labels (N,) of the test images of one run, per variant."""
+    maps = {}
+    for variant in with_results(summary, size):
+        stored = (summary.store.predictions(run["key"]) for run in summary.final_results(variant, size))
+        found = next((run for run in stored if run.embeddings is not None), None)
+        if found is not None and found.embeddings.size and np.isfinite(found.embeddings).all():
+            drawn = np.sort(np.random.default_rng(0).permutation(len(found.labels))[:_MAX_POINTS])
+            points = plots.project(found.embeddings.astype(np.float64))[0]
+            maps[variant] = (points[drawn], found.labels[drawn])
+    return maps
+
+
+def disagreements(summary: Summary) -> list[dict[str, Any]]:
+    """Return the images on which the variants differ most: name, label, and per variant prediction and runs."""
+    names, kept = summary.class_names, trained(summary)
+    found = summary.disagreements(shown_size(summary), _DISAGREEMENTS).to_dict("records")
+    return [
+        {
+            "name": str(image["name"]),
+            "label": names[image["label"]],
+            "variants": {
+                name: {"predicted": names[image["predicted"][name]], "right": image["right"][name],
+                       "runs": image["runs"][name]}
+                for name in kept if name in image["runs"]
+            },
+        }
+        for image in found
+    ]  # fmt: skip
+
+
+def _thumbnails(summary: Summary) -> Iterator[Picture]:
+    for number, image in enumerate(disagreements(summary)):
+        content = thumbnail(summary.plan["data"]["root"], image["name"])
+        if content is not None:
+            yield Picture("disagreements", f"disagreement-{number}.jpg", content, image)
+
+
+def thumbnail(root: Any, name: str) -> bytes | None:
+    """Return a small JPEG of an image file in the data's folder; None where the name is no such file."""
+    from PIL import Image
+
+    try:
+        file = Path(os.path.normpath(Path(root, name)))
+        if not file.is_relative_to(os.path.normpath(root)) or not file.is_file():
+            return None
+        with Image.open(file) as picture:
+            if picture.mode.startswith("I"):  # 16 bit
+                small = Image.fromarray((np.asarray(picture) / 257).astype(np.uint8))
+            else:
+                picture.draft("RGB", (2 * _THUMBNAIL, 2 * _THUMBNAIL))
+                small = picture.convert("RGB")
+            small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+            stream = io.BytesIO()
+            small.convert("RGB").save(stream, format="JPEG", quality=85)
+    except Exception:  # a broken or hostile file can raise nearly anything
+        return None
+    return stream.getvalue()

@@ -1,0 +1,117 @@
+"""Answers of a comparison as codes and values: which variant is ahead, the pre-trained rival, and the next steps."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from metricloss_pl.compare.checks import LEVEL, Check, averaged, is_known, kinds, rows, trained
+
+if TYPE_CHECKING:
+    from metricloss_pl.compare.summary import Summary
+
+__all__ = ["find_headline", "find_next_steps", "find_rival", "predict_command"]
+
+_WANTED = 0.02  # difference that a next comparison should be able to detect
+_PRETRAINED = ("weights", "pretrained")  # settings of a backbone that does not start at random
+
+
+def find_headline(summary: Summary) -> dict[str, Any]:
+    """Return the code of the headline and its values.
+
+    The codes are `no_results`, `single`, `no_test`, `not_significant` and `significant`. The headline is about the
+    networks that the comparison trains; trivial baselines and the pre-trained rival are in the table.
+    """
+    compared = kinds(summary, "regime", "factory")
+    if summary.baseline not in compared or len(compared) < 2:
+        compared = trained(summary)
+    known = rows(averaged(summary), compared)
+    others = [row for row in known if row["variant"] != summary.baseline]
+    tested = [row for row in others if is_known(row["p_adjusted"])]
+    shown = [row for row in tested if row["p_adjusted"] <= LEVEL]
+    single = [row for row in rows(summary.table, compared) if is_known(row["p_adjusted"])]
+    if len(compared) < 2:
+        code = "single"
+    elif not known:
+        code = "no_results"
+    elif not tested:
+        code = "no_test"
+    else:
+        code = "significant" if shown else "not_significant"
+    failed = {row["variant"] for row in averaged(summary).to_dict("records") if row["n_failed"]}
+    return {
+        "code": code,
+        "better": [row for row in shown if row["difference"] > 0],
+        "worse": [row for row in shown if row["difference"] <= 0],
+        "tested": tested,
+        "untested": [name for name in compared if name not in {row["variant"] for row in tested} | {summary.baseline}],
+        "partial": bool(failed & {summary.baseline, *(row["variant"] for row in shown)}),
+        "highest": _highest(known, summary.metric),
+        "detectable": sorted(row["minimum_detectable"] for row in tested if is_known(row["minimum_detectable"])),
+        "size_tests": len(single) if len(summary.sizes) > 1 else 0,
+        "size_shown": [row for row in single if row["p_adjusted"] <= LEVEL],
+    }
+
+
+def _highest(known: list[dict[str, Any]], metric: str) -> list[dict[str, Any]]:
+    """Return the rows of the highest metric, as rounded for the reader."""
+    rounded = [round(row[metric], 3) for row in known]
+    return [row for row, value in zip(known, rounded, strict=True) if value == max(rounded)]
+
+
+def find_rival(summary: Summary) -> dict[str, Any] | None:
+    """Return the best variant trained from scratch, that on frozen features, and their difference in accuracy."""
+    frozen = rows(averaged(summary), kinds(summary, "linear_probe"))
+    scratch = rows(averaged(summary), [name for name in kinds(summary, "regime", "factory") if _is_new(summary, name)])
+    if not frozen or not scratch:
+        return None
+    ours, theirs = (max(group, key=lambda row: row[summary.metric]) for group in (scratch, frozen))
+    return {"scratch": ours, "frozen": theirs, "difference": ours[summary.metric] - theirs[summary.metric]}
+
+
+def _is_new(summary: Summary, variant: str) -> bool:
+    """Return whether the settings of a variant name no pre-trained weights."""
+    settings = summary.plan["variants"][variant]["settings"]
+    return not any(value for name, value in settings.items() if name.rpartition(".")[2] in _PRETRAINED)
+
+
+def find_next_steps(
+    headline: dict[str, Any], rival: dict[str, Any] | None, found: Iterable[Check]
+) -> list[dict[str, Any]]:
+    """Return the codes and values of what to do next, the most useful first."""
+    codes = {check.code for check in found}
+    steps: list[dict[str, Any]] = []
+    if "failed_runs" in codes:
+        steps.append({"code": "repair"})
+    if "missing_runs" in codes:
+        steps.append({"code": "resume"})
+    if steps:
+        return steps
+    if rival is not None and rival["difference"] < -_WANTED:
+        steps.append({"code": "use_frozen", "variant": rival["frozen"]["variant"]})
+    if "not_above_trivial" in codes:
+        steps.append({"code": "learn_more"})
+    elif "trained_too_short" in codes:
+        steps.append({"code": "train_longer"})
+    elif "edge_of_range" in codes:
+        steps.append({"code": "widen_range"})
+    if headline["code"] == "no_test":
+        steps.append({"code": "more_seeds"})
+    elif headline["code"] == "not_significant":
+        largest = max(headline["detectable"], default=0)
+        wanted = {"wanted": _WANTED, "factor": round((largest / _WANTED) ** 2)} if largest > _WANTED else {}
+        steps.append({"code": "take_simplest", **wanted})
+    elif headline["better"]:
+        best = max(headline["better"], key=lambda row: row["difference"])
+        steps.append({"code": "use_best", "variant": best["variant"]})
+    return steps
+
+
+def predict_command(summary: Summary) -> str | None:
+    """Return the command that predicts with the checkpoint of the winner, where one is kept."""
+    if summary.best_run is None:
+        return None
+    checkpoint = summary.store.folder / summary.best_run["checkpoint"]
+    program = (summary.plan["command"] or "metricloss compare").partition(" compare")[0]
+    return f"{program} predict --ckpt_path {shlex.quote(str(checkpoint))} --data.predict_dir new_images"
