@@ -72,22 +72,22 @@ def _of_losses(figure: str) -> Figure:
 
 def _embeddings(results: str | None, samples_per_class: int | None) -> Figure:
     from metricloss_pl import plots
-    from metricloss_pl.compare.pictures import embedding_panels
-    from metricloss_pl.compare.summary import read
-    from metricloss_pl.compare.words import size_name
+    from metricloss_pl.compare.figures import embeddings
+    from metricloss_pl.compare.filters import at_size
+    from metricloss_pl.compare.summary import Summary
 
     if results is None:
         raise UserError("--results is missing: embeddings are drawn from the folder of a comparison")
     if not (Path(results) / "plan.json").is_file():
         raise UserError(f"--results {results} is no folder of a comparison: compare makes them, as runs/compare/<data>")
-    comparison = read(Path(results))
+    comparison = Summary.read(results)
     size = comparison.sizes[-1] if samples_per_class is None else samples_per_class
     if size not in comparison.sizes:
         known = ", ".join("all" if n is None else str(n) for n in comparison.sizes)
         raise UserError(f"--samples_per_class is {size}: the sizes of {results} are {known}")
-    panels = embedding_panels(comparison, size)
+    panels = embeddings(comparison, size)
     if not panels:
-        raise UserError(f"{results} has stored no embeddings of runs with {size_name(size)}")
+        raise UserError(f"{results} has stored no embeddings of runs {at_size(size)}")
     columns = min(5, len(panels))
     width = max(plots.WIDTH, 2.2 * columns)
     return plots.embedding_maps(panels, comparison.class_names, columns=columns, width=width, scales=True)

@@ -5,16 +5,38 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from metricloss_pl.compare.summary import Summary
 
-__all__ = ["LEVEL", "Check", "class_counts", "is_known", "kinds", "rows", "run_checks", "searches", "trained"]
+__all__ = [
+    "Check",
+    "Search",
+    "averaged",
+    "class_counts",
+    "is_known",
+    "kinds",
+    "records",
+    "rows",
+    "run_checks",
+    "searches",
+    "trained",
+]
+    "Check",
+    "Search",
+    "class_counts",
+    "is_known",
+    "kinds",
+    "records",
+    "rows",
+    "run_checks",
+    "searches",
+    "trained",
+]
 
-LEVEL = 0.05  # of significance
 _SEVERITIES = ("error", "warning", "note")
 _FEW_TEST_IMAGES = 100  # below, one image is more than one percentage point
 _FEW_PER_CLASS = 5
@@ -63,7 +85,12 @@ def trained(summary: Summary) -> list[str]:
 
 def rows(table: pd.DataFrame, variants: list[str]) -> list[dict[str, Any]]:
     """Return the rows of some variants that have an accuracy, as dictionaries."""
-    return [row for row in table.to_dict("records") if row["variant"] in variants and is_known(row["accuracy"])]
+    return [row for row in records(table) if row["variant"] in variants and is_known(row["accuracy"])]
+
+
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows of a table as dictionaries."""
+    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
 
 
 def averaged(summary: Summary) -> pd.DataFrame:
@@ -81,7 +108,9 @@ def _failed_and_missing(summary: Summary) -> Iterator[Check]:
     failed = table[table["n_failed"] > 0]
     for variant, group in failed.groupby("variant", sort=False):
         numbers = {"failed": int(group["n_failed"].sum()), "planned": int(group["n_planned"].sum())}
-        reasons = [run["reason"] for run in summary.results.values() if run["status"] == "failed" and run["variant"] == variant]
+        reasons = [
+            run["reason"] for run in summary.results.values() if run["status"] == "failed" and run["variant"] == variant
+        ]
         yield Check("failed_runs", "error", {"variant": variant, **numbers, "reason": next(iter(reasons), None)})
     missing = int((table["n_planned"] - table["n_runs"] - table["n_failed"]).sum())
     if missing:
@@ -125,44 +154,64 @@ def _repetitions(summary: Summary) -> Iterator[Check]:
 def _noisy_selection(summary: Summary) -> Iterator[Check]:
     subsets = [subset for subset in summary.plan["data"]["subsets"] if subset["kind"] == "trial"]
     images = {(subset["size"], subset["split"], subset["fold"]): subset["val"] for subset in subsets}
-    close, few = 0, []
-    all_searches = [(key, group) for key, group in searches(summary) if len(group) > 1]
-    for (_, *subset), group in all_searches:
-        number = images.get(tuple(subset), math.inf)
-        first, second = group["score"].nlargest(2)
+    found, few = [search for search in searches(summary) if len(search.trials) > 1], []
+    for search in found:
+        number = images.get((search.size, search.split, search.fold), math.inf)
+        second, first = sorted(trial["score"] for trial in search.trials)[-2:]
         if number < _TELLING_IMAGES and (first - second) * number < _NOISE_IMAGES + 0.5:
-            close += 1
             few.append(number)
-    if close:
-        values = {"images": [min(few), max(few)], "within": _NOISE_IMAGES, "close": close, "searches": len(all_searches)}
+    if few:
+        values = {"images": few, "within": _NOISE_IMAGES, "close": len(few), "searches": len(found)}
         yield Check("noisy_selection", "warning", values)
 
 
-def searches(summary: Summary) -> Iterator[tuple[tuple[str, int | None, int, int | None], pd.DataFrame]]:
-    """Yield variant, size, split and fold of each search, and its trials that ended well."""
-    trials = summary.trials[(summary.trials["status"] == "ok") & summary.trials["score"].notna()]
-    for (variant, *subset), group in trials.groupby(["variant", "size", "split", "fold"], sort=False, dropna=False):
-        size, split, fold = (int(value) if is_known(value) else None for value in subset)
-        yield (variant, size, split or 0, fold), group
+class Search(NamedTuple):
+    """Trials among which one is chosen.
+
+    Args:
+        variant: Variant that is tuned.
+        size: Training images per class.
+        split: Subsample.
+        fold: Fold.
+        trials: Trials that ended well, at least one: `score` and the tuned settings.
+    """
+
+    variant: str
+    size: int | None
+    split: int
+    fold: int | None
+    trials: list[dict[str, Any]]
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """Trial with the highest score."""
+        return max(self.trials, key=lambda trial: trial["score"])
+
+
+def searches(summary: Summary) -> list[Search]:
+    """Return the searches of all variants."""
+    found: dict[tuple[Any, ...], Search] = {}
+    for trial in records(summary.trials):
+        if trial["status"] == "ok" and is_known(trial["score"]):
+            place = trial["variant"], trial["size"], trial["split"], trial["fold"]
+            found.setdefault(place, Search(*place, [])).trials.append(trial)
+    return list(found.values())
 
 
 def _edge_of_range(summary: Summary) -> Iterator[Check]:
     items: dict[tuple[str, str, str], dict[str, Any]] = {}
-    for (variant, *_), group in searches(summary):
-        best = group.loc[group["score"].idxmax()]
-        for name, space in summary.plan["variants"][variant]["space"].items():
-            if "low" not in space or group[name].nunique() < _FEWEST_VALUES:
+    for search in searches(summary):
+        for name, space in summary.plan["variants"][search.variant]["space"].items():
+            tried = {trial[name] for trial in search.trials}
+            if "low" not in space or len(tried) < _FEWEST_VALUES:
                 continue
             scale: Callable[[float], float] = math.log if space["log"] else float
-            low, high, value = (scale(number) for number in (space["low"], space["high"], best[name]))
+            low, high, value = (scale(number) for number in (space["low"], space["high"], search.best[name]))
             place = (value - low) / (high - low)
-            for end, is_near, is_extreme in (
-                ("lower", place < _EDGE, best[name] == group[name].min()),
-                ("upper", place > 1 - _EDGE, best[name] == group[name].max()),
-            ):
-                if is_near and is_extreme:
-                    item = {"variant": variant, "setting": name, "end": end, "low": space["low"], "high": space["high"]}
-                    items.setdefault((variant, name, end), item | {"searches": 0})["searches"] += 1
+            end = "lower" if place < _EDGE else "upper" if place > 1 - _EDGE else None
+            if end is not None and search.best[name] in (min(tried), max(tried)):
+                item = {"variant": search.variant, "setting": name, "end": end, "low": space["low"]}
+                items[search.variant, name, end] = item | {"high": space["high"]}
     if items:
         yield Check("edge_of_range", "warning", {"items": list(items.values())})
 
@@ -177,11 +226,14 @@ def _trained_too_short(summary: Summary) -> Iterator[Check]:
         yield Check("trained_too_short", "warning", {**values, "steps": summary.plan["steps"]})
 
 
-def _places(found: list[dict[str, Any]]) -> dict[str, list[int | None]]:
-    """Return the training-set sizes of rows of the table, per variant."""
-    places: dict[str, list[int | None]] = {}
+def _places(found: list[dict[str, Any]]) -> dict[tuple[int | None, ...], list[str]]:
+    """Return the variants of rows of the table, by the training-set sizes that they have among the rows."""
+    sizes: dict[str, list[int | None]] = {}
     for row in found:
-        places.setdefault(row["variant"], []).append(row["size"])
+        sizes.setdefault(row["variant"], []).append(row["size"])
+    places: dict[tuple[int | None, ...], list[str]] = {}
+    for variant, own in sizes.items():
+        places.setdefault(tuple(dict.fromkeys(own)), []).append(variant)
     return places
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import io
-import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from metricloss_pl import plots
-from metricloss_pl.compare.checks import trained
+from metricloss_pl.compare.checks import records, trained
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -123,10 +122,10 @@ def learning_curves(
     curves: dict[str, dict[str, tuple[Array, Array]]] = {}
     history = at_size(summary.history, size)
     for (variant, name), group in history.groupby(["variant", "name"], sort=False):
-        subset, _, metric = name.partition("/")
+        subset, _, metric = str(name).partition("/")
         if metric == "accuracy" and subset in ("train", "val"):
             mean = group.groupby("epoch")["value"].mean()
-            curves.setdefault(variant, {})[subset] = (mean.index.to_numpy() + 1, mean.to_numpy())
+            curves.setdefault(str(variant), {})[subset] = (mean.index.to_numpy() + 1, mean.to_numpy())
     table = at_size(summary.table, size).set_index("variant")["accuracy"]
     return curves, {variant: float(table[variant]) for variant in curves if table.notna().get(variant, False)}
 
@@ -182,30 +181,29 @@ def embeddings(summary: Summary, size: int | None) -> dict[str, tuple[Array, Arr
     """Return points (N, 2) in the plane and labels (N,) of the test images of one run, per variant."""
     maps = {}
     for variant in with_results(summary, size):
-        stored = (summary.store.predictions(run["key"]) for run in summary.final_results(variant, size))
-        found = next((run for run in stored if run.embeddings is not None), None)
-        if found is not None and found.embeddings.size and np.isfinite(found.embeddings).all():
-            drawn = np.sort(np.random.default_rng(0).permutation(len(found.labels))[:_MAX_POINTS])
-            points = plots.project(found.embeddings.astype(np.float64))[0]
-            maps[variant] = (points[drawn], found.labels[drawn])
+        for run in summary.final_results(variant, size):
+            found = summary.store.predictions(run["key"])
+            if variant not in maps and found.embeddings is not None and np.isfinite(found.embeddings).all():
+                drawn = np.sort(np.random.default_rng(0).permutation(len(found.labels))[:_MAX_POINTS])
+                points = plots.project(found.embeddings.astype(np.float64))[0]
+                maps[variant] = (points[drawn], found.labels[drawn])
     return maps
 
 
 def disagreements(summary: Summary) -> list[dict[str, Any]]:
-    """Return the images on which the variants differ most: name, label, and per variant prediction and runs."""
-    names, kept = summary.class_names, trained(summary)
-    found = summary.disagreements(shown_size(summary), _DISAGREEMENTS).to_dict("records")
+    """Return the images on which the variants differ most: name, label, and per variant the runs by prediction."""
+    names = summary.class_names
     return [
         {
             "name": str(image["name"]),
             "label": names[image["label"]],
             "variants": {
-                name: {"predicted": names[image["predicted"][name]], "right": image["right"][name],
-                       "runs": image["runs"][name]}
-                for name in kept if name in image["runs"]
+                variant: {"predicted": {names[label]: runs for label, runs in predicted.items()},
+                          "right": image["right"][variant], "runs": image["runs"][variant]}
+                for variant, predicted in image["predicted"].items()
             },
         }
-        for image in found
+        for image in records(summary.disagreements(shown_size(summary), _DISAGREEMENTS))
     ]  # fmt: skip
 
 

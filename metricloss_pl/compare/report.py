@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,8 @@ from markupsafe import Markup, escape
 
 from metricloss_pl import plots
 from metricloss_pl.compare import checks, figures, verdict
+from metricloss_pl.compare.checks import is_known, records
+from metricloss_pl.compare.filters import FILTERS, escape_markdown, number, short
 from metricloss_pl.compare.summary import Summary
 from metricloss_pl.files import replacing
 
@@ -21,7 +22,6 @@ __all__ = ["write_report"]
 
 _FIGURES = "figures"
 _MAX_CLASS_ROWS, _MAX_FAILURES = 100, 100
-_MINUS, _FIXED_SPACE = "\u2212", "\u00a0"
 
 
 def write_report(folder: Path) -> Path:
@@ -65,7 +65,7 @@ def _earlier_figures(report: Path) -> list[Path]:
     return [report.parent / _FIGURES / name for name in re.findall(rf"\]\({_FIGURES}/([\w-]+\.(?:svg|jpg))\)", text)]
 
 
-# ------------------------------------------------------------------------------------------------ values of the templates
+# ----------------------------------------------------------------------------------------------- values of templates
 
 
 def _answers(summary: Summary) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def _answers(summary: Summary) -> dict[str, Any]:
         "headline": headline,
         "rival": rival,
         "checks": found,
-        "steps": verdict.find_next_steps(headline, rival, found),
+        "steps": verdict.find_next_steps(summary, headline, rival, found),
         "predict": verdict.predict_command(summary),
     }
 
@@ -84,7 +84,7 @@ def _tables(summary: Summary, classes: pd.DataFrame) -> dict[str, Any]:
     size = figures.shown_size(summary)
     shown = figures.with_results(summary, size)
     styles = plots.series_styles(summary.variants)
-    cells = {label: group.to_dict("records") for label, group in classes.groupby("class", sort=False)} if shown else {}
+    cells = {label: records(group) for label, group in classes.groupby("class", sort=False)} if shown else {}
     hardest = sorted(cells, key=lambda label: sum(cell["recall"] for cell in cells[label]))
     counts = checks.class_counts(summary)
     return {
@@ -96,8 +96,8 @@ def _tables(summary: Summary, classes: pd.DataFrame) -> dict[str, Any]:
         "other": "accuracy" if summary.metric == "balanced_accuracy" else "balanced_accuracy",
         "size": size,
         "shown": shown,
-        "overall": summary.overall.to_dict("records") if len(summary.sizes) > 1 else [],
-        "tables": [(size, figures.at_size(summary.table, size).to_dict("records")) for size in summary.sizes],
+        "overall": records(summary.overall) if len(summary.sizes) > 1 else [],
+        "tables": [(size, records(figures.at_size(summary.table, size))) for size in summary.sizes],
         "methods": sorted(set(summary.table["method"].dropna())),
         "test_images": None if counts is None else int(counts["n"].sum()),
         "class_rows": [(label, cells[label][0]["n"], cells[label]) for label in hardest[:_MAX_CLASS_ROWS]],
@@ -133,109 +133,23 @@ def _classes(summary: Summary) -> pd.DataFrame:
 def _chosen(summary: Summary) -> dict[str, list[str]]:
     """Return the settings of the best trials, per variant, one text per training-set size."""
     texts: dict[str, list[list[str]]] = {}
-    for (variant, size, *_), group in checks.searches(summary):
-        best = group.loc[group["score"].idxmax()]
-        space = summary.plan["variants"][variant]["space"]
-        text = ", ".join(f"{_short(name)} {_number(best[name])}" for name in space)
-        texts.setdefault(variant, [[] for _ in summary.sizes])[summary.sizes.index(size)].append(text)
+    for search in checks.searches(summary):
+        space = summary.plan["variants"][search.variant]["space"]
+        text = ", ".join(f"{short(name)} {number(search.best[name])}" for name in space)
+        cells = texts.setdefault(search.variant, [[] for _ in summary.sizes])
+        cells[summary.sizes.index(search.size)].append(text)
     return {variant: ["; ".join(dict.fromkeys(cell)) for cell in cells] for variant, cells in texts.items()}
-
-
-# ------------------------------------------------------------------------------------------------------------- filters
-
-
-def escape_markdown(value: Any) -> Markup:
-    """Return text in which Markdown sees no mark-up, on one line."""
-    if isinstance(value, Markup):
-        return value
-    return Markup(re.sub(r"([\\`*_<>|\[\]#])", r"\\\1", " ".join(str(value).split())))
-
-
-def _percent(value: float | None, digits: int = 1) -> str:
-    return f"{100 * value:.{digits}f}" if value is not None and checks.is_known(value) else ""
-
-
-def _points(value: float | None) -> str:
-    if value is None or not checks.is_known(value):
-        return ""
-    text = f"{100 * value:+.1f}"
-    return text[1:] if float(text) == 0 else text.replace("-", _MINUS)
-
-
-def _p_value(value: float) -> str:
-    return f"<{_FIXED_SPACE}0.001" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None or not checks.is_known(seconds):
-        return ""
-    if seconds < 120:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def _number(value: Any, digits: int = 3) -> str:
-    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
-
-
-def _short(name: str) -> str:
-    return name.rpartition(".")[2]
-
-
-def _counted(number: int, noun: str, plural: str = "") -> str:
-    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
-
-
-def _size_name(size: int | None) -> str:
-    return "all images" if _is_all(size) else f"{_counted(int(size or 0), 'image')} per class"
-
-
-def _at_size(size: int | None) -> str:
-    return f"{'with' if _is_all(size) else 'at'} {_size_name(size)}"
-
-
-def _is_all(size: float | None) -> bool:
-    return size is None or not checks.is_known(size)
-
-
-def _listed(names: Sequence[str]) -> str:
-    names = [str(name) for name in names]
-    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "".join(names)
-
-
-def _span(values: Sequence[float], text: Callable[[float], str] = _number) -> str:
-    ends = list(dict.fromkeys((text(min(values)), text(max(values)))))
-    return " to ".join(ends)
-
-
-def _place(value: float, low: float, high: float) -> str:
-    """Return where a value lies between the ends of a scale, in % of its length."""
-    return f"{100 * (value - low) / (high - low) if high != low else 50:.1f}"
-
-
-def _with_flags(text: str) -> Markup:
-    """Return HTML in which no line break parts a flag of the command line, nor a flag and its number."""
-    return Markup(re.sub(r"--[a-z_.]{1,30}(?: \d+)?", r"<code>\g<0></code>", str(escape(text))))
-
-
-def _data_url(picture: figures.Picture) -> Markup:
-    return Markup(f"data:{picture.mime};base64,{base64.b64encode(picture.content).decode('ascii')}")
 
 
 def _environment(escape_text: Callable[[Any], Markup]) -> Environment:
     """Return the templates' environment, which escapes every value for one format.
 
-    A value that is no `Markup` passes through `escape_text`, and what it returns is not escaped again.
+    A value that is no `Markup` passes through `escape_text`, and what that returns is not escaped again.
     """
     environment = Environment(
         loader=PackageLoader("metricloss_pl.compare"), autoescape=True, finalize=escape_text, undefined=StrictUndefined,
         keep_trailing_newline=True,
     )  # fmt: skip
-    environment.filters.update(
-        at_size=_at_size, code=lambda text: Markup(" ".join(text.split())), counted=_counted, data_url=_data_url, duration=_duration, flags=_with_flags, listed=_listed,
-        number=_number, p_value=_p_value, percent=_percent, place=_place, points=_points, short=_short,
-        size_name=_size_name, span=_span, unit_range=lambda values: _span(values, _percent),
-        tail=lambda name: "/".join(Path(name).parts[-2:]),
-    )  # fmt: skip
-    environment.tests.update(known=checks.is_known, unknown=lambda value: not checks.is_known(value))
+    environment.filters.update(FILTERS)
+    environment.tests.update(known=is_known, unknown=lambda value: not is_known(value))
     return environment

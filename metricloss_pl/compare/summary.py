@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -124,10 +125,7 @@ class Summary:
         ]
         own = self._over_sizes([self.correct(variant, size) for size in sizes])
         estimate = self._estimated(statistics.accuracy, own, cells)
-        difference = None
-        if variant != self.baseline:
-            pairs = [self.correct(variant, size) - self.correct(self.baseline, size) for size in sizes]
-            difference = self._estimated(statistics.difference, self._over_sizes(pairs), cells)
+        difference = None if variant == self.baseline else self.difference(variant, self.baseline, sizes)
         row: dict[str, Any] = {
             "size": sizes[0] if len(sizes) == 1 else None,
             "variant": variant,
@@ -147,6 +145,12 @@ class Summary:
             low, high = difference.interval
             row |= {"difference": difference.value, "difference_low": low, "difference_high": high, "p": difference.p}
         return row, difference
+
+    def difference(self, variant: str, other: str, sizes: Sequence[Size]) -> Estimate | None:
+        """Return the paired difference of the metric between two variants, over some sizes, or None without runs."""
+        pairs = [self.correct(variant, size) - self.correct(other, size) for size in sizes]
+        cells = [self.final_results(variant, size) for size in sizes]
+        return self._estimated(statistics.difference, self._over_sizes(pairs), cells)
 
     def correct(self, variant: str, size: Size) -> pd.DataFrame:
         """Return a table of test images and runs: 1 where a run is correct, 0 where not, NaN where it has not tested.
@@ -281,10 +285,11 @@ class Summary:
     def disagreements(self, size: Size, n: int) -> pd.DataFrame:
         """Return the images that some variants recognize in more of their runs than others, at most n.
 
-        Columns: `name`, `label`, and, each a dictionary by variant, `predicted` (most frequent label), `right` and
-        `runs` (numbers of runs).
+        Trivial baselines do not count. Columns: `name`, `label`, and, each a dictionary by variant, `predicted` (number
+        of runs by predicted label, the most frequent first), `right` and `runs` (numbers of runs).
         """
-        tables = {variant: self._of_finals(variant, size) for variant in self.variants}
+        trained = [name for name, variant in self.plan["variants"].items() if variant["kind"] != "trivial"]
+        tables = {variant: self._of_finals(variant, size) for variant in trained}
         tables = {variant: found for variant, found in tables.items() if not found["correct"].empty}
         if len(tables) < 2:
             return pd.DataFrame(columns=["name", "label", "predicted", "right", "runs"])
@@ -299,7 +304,7 @@ class Summary:
             rows.append({
                 "name": image[0],
                 "label": int(self.labels[image]),
-                "predicted": {variant: int(found["predicted"].mode()[0]) for variant, found in of.items()},
+                "predicted": {variant: _counted(found["predicted"]) for variant, found in of.items()},
                 "right": {variant: int(found["correct"].sum()) for variant, found in of.items()},
                 "runs": {variant: len(found["correct"]) for variant, found in of.items()},
             })  # fmt: skip
@@ -340,6 +345,12 @@ class Summary:
         scores = {run["key"]: run["metrics"].get(f"val/{self.metric}") for run in runs if run["checkpoint"]}
         known = {key: score for key, score in scores.items() if score is not None}
         return self.results[max(known, key=lambda key: known[key])] if known else None
+
+
+def _counted(labels: pd.Series) -> dict[int, int]:
+    """Return how often each label occurs, the most frequent first."""
+    counts = Counter(labels.astype(int).tolist())
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _aligned(columns: dict[tuple[int, int, int], pd.Series]) -> pd.DataFrame:

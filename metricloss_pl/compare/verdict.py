@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from metricloss_pl.compare.checks import LEVEL, Check, averaged, is_known, kinds, rows, trained
+from metricloss_pl.compare.checks import Check, averaged, is_known, kinds, records, rows, trained
+from metricloss_pl.compare.statistics import LEVEL
 
 if TYPE_CHECKING:
     from metricloss_pl.compare.summary import Summary
@@ -39,7 +41,7 @@ def find_headline(summary: Summary) -> dict[str, Any]:
         code = "no_test"
     else:
         code = "significant" if shown else "not_significant"
-    failed = {row["variant"] for row in averaged(summary).to_dict("records") if row["n_failed"]}
+    failed = {row["variant"] for row in records(averaged(summary)) if row["n_failed"]}
     return {
         "code": code,
         "better": [row for row in shown if row["difference"] > 0],
@@ -48,7 +50,7 @@ def find_headline(summary: Summary) -> dict[str, Any]:
         "untested": [name for name in compared if name not in {row["variant"] for row in tested} | {summary.baseline}],
         "partial": bool(failed & {summary.baseline, *(row["variant"] for row in shown)}),
         "highest": _highest(known, summary.metric),
-        "detectable": sorted(row["minimum_detectable"] for row in tested if is_known(row["minimum_detectable"])),
+        "detectable": [row["minimum_detectable"] for row in tested if is_known(row["minimum_detectable"])],
         "size_tests": len(single) if len(summary.sizes) > 1 else 0,
         "size_shown": [row for row in single if row["p_adjusted"] <= LEVEL],
     }
@@ -67,7 +69,12 @@ def find_rival(summary: Summary) -> dict[str, Any] | None:
     if not frozen or not scratch:
         return None
     ours, theirs = (max(group, key=lambda row: row[summary.metric]) for group in (scratch, frozen))
-    return {"scratch": ours, "frozen": theirs, "difference": ours[summary.metric] - theirs[summary.metric]}
+    difference = ours[summary.metric] - theirs[summary.metric]
+    estimate = summary.difference(ours["variant"], theirs["variant"], summary.sizes)
+    low, high = (math.nan, math.nan) if estimate is None else estimate.interval
+    if difference < 0:
+        low, high = -high, -low  # of the distance, as that is what the sentence names
+    return {"scratch": ours, "frozen": theirs, "difference": difference, "low": low, "high": high}
 
 
 def _is_new(summary: Summary, variant: str) -> bool:
@@ -77,7 +84,7 @@ def _is_new(summary: Summary, variant: str) -> bool:
 
 
 def find_next_steps(
-    headline: dict[str, Any], rival: dict[str, Any] | None, found: Iterable[Check]
+    summary: Summary, headline: dict[str, Any], rival: dict[str, Any] | None, found: Iterable[Check]
 ) -> list[dict[str, Any]]:
     """Return the codes and values of what to do next, the most useful first."""
     codes = {check.code for check in found}
@@ -96,16 +103,24 @@ def find_next_steps(
         steps.append({"code": "train_longer"})
     elif "edge_of_range" in codes:
         steps.append({"code": "widen_range"})
-    if headline["code"] == "no_test":
+    if headline["code"] == "no_test" or (headline["code"] == "not_significant" and "few_repetitions" in codes):
         steps.append({"code": "more_seeds"})
     elif headline["code"] == "not_significant":
-        largest = max(headline["detectable"], default=0)
-        wanted = {"wanted": _WANTED, "factor": round((largest / _WANTED) ** 2)} if largest > _WANTED else {}
-        steps.append({"code": "take_simplest", **wanted})
+        steps.append({"code": "take_simplest", **_more_data(summary, headline["tested"])})
     elif headline["better"]:
         best = max(headline["better"], key=lambda row: row["difference"])
         steps.append({"code": "use_best", "variant": best["variant"]})
     return steps
+
+
+def _more_data(summary: Summary, tested: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return by which factor, and of what, a comparison must grow to detect the wanted difference; empty if it can."""
+    widest = max(tested, key=lambda row: row["minimum_detectable"])
+    factor = round((widest["minimum_detectable"] / _WANTED) ** 2)
+    estimate = summary.difference(widest["variant"], summary.baseline, summary.sizes)
+    if factor < 2 or estimate is None:
+        return {}
+    return {"wanted": _WANTED, "factor": factor, "source": "seeds" if estimate.share > 0.5 else "images"}
 
 
 def predict_command(summary: Summary) -> str | None:
