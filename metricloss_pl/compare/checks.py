@@ -25,17 +25,6 @@ __all__ = [
     "searches",
     "trained",
 ]
-    "Check",
-    "Search",
-    "class_counts",
-    "is_known",
-    "kinds",
-    "records",
-    "rows",
-    "run_checks",
-    "searches",
-    "trained",
-]
 
 _SEVERITIES = ("error", "warning", "note")
 _FEW_TEST_IMAGES = 100  # below, one image is more than one percentage point
@@ -146,9 +135,9 @@ def class_counts(summary: Summary) -> pd.DataFrame | None:
 
 
 def _repetitions(summary: Summary) -> Iterator[Check]:
-    done = [row["n_runs"] for row in rows(summary.table, trained(summary))]
-    if done and min(done) < _FEW_SEEDS:
-        yield Check("few_repetitions", "warning", {"repetitions": int(min(done))})
+    planned = [row["n_planned"] for row in records(summary.table) if row["variant"] in trained(summary)]
+    if planned and min(planned) < _FEW_SEEDS:
+        yield Check("few_repetitions", "warning", {"repetitions": min(planned)})
 
 
 def _noisy_selection(summary: Summary) -> Iterator[Check]:

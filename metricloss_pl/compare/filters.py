@@ -22,7 +22,7 @@ def escape_markdown(value: Any) -> Markup:
     """Return text in which Markdown sees no mark-up, on one line."""
     if isinstance(value, Markup):
         return value
-    return Markup(re.sub(r"([\\`*_<>|\[\]#])", r"\\\1", " ".join(str(value).split())))
+    return Markup(re.sub(r"([\\`*_<>|\[\]#])", r"\\\1", re.sub(r"\s+", " ", str(value))))
 
 
 def percent(value: float | None, digits: int = 1) -> str:

@@ -115,7 +115,7 @@ def _runs(summary: Summary) -> dict[str, Any]:
     images: dict[str, dict[str, list[int]]] = {"final": {}, "trial": {}}
     for subset in summary.plan["data"]["subsets"]:
         for name, word in (("train", "training"), ("val", "validation"), ("test", "test")):
-            if subset[name]:
+            if subset[name] and (subset["kind"], name) != ("trial", "test"):
                 images[subset["kind"]].setdefault(word, []).append(subset[name])
     seconds = sum(run["seconds"] for run in summary.results.values())
     return {"final": kinds.count("final"), "trial": kinds.count("trial"), "seconds": seconds, "images": images}

@@ -93,8 +93,9 @@ class Summary:
         """One row per size and variant.
 
         `low` to `high` is the 95 % confidence interval of the metric, `difference` is to the baseline, `p_adjusted` by
-        Holm over all rows, and `minimum_detectable` (power 80 %, level 5 % divided by the number of tests) in the unit
-        of `difference`. `method` is that of `statistics.Estimate`, and None without runs.
+        Holm over all rows but those of trivial baselines, which are not tested, and `minimum_detectable` (power 80 %,
+        level 5 % divided by the number of tests) in the unit of `difference`. `method` is that of
+        `statistics.Estimate`, and None without runs.
         """
         return self._table([[size] for size in self.sizes])
 
@@ -114,7 +115,8 @@ class Summary:
         tested = table["p"].notna()
         table.loc[tested, "p_adjusted"] = statistics.holm(table.loc[tested, "p"].tolist())
         table["minimum_detectable"] = [
-            np.nan if found is None else found.minimum_detectable(int(tested.sum()) or 1) for found in differences
+            found.minimum_detectable(int(tested.sum())) if found is not None and is_tested else np.nan
+            for found, is_tested in zip(differences, tested, strict=True)
         ]
         return table
 
@@ -143,7 +145,9 @@ class Summary:
             row |= {"low": low, "high": high, "std": estimate.std, "method": estimate.method}
         if difference is not None:
             low, high = difference.interval
-            row |= {"difference": difference.value, "difference_low": low, "difference_high": high, "p": difference.p}
+            row |= {"difference": difference.value, "difference_low": low, "difference_high": high}
+            if self.plan["variants"][variant]["kind"] != "trivial":
+                row["p"] = difference.p
         return row, difference
 
     def difference(self, variant: str, other: str, sizes: Sequence[Size]) -> Estimate | None:
@@ -356,7 +360,8 @@ def _counted(labels: pd.Series) -> dict[int, int]:
 def _aligned(columns: dict[tuple[int, int, int], pd.Series]) -> pd.DataFrame:
     """Return a table with one column per run and one row per image of any of them."""
     if not columns:
-        return pd.DataFrame(columns=pd.MultiIndex.from_arrays([[], [], []], names=RUN), dtype=float)
+        images = pd.MultiIndex.from_arrays([[], []], names=["name", "occurrence"])
+        return pd.DataFrame(index=images, columns=pd.MultiIndex.from_arrays([[], [], []], names=RUN), dtype=float)
     return pd.concat(columns, axis=1, names=RUN)
 
 

@@ -51,7 +51,7 @@ def find_headline(summary: Summary) -> dict[str, Any]:
         "partial": bool(failed & {summary.baseline, *(row["variant"] for row in shown)}),
         "highest": _highest(known, summary.metric),
         "detectable": [row["minimum_detectable"] for row in tested if is_known(row["minimum_detectable"])],
-        "size_tests": len(single) if len(summary.sizes) > 1 else 0,
+        "size_tests": int(summary.table["p"].notna().sum()) if len(summary.sizes) > 1 else 0,
         "size_shown": [row for row in single if row["p_adjusted"] <= LEVEL],
     }
 
