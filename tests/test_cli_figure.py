@@ -8,7 +8,7 @@ from PIL import Image
 from metricloss_pl import plots
 from metricloss_pl.cli import main
 from tests.command_line import refusal_of
-from tests.compare.simulated import make_results
+from tests.compare.synthetic import make_comparison
 
 
 @pytest.mark.parametrize("name", ["loss_surfaces", "pair_weights"])
@@ -37,13 +37,13 @@ def test_pair_weights_are_the_derivatives_that_their_legend_says(tmp_path, monke
 
 
 def test_the_report_and_the_maps_of_a_comparison(tmp_path, capsys):
-    weights = {f"center_weight {weight}": 0.0 for weight in (0, 0.001, 0.01, 0.1, 1)}
-    folder = make_results(tmp_path / "results", weights, (10, 20), (0,), images=60, trials=0, epochs=3, dim=2)
+    weights = {f"center_weight {weight}": 0.8 for weight in (0, 0.001, 0.01, 0.1, 1)}
+    folder = make_comparison(tmp_path / "results", weights, sizes=(10, 20), seeds=(0,), images=60, embedding_dim=2)
     main(["figure", "embeddings", f"--results={folder}", f"--out={tmp_path / 'maps.svg'}"])
     assert (tmp_path / "maps.svg").read_bytes().startswith(b"<?xml")
     main(["report", str(folder)])
     screen = capsys.readouterr().out
-    for name in ("maps.svg", "report.html", "report.md", "report.csv"):
+    for name in ("maps.svg", "report.html", "report.md", "results.csv"):
         assert name in screen
     assert (folder / "report.html").is_file()
 

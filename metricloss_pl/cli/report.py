@@ -21,5 +21,5 @@ def show_report(folder: str) -> None:
     from metricloss_pl.compare.report import write_report
 
     page = write_report(Path(folder))
-    rows = [("report", page), ("Markdown", page.with_suffix(".md")), ("table", page.with_suffix(".csv"))]
+    rows = [("report", page), ("Markdown", page.with_suffix(".md")), ("table", page.with_name("results.csv"))]
     print_table([(name, relative_path(path)) for name, path in rows])
