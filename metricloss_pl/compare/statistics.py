@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,9 +56,9 @@ class Estimate:
 
     def _critical(self, tail: float) -> float:
         """Return the Cochran & Cox (1950) critical value for a probability in one tail."""
-        from scipy.stats import t
+        from scipy.special import stdtrit
 
-        repetitions, images = t.isf(tail, self.degrees)
+        repetitions, images = -stdtrit(self.degrees, tail)
         return float(self.share * repetitions + (1 - self.share) * images)
 
     @property
@@ -129,13 +129,19 @@ def _estimate(
         return Estimate(value, math.nan, n_repetitions, n_images, "one_repetition", bounds)
     std = float(means.std(ddof=1))
     if tested.all():
-        error = _crossed(values, labels, added)
-        return Estimate(value, std, n_repetitions, n_images, "obuchowski_rockette", bounds, *error)
-    # Nadeau & Bengio (2003), for repeated folds Bouckaert & Frank (2004); no less than the images alone contribute.
-    center, by_images, _, degrees, shrinkage = _crossed(np.nanmean(values, axis=1, keepdims=True), labels, added)
-    corrected = math.sqrt((1 / n_repetitions + test_share) * std**2)
-    found = (center, max(corrected, by_images), 1.0, (n_repetitions - 1, degrees[1]), shrinkage)
-    return Estimate(value, std, n_repetitions, n_images, "corrected_resampled_t", bounds, *found)
+        parts = _parts(values, labels, added)
+        method: Method = "obuchowski_rockette"
+        by_repetitions, by_images = parts.repetitions, max(parts.images, 0.0) + parts.added
+    else:  # Nadeau & Bengio (2003), for repeated folds Bouckaert & Frank (2004)
+        parts = _parts(np.nanmean(values, axis=1, keepdims=True), labels, added)
+        method = "corrected_resampled_t"
+        by_repetitions, by_images = max((1 / n_repetitions + test_share) * std**2, parts.added), 0.0
+    squared = by_repetitions + by_images
+    error, share = math.sqrt(squared), by_repetitions / squared
+    degrees = (n_repetitions - 1, parts.degrees)
+    return Estimate(
+        value, std, n_repetitions, n_images, method, bounds, parts.center, error, share, degrees, parts.shrinkage
+    )
 
 
 def _mean(values: Array, labels: Array) -> float:
@@ -144,42 +150,47 @@ def _mean(values: Array, labels: Array) -> float:
     return float((np.bincount(labels, values)[counts > 0] / counts[counts > 0]).mean())
 
 
-def _crossed(values: Array, labels: Array, added: Array) -> tuple[float, float, float, tuple[float, float], float]:
-    """Return center, error, share, degrees and shrinkage where all repetitions have tested all images.
+class _Parts(NamedTuple):
+    """Mean with added images and the parts of its squared error where all repetitions have tested all images.
 
-    The squared error of Obuchowski & Rockette (1995) is the variance of the repetitions' means divided by their number,
-    plus the covariance of two repetitions' means due to their common images (at least 0). Images are sampled within
-    classes (Cochran 1977, section 5.4).
+    By Obuchowski & Rockette (1995) these are the variance of the repetitions' means divided by their number, and the
+    covariance of two repetitions' means due to their common images. Images are sampled within classes, whose degrees of
+    freedom are combined by Satterthwaite (Cochran 1977, section 5.4).
     """
+
+    center: float
+    shrinkage: float
+    repetitions: float
+    images: float
+    added: float  # part of the covariance that is due to the added images
+    degrees: float  # of the covariance
+
+
+def _parts(values: Array, labels: Array, added: Array) -> _Parts:
     n_repetitions = values.shape[1]
     classes = np.unique(labels)
     n_added = len(added) / len(classes)
-    means, shrinkage, covariance, by_added = np.zeros(n_repetitions), 0.0, 0.0, 0.0
+    means, shrinkage, by_images, by_added = np.zeros(n_repetitions), 0.0, 0.0, 0.0
     variances, degrees = [], []
     for label in classes:
         own = values[labels == label]
         n = len(own) + n_added
         mean = own.mean(axis=0)
         products = (own - mean).T @ (own - mean)
-        by_image = float(np.trace(products)) / n_repetitions
-        between = len(own) * n_added / n * (float(mean.mean()) - added.mean()) ** 2
+        variance = float(np.trace(products)) / n_repetitions
+        pairs = n_repetitions * (n_repetitions - 1)
+        covariance = (float(products.sum()) - n_repetitions * variance) / pairs if pairs else variance
+        shift = len(own) * n_added / n * (float(mean.mean()) - added.mean()) ** 2
         scale = 1 / (n * (n - 1) * len(classes) ** 2)
         means += (len(own) * mean + n_added * added.mean()) / n / len(classes)
         shrinkage += len(own) / n / len(classes)
-        if n_repetitions > 1:
-            pairs = n_repetitions * (n_repetitions - 1)
-            covariance += scale * (float(products.sum()) - n_repetitions * by_image) / pairs
-        else:
-            covariance += scale * by_image
-        by_added += scale * (n_added * added.var() + between)
-        variances.append(scale * (by_image + n_added * added.var() + between))
+        by_images += scale * covariance
+        by_added += scale * (n_added * added.var() + shift)
+        variances.append(scale * (variance + n_added * added.var() + shift))
         degrees.append(n - 1)
-    by_images = max(covariance, 0.0) + by_added
     by_repetitions = float(means.var(ddof=1)) / n_repetitions if n_repetitions > 1 else 0.0
-    squared = by_repetitions + by_images
     effective = sum(variances) ** 2 / sum(v**2 / d for v, d in zip(variances, degrees, strict=True))
-    freedom = (float(max(n_repetitions - 1, 1)), float(effective))
-    return float(means.mean()), math.sqrt(squared), by_repetitions / squared, freedom, shrinkage
+    return _Parts(float(means.mean()), shrinkage, by_repetitions, by_images, by_added, effective)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
