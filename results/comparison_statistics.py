@@ -2,7 +2,7 @@
 
     python results/comparison_statistics.py
 
-replaces results/comparison_statistics.jsonl (about 10 minutes on one core) and prints the tables of docs/comparison.md;
+replaces results/comparison_statistics.jsonl (about 7 minutes on one core) and prints the tables of docs/comparison.md;
 with `--tables` it prints the tables of the stored figures.
 """
 
@@ -35,8 +35,17 @@ SCENARIOS = {
     "two losses, nearly equal trainings": (0.6, 0.397, 0.003),
 }
 ACCURACIES = ((0.9, 0.9), (0.99, 0.99), (0.85, 0.9), (0.97, 0.99))
-SHIPPED, HILLIS, BOOTSTRAP, STUDENT = "shipped", "Obuchowski & Rockette, Hillis", "bootstrap", "t test over seeds"
-FOLDS_SHIPPED, FOLDS_CROSSED, FOLDS_STUDENT = "shipped", "Obuchowski & Rockette over seeds", "t test over folds"
+METHODS = {
+    "shipped": "Obuchowski & Rockette, Cochran & Cox, added images (used)",
+    "hillis": "Obuchowski & Rockette, Hillis",
+    "bootstrap": "paired bootstrap over images and seeds",
+    "student": "t test over seeds",
+}
+METHODS_OF_FOLDS = {
+    "shipped": "Nadeau & Bengio (used)",
+    "crossed": "Obuchowski & Rockette, Cochran & Cox, over seeds",
+    "student": "t test over folds",
+}
 # Features of both learners, more features of the second one, whether both see the same features.
 LEARNERS = {"one learner twice": (20, 0, True), "two learners": (20, 0, False), "a better learner": (20, 20, False)}
 
@@ -118,8 +127,8 @@ def simulate_fixed(images: int, repetitions: int, accuracies: tuple[float, float
         interval, least = shipped(tables)
         detectable.append(least)
         intervals = {
-            SHIPPED: interval, HILLIS: hillis(tables), BOOTSTRAP: bootstrap(generator, tables),
-            STUDENT: student(tables.mean(axis=1, dtype=np.float64)),
+            "shipped": interval, "hillis": hillis(tables), "bootstrap": bootstrap(generator, tables),
+            "student": student(tables.mean(axis=1, dtype=np.float64)),
         }  # fmt: skip
         found.append({name: rates(one, truth) for name, one in intervals.items()})
     means = {name: pd.DataFrame([part[name] for part in found]).mean().round(4).to_dict() for name in found[0]}
@@ -159,9 +168,9 @@ def simulate_folds(images: int, number: int, seeds: int, learners: str) -> dict:
     means = np.array([np.nanmean(by_fold, axis=0) for _, by_fold in found])
     truth = float(means.mean()) if LEARNERS[learners][1] else 0.0  # the mean difference is without bias
     interval, least = shipped((by_fold for _, by_fold in found), test_share=1 / (number - 1))
-    intervals = {FOLDS_SHIPPED: interval, FOLDS_STUDENT: student(means)}
+    intervals = {"shipped": interval, "student": student(means)}
     if seeds > 1:
-        intervals[FOLDS_CROSSED] = shipped(table for table, _ in found)[0]
+        intervals["crossed"] = shipped(table for table, _ in found)[0]
     rounded = {name: {k: round(v, 4) for k, v in rates(one, truth).items()} for name, one in intervals.items()}
     return {
         "design": "folds", "images": images, "folds": number, "seeds": seeds, "learners": learners,
@@ -187,14 +196,14 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def summarize(lines: list[dict], method: str) -> dict[str, str]:
-    """Return false claims and coverage of a method over simulations, the mean and the worst."""
-    claims = [line[method]["claimed"] for line in lines if line["accuracies"][0] == line["accuracies"][1]]
+def mean_and_worst(lines: list[dict], method: str, ties: list[dict]) -> list[str]:
+    """Return false claims of a method where there is no difference, and coverage: the mean (the worst)."""
+    claims = [line[method]["claimed"] for line in ties]
     covered = [line[method]["covered"] for line in lines]
-    return {
-        "false claims": f"{percent(np.mean(claims))} ({percent(max(claims))})",
-        "coverage": f"{percent(np.mean(covered))} ({percent(min(covered))})",
-    }
+    return [
+        f"{percent(np.mean(claims))} ({percent(max(claims))})",
+        f"{percent(np.mean(covered))} ({percent(min(covered))})",
+    ]
 
 
 def tables(lines: list[dict]) -> list[str]:
@@ -205,33 +214,28 @@ def tables(lines: list[dict]) -> list[str]:
         for line in fixed
         if line["scenario"] == "two losses" and line["accuracies"] == [0.85, 0.9]
     }
-    by_method = []
-    for method, repetitions in itertools.product((SHIPPED, HILLIS, BOOTSTRAP, STUDENT), REPETITIONS):
+    by_method, by_size, by_folds = [], [], []
+    for method, repetitions in itertools.product(METHODS, REPETITIONS):
         own = [line for line in fixed if line["repetitions"] == repetitions]
-        found = summarize(own, method)
+        found = mean_and_worst(own, method, [line for line in own if len(set(line["accuracies"])) == 1])
         power = percent(typical[500, repetitions][method]["claimed"])
-        by_method.append([method, str(repetitions), *found.values(), power])
-    by_size = []
+        by_method.append([METHODS[method], str(repetitions), *found, power])
     for images, repetitions in itertools.product(IMAGES, REPETITIONS):
         own = [line for line in fixed if (line["images"], line["repetitions"]) == (images, repetitions)]
+        found = mean_and_worst(own, "shipped", [line for line in own if len(set(line["accuracies"])) == 1])
         line = typical[images, repetitions]
-        found = [*summarize(own, SHIPPED).values(), percent(line[SHIPPED]["claimed"])]
-        by_size.append([f"{images:,}", str(repetitions), *found, percent(line["minimum_detectable"])])
-    by_folds = []
-    for method in (FOLDS_SHIPPED, FOLDS_CROSSED, FOLDS_STUDENT):
+        further = [percent(line["shipped"]["claimed"]), percent(line["minimum_detectable"])]
+        by_size.append([f"{images:,}", str(repetitions), *found, *further])
+    for method, name in METHODS_OF_FOLDS.items():
         own = [line for line in lines if line["design"] == "folds" and method in line]
-        claims = [line[method]["claimed"] for line in own if line["difference"] == 0]
-        covered = [line[method]["covered"] for line in own]
-        power = [line[method]["claimed"] for line in own if line["difference"] != 0 and line["seeds"] > 1]
-        by_folds.append(
-            [method, f"{percent(np.mean(claims))} ({percent(max(claims))})",
-             f"{percent(np.mean(covered))} ({percent(min(covered))})", percent(np.mean(power))]
-        )  # fmt: skip
-    rates_header = ["false claims (worst)", "coverage (worst)"]
+        found = mean_and_worst(own, method, [line for line in own if line["difference"] == 0])
+        power = np.mean([line[method]["claimed"] for line in own if line["difference"] != 0 and line["seeds"] > 1])
+        by_folds.append([name, *found, percent(float(power))])
+    shares = ["false claims (worst)", "coverage (worst)"]
     return [
-        markdown(["method", "trainings", *rates_header, "power"], by_method),
-        markdown(["test images", "trainings", *rates_header, "power", "minimum detectable"], by_size),
-        markdown(["method", *rates_header, "power"], by_folds),
+        markdown(["method", "seeds", *shares, "power"], by_method),
+        markdown(["test images", "seeds", *shares, "power", "minimum detectable"], by_size),
+        markdown(["method", *shares, "power"], by_folds),
     ]
 
 

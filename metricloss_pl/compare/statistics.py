@@ -78,8 +78,8 @@ class Estimate:
             return math.nan
         if self._critical(SMALLEST_P / 2) <= statistic:
             return SMALLEST_P
-        tail = brentq(lambda log: self._critical(math.exp(log)) - statistic, math.log(SMALLEST_P / 2), math.log(0.5))
-        return 2 * math.exp(tail)
+        tail = brentq(lambda log: self._critical(math.exp(log)) - statistic, math.log(SMALLEST_P / 2), math.log(0.6))
+        return min(2 * math.exp(tail), 1.0)
 
     def minimum_detectable(self, tests: int = 1) -> float:
         """Return the difference that is found with a power of 80 % (Bloom 1995); NaN for one repetition.

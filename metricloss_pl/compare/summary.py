@@ -19,7 +19,7 @@ __all__ = ["Calibration", "Summary"]
 
 Size = int | None
 RUN_COLUMNS = ["kind", "variant", "size", "split", "seed", "fold", "trial"]
-RUN = ["split", "seed", "fold"]  # levels of the columns of a table of images and runs
+IMAGE, RUN = ["name", "occurrence"], ["split", "seed", "fold"]  # levels of a table of images and runs
 COLUMNS = [
     "size", "variant", "n_runs", "n_planned", "n_failed", "accuracy", "low", "high", "std", "balanced_accuracy",
     "difference", "difference_low", "difference_high", "p", "p_adjusted", "minimum_detectable", "train_accuracy", "gap",
@@ -177,7 +177,7 @@ class Summary:
                 names = pd.Series(found.names)
                 frame.index = pd.MultiIndex.from_arrays([names, names.groupby(names).cumcount()])
                 fold = -1 if run["fold"] is None else run["fold"]
-                columns[run["split"], run["seed"], fold] = frame.rename_axis(index=["name", "occurrence"])
+                columns[run["split"], run["seed"], fold] = frame.rename_axis(index=IMAGE)
             self._finals[variant, size] = {
                 value: _aligned({place: frame[value] for place, frame in columns.items()})
                 for value in ("correct", "predicted", "label")
@@ -256,17 +256,28 @@ class Summary:
             )  # fmt: skip
         return pd.DataFrame(rows)
 
+    def auc(self, variant: str, size: Size) -> float:
+        """Return the mean over runs of the area under the ROC curve of class 1; NaN unless there are two classes."""
+        from sklearn.metrics import roc_auc_score
+
+        if len(self.class_names) != 2:
+            return float("nan")
+        runs = [self.store.predictions(run["key"]) for run in self.final_results(variant, size)]
+        known = [roc_auc_score(run.labels, run.probabilities[:, 1]) for run in runs if np.unique(run.labels).size == 2]
+        return float(np.mean(known)) if known else float("nan")
+
     def calibration(self, variant: str, size: Size) -> Calibration | None:
         """Return the calibration of the predicted probabilities, or None without runs."""
         from sklearn.calibration import calibration_curve
-        from sklearn.metrics import log_loss
+        from sklearn.metrics import brier_score_loss, log_loss
 
         labels, probabilities = self._pooled(variant, size)
         if not len(labels):
             return None
         p = probabilities.astype(np.float64)
         p /= p.sum(axis=1, keepdims=True)
-        brier = ((p - np.eye(p.shape[1])[labels]) ** 2).sum(axis=1).mean()
+        # One class against the others: scikit-learn 1.7 is the first with a score of several classes.
+        brier = sum(brier_score_loss(labels == c, p[:, c], pos_label=True) for c in range(p.shape[1]))
         correct, confidence = p.argmax(axis=1) == labels, p.max(axis=1)
         accuracy, mean = calibration_curve(correct, confidence, n_bins=10, pos_label=True)
         counts = np.bincount(np.searchsorted(np.linspace(0, 1, 11)[1:-1], confidence))
@@ -360,8 +371,8 @@ def _counted(labels: pd.Series) -> dict[int, int]:
 def _aligned(columns: dict[tuple[int, int, int], pd.Series]) -> pd.DataFrame:
     """Return a table with one column per run and one row per image of any of them."""
     if not columns:
-        images = pd.MultiIndex.from_arrays([[], []], names=["name", "occurrence"])
-        return pd.DataFrame(index=images, columns=pd.MultiIndex.from_arrays([[], [], []], names=RUN), dtype=float)
+        index, runs = (pd.MultiIndex.from_arrays([[]] * len(names), names=names) for names in (IMAGE, RUN))
+        return pd.DataFrame(index=index, columns=runs, dtype=float)
     return pd.concat(columns, axis=1, names=RUN)
 
 

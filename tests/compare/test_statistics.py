@@ -1,5 +1,6 @@
 """Intervals and tests beside slow references and published closed forms, and their error rates."""
 
+import json
 import math
 
 import numpy as np
@@ -8,7 +9,17 @@ from scipy import stats
 
 from metricloss_pl.compare import statistics
 from metricloss_pl.compare.statistics import LEVEL, accuracy, difference
-from results.comparison_statistics import fixed_test_set
+from results.comparison_statistics import (
+    ACCURACIES,
+    IMAGES,
+    REPETITIONS,
+    RESULTS,
+    SCENARIOS,
+    fixed_test_set,
+    simulate_fixed,
+    simulate_folds,
+    tables,
+)
 
 
 def with_rows(values, *rows):
@@ -120,7 +131,7 @@ def test_trainings_that_contradict_each_other_do_not_narrow_the_interval(repetit
     values[::2] *= -1  # repetitions have the same mean, 0, and covary negatively
     nothing = difference(np.zeros((40, repetitions)))
     assert difference(values).interval == pytest.approx(nothing.interval)
-    assert nothing.p == 1
+    assert nothing.p == pytest.approx(1)
     assert 2.5 / 40 < nothing.interval[1] < 3 / 40  # about the rule of three
 
 
@@ -181,24 +192,24 @@ def most(rate, count):
     return rate + 2.6 * math.sqrt(rate * (1 - rate) / count)
 
 
-def claims(tables):
-    return np.mean([difference(table).p <= LEVEL for table in tables])
+def claims(simulated):
+    return np.mean([difference(table).p <= LEVEL for table in simulated])
 
 
 @pytest.mark.parametrize("scenario", ["one loss twice", "two losses"])
 @pytest.mark.parametrize(("images", "repetitions"), [(20, 3), (400, 3), (400, 5)])
 def test_a_tie_is_called_a_tie(images, repetitions, scenario):
     generator = np.random.default_rng(images + repetitions)
-    tables = fixed_test_set(generator, 500, images, repetitions, (0.9, 0.9), scenario)
-    assert claims(tables) <= most(LEVEL, 500)
+    simulated = fixed_test_set(generator, 500, images, repetitions, (0.9, 0.9), scenario)
+    assert claims(simulated) <= most(LEVEL, 500)
 
 
 def test_minimum_detectable_difference_is_found_in_80_percent():
     generator = np.random.default_rng(0)
     tie = fixed_test_set(generator, 200, 600, 8, (0.85, 0.85), "two losses")
     least = float(np.median([difference(table).minimum_detectable() for table in tie]))
-    tables = fixed_test_set(generator, 400, 600, 8, (0.85, 0.85 + least), "two losses")
-    assert 0.72 < claims(tables) < 0.9
+    simulated = fixed_test_set(generator, 400, 600, 8, (0.85, 0.85 + least), "two losses")
+    assert 0.72 < claims(simulated) < 0.9
 
 
 @pytest.mark.parametrize(
@@ -302,3 +313,36 @@ def test_holm_rejects_what_the_procedure_rejects():
         for level in (0.0101, 0.0501, 0.2001, 0.7001):
             assert [a <= level for a in adjusted] == step_down(p_values, level)
     assert statistics.holm([]) == []
+
+
+# ------------------------------------------------------------------------------------------------------------ the page
+
+
+def test_page_has_the_tables_of_the_stored_simulation():
+    lines = [json.loads(line) for line in RESULTS.read_text().splitlines()]
+    page = (RESULTS.parent.parent / "docs" / "comparison.md").read_text(encoding="utf-8")
+    shown = tables(lines)
+    assert len(shown) == 3
+    assert all(f"\n\n{table}\n\n" in page for table in shown)
+    assert len(lines) == len(IMAGES) * len(REPETITIONS) * len(ACCURACIES) * len(SCENARIOS) + 24
+
+
+@pytest.mark.slow
+def test_stored_simulation_is_that_of_the_script():
+    """One setting of each design, whose rates agree within Monte Carlo error."""
+    lines = [json.loads(line) for line in RESULTS.read_text().splitlines()]
+    fixed = simulate_fixed(100, 3, (0.85, 0.9), "two losses")
+    folded = simulate_folds(100, 5, 1, "two learners")
+    for found, names in [
+        (fixed, ("images", "repetitions", "scenario")),
+        (folded, ("images", "folds", "seeds", "learners")),
+    ]:
+        (stored,) = (
+            line
+            for line in lines
+            if all(line.get(name) == found[name] for name in names)
+            and line.get("accuracies") in (None, list(found.get("accuracies", ())))
+        )
+        for method in ("shipped", "student"):
+            for rate in ("claimed", "covered"):
+                assert found[method][rate] == pytest.approx(stored[method][rate], abs=0.04)
