@@ -12,13 +12,13 @@ import numpy as np
 import pandas as pd
 
 from metricloss_pl.compare import statistics
+from metricloss_pl.compare.search import best_run
 from metricloss_pl.compare.statistics import Estimate
 from metricloss_pl.compare.store import Store
 
 __all__ = ["Calibration", "Summary"]
 
 Size = int | None
-RUN_COLUMNS = ["kind", "variant", "size", "split", "seed", "fold", "trial"]
 IMAGE, RUN = ["name", "occurrence"], ["split", "seed", "fold"]  # levels of a table of images and runs
 COLUMNS = [
     "size", "variant", "n_runs", "n_planned", "n_failed", "accuracy", "low", "high", "std", "balanced_accuracy",
@@ -70,14 +70,6 @@ class Summary:
         """
         return cls(Store(folder))
 
-    @cached_property
-    def runs(self) -> pd.DataFrame:
-        """Planned runs by key: kind, variant, size, split, seed, fold, trial, and status; `missing` without result."""
-        planned = self.plan["runs"]
-        runs = pd.DataFrame(list(planned.values()), index=list(planned), columns=RUN_COLUMNS, dtype=object)
-        runs["status"] = [self.results[key]["status"] if key in self.results else "missing" for key in runs.index]
-        return runs
-
     def final_results(self, variant: str, size: Size) -> list[dict[str, Any]]:
         """Return the results of the final runs of a variant at a size that ended well."""
         return [
@@ -122,8 +114,10 @@ class Summary:
 
     def _row(self, variant: str, sizes: Sequence[Size]) -> tuple[dict[str, Any], Estimate | None]:
         cells = [self.final_results(variant, size) for size in sizes]
-        planned = self.runs[
-            (self.runs["kind"] == "final") & (self.runs["variant"] == variant) & self.runs["size"].isin(list(sizes))
+        planned = [
+            self.results.get(key, {"status": "missing"})["status"]
+            for key, run in self.plan["runs"].items()
+            if run["kind"] == "final" and run["variant"] == variant and run["size"] in sizes
         ]
         own = self._over_sizes([self.correct(variant, size) for size in sizes])
         estimate = self._estimated(statistics.accuracy, own, cells)
@@ -133,7 +127,7 @@ class Summary:
             "variant": variant,
             "n_runs": sum(map(len, cells)),
             "n_planned": len(planned),
-            "n_failed": int((planned["status"] == "failed").sum()),
+            "n_failed": planned.count("failed"),
             "accuracy": _mean(cells, "test/accuracy"),
             "balanced_accuracy": _mean(cells, "test/balanced_accuracy"),
             "train_accuracy": _mean(cells, "train/accuracy"),
@@ -188,7 +182,7 @@ class Summary:
     def labels(self) -> pd.Series:
         """Label of each test image of any run; its index is that of `correct`."""
         tables = [self._of_finals(variant, size)["label"] for variant in self.variants for size in self.sizes]
-        columns = [table[run].dropna() for table in tables for run in table]
+        columns = [table.bfill(axis=1).iloc[:, 0] for table in tables if not table.empty]
         found: pd.Series = pd.concat([pd.Series(dtype=float), *columns])
         return found[~found.index.duplicated()].astype(int)
 
@@ -303,25 +297,19 @@ class Summary:
         Trivial baselines do not count. Columns: `name`, `label`, and, each a dictionary by variant, `predicted` (number
         of runs by predicted label, the most frequent first), `right` and `runs` (numbers of runs).
         """
-        trained = [name for name, variant in self.plan["variants"].items() if variant["kind"] != "trivial"]
-        tables = {variant: self._of_finals(variant, size) for variant in trained}
-        tables = {variant: found for variant, found in tables.items() if not found["correct"].empty}
-        if len(tables) < 2:
-            return pd.DataFrame(columns=["name", "label", "predicted", "right", "runs"])
+        trained = [name for name in self.variants if self.plan["variants"][name]["kind"] != "trivial"]
+        every = {variant: self._of_finals(variant, size) for variant in trained}
+        tables = {variant: found for variant, found in every.items() if not found["correct"].empty}
         shares = pd.DataFrame({variant: found["correct"].mean(axis=1) for variant, found in tables.items()}).dropna()
         spread = (shares.max(axis=1) - shares.min(axis=1)).sort_values(ascending=False, kind="stable")
         rows = []
         for image in spread[spread > 0].index[:n]:
-            of = {
-                variant: {value: table.loc[image].dropna() for value, table in found.items()}
-                for variant, found in tables.items()
-            }
             rows.append({
                 "name": image[0],
                 "label": int(self.labels[image]),
-                "predicted": {variant: _counted(found["predicted"]) for variant, found in of.items()},
-                "right": {variant: int(found["correct"].sum()) for variant, found in of.items()},
-                "runs": {variant: len(found["correct"]) for variant, found in of.items()},
+                "predicted": {name: _counted(found["predicted"].loc[image].dropna()) for name, found in tables.items()},
+                "right": {name: int(found["correct"].loc[image].sum()) for name, found in tables.items()},
+                "runs": {name: int(found["correct"].loc[image].count()) for name, found in tables.items()},
             })  # fmt: skip
         return pd.DataFrame(rows, columns=["name", "label", "predicted", "right", "runs"])
 
@@ -355,11 +343,9 @@ class Summary:
 
     @property
     def best_run(self) -> dict[str, Any] | None:
-        """Result of the final run with a checkpoint that is best on validation, of those with the most images."""
-        runs = [run for variant in self.variants for run in self.final_results(variant, self.sizes[-1])]
-        scores = {run["key"]: run["metrics"].get(f"val/{self.metric}") for run in runs if run["checkpoint"]}
-        known = {key: score for key, score in scores.items() if score is not None}
-        return self.results[max(known, key=lambda key: known[key])] if known else None
+        """Result of the run to use further, chosen on validation images only; None if its checkpoint is not kept."""
+        key = best_run(self.plan, self.results)
+        return self.results[key] if key is not None and self.results[key]["checkpoint"] else None
 
 
 def _counted(labels: pd.Series) -> dict[int, int]:

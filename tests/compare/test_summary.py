@@ -264,6 +264,17 @@ def test_area_under_the_curve_of_two_classes(tmp_path):
     assert np.isnan(Summary.read(make(tmp_path / "four")).auc("b", None))
 
 
+def test_trivial_baselines_are_in_no_test_and_in_no_disagreement(tmp_path):
+    summary = Summary.read(
+        make_comparison(tmp_path, {"a": 0.8, "b": 0.9, "majority": 0.1}, kinds={"majority": "trivial"}, seeds=range(5))
+    )
+    table = summary.table.set_index("variant")
+    assert table.loc["majority", "difference_high"] < 0
+    assert table.loc["majority", ["p", "p_adjusted", "minimum_detectable"]].isna().all()
+    assert table.loc["b", "p_adjusted"] == table.loc["b", "p"]  # the only test
+    assert list(summary.disagreements(None, 1)["right"][0]) == ["a", "b"]
+
+
 def test_disagreements_beside_loops(tmp_path):
     summary = Summary.read(make(tmp_path))
     tables = {variant: correct(tmp_path, variant, None) for variant in "abc"}
@@ -276,8 +287,9 @@ def test_disagreements_beside_loops(tmp_path):
         assert row["label"] == LABELS[k]
         for variant, values in tables.items():
             assert (row["right"][variant], row["runs"][variant]) == (values[k].sum(), 3)
-            predicted = [run.probabilities[k].argmax() for run in finals(tmp_path, variant, None)]
-            assert predicted.count(row["predicted"][variant]) == max(map(predicted.count, predicted))
+            predicted = [int(run.probabilities[k].argmax()) for run in finals(tmp_path, variant, None)]
+            assert row["predicted"][variant] == {label: predicted.count(label) for label in predicted}
+            assert list(row["predicted"][variant].values()) == sorted(row["predicted"][variant].values(), reverse=True)
     assert len(summary.disagreements(None, 100)) == len(order)
 
 
@@ -302,14 +314,19 @@ def test_trials_and_histories_are_what_is_stored(tmp_path):
 
 
 def test_the_best_run_is_that_of_validation(tmp_path):
-    """Not of the test set, with the most training images, and with a checkpoint."""
+    """Not of the test set, and with the most training images."""
     store = Store(make(tmp_path))
-    scores = {("a", None, 1): 0.8, ("b", None, 0): 0.7, ("c", None, 2): 0.9, ("b", 10, 0): 0.95}
     for run in store.results().values():
-        place = (run["variant"], run["size"], run["seed"])
-        if run["kind"] == "final" and place in scores:
-            run["metrics"] |= {"val/accuracy": scores[place], "test/accuracy": 1 - scores[place]}
-            run |= {"checkpoint": None if place[0] == "c" else "best.ckpt", "folder": f"runs/{place[0]}"}
-            store.write_result(run, store.predictions(run["key"]))
+        if run["kind"] == "trial" and run["status"] == "ok":
+            run["metrics"]["val/accuracy"] = {"a": 0.5, "b": 0.6, "c": 0.7}[run["variant"]] + (run["size"] == 10) * (
+                run["variant"] == "a"
+            )
+            store.write_result(run)
+    assert Summary.read(tmp_path).best_run is None  # no checkpoint is kept
+    for run in store.results().values():
+        if run["kind"] == "final":
+            store.write_result(
+                {**run, "checkpoint": "last.ckpt"}, store.predictions(run["key"]) if run["predictions"] else None
+            )
     best = Summary.read(tmp_path).best_run
-    assert (best["variant"], best["size"], best["seed"], best["checkpoint"]) == ("a", None, 1, "best.ckpt")
+    assert (best["variant"], best["size"], best["seed"], best["checkpoint"]) == ("c", None, 0, "last.ckpt")
