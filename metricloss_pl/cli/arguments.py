@@ -34,10 +34,10 @@ __all__ = [
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 
 
-def check_options(config: Any, subcommand: str | None) -> None:
+def check_options(config: Any, subcommand: str) -> None:
     """Refuse options of a run that are out of range or that another option replaces."""
     check_settings(config)
-    if subcommand == "fit" and config.ckpt_path is not None and config.resume is None:
+    if subcommand == "fit" and config.get("ckpt_path") is not None and config.resume is None:
         raise UserError(
             f"fit --ckpt_path {config.ckpt_path}: --resume RUN continues a run, and --model.backbone.weights FILE "
             "starts a new one from trained weights"

@@ -133,7 +133,7 @@ class MetricLossCLI(LightningCLI):
                 raise UserError(line) from error
             raise
         config = _of_subcommand(self.config)
-        check_options(config, self.config.get("subcommand"))
+        check_options(config, self.config.get("subcommand", "fit"))
         if has_config:
             self.trusted = import_paths(config.as_dict())
         self.ckpt_path = config.get("ckpt_path")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import inspect
 import json
@@ -92,12 +91,12 @@ def summarize(config: ComparisonConfig) -> DatasetSummary:
     def look(variant: str) -> tuple[DatasetSummary, Any]:
         factory = factory_of(config, variant)
         if isinstance(factory, RunFileFactory) and config.trials(variant):
-            for name, values in config.space(variant).items():
-                _check_range(factory, name, values)
+            _check_ranges(factory, config.space(variant))
         seed, fold = config.seeds[0], None if config.folds is None else 0
-        run = Run("final", variant, None, seed, seed, fold, None, "", ())
-        module, data, _ = build(task_of(config, run), {})
+        module, data, _ = build(task_of(config, Run("trial", variant, None, seed, seed, fold, 0, "", ())), {})
         decisive = factory.decisive({}) if hasattr(factory, "decisive") else _source(factory, module, data)
+        if (hierarchy := getattr(module, "class_hierarchy", None)) is not None:
+            decisive["hierarchy"] = list(hierarchy.lines())
         if not isinstance(data, ImageDataModule):
             return _summarize_other(data, decisive), None
         source = data.source if isinstance(data, FoldDataModule) else data
@@ -115,9 +114,7 @@ def summarize(config: ComparisonConfig) -> DatasetSummary:
             decisive=decisive,
             labels=sets["test"].labels.tolist() if "test" in sets else [],
         )
-        if not isinstance(factory, RunFileFactory):
-            return summary, None
-        return summary, factory.parse({}).data.init_args.val_fraction
+        return summary, data.val_fraction
 
     found = for_each(config.variants, look)
     baseline = str(config.baseline)
@@ -257,27 +254,20 @@ def _count(data: LightningDataModule, has_validation: bool, tested: int) -> list
     return [len(getattr(loader, "dataset", ())) for loader in loaders] + [tested]
 
 
-def _check_range(factory: RunFileFactory, name: str, values: Range) -> None:
+def _check_ranges(factory: RunFileFactory, space: Mapping[str, Range]) -> None:
     """Refuse a range with a value that its setting can't have."""
-    for value in values.ends:
-        try:
-            factory.parse({name: value})
-        except Exception as error:
-            line = format_user_error(error)
-            if line is None:
-                raise
-            is_number = values.choices is None and isinstance(error.__cause__ or error, argparse.ArgumentError)
-            if is_number and _is_sound(factory, name, round(float(value))):
-                line = "only integers are possible: give choices instead of low and high"
-            raise UserError(f"the range of {name} holds {value}: {line}") from error
-
-
-def _is_sound(factory: RunFileFactory, name: str, value: int) -> bool:
-    try:
-        factory.parse({name: value})
-    except (argparse.ArgumentError, UserError):
-        return False
-    return True
+    most = max((len(values.ends) for values in space.values()), default=0)
+    together = [
+        {name: values.ends[min(n, len(values.ends) - 1)] for name, values in space.items()} for n in range(most)
+    ]
+    if not any(_mistake(factory.parse, settings) for settings in together):
+        return
+    for name, values in space.items():
+        for value in values.ends:
+            if line := _mistake(factory.parse, {name: value}):
+                if values.choices is None and not _mistake(factory.parse, {name: round(float(value))}):
+                    line = "only integers are possible: give choices instead of low and high"
+                raise UserError(f"the range of {name} holds {value}: {line}")
 
 
 def _digest(images: Samples, known: dict[Path, bytes]) -> str:
@@ -334,9 +324,13 @@ def for_each(variants: Iterable[str], do: Callable[[str], T]) -> dict[str, T]:
     return given
 
 
-def _mistake(do: Callable[[str], Any], variant: str) -> str | None:
+def _mistake(do: Callable[[Any], Any], argument: Any) -> str | None:
+    """Return the line on the user's mistake that a function makes with an argument, or None."""
     try:
-        do(variant)
+        do(argument)
     except Exception as error:
-        return format_user_error(error)
+        line = format_user_error(error)
+        if line is None:
+            raise
+        return line
     return None

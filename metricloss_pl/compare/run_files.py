@@ -52,12 +52,11 @@ class _RunFile(MetricLossCLI):
     """Network, data and Trainer arguments of a run file, without a Trainer."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        for name in ("ckpt_path", "weights_only"):  # in the saved config of a run
-            parser.add_argument(f"--{name}", type=Any, default=None)
+        parser.add_argument("--ckpt_path", type=Any, default=None)  # in the saved config of a run
 
     def instantiate_classes(self) -> None:
-        if self.given.ckpt_path is not None or self.given.resume is not None:
-            raise UserError("the run file starts from a checkpoint: compared runs start from scratch")
+        if self.given.resume is not None:
+            raise UserError(f"the run file resumes {self.given.resume}: compared runs start from scratch")
         with constructor_errors():
             LightningCLI.instantiate_classes(self)
 
@@ -67,6 +66,16 @@ class _RunFile(MetricLossCLI):
         given = self.trainer_arguments["callbacks"]
         callbacks = list(given) if isinstance(given, list) else [given] if given else []
         self.trainer_arguments["callbacks"] = [*callbacks, SaveConfig(self.parser, self.given), SplitRecord()]
+
+
+class _Parsed(_RunFile):
+    """Config of a run file, from which nothing is built."""
+
+    def before_instantiate_classes(self) -> None:
+        """Do nothing."""
+
+    def instantiate_classes(self) -> None:
+        """Do nothing."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +92,7 @@ class RunFileFactory:
 
     def __call__(self, settings: Mapping[str, Any]) -> tuple[Classifier, ImageDataModule, dict[str, Any]]:
         """Return network, data and Trainer arguments."""
-        cli = self._read(settings)
+        cli = self._read(_RunFile, settings)
         return cli.model, _in_fold(cli.datamodule, settings), cli.trainer_arguments
 
     def data(self, settings: Mapping[str, Any]) -> ImageDataModule:
@@ -96,17 +105,15 @@ class RunFileFactory:
         Args:
             settings: Settings of any run, which are left out.
         """
-        cli = self._read(settings)
-        plain = json.loads(cli.parser.dump(cli.given, format="json", skip_none=False))
+        parsed = self._read(_Parsed, settings)
+        plain = json.loads(parsed.parser.dump(parsed.given, format="json", skip_none=False))
         model, data, trainer = (plain[block] for block in ("model", "data", "trainer"))
         callbacks = [one for one in _listed(trainer["callbacks"]) if not one["class_path"].endswith(_OBSERVERS)]
         for name in (*RESULT_INVARIANT, *(flag.removeprefix("data.") for flag in _FLAGS.values()), "val_fraction"):
             data.get("init_args", {}).pop(name, None)
         for name in _WITHOUT_EFFECT:
             trainer.pop(name, None)
-        hierarchy = getattr(cli.model, "class_hierarchy", None)
-        tree = None if hierarchy is None else list(hierarchy.lines())
-        decisive = {"model": model, "data": data, "trainer": trainer, "callbacks": callbacks, "hierarchy": tree}
+        decisive = {"model": model, "data": data, "trainer": trainer, "callbacks": callbacks}
         return {name: _with_digests(value) for name, value in decisive.items()}
 
     def parse(self, settings: Mapping[str, Any]) -> Namespace:
@@ -115,13 +122,15 @@ class RunFileFactory:
         Raises:
             UserError: There is no such file or setting, or a value is of another type or out of its range.
         """
-        config: Namespace = self._read(settings).given
+        config: Namespace = self._read(_Parsed, settings).given
         return config
 
-    def _read(self, settings: Mapping[str, Any]) -> _RunFile:
+    def _read(self, kind: type[_RunFile], settings: Mapping[str, Any]) -> _RunFile:
         file = find_config(self.config)
         if not Path(file).is_file():
             raise UserError(f"config is {self.config}: there is no such run file")
+        if unfit := {"ckpt_path", "resume"} & self.overrides.keys():
+            raise UserError(f"overrides have {unfit.pop()}: compared runs start from scratch")
         named = {_FLAGS.get(name, name): value for name, value in settings.items() if name in _FLAGS or "." in name}
         if settings.get("val_fraction") is not None:
             named["data.val_fraction"] = settings["val_fraction"]
@@ -130,7 +139,7 @@ class RunFileFactory:
             for name, value in {**self.overrides, **named}.items()
         }
         flags = [f"--{name}={text}" for name, text in texts.items()]
-        return _RunFile(args=["--config", file, *flags], run=False, save_config_callback=None)
+        return kind(args=["--config", file, *flags], run=False, save_config_callback=None)
 
 
 def _in_fold(data: ImageDataModule, settings: Mapping[str, Any]) -> ImageDataModule:

@@ -216,9 +216,11 @@ def build(task: Task, tuned: Mapping[str, Any]) -> tuple[LightningModule, Lightn
     module, data, arguments = built
     arguments = dict(arguments)
     for name, complete in _COMPLETE.items():
-        if task.kind != "trivial" and arguments.get(name, complete[0]) not in complete:
+        value = arguments.get(name, complete[0])
+        one_batch = type(value) is int and value == 1  # 1.0 is all
+        if task.kind != "trivial" and (value not in complete or one_batch):
             raise UserError(
-                f"trainer.{name} is {arguments[name]}: compared runs use all images of their sets, for as many epochs "
+                f"trainer.{name} is {value}: compared runs use all images of their sets, for as many epochs "
                 "or steps as the plan says; leave it out"
             )
     given = arguments.get("callbacks") or []
