@@ -20,6 +20,7 @@ from metricloss_pl.compare.config import ComparisonConfig, Factory, Range
 from metricloss_pl.compare.plan import Run
 from metricloss_pl.compare.run_files import RunFileFactory
 from metricloss_pl.compare.runner import Task, build
+from metricloss_pl.compare.scoring import labels_of
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.data.file_checks import describe_duplicates, digest_files, find_duplicates
 from metricloss_pl.data.folds import FoldDataModule
@@ -147,7 +148,7 @@ def summarize(config: ComparisonConfig) -> DatasetSummary:
 def _summarize_other(data: LightningDataModule, decisive: Any) -> DatasetSummary:
     """Return the facts that any data module gives: the labels of its test set."""
     data.setup("test")
-    labels = [int(label) for batch in data.test_dataloader() for label in batch[1]]
+    labels = [int(label) for batch in data.test_dataloader() for label in labels_of(batch)]
     names = [str(label) for label in range(max(labels, default=0) + 1)]
     return DatasetSummary(type(data).__name__, None, names, len(labels), len(labels), "", decisive, labels)
 
@@ -167,18 +168,20 @@ def _source(factory: Factory, module: LightningModule, data: LightningDataModule
 
 def task_of(config: ComparisonConfig, run: Run, fixed: Mapping[str, Any] | None = None) -> Task:
     """Return the task of a run, as far as the configuration decides it."""
-    chosen = config.variants[run.variant]
+    chosen, space = config.variants[run.variant], config.space(run.variant)
+    # A run file has values of its own before any trial; a factory is given the middle of each range.
+    middle = {} if chosen.factory is None else {name: values.at(0.5) for name, values in space.items()}
     return Task(
         run=run,
         factory=factory_of(config, run.variant),
         kind=chosen.category,
-        space=config.space(run.variant),
+        space=space,
         tuning=config.tuning,
         metric=config.metric,
         folds=config.folds,
         epochs=config.epochs if chosen.config is None else None,
         steps=config.steps,
-        fixed=fixed,
+        fixed={**middle, **(fixed or {})},
     )
 
 

@@ -18,7 +18,7 @@ from metricloss_pl.errors import UserError
 from metricloss_pl.metrics import BalancedAccuracy
 from metricloss_pl.regimes import Classifier
 
-__all__ = ["HistoryCallback", "Scored", "score", "val_loader"]
+__all__ = ["HistoryCallback", "Scored", "labels_of", "score", "val_loader"]
 
 
 class Scored(NamedTuple):
@@ -50,8 +50,7 @@ def score(trainer: Trainer, module: LightningModule, loader: Iterable[Any]) -> S
     name, found = type(module).__name__, []
     with evaluation_mode(trainer, module):
         for index, batch in enumerate(loader):
-            if not (isinstance(batch, (tuple, list)) and len(batch) > 1 and isinstance(batch[1], Tensor)):
-                raise UserError(f"a batch for {name} is {type(batch).__name__}: (inputs, labels) is needed")
+            labels_of(batch)
             batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch), module.device)
             embeddings = None
             if isinstance(module, Classifier):
@@ -71,6 +70,18 @@ def score(trainer: Trainer, module: LightningModule, loader: Iterable[Any]) -> S
         scores = scores.clamp_min(1e-12).log()
     points = [one[2] for one in found if one[2] is not None]
     return Scored(scores, labels.long(), torch.cat(points) if points else None)
+
+
+def labels_of(batch: Any) -> Tensor:
+    """Return the labels (B,) of a batch.
+
+    Raises:
+        UserError: The batch is no (inputs, labels).
+    """
+    labels = batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
+    if not (isinstance(labels, Tensor) and labels.ndim == 1 and not labels.is_floating_point()):
+        raise UserError(f"a batch is {type(batch).__name__}: (inputs, labels) is needed, with integer labels (B,)")
+    return labels
 
 
 class HistoryCallback(Callback):
