@@ -69,7 +69,8 @@ def compare(arguments: Sequence[str]) -> None:
         if option(given, f"--{length}") is not None and option(given, f"--{other}") is None:
             described[other] = None
     if described["name"] is None:
-        root, stem = described["data_root"], Path(file).stem
+        images, stem = Path(described["data_root"] or "").resolve(), Path(file).stem
         own = "" if stem == Path(_OWN_IMAGES).stem else f"-{stem}"
-        described["name"] = Path(root).resolve().stem + own if root else stem
+        name = images.name if images.is_dir() else images.stem
+        described["name"] = name + own if described["data_root"] else stem
     run_comparison(ComparisonConfig(**described), **settings, command=shell_command("compare", *arguments))

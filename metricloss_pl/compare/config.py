@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule, LightningModule
@@ -323,12 +324,23 @@ class ComparisonConfig:
         chosen = self.variants[variant]
         if chosen.config is None:
             return {}
-        shared: dict[str, Any] = {} if self.data_root is None else {"data.root": self.data_root}
+        shared = _data_settings(self.data_root)
         if self.epochs is not None and chosen.category not in FIXED_LENGTH:
             shared[_LENGTH] = self.epochs
         of_model = chosen.category in _OWN_SPACE  # settings of the networks that are trained from scratch
         shared |= {name: value for name, value in self.overrides.items() if not (of_model and name.startswith("model"))}
         return {**shared, **chosen.overrides}
+
+
+def _data_settings(root: str | None) -> dict[str, Any]:
+    """Return the settings of a run file for images in a folder, a CSV list or an npz file."""
+    if root is None:
+        return {}
+    lists = {".csv": ("ImageListDataModule", "csv"), ".npz": ("NpzDataModule", "path")}
+    if (suffix := Path(root).suffix.lower()) not in lists:
+        return {"data.root": root}
+    kind, setting = lists[suffix]
+    return {"data": kind, f"data.{setting}": root}
 
 
 def plain_name(name: str) -> str:

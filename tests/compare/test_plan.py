@@ -281,6 +281,19 @@ def test_overrides_of_a_variant_replace_those_for_all():
     assert ComparisonConfig({"a": Variant("a.yaml")}).checked().resolved_overrides("a") == {}
 
 
+@pytest.mark.parametrize(
+    ("root", "settings"),
+    [
+        ("my_images", {"data.root": "my_images"}),
+        ("my.images", {"data.root": "my.images"}),
+        ("a/List.CSV", {"data": "ImageListDataModule", "data.csv": "a/List.CSV"}),
+        ("a.npz", {"data": "NpzDataModule", "data.path": "a.npz"}),
+    ],
+)
+def test_images_may_be_a_folder_a_list_or_arrays(root, settings):
+    assert small(data_root=root, overrides={}, epochs=None).checked().resolved_overrides("cosine") == settings
+
+
 def test_a_variant_may_have_its_own_epochs_and_values_of_what_is_not_tuned():
     longer = Variant("a.yaml", {"trainer.max_epochs": 9, "model.optimizer.lr": 0.1})
     config = small(variants={"longer": longer}, trials=0).checked()
