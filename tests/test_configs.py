@@ -209,9 +209,14 @@ def test_blocks_train_and_test(command, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("name", "runs", "trials", "flags"),
     [
-        ("cub_samples", "3", "none", ["--include=[cosine]", "--baseline=cosine", "--sizes=[2]"]),
+        ("cub_samples", "3", "none", ["--include=[cosine]", "--baseline=cosine", "--sizes=[2]", "--trivial=false"]),
         pytest.param(
-            *("cub_gem", "6", "200: 100 for each of 2", ["--include=[cosine, full_convolution]", "--baseline=cosine"]),
+            *(
+                "cub_gem",
+                "6",
+                "200: 100 for each",
+                ["--include=[cosine, full_convolution]", "--baseline=cosine", "--trivial=false"],
+            ),
             marks=pytest.mark.slow,
         ),
     ],

@@ -29,7 +29,6 @@ __all__ = [
 
 Metric = Literal["accuracy", "balanced_accuracy"]
 Kind = Literal["regime", "factory", "linear_probe", "fine_tuned", "trivial"]
-Preset = Literal["gem", "gem_small"]
 Pruner = Literal["median", "successive_halving", "none"]
 KeepCheckpoints = Literal["best", "all", "none"]
 # From the settings of a run (seed, split, fold, samples_per_class, val_fraction and tuned values by dotted name) to the
@@ -100,18 +99,6 @@ class Range:
         return self.low + share * (self.high - self.low)
 
 
-def _gem(batch_sizes: list[int | float | str | bool]) -> dict[str, Range]:
-    """Return the ranges of Brigato, Barz, Iocchi and Denzler, "Image Classification with Small Datasets" (2022)."""
-    return {
-        "model.optimizer.lr": Range(1e-4, 0.1, log=True),
-        "model.optimizer.weight_decay": Range(1e-5, 0.1, log=True),
-        "data.batch_size": Range(choices=batch_sizes),
-    }
-
-
-PRESETS: dict[str, dict[str, Range]] = {"gem": _gem([8, 16, 32]), "gem_small": _gem([10, 25, 50])}
-
-
 @dataclass(frozen=True)
 class Variant:
     """One of the compared classifiers: a run file with overrides, or a factory.
@@ -146,8 +133,6 @@ class Tuning:
 
     Args:
         trials: Trials per variant and size. 0: the values of the run files are used, and Optuna is not needed.
-        preset: Ranges of the GEM protocol for learning rate, weight decay and batch size: 8, 16 or 32, or, for small
-            images, 10, 25 or 50. Ranges in `space` replace those of the same name.
         space: Ranges by dotted name, tuned for every variant.
         epochs: Epochs of a trial. None: those of the final runs.
         val_fraction: Share of the training images on which trials are validated. None: that of the run file.
@@ -158,7 +143,6 @@ class Tuning:
     """
 
     trials: int = 0
-    preset: Preset | None = None
     space: dict[str, Range] = field(default_factory=dict)
     epochs: int | None = None
     val_fraction: float | None = None
@@ -172,7 +156,6 @@ class Tuning:
         Raises:
             UserError: There is one.
         """
-        check_choice("tuning.preset", self.preset, Preset | None)
         check_choice("tuning.pruner", self.pruner, Pruner)
         for name, least in (("trials", 0), ("epochs", 1), ("n_startup_trials", 1), ("n_parallel", 1)):
             value = getattr(self, name)
@@ -286,8 +269,8 @@ class ComparisonConfig:
                 )
         if trials and not space:
             raise UserError(
-                f"variant {name}: tuning.trials is {trials}, and nothing is named to tune: give tuning.preset or "
-                "tuning.space, or 0 trials"
+                f"variant {name}: tuning.trials is {trials}, and nothing is named to tune: give tuning.space, "
+                "or 0 trials"
             )
         if len(space) > MAX_SPACE:
             raise UserError(f"variant {name} has {len(space)} settings to tune: at most {MAX_SPACE} can be")
@@ -313,9 +296,7 @@ class ComparisonConfig:
 
     def space(self, variant: str) -> dict[str, Range]:
         """Return the ranges of a variant, those for all first, so that these are drawn alike for all."""
-        shared = {**(PRESETS[self.tuning.preset] if self.tuning.preset else {}), **self.tuning.space}
-        if self.variants[variant].category in _OWN_SPACE:
-            shared = {}
+        shared = {} if self.variants[variant].category in _OWN_SPACE else self.tuning.space
         spaces = shared, self.variants[variant].space
         return {plain_name(name): values for space in spaces for name, values in space.items()}
 

@@ -66,7 +66,7 @@ def expand(config: ComparisonConfig, decisive: Mapping[str, Any], data: str) -> 
     trials: list[Run] = []
     finals: list[Run] = []
     first, tuning = config.seeds[0], config.tuning
-    budget = asdict(replace(tuning, trials=0, space={}, preset=None))
+    budget = asdict(replace(tuning, trials=0, space={}))
     folds: list[int | None] = [None] if config.folds is None else list(range(config.folds))
 
     def key(variant: str, *decisions: Any) -> str:

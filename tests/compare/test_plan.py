@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from metricloss_pl.compare.config import PRESETS, ComparisonConfig, Range, Tuning, Variant
+from metricloss_pl.compare.config import ComparisonConfig, Range, Tuning, Variant
 from metricloss_pl.compare.plan import Run, expand
 from metricloss_pl.errors import UserError
 from tests.compare.small import RATES, small
@@ -96,7 +96,7 @@ def test_keys_stay_when_a_plan_grows_and_change_with_all_that_decides_a_result()
     ):
         assert not keys(runs) & keys(other)
     untuned = planned(tuning=Tuning())
-    assert keys(untuned) == keys(planned(tuning=Tuning(preset="gem", pruner="none"), metric="balanced_accuracy"))
+    assert keys(untuned) == keys(planned(tuning=Tuning(space=RATES, pruner="none"), metric="balanced_accuracy"))
     assert not keys(untuned) & keys(runs)
     changed = planned(decisive={**DECISIVE, "cosine": {"model": "d"}})
     assert keys(runs) & keys(changed) == {run.key for run in runs if run.variant == "softmax"}
@@ -129,24 +129,14 @@ def test_kinds_that_are_not_trained_from_scratch_have_a_plan_of_their_own():
     assert shared == {"probe", "majority"}
 
 
-def test_a_range_in_the_space_replaces_that_of_a_preset_and_shared_settings_come_first():
+def test_a_range_of_a_variant_replaces_that_for_all_and_shared_settings_come_first():
     own = {"model.ce_weight": Range(0.1, 1.0), "model.init_args.optimizer.init_args.lr": Range(0.2, 0.3)}
     variants = {"a": Variant("a.yaml"), "b": Variant("b.yaml", space=own)}
-    tuning = Tuning(1, "gem", {"data.batch_size": Range(choices=[4])})
+    tuning = Tuning(1, {"model.optimizer.lr": Range(0.1, 0.2), "data.batch_size": Range(choices=[4])})
     config = small(variants=variants, tuning=tuning, overrides={}).checked()
     assert list(config.space("b")) == [*config.space("a"), "model.ce_weight"]  # each setting once
     assert config.space("b")["model.optimizer.lr"] == Range(0.2, 0.3)
-    assert config.space("a")["model.optimizer.lr"] == PRESETS["gem"]["model.optimizer.lr"]
-    assert config.space("a")["data.batch_size"].choices == [4]
-
-
-@pytest.mark.parametrize(("preset", "batch_sizes"), [("gem", [8, 16, 32]), ("gem_small", [10, 25, 50])])
-def test_presets_are_those_of_the_gem_protocol(preset, batch_sizes):
-    assert PRESETS[preset] == {
-        "model.optimizer.lr": Range(1e-4, 1e-1, log=True),
-        "model.optimizer.weight_decay": Range(1e-5, 1e-1, log=True),
-        "data.batch_size": Range(choices=batch_sizes),
-    }
+    assert config.space("a") == tuning.space
 
 
 def test_ranges_are_drawn_uniformly():
@@ -177,7 +167,6 @@ def test_ranges_are_drawn_uniformly():
         ({"tuning": Tuning(2)}, "variant softmax: tuning.trials is 2, and nothing is named to tune"),
         ({"steps": 5, "epochs": None, "tuning": Tuning(2, space=RATES, epochs=1)}, "tuning.epochs is 1 and steps 5"),
         ({"tuning": Tuning(-1)}, "tuning.trials is -1: at least 0"),
-        ({"tuning": Tuning(1, "gem_large")}, "tuning.preset is 'gem_large'"),
         ({"tuning": Tuning(1, space=RATES, pruner="best")}, "tuning.pruner is 'best'"),
         ({"tuning": Tuning(1, space=RATES, epochs=0)}, "tuning.epochs is 0: at least 1"),
         ({"tuning": Tuning(1, space=RATES, n_startup_trials=0)}, "tuning.n_startup_trials is 0: at least 1"),
@@ -264,7 +253,7 @@ def test_settings_that_decide_the_images_or_the_length_are_not_tuned(name):
         {"splits": 2, "sizes": [5, None]},
         {"splits": 2, "sizes": [None], "folds": 2},
         {"steps": 1, "epochs": None},
-        {"tuning": Tuning(1, "gem_small", epochs=1, pruner="successive_halving", n_startup_trials=1), "overrides": {}},
+        {"tuning": Tuning(1, RATES, epochs=1, pruner="successive_halving", n_startup_trials=1), "overrides": {}},
         {"tuning": Tuning(1, space={f"model.x{k}": Range(0.0, 1.0) for k in range(16)})},
     ],
 )
