@@ -22,7 +22,7 @@ from metricloss_pl.compare.dataset import DatasetSummary, check_subsets, for_eac
 from metricloss_pl.compare.executor import Executor, InProcess, LocalPool, RayCluster
 from metricloss_pl.compare.plan import Run, expand
 from metricloss_pl.compare.progress import PlanProgress
-from metricloss_pl.compare.runner import Outcome, Task
+from metricloss_pl.compare.runner import Outcome, Task, execute
 from metricloss_pl.compare.search import best_run
 from metricloss_pl.compare.store import FORMAT, Result, Store
 from metricloss_pl.environment import collect_environment
@@ -43,6 +43,7 @@ class Driver:
         self.attempts = store.folder / ".attempts"
         self.n_parallel = n_parallel
         self.costs: Costs = {}
+        self.known: dict[str, Any] = {}  # facts in an earlier plan.json
 
     def prepare(self, retry_failed: bool) -> None:
         """Check all that can be checked before the first run, and measure a few steps of each kind of run."""
@@ -72,7 +73,11 @@ class Driver:
                     for key in (run.key, *(trials if len(trials) == len(run.needs) else ())):
                         self.results.pop(key, None)
         self.missing = [run for run in self.runs if run.key not in self.results]
-        self.summary = check_subsets(config, self.runs, self.summary)
+        if self.missing or set(earlier.get("runs", ())) != set(planned):
+            self.summary = check_subsets(config, self.runs, self.summary)
+        else:  # of the same images
+            self.known = {name: earlier[name] for name in ("data", "warnings")}
+            self.summary = replace(self.summary, subsets=earlier["data"]["subsets"], warnings=earlier["warnings"])
         self.n_parallel = max(1, min(self.n_parallel, len(self.missing)))
         known = earlier.get("environment", {}).get("threads")  # another number of threads rounds differently
         cores = 1 if self.cluster else max(1, (os.cpu_count() or 1) // self.n_parallel)
@@ -187,6 +192,7 @@ class Driver:
             "warnings": summary.warnings,
             "environment": {name: str(value) for name, value in environment.items() if value is not None},
             "runs": {run.key: run.metadata for run in self.runs},
+            **self.known,
         }
 
     def _task(self, run: Run, folder: Path | None = None) -> Task:
@@ -248,7 +254,14 @@ class Driver:
 
     def conclude(self) -> None:
         """Keep the checkpoint of the best run, and print how it is used, and what has failed."""
-        best = best_run(self.store.plan(), self.results)
+        plan = self.store.plan()
+        self.results = self.store.results(plan["runs"])  # in the order of the plan
+        best = best_run(plan, self.results)
+        if best is not None and self.keep == "best" and not self.results[best]["folder"]:
+            run = next(run for run in self.runs if run.key == best)
+            print(f"{run.label}: trained again, since its checkpoint was not kept")
+            task = self._task(run)
+            self._store(task, execute(task))
         for key, result in self.results.items():
             if self.keep != "all" and result["folder"] and (self.keep == "none" or key != best):
                 shutil.rmtree(self.store.folder / result["folder"], ignore_errors=True)

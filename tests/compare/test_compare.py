@@ -130,10 +130,31 @@ def test_the_run_that_is_kept_is_a_run_of_fit(complete, tmp_path, monkeypatch, c
 
 def test_a_second_start_runs_nothing(complete, monkeypatch, capsys):
     before = content(complete)
-    monkeypatch.setattr(driver, "InProcess", None)
-    run_comparison(small(), str(complete))
+    plan = Store(complete).plan()
+    for name in ("InProcess", "check_subsets", "measure"):  # nor are images decoded again
+        monkeypatch.setattr(driver, name, None)
+    run_comparison(small(name="other"), str(complete))
     assert content(complete)[0] == before[0]
     assert "6 of 6 runs" in capsys.readouterr().out
+    assert Store(complete).plan() == {**plan, "name": "other"}
+    run_comparison(small(), str(complete))
+    assert Store(complete).plan() == plan
+
+
+def test_another_best_run_is_trained_again_for_its_checkpoint(complete, tmp_path):
+    """Here by another baseline, which equally good variants are chosen by."""
+    folder = shutil.copytree(complete, tmp_path / "copy")
+    for file in folder.glob("runs/*.json"):
+        found = json.loads(file.read_text())
+        if found["kind"] == "trial":
+            found["metrics"]["val/accuracy"] = 0.5
+            file.write_text(json.dumps(found))
+    run_comparison(small(baseline="cosine"), str(folder))
+    [kept] = [found for found in Store(folder).results().values() if found["folder"]]
+    assert kept["variant"] == "cosine"
+    assert [path.name for path in (folder / "trained").iterdir()] == [Path(kept["folder"]).name]
+    before = content(complete)[0][kept["key"]]
+    assert {**kept, "seconds": 0} == {**before, "folder": kept["folder"], "checkpoint": kept["checkpoint"]}
 
 
 def test_a_missing_result_is_computed_again_as_it_was(complete, tmp_path):
