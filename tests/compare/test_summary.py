@@ -174,6 +174,17 @@ def test_a_run_without_partner_is_in_no_difference(tmp_path):
     assert row["accuracy"] == pytest.approx(correct(folder, "b", None, (0, 1, 2)).mean())
 
 
+@pytest.mark.parametrize("size", [10, None])
+def test_a_run_that_is_missing_at_one_size_is_in_no_mean_over_sizes(tmp_path, size):
+    folder = make_comparison(
+        tmp_path, {"a": 0.7, "b": 0.8}, (10, None), seeds=range(3),
+        missing=lambda run: (run["variant"], run["size"], run["seed"]) == ("b", size, 1),
+    )  # fmt: skip
+    own, base = (np.mean([correct(folder, name, n, (0, 2)) for n in (10, None)], axis=0) for name in "ba")
+    row = Summary.read(folder).overall.iloc[1]
+    assert (row["difference"], row["p"]) == pytest.approx((np.mean(own - base), statistics.difference(own - base).p))
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("only", [None, "b"])
 def test_a_comparison_that_has_just_begun(tmp_path, only):
