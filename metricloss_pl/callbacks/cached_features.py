@@ -67,10 +67,17 @@ class CachedFeatures(Callback):
             self._freeze(pl_module, backbone)
             if ignored := [type(one).__name__ for one in data.augmentations if type(one) is not HorizontalFlip]:
                 rank_zero_warn(f"CachedFeatures: {', '.join(ignored)} (data.augment, data.orientation) have no effect")
-        elif self.keep and (stage == "validate" or (stage == "test" and data.tta is None)):
-            split = "val" if stage == "validate" else "test"
-            # Called for the loader: the checkpoint is loaded then, and the model on its device.
-            data.feature_sources[split] = lambda: self._compute(trainer, pl_module, [split])[split]
+        elif self.keep and stage in ("validate", "test"):
+            self.provide(trainer, pl_module, "val" if stage == "validate" else "test")
+
+    def provide(self, trainer: Trainer, module: LightningModule, split: str) -> None:
+        """Let the loaders of a set yield features, outside of `fit`, too.
+
+        They are computed for the first loader: a checkpoint is loaded by then, and the model on its device.
+        """
+        data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        if split != "test" or data.tta is None:
+            data.feature_sources[split] = lambda: self._compute(trainer, module, [split])[split]
 
     def _freeze(self, module: LightningModule, backbone: nn.Module) -> None:
         if getattr(module, "batch_mixing", None) is not None:

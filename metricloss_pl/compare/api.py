@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metricloss_pl.cli.console import print_table, relative_path, silence_lightning
+from metricloss_pl.compare.baselines import with_trivial
 from metricloss_pl.compare.config import ComparisonConfig, Factory, KeepCheckpoints, Variant
 from metricloss_pl.compare.driver import Driver
+from metricloss_pl.compare.pretrained import with_pretrained
 from metricloss_pl.compare.search import check_optuna
 from metricloss_pl.compare.store import Store
 from metricloss_pl.errors import UserError, check_choice
@@ -128,7 +130,9 @@ def run_comparison(
     if n_parallel < 1:
         raise UserError(f"n_parallel is {n_parallel}: at least 1 is needed")
     check_choice("keep_checkpoints", keep_checkpoints, KeepCheckpoints)
-    config = _with_rivals(config.checked(), pretrained)
+    with silence_lightning():
+        config = (config if pretrained is None else with_pretrained(config, pretrained)).checked()
+        config = with_trivial(config) if config.trivial else config
     if config.tuning.trials:
         check_optuna()
     store = Store(output_dir or Path("runs", "compare", config.name or "comparison"))
@@ -151,8 +155,3 @@ def run_comparison(
     else:
         print_table([("report", relative_path(comparison.report()))])
     return comparison
-
-
-def _with_rivals(config: ComparisonConfig, pretrained: str | None) -> ComparisonConfig:
-    """Return the comparison with trivial baselines, and with variants of a pre-trained network."""
-    return config

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
-from sklearn.ensemble import ExtraTreesClassifier
 from torch import Tensor, nn
 
+from metricloss_pl.compare.config import ComparisonConfig, Variant
+from metricloss_pl.compare.run_files import RunFileFactory
 from metricloss_pl.data import ImageDataModule
 
-__all__ = ["ForestClassifier", "MajorityClassifier", "TrivialClassifier", "color_and_edge_statistics"]
+__all__ = [
+    "ForestClassifier",
+    "MajorityClassifier",
+    "TrivialClassifier",
+    "TrivialFactory",
+    "color_and_edge_statistics",
+    "with_trivial",
+]
 
 _TREES = 300
 _BINS = 8  # of hues and of directions of edges
@@ -67,6 +77,8 @@ class ForestClassifier(TrivialClassifier):
     """Extremely randomized trees on `color_and_edge_statistics`."""
 
     def fit_images(self, data: ImageDataModule) -> None:
+        from sklearn.ensemble import ExtraTreesClassifier
+
         batches = [(self._statistics(images), labels) for images, labels in data.train_eval_dataloader()]
         statistics, labels = (np.concatenate(column) for column in zip(*batches, strict=True))
         self.forest = ExtraTreesClassifier(_TREES, random_state=self.seed).fit(statistics, labels)
@@ -79,6 +91,45 @@ class ForestClassifier(TrivialClassifier):
 
     def _statistics(self, images: Tensor) -> np.ndarray:
         return color_and_edge_statistics(images if images.ndim == 4 else images[:, 0]).numpy(force=True)
+
+
+@dataclass(frozen=True)
+class TrivialFactory:
+    """Factory of a trivial classifier of the images of a run file.
+
+    Args:
+        base: Run file of the images.
+        model: Class of the classifier.
+    """
+
+    base: RunFileFactory
+    model: type[TrivialClassifier]
+
+    def __call__(self, settings: Mapping[str, Any]) -> tuple[TrivialClassifier, ImageDataModule, dict[str, Any]]:
+        """Return classifier, data and Trainer arguments."""
+        data = self.base.data(settings)
+        arguments = {"max_epochs": 1, "limit_train_batches": 1, "accelerator": "cpu"}
+        return self.model(data.num_classes, settings["seed"]), data, arguments
+
+    def decisive(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the settings that decide a result."""
+        return {"data": self.base.decisive(settings)["data"], "model": self.model.__name__}
+
+
+def with_trivial(config: ComparisonConfig) -> ComparisonConfig:
+    """Return a comparison with the variants `majority` and `color_and_edges` of the images of the baseline.
+
+    Args:
+        config: Comparison, as `ComparisonConfig.checked` returns it; one whose baseline is no run file stays as it is.
+    """
+    baseline = config.variants[str(config.baseline)]
+    if baseline.config is None:
+        return config
+    base = RunFileFactory(str(baseline.config), config.resolved_overrides(str(config.baseline)))
+    factories = {"majority": TrivialFactory(base, MajorityClassifier)}
+    factories["color_and_edges"] = TrivialFactory(base, ForestClassifier)
+    added = {name: Variant(factory=factory, kind="trivial") for name, factory in factories.items()}
+    return replace(config, variants={**config.variants, **added, **config.variants})
 
 
 def color_and_edge_statistics(images: Tensor) -> Tensor:

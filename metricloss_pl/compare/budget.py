@@ -77,31 +77,37 @@ Costs = Mapping[tuple[str, int | None], Cost]  # by variant and size
 def measure(task: Task) -> Cost:
     """Return the cost of a final run: it trains for a few steps and tests nothing.
 
+    A linear probe is not trained: it takes the time of a pass over the images. Trivial baselines take seconds.
+
     Raises:
         UserError: It can't be trained.
     """
-    begin = time.perf_counter()
+    if task.kind == "trivial":
+        return Cost(0.0, 0.0, 0.0, 1, 1, 0, 0.0, False)
+    begin, fixed = time.perf_counter(), task.kind in FIXED_LENGTH
     module, data, arguments = build(task, {})
     epochs, steps = count_epochs(task, data, arguments), steps_per_epoch(data, arguments)
     timer = BatchTimer()
     # Without the checks of the loss, since the learning rate of the run file may diverge, and trials choose another.
     trainer = make_trainer({**arguments, "limit_train_batches": _STEPS, "log_every_n_steps": 0}, [timer], 1)
-    with lightning_refusals():
-        trainer.fit(module, data, weights_only=True)
-    scoring, images = 0.0, 0
+    if fixed:
+        data.setup("fit")
+    else:
+        with lightning_refusals():
+            trainer.fit(module, data, weights_only=True)
+    around, scoring = time.perf_counter() - begin - sum(timer.seconds), 0.0
+    images = 0
     if isinstance(data, ImageDataModule):
         start, images = time.perf_counter(), len(data.samples("train"))
         module.to(trainer.strategy.root_device)
         scored = score(trainer, module, islice(data.train_eval_dataloader(), _STEPS))
         scoring = (time.perf_counter() - start) / len(scored.labels)
-    around = time.perf_counter() - begin - sum(timer.seconds) - scoring
     accelerator = trainer.strategy.root_device.type == "cuda"
     batch = float(np.median(timer.seconds[1:] or timer.seconds or [0.0]))
-    fixed = task.kind in FIXED_LENGTH
     return Cost(
-        training=0.0 if fixed else epochs * steps * int(arguments.get("accumulate_grad_batches", 1)) * batch,
+        training=epochs * steps * int(arguments.get("accumulate_grad_batches", 1)) * batch,
         scoring=scoring,
-        around=max(0.0, around) + (sum(timer.seconds) if fixed else 0.0),
+        around=max(0.0, around),
         steps=epochs * steps,
         epochs=epochs,
         images=images,
@@ -129,9 +135,15 @@ def total_seconds(
         share: Share of their steps.
     """
     counts = {(one["kind"], one["size"]): one for one in subsets}
-    total = 0.0
+    total, features = 0.0, dict[str, float]()
     for run in runs:
         cost, count = costs[run.variant, run.size], counts[run.kind, run.size]
+        if config.variants[run.variant].category == "linear_probe":  # features are computed once
+            images = counts["final", run.size]
+            once = (2 * images["train"] + images["test"]) * cost.scoring
+            features[run.variant] = max(once, features.get(run.variant, 0.0))
+            total += cost.around
+            continue
         part, scored = share, count["test"] + count["train"]
         if run.kind == "trial":
             scored = count["val"] * MEASUREMENTS
@@ -139,6 +151,7 @@ def total_seconds(
                 part *= count["train"] / max(1, counts["final", run.size]["train"])
                 part *= 1 if config.tuning.epochs is None else config.tuning.epochs / cost.epochs
         total += cost.around + part * cost.training + scored * cost.scoring
+    total += sum(features.values())
     on_accelerator = any(cost.accelerator for cost in costs.values())
     return total / (n_parallel if on_accelerator else min(n_parallel, os.cpu_count() or 1))
 
@@ -196,12 +209,17 @@ def shorter(config: ComparisonConfig, runs: Sequence[Run], seconds: Callable[...
 def _ways(config: ComparisonConfig) -> list[tuple[str, Callable[[Run], bool], float]]:
     """Return flags, each with the runs that it leaves and the share of their steps."""
     ways: list[tuple[str, Callable[[Run], bool], float]] = []
-    compared = [name for name in config.variants if config.variants[name].category == "regime"]
+    kinds = {name: variant.category for name, variant in config.variants.items()}
+    compared = [name for name, kind in kinds.items() if kind == "regime"]
+    if "fine_tuned" in kinds.values():
+        fast = [name for name, kind in kinds.items() if kind not in ("fine_tuned", "trivial")]
+        ways.append((f'--include "[{",".join(fast)}]"', lambda run: kinds[run.variant] != "fine_tuned", 1.0))
     if len(compared) > 2:
         others = {name for name in compared if name != config.baseline}
         pair = [name for name in compared if name not in others][:1] + [n for n in compared if n in others][:1]
-        dropped = {name for name in compared if name not in pair}
-        ways.append((f'--include "[{",".join(pair)}]"', lambda run: run.variant not in dropped, 1.0))
+        pair += [name for name, kind in kinds.items() if kind == "linear_probe"]
+        left = {*pair, *(name for name, kind in kinds.items() if kind == "trivial")}
+        ways.append((f'--include "[{",".join(pair)}]"', lambda run: run.variant in left, 1.0))
     if trials := config.tuning.trials // 2:
         ways.append((f"--tuning.trials {trials}", lambda run: run.trial is None or run.trial < trials, 1.0))
     if len(config.seeds) > 2:

@@ -126,8 +126,7 @@ class Driver:
         rows.append(("trials", f"{trials}: {each}, on {on} validation images" if trials else "none: values as given"))
         if fixed := [f"{name.removeprefix('data.')} {value}" for name, value in self._fixed()]:
             rows.append(("resolved", ", ".join(fixed)))
-        if self.costs:
-            steps = sorted({cost.steps for cost in self.costs.values()})
+        if steps := sorted({cost.steps for cost in self.costs.values() if cost.training}):
             rows.append(("training", f"{' to '.join(map(str, dict.fromkeys(steps[:1] + steps[-1:])))} steps per run"))
         rows.append(("done", f"{len(self.results)} of {len(self.runs)} runs"))
         if self.missing:

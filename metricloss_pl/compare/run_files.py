@@ -105,8 +105,7 @@ class RunFileFactory:
         Args:
             settings: Settings of any run, which are left out.
         """
-        parsed = self._read(_Parsed, settings)
-        plain = json.loads(parsed.parser.dump(parsed.given, format="json", skip_none=False))
+        plain = self.plain(settings)
         model, data, trainer = (plain[block] for block in ("model", "data", "trainer"))
         callbacks = [one for one in _listed(trainer["callbacks"]) if not one["class_path"].endswith(_OBSERVERS)]
         for name in (*RESULT_INVARIANT, *(flag.removeprefix("data.") for flag in _FLAGS.values()), "val_fraction"):
@@ -115,6 +114,12 @@ class RunFileFactory:
             trainer.pop(name, None)
         decisive = {"model": model, "data": data, "trainer": trainer, "callbacks": callbacks}
         return {name: _with_digests(value) for name, value in decisive.items()}
+
+    def plain(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the parsed config as plain values."""
+        parsed = self._read(_Parsed, settings)
+        plain: dict[str, Any] = json.loads(parsed.parser.dump(parsed.given, format="json", skip_none=False))
+        return plain
 
     def parse(self, settings: Mapping[str, Any]) -> Namespace:
         """Return the parsed config.

@@ -339,6 +339,10 @@ def _fit(
     if task.folder is not None:
         result["checkpoint"] = f"{CHECKPOINTS}/{LAST}"
     module.to(trainer.strategy.root_device)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, CachedFeatures):
+            for split in ("train", "val", "test"):
+                callback.provide(trainer, module, split)
     trainer.limit_val_batches = 1.0
     return trainer
 

@@ -7,8 +7,18 @@ import pytest
 import torch
 from sklearn.ensemble import ExtraTreesClassifier
 
-from metricloss_pl.compare.baselines import ForestClassifier, MajorityClassifier, color_and_edge_statistics
+from metricloss_pl.compare.baselines import (
+    ForestClassifier,
+    MajorityClassifier,
+    color_and_edge_statistics,
+    with_trivial,
+)
+from metricloss_pl.compare.config import ComparisonConfig, Variant
+from metricloss_pl.compare.dataset import task_of
+from metricloss_pl.compare.plan import Run
+from metricloss_pl.compare.runner import execute
 from tests.callbacks.runs import digits, trainer
+from tests.compare.small import small
 
 
 def reference(image: np.ndarray) -> list[float]:
@@ -108,3 +118,21 @@ def test_parts_of_a_set_are_enough(model, tmp_path):
     found = fit(model, tmp_path, data)
     assert found.isfinite().all()
     assert (found[:, 4] < found.max(1).values).all()
+
+
+def test_baselines_have_the_images_of_the_baseline():
+    """A run of them is a run like any other; a baseline that is no run file has none."""
+    config = with_trivial(small(trials=1, folds=3, sizes=[None]).checked())
+    assert list(config.variants) == ["softmax", "cosine", "majority", "color_and_edges"]
+    runs = [Run("final", name, None, 0, 0, 1, None, name, ()) for name in ("majority", "color_and_edges", "cosine")]
+    tasks = [task_of(config, run) for run in runs]
+    outcomes = [execute(task) for task in tasks[:2]]
+    assert [outcome.result["reason"] for outcome in outcomes] == [None] * 2
+    data = tasks[2].factory(tasks[2].settings({}))[1]
+    data.setup("test")
+    for outcome in outcomes:
+        assert outcome.predictions.names.tolist() == data.samples("test").names
+    assert tasks[0].factory.decisive({}) != tasks[1].factory.decisive({})
+    assert {config.trials(name) for name in ("majority", "color_and_edges")} == {0}
+    mine = ComparisonConfig({"mine": Variant(factory=print)}, trivial=True).checked()
+    assert with_trivial(mine) is mine
