@@ -47,9 +47,12 @@ class SaveConfigAndSummary(SaveConfigCallback):
         for name in ("ckpt_path", "resume"):  # a new run from this config starts from scratch
             if name in config:
                 config[name] = None
+        data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
         settings = config.data.get("init_args", {})
-        for name, value in trainer.datamodule.sizes._asdict().items():  # type: ignore[attr-defined]
-            if settings.get(name) == "auto":  # so that an evaluation does not depend on the training set
+        # So that evaluations do not need the training set. An automatic batch size stays: shared out to another number
+        # of processes, the total is that of the first run.
+        for name, value in (("image_size", data.resolved_image_size), ("repeat", data.resolved_repeat)):
+            if settings.get(name) == "auto":
                 settings[name] = value
         (run_folder(trainer) / RUN_MARKER).touch()
         with replacing(run_folder(trainer) / self.config_filename) as beside:
@@ -63,8 +66,9 @@ def _summarize(trainer: Trainer, module: LightningModule) -> list[tuple[str, str
     rows = [("data", data.describe())]
     if data.num_workers == 0 and not data.in_memory("train"):
         rows.append(("images", "decoded for each batch: raise --data.cache_gb or --data.num_workers"))
-    if (size := data.sizes.image_size) is not None:
-        uses = f", each used {data.sizes.repeat} times per epoch" if data.sizes.repeat > 1 else ""
+    if (size := data.resolved_image_size) is not None:
+        repeat = data.resolved_repeat
+        uses = f", each used {repeat} times per epoch" if repeat > 1 else ""
         rows.append(("image size", f"{size} x {size} px{uses}"))
     weights = sum(parameter.numel() for parameter in module.parameters())
     device = trainer.strategy.root_device
@@ -87,7 +91,7 @@ def _describe_steps(trainer: Trainer, module: LightningModule, data: ImageDataMo
     if isinstance(module, LinearProbeClassifier):
         return "logistic regression on the features of all training images"
     # A training set smaller than a batch is one batch of its own size.
-    batch = min(data.sizes.batch_size * trainer.world_size, len(data.samples("train")))
+    batch = min(data.resolved_batch_size * trainer.world_size, len(data.samples("train")))
     batch *= trainer.accumulate_grad_batches
     total = count_steps(trainer)
     per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)

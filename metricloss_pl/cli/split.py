@@ -51,7 +51,7 @@ def choose_images(
 ) -> None:
     """Split the data as in the training of a checkpoint, or take images that the network has not seen.
 
-    An automatic image size becomes that of the training.
+    Images of an automatic size are prepared as in the training.
 
     The split of the checkpoint's run is used if the data are those of the run, wherever they are by now. Other labeled
     images are all evaluated, unless they have a test or validation set of their own or one is asked for.
@@ -67,7 +67,9 @@ def choose_images(
         UserError: The images can't be split as they were in training, or the checkpoint does not record the split.
     """
     if data.image_size == "auto":
-        data.image_size = (checkpoint["image_format"] or {}).get("image_size")
+        trained = checkpoint["image_format"] or {}
+        data.image_size = trained.get("image_size")
+        data.resize = trained.get("resize") if data.resize is None else data.resize
     if subcommand == "predict" and data.predict_dir is not None:
         return
     settings = {name.removeprefix("--data.") for name in given if name.startswith("--data.")}
