@@ -16,7 +16,7 @@ from metricloss_pl.backbones.base import WeightsMetadata
 from metricloss_pl.errors import UserError, reason
 from metricloss_pl.files import UNREADABLE_PICKLE
 
-__all__ = ["adapt_metadata", "first_convolution", "load_state", "read_weights"]
+__all__ = ["adapt_metadata", "assume_metadata", "first_convolution", "load_state", "read_weights"]
 
 
 def first_convolution(network: nn.Module) -> tuple[str, nn.Conv2d]:
@@ -70,6 +70,11 @@ def _recorded_metadata(content: dict[str, Any], source: str) -> WeightsMetadata 
     if not (isinstance(mean, list) and isinstance(std, list) and isinstance(images, dict)):
         return None
     return WeightsMetadata(source, mean, std, images.get("image_size"))
+
+
+def assume_metadata(metadata: WeightsMetadata, file: str) -> WeightsMetadata:
+    """Return the metadata of a network's own weights for a file that records none; messages name it as assumed."""
+    return metadata._replace(source=f"{file}, which records none: assumed to be as for {metadata.source}")
 
 
 def adapt_metadata(metadata: WeightsMetadata, in_channels: int) -> WeightsMetadata | None:
