@@ -15,7 +15,7 @@ import torch
 
 import metricloss_pl
 
-__all__ = ["collect_environment", "peak_memory", "versions"]
+__all__ = ["collect_environment", "multiplies_bfloat16", "peak_memory", "versions"]
 
 
 def collect_environment() -> dict[str, Any]:
@@ -49,6 +49,12 @@ def _commit() -> str | None:
         return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def multiplies_bfloat16() -> bool:
+    """Return whether this x86 CPU has instructions for products of bfloat16, if the version of torch tells."""
+    tell = getattr(torch.cpu, "get_capabilities", None)
+    return tell is not None and any(tell().get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def peak_memory() -> float:

@@ -80,9 +80,9 @@ def _summarize(trainer: Trainer, module: LightningModule) -> list[tuple[str, str
         counts = data.samples("val").counts(data.num_classes).tolist()
         if few := describe_few(counts, chooser == BALANCED):
             accuracy = BALANCED if chooser == BALANCED else "val/accuracy"
-            rows.append(("val set", f"{sum(counts)} images{few} of {accuracy}"))
+            rows.append(("validation", f"{sum(counts)} images{few} of {accuracy}"))
     if data.is_imbalanced:
-        rows.append(("unequal", _describe_imbalance(data, module, chooser if data.has_validation else None)))
+        rows.append(("imbalance", _describe_imbalance(data, module, chooser if data.has_validation else None)))
     rows.append(("run", relative_path(run_folder(trainer))))
     return rows
 
@@ -117,10 +117,10 @@ def describe_few(counts: Sequence[int], balanced: bool) -> str:
 
 
 def _describe_imbalance(data: ImageDataModule, module: LightningModule, chooser: str | None) -> str:
-    """Return what follows from unequal classes: the choice of the best epoch, and the remedy if none is in use."""
+    """Return how imbalanced classes change the choice of the best epoch, and the remedy if none is in use."""
     balances = data.balanced_sampling or data.samples_per_class_in_batch is not None
     weights = getattr(module, "balance_classes", False) or getattr(module, "class_weights", None) is not None
-    parts = [f"{chooser} chooses the best epoch" if chooser else "read balanced_accuracy"]
+    parts = [f"{chooser} chooses the best epoch" if chooser else "read balanced_accuracy rather than accuracy"]
     if not (balances or weights):
         parts.append("try --data.balanced_sampling true or --model.class_weights balanced")
     return "; ".join(parts)
