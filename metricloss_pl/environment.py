@@ -31,8 +31,8 @@ def collect_environment() -> dict[str, Any]:
 def versions(*others: str) -> dict[str, str]:
     """Return the versions of Python, of this package, of its main dependencies and of other installed packages."""
     packages = ("torch", "torchvision", "lightning", *others)
-    own = {"python": platform.python_version(), "metricloss_pl": metricloss_pl.__version__}
-    return own | {name: version(name) for name in packages}
+    main = {"python": platform.python_version(), "metricloss_pl": metricloss_pl.__version__}
+    return main | {name: version(name) for name in packages}
 
 
 @functools.cache

@@ -84,8 +84,8 @@ class Mixing(nn.Module, ABC):
         # Beta has both at 0 where alpha is small, and makes 1/2 of it.
         alpha = torch.tensor([self.alpha] * 2, dtype=torch.float64)
         first, second = torch.distributions.Gamma(alpha + 1, torch.ones_like(alpha)).sample().log().tolist()
-        own, other = torch.rand(2, dtype=torch.float64).log().tolist()
-        return torch.tensor(first - second + (own - other) / self.alpha, dtype=torch.float64).sigmoid().item()
+        log_u, log_v = torch.rand(2, dtype=torch.float64).log().tolist()
+        return torch.tensor(first - second + (log_u - log_v) / self.alpha, dtype=torch.float64).sigmoid().item()
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha}, probability={self.probability}, same_class={self.same_class}"

@@ -40,7 +40,7 @@ _SMALL_STEM_POOLS = {
     "efficientnet": "",
 }
 
-# Smallest side (px) of which the network's strides leave something, where it is above 1 (with the usual stem).
+# Smallest side in px after whose strided layers a pixel is left (with the usual stem); 1 for other families.
 _SMALLEST_SIDES = {
     "alexnet": 63,
     "convnext": 32,
@@ -226,7 +226,7 @@ def _replace(network: nn.Module, path: str, module: nn.Module) -> None:
 
 
 def _replace_stem(network: nn.Module, in_channels: int, small: bool) -> None:
-    """Put a new first convolution in place, drawn so that its outputs keep the spread of the old one's."""
+    """Replace the first convolution by a random one whose outputs have the spread of those of the old one."""
     path, old = first_convolution(network)
     size: dict[str, Any] = {"kernel_size": 3, "padding": 1}
     if not small:

@@ -23,7 +23,7 @@ from metricloss_pl.regimes import LinearProbeClassifier
 
 __all__ = ["SaveConfigAndSummary", "describe_few", "drop_object_defaults"]
 
-# Settings that are paths, of the data and of what a run writes. A relative one starts at the current folder.
+# Settings that are paths of data or of a run's output. A relative one starts at the current folder.
 _PATHS = ("root", "test_root", "csv", "images_dir", "path", "predict_dir", "runs_dir", "dirpath", "save_dir")
 _FEW_STEPS = 200
 _FEW_POINTS = 2  # of the accuracy: validation images are few if one of them is more

@@ -1,4 +1,4 @@
-"""Sizes and augmentations of the training images, of which some may follow from the training set."""
+"""Sizes and augmentations of the training images, given or derived from the training set."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _REPEATS = (1, 12)
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class TrainingSettings(LabeledSets, ABC):
-    """Labeled sets with the sizes and augmentations of a training, of which some may follow from the training set.
+    """Labeled sets with the sizes and augmentations of a training, given or derived from the training set.
 
     Args:
         batch_size: Images per step and process. `auto`: the power of two next to an eighth of the training images, from

@@ -100,7 +100,7 @@ class Classifier(LightningModule, ABC):
             unknown.
     """
 
-    mixes_classes = True  # whether an image mixed of two classes has a loss
+    mixes_classes = True  # whether the loss allows images mixed of two classes
     anchor_name = "anchor"  # name of one of the class_anchors in plots
     class_hierarchy: Hierarchy | None = None  # hierarchy that the class_anchors are derived from
 
@@ -264,7 +264,7 @@ class Classifier(LightningModule, ABC):
         return Predictions([self.class_names[label] for label in probabilities.argmax(1).tolist()], probabilities)
 
     def configure_callbacks(self) -> list[Callback]:
-        """Return the callbacks that every regime needs, but for those that the Trainer has already."""
+        """Return the callbacks that every regime needs, without those that the Trainer has already."""
         given: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         return [cls() for cls in _CALLBACKS if not any(isinstance(callback, cls) for callback in given)]
 
@@ -389,7 +389,7 @@ class Classifier(LightningModule, ABC):
             raise UserError(f"the checkpoint {line}: give the settings that it was trained with") from error
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        # On the command line, what builds the optimizers holds the whole program, data and all: copies share it.
+        # On the command line, the functions that build optimizers hold the whole program and its data: share them.
         memo |= {id(value): value for value in vars(self).values() if isinstance(value, functools.partial)}
         memo[id(self)] = twin = type(self).__new__(type(self))
         twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))

@@ -204,7 +204,7 @@ def test_download_that_fails(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_metadata_of_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """Of named weights; for a plain file those of the default weights, as an assumption; none for a random start."""
+    """Named weights have their own; a plain file those of the default weights, as an assumption."""
     imagenet = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     whole = models.resnet18()
     monkeypatch.setattr(models.ResNet18_Weights, "get_state_dict", lambda *_args, **_settings: whole.state_dict())
