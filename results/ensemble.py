@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import metricloss_pl
 from metricloss_pl.data import NpzDataModule
+from metricloss_pl.data.samples import Samples
 
 
 @torch.inference_mode()
@@ -27,26 +31,30 @@ def probabilities(model: torch.nn.Module, images: Tensor, flip: bool) -> Tensor:
     return torch.cat(found)
 
 
+def accuracies(checkpoints: Sequence[Path], samples: Samples) -> dict[str, dict[str, Any]]:
+    """Return the accuracy of each model and of their mean probabilities, without and with mirror images."""
+    assert isinstance(samples.images, Tensor)
+    found: dict[str, dict[str, Any]] = {}
+    for name, flip in (("single_view", False), ("with_flips", True)):
+        members = [probabilities(metricloss_pl.load(path), samples.images, flip) for path in checkpoints]
+        correct = [(mean.argmax(1) == samples.labels).double() for mean in [*members, torch.stack(members).mean(0)]]
+        *each, ensemble = [float(values.mean()) for values in correct]
+        found[name] = {"each": each, "ensemble": ensemble}
+    return found
+
+
 def main() -> None:
     """Print the accuracies."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="an .npz file with test_images and test_labels")
-    parser.add_argument("checkpoints", nargs="+")
+    parser.add_argument("checkpoints", nargs="+", type=Path)
     given = parser.parse_args()
     data = NpzDataModule(path=given.data)
     data.setup("test")
-    test = data.samples("test")
-    line: dict[str, object] = {"checkpoints": given.checkpoints}
-    for name, flip in (("single view", False), ("with flips", True)):
-        members = [probabilities(metricloss_pl.load(path).eval(), test.images, flip) for path in given.checkpoints]
-
-        def accuracy(mean: Tensor) -> float:
-            return (mean.argmax(1) == test.labels).double().mean().item()
-
-        line[name] = {
-            "each": [accuracy(member) for member in members],
-            "ensemble": accuracy(torch.stack(members).mean(0)),
-        }
+    line = {
+        "checkpoints": [str(path) for path in given.checkpoints],
+        **accuracies(given.checkpoints, data.samples("test")),
+    }
     print(json.dumps(line))
 
 
