@@ -49,6 +49,14 @@ class Mixing(nn.Module, ABC):
         self.probability = probability
         self.same_class = same_class
 
+    def check_within_classes(self, regime: str) -> None:
+        """Refuse mixing across classes for a regime in which each image has a single center."""
+        if not self.same_class:
+            raise UserError(
+                f"batch_mixing is {type(self).__name__} across classes, but for {regime} each image has a single "
+                "center: set same_class of batch_mixing to true"
+            )
+
     @abstractmethod
     def mix(self, images: Tensor, partners: Tensor, share: float) -> tuple[Tensor, float]:
         """Return images (B, C, H, W) mixed with `images[partners]`.

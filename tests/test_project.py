@@ -41,7 +41,6 @@ LAYERS = {
     "cli.console": set(),
     "cli.errors": {"errors", "files"},
     "cli.suggestions": {"errors", "cli.console", "config_files", "data", "regimes", "callbacks"},
-    "loading": {*GROUND, *BASICS, "schedules", "mixing", "regimes"},
     "compare": {*GROUND, *BASICS, *SHARED, "regimes", "callbacks"},
     "cli": {*GROUND, *BASICS, *SHARED, "schedules", "mixing", "regimes", "callbacks", "compare", ""},
     "__main__": {"cli"},
