@@ -246,7 +246,7 @@ class OnDevice:
         samples = data.samples("train")
         self.labels = samples.labels.to(device)
         self.images = nn.functional.pad(samples.images.to(device), (4, 4, 4, 4)).permute(0, 2, 3, 1).contiguous()
-        self.batch_size, self.side = data.sizes.batch_size, data.side
+        self.batch_size, self.side = data.resolved_batch_size, data.side
         self.sampler = self
 
     def set_epoch(self, epoch: int) -> None:

@@ -6,7 +6,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from metricloss_pl.loading import load
     from metricloss_pl.losses import CenterLoss, CosineCrossEntropyLoss, CosineLoss, StandaloneCenterLoss
     from metricloss_pl.regimes import (
         CenterSoftmaxClassifier,
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
         SoftmaxClassifier,
         StandaloneCenterClassifier,
     )
+    from metricloss_pl.regimes.loading import load
 
 __version__ = "0.1.0.dev0"
 
@@ -39,7 +39,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = "loading" if name == "load" else "losses" if name.endswith("Loss") else "regimes"
+    home = "regimes.loading" if name == "load" else "losses" if name.endswith("Loss") else "regimes"
     return getattr(importlib.import_module(f"{__name__}.{home}"), name)
 
 

@@ -81,7 +81,7 @@ def import_paths_limited_to(paths: Iterable[str]) -> Iterator[list[str]]:
 
 
 def is_in_resumed_epoch(trainer: Trainer) -> bool:
-    """Return whether the epoch that ends was resumed in its middle, which only Lightning's loop notes."""
+    """Return whether the epoch that ends was resumed within it; only Lightning's loop knows it."""
     return bool(trainer.fit_loop.restarting)
 
 

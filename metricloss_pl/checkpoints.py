@@ -207,8 +207,8 @@ def load_trusted(
         saved = read_checkpoint(path)["hyper_parameters"]
         named = with_given_classes(saved, classes)
         changed = {name: value for name, value in named.items() if value != saved[name]}
-    own = import_paths(classes)
-    others = import_paths(settings) | own | {name for name in import_paths(named) if import_paths(name) & own}
+    given = import_paths(classes)
+    others = import_paths(settings) | given | {name for name in import_paths(named) if import_paths(name) & given}
     try:
         with trusted_imports(f"checkpoint {path}", others):
             return load(path, *args, **{**changed, **settings})
@@ -288,7 +288,7 @@ def passed_arguments(module: object) -> set[str]:
 
 
 def check_facts(checkpoint: Mapping[str, Any]) -> None:
-    """Check what a checkpoint tells of the data and of the calibration.
+    """Check the facts about data and calibration in a checkpoint.
 
     Raises:
         UserError: A key is missing, or has a value that no training writes.

@@ -15,7 +15,7 @@ import torch
 
 import metricloss_pl
 
-__all__ = ["collect_environment", "peak_memory", "versions"]
+__all__ = ["collect_environment", "multiplies_bfloat16", "peak_memory", "versions"]
 
 
 def collect_environment() -> dict[str, Any]:
@@ -31,8 +31,8 @@ def collect_environment() -> dict[str, Any]:
 def versions(*others: str) -> dict[str, str]:
     """Return the versions of Python, of this package, of its main dependencies and of other installed packages."""
     packages = ("torch", "torchvision", "lightning", *others)
-    own = {"python": platform.python_version(), "metricloss_pl": metricloss_pl.__version__}
-    return own | {name: version(name) for name in packages}
+    main = {"python": platform.python_version(), "metricloss_pl": metricloss_pl.__version__}
+    return main | {name: version(name) for name in packages}
 
 
 @functools.cache
@@ -49,6 +49,12 @@ def _commit() -> str | None:
         return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def multiplies_bfloat16() -> bool:
+    """Return whether this x86 CPU has instructions for products of bfloat16, if the version of torch tells."""
+    tell = getattr(torch.cpu, "get_capabilities", None)
+    return tell is not None and any(tell().get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def peak_memory() -> float:

@@ -102,7 +102,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     beside = path.with_name(f".{path.stem[:100]}.{os.getpid()}.part{path.suffix}")
     with _blaming(path):
         if path.exists() and not path.is_file():
-            raise UserError(f"{path} is no file that could be replaced")
+            raise UserError(f"{path} is not a regular file, so it can't be replaced")
         path.parent.mkdir(parents=True, exist_ok=True)
         beside.touch()
     try:

@@ -49,6 +49,14 @@ class Mixing(nn.Module, ABC):
         self.probability = probability
         self.same_class = same_class
 
+    def check_within_classes(self, regime: str) -> None:
+        """Refuse mixing across classes for a regime in which each image has a single center."""
+        if not self.same_class:
+            raise UserError(
+                f"batch_mixing is {type(self).__name__} across classes, but for {regime} each image has a single "
+                "center: set same_class of batch_mixing to true"
+            )
+
     @abstractmethod
     def mix(self, images: Tensor, partners: Tensor, share: float) -> tuple[Tensor, float]:
         """Return images (B, C, H, W) mixed with `images[partners]`.
@@ -84,8 +92,8 @@ class Mixing(nn.Module, ABC):
         # Beta has both at 0 where alpha is small, and makes 1/2 of it.
         alpha = torch.tensor([self.alpha] * 2, dtype=torch.float64)
         first, second = torch.distributions.Gamma(alpha + 1, torch.ones_like(alpha)).sample().log().tolist()
-        own, other = torch.rand(2, dtype=torch.float64).log().tolist()
-        return torch.tensor(first - second + (own - other) / self.alpha, dtype=torch.float64).sigmoid().item()
+        log_u, log_v = torch.rand(2, dtype=torch.float64).log().tolist()
+        return torch.tensor(first - second + (log_u - log_v) / self.alpha, dtype=torch.float64).sigmoid().item()
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha}, probability={self.probability}, same_class={self.same_class}"

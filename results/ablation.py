@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import subprocess
-import sys
+import math
 from pathlib import Path
 
+import numpy as np
+from runs import accuracies, last_checkpoint, operations, train
 from scipy import stats
+
+from metricloss_pl.data import NpzDataModule
 
 RESULTS = Path(__file__).with_suffix(".jsonl")
 RUNS = Path("runs/ablation")
 TRAINING, VALIDATION = 50, 500  # images per class
-SEEDS = (1000, 1001, 1002)  # draws of the training and validation images
+DRAWS = (1000, 1001, 1002)  # seeds of the choice of training and validation images
+EPOCHS = 40
 
 
 def epochs(count: int) -> list[str]:
@@ -50,57 +53,74 @@ VARIANTS: dict[str, list[str]] = {
     "batch norm as trained": ["--trainer.callbacks", "null"],
     "PreActResNet": ["--model.backbone", "PreActResNet"],
 }
+MEMBERS = [f"member {number}" for number in range(2, 6)]  # with the recipe itself an ensemble of five
+VARIANTS |= {name: [] for name in MEMBERS} | {"distilled from five": []}
+TOGETHER = ("mirror images at test time", "ensemble of five", "ensemble of five, mirror images")  # of trained networks
 
 
-def command(data: str, seed: int, flags: list[str], folder: Path) -> list[str]:
-    """Return the command of one training."""
+def run_of(data: str, name: str, draw: int) -> Path:
+    """Return the folder of the run of a variant on a draw, which is trained unless it is done."""
+    seed = MEMBERS.index(name) + 1 if name in MEMBERS else draw  # decides weights, order and augmentation
+    flags = ["--config", "cifar10_50_softmax.yaml", "--data", "NpzDataModule", "--data.path", data]
+    flags += ["--data.samples_per_class", str(TRAINING + VALIDATION)]
+    flags += ["--data.val_fraction", f"{VALIDATION / (TRAINING + VALIDATION):.6f}", "--data.seed", str(draw)]
+    flags += ["--seed_everything", str(seed), "--trainer.precision", "bf16-mixed", "--test_after_fit", "false"]
+    flags += [*epochs(EPOCHS), *VARIANTS[name]]
+    if name == "distilled from five":
+        teachers = json.dumps([str(checkpoint) for checkpoint in ensemble(data, draw)])
+        flags += ["--model.distillation", "Distillation", "--model.distillation.teachers", teachers]
+    return train(RUNS / f"{name.replace(' ', '_')}-{draw}", flags)
+
+
+def ensemble(data: str, draw: int) -> list[Path]:
+    """Return the checkpoints of the recipe with five seeds, which are trained unless they are done."""
+    return [last_checkpoint(run_of(data, name, draw)) for name in ("the recipe", *MEMBERS)]
+
+
+def results(data: str, name: str, draw: int) -> list[dict]:
+    """Return the lines of a variant on a draw, or those of TOGETHER, on the validation images."""
+    if name not in TOGETHER:
+        run = run_of(data, name, draw)
+        result = json.loads((run / "result.json").read_text())
+        return [{"variant": name, "draw": draw, "operations": operations(run, 32), **result}]
+    fraction = VALIDATION / (TRAINING + VALIDATION)
+    module = NpzDataModule(path=data, samples_per_class=TRAINING + VALIDATION, val_fraction=fraction, seed=draw)
+    module.setup("fit")
+    found = accuracies(ensemble(data, draw), module.samples("val"))
+    values = (found["with_flips"]["each"][0], found["single_view"]["ensemble"], found["with_flips"]["ensemble"])
     return [
-        *(sys.executable, "-m", "metricloss_pl", "fit", "--config", "cifar10_50_softmax.yaml"),
-        *("--data", "NpzDataModule", "--data.path", data),
-        *("--data.samples_per_class", str(TRAINING + VALIDATION)),
-        *("--data.val_fraction", f"{VALIDATION / (TRAINING + VALIDATION):.6f}"),
-        *("--data.seed", str(seed), "--seed_everything", str(seed)),
-        *(*epochs(40), "--test_after_fit", "false"),
-        *("--runs_dir", str(folder)),
-        *flags,
+        {"variant": name, "draw": draw, "metrics": {"val/accuracy": value}}
+        for name, value in zip(TOGETHER, values, strict=True)
     ]
 
 
-def train(data: str, name: str, seed: int) -> None:
-    """Train one variant, or resume it, and add its result to the file."""
-    folder = RUNS / f"{name.replace(' ', '_')}-{seed}"
-    begun = list(folder.glob("*/version_*/checkpoints/last.ckpt"))
-    if begun:
-        run = max(begun, key=lambda file: file.stat().st_mtime).parent.parent
-        arguments = [sys.executable, "-m", "metricloss_pl", "fit", "--resume", str(run)]
-    else:
-        arguments = command(data, seed, VARIANTS[name], folder)
-    subprocess.run(arguments, check=True)
-    run = max(folder.glob("*/version_*/result.json"), key=lambda file: file.stat().st_mtime)
-    line = {"variant": name, "draw": seed, **json.loads(run.read_text())}
-    with RESULTS.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+def stored() -> list[dict]:
+    """Return the results so far."""
+    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
 
 
 def table(lines: list[dict]) -> str:
     """Return accuracies and their differences from the recipe in percentage points, as Markdown.
 
-    The interval of a difference is Student's, over the draws; it needs at least two.
+    Variants and draws are the two factors of a randomized block design without replication. The interval of a
+    difference is t * sqrt(2 s^2 / draws), where s^2 is the residual mean square of the additive model and t has its
+    degrees of freedom.
     """
     accuracy = {(line["variant"], line["draw"]): 100 * line["metrics"]["val/accuracy"] for line in lines}
+    draws = [draw for draw in DRAWS if ("the recipe", draw) in accuracy]
+    names = [name for name in dict.fromkeys(name for name, _ in accuracy) if name not in MEMBERS]
+    complete = [name for name in names if all((name, draw) in accuracy for draw in draws)]
+    block = np.array([[accuracy[name, draw] for draw in draws] for name in complete])
+    residuals = block - block.mean(1, keepdims=True) - block.mean(0) + block.mean()
+    freedom = (len(complete) - 1) * (len(draws) - 1)
+    half = math.nan
+    if freedom > 0:
+        half = stats.t.ppf(0.975, freedom) * math.sqrt(2 * (residuals**2).sum() / freedom / len(draws))
     rows = ["| variant | val/accuracy | difference |", "|---|---|---|"]
-    base = {draw: value for (name, draw), value in accuracy.items() if name == "the recipe"}
-    for name in VARIANTS:
-        own = {draw: value for (variant, draw), value in accuracy.items() if variant == name}
-        if not own:
-            continue
-        mean = sum(own.values()) / len(own)
-        shared = [own[draw] - base[draw] for draw in own if draw in base and name != "the recipe"]
-        difference = ""
-        if len(shared) > 1:
-            low, high = stats.t.interval(0.95, len(shared) - 1, statistics.mean(shared), stats.sem(shared))
-            difference = f"{statistics.mean(shared):+.1f} [{low:+.1f}, {high:+.1f}]"
-        rows.append(f"| {name} | {mean:.1f} | {difference} |")
+    for name, values in zip(complete, block, strict=True):
+        difference = (values - block[complete.index("the recipe")]).mean()
+        interval = "" if name == "the recipe" else f"{difference:+.1f} ± {half:.1f}"
+        rows.append(f"| {name} | {values.mean():.1f} | {interval} |")
     return "\n".join(rows)
 
 
@@ -108,14 +128,15 @@ def main() -> None:
     """Train what is missing and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="CIFAR-10 as an .npz file with train_images and train_labels")
-    parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=list(VARIANTS), help="default: all")
+    parser.add_argument("--variants", nargs="*", choices=[*VARIANTS, TOGETHER[0]], help="default: all")
     given = parser.parse_args()
-    for seed in SEEDS:
-        for name in given.variants:
-            lines = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-            if not any((line["variant"], line["draw"]) == (name, seed) for line in lines):
-                train(given.data, name, seed)
-    print(table([json.loads(line) for line in RESULTS.read_text().splitlines()]))
+    for draw in DRAWS:
+        for name in given.variants or [*VARIANTS, TOGETHER[0]]:
+            if all((line["variant"], line["draw"]) != (name, draw) for line in stored()):
+                lines = results(given.data, name, draw)
+                with RESULTS.open("a") as file:
+                    file.writelines(json.dumps(line) + "\n" for line in lines)
+    print(table(stored()))
 
 
 if __name__ == "__main__":

@@ -45,11 +45,13 @@ def test_a_run_is_in_one_folder(tmp_path, capsys):
     ):
         assert re.search(row, screen, flags=re.MULTILINE), row
     assert str(run / "checkpoints" / "best.ckpt") in screen
-    assert "val set" not in screen
-    assert "unequal" not in screen
+    assert "validation  " not in screen
+    assert "imbalance" not in screen
     assert fit("digits_softmax", tmp_path, "--data.val_fraction=0.02").name == "version_1"
     screen = capsys.readouterr().out
-    assert re.search(r"val set +29 images; few: .* 3 percentage points of val/accuracy$", screen, flags=re.MULTILINE)
+    assert re.search(
+        r"^validation +29 images; few: .* 3 percentage points of val/accuracy$", screen, flags=re.MULTILINE
+    )
     assert re.search(r"best epoch .* 29 images; few: .* 3 percentage points$", screen, flags=re.MULTILINE)
 
 

@@ -122,7 +122,7 @@ def test_unequal_classes_are_named_with_the_remedy(
     make_folder(tmp_path / "images", classes=["dog"], images=20)
     flags = [f"--data.root={tmp_path / 'images'}", "--data.image_size=16", "--model.backbone=TinyConvNet"]
     run = fit("folder_softmax", tmp_path / "runs", *flags, *([flag] if flag else []))
-    [line] = re.findall(r"(?m)^unequal +(.*)$", capsys.readouterr().out)
+    [line] = re.findall(r"(?m)^imbalance +(.*)$", capsys.readouterr().out)
     assert "val/balanced_accuracy" in line
     assert ("balanced_sampling" in line) == ("class_weights" in line) == (flag is None)
     assert result(run)["monitor"] == "val/balanced_accuracy"

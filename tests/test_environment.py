@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from metricloss_pl import environment as module
-from metricloss_pl.environment import collect_environment
+from metricloss_pl.environment import collect_environment, multiplies_bfloat16
 
 
 @pytest.fixture
@@ -43,3 +43,22 @@ def test_the_commit_is_that_of_the_package_not_of_a_repository_around_an_environ
         assert module._commit() == (git("rev-parse", "HEAD") if tracked else None)
     finally:
         module._commit.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("features", "able"),
+    [
+        ({}, False),
+        ({"avx512_bf16": False, "avx2": True}, False),
+        ({"avx512_bf16": True}, True),
+        ({"amx_bf16": True}, True),
+    ],
+)
+def test_products_of_bfloat16(features, able, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features, raising=False)
+    assert multiplies_bfloat16() == able
+
+
+def test_a_torch_that_does_not_tell(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert not multiplies_bfloat16()

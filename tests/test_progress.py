@@ -7,14 +7,23 @@ from pathlib import Path
 import pytest
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import RichProgressBar
+from torch import nn
 
+from metricloss_pl.backbones import TinyConvNet
 from metricloss_pl.cli import main, progress
 from metricloss_pl.cli.progress import ExpectedTime, ProgressLines
+from metricloss_pl.regimes import CenterSoftmaxClassifier
 from tests.callbacks.runs import fit
 
 CONFIG = Path(__file__).parents[1] / "configs" / "digits_softmax.yaml"
 SMALL = ("--trainer.callbacks=null", "--trainer.accelerator=cpu", "--data.samples_per_class=8", "--data.batch_size=16")
 SMALL += ("--test_after_fit=false",)
+
+
+class Grouped(TinyConvNet):
+    def __init__(self) -> None:
+        super().__init__(width=4)
+        self.maps.append(nn.Conv2d(8, 8, 1, groups=2))
 
 
 class Clock(Callback):
@@ -113,6 +122,24 @@ def test_a_terminal_has_lightnings_bar(tmp_path, capsys, monkeypatch):
     ],
 )
 def test_the_expected_time_is_told_once(step, options, expected, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "multiplies_bfloat16", lambda: False)
     fit_timed(tmp_path, monkeypatch, step, ExpectedTime(), **options)
     found = [line for line in capsys.readouterr().out.splitlines() if line.startswith("expected")]
     assert [line.split(maxsplit=2)[2] for line in found] == expected
+
+
+@pytest.mark.parametrize(
+    ("step", "options", "network", "able", "told"),
+    [
+        (30.0, {}, TinyConvNet(width=4), True, True),
+        (6.0, {}, TinyConvNet(width=4), True, False),  # less than a minute
+        (30.0, {}, TinyConvNet(width=4), False, False),
+        (30.0, {"precision": "bf16-mixed"}, TinyConvNet(width=4), True, False),
+        (30.0, {}, Grouped(), True, False),
+    ],
+)
+def test_a_long_training_is_told_of_mixed_precision(step, options, network, able, told, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "multiplies_bfloat16", lambda: able)
+    model = CenterSoftmaxClassifier(10, network, [f"digit {k}" for k in range(10)])
+    fit_timed(tmp_path, monkeypatch, step, ExpectedTime(), model=model, **options)
+    assert ("bf16-mixed" in capsys.readouterr().out) == told

@@ -49,7 +49,6 @@ LAYERS = {
     "cli.console": set(),
     "cli.errors": {"errors", "files"},
     "cli.suggestions": {"errors", "cli.console", "config_files", "data", "regimes", "callbacks"},
-    "loading": {*GROUND, *BASICS, "schedules", "mixing", "regimes"},
     **{name: {*GROUND, *BASICS, *SHARED, "regimes", "callbacks", *RUNS[:number]} for number, name in enumerate(RUNS)},
     "compare": {*GROUND, *BASICS, *SHARED, *RUNS, "regimes", "callbacks"},
     "cli": {*GROUND, *BASICS, *SHARED, *RUNS, "schedules", "mixing", "regimes", "callbacks", "compare", ""},

@@ -399,5 +399,6 @@ def test_official_sets_are_recorded(tmp_path, monkeypatch):
 
 def test_an_automatic_image_size_is_that_of_the_training(tmp_path):
     data = ImageFolderDataModule(root=str(make_folder(tmp_path)), predict_dir=str(tmp_path), image_size="auto")
-    choose_images(data, "predict", (), {"image_format": {"image_size": 48}}, tmp_path / "best.ckpt")
-    assert data.image_format["image_size"] == 48
+    trained = {"in_channels": 3, "resize": 56, "image_size": 48}
+    choose_images(data, "predict", (), {"image_format": trained}, tmp_path / "best.ckpt")
+    assert data.image_format == trained

@@ -1,4 +1,4 @@
-"""Base class of all augmentations, and what several of them draw and check."""
+"""Base class of all augmentations, with draws and checks that several of them share."""
 
 from __future__ import annotations
 

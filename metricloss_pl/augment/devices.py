@@ -1,4 +1,8 @@
-"""Differences between the CPU and other devices, where looking at a value waits for all earlier work."""
+"""Operations that differ between the CPU and a GPU.
+
+Reading a value from a GPU waits until all its earlier work is done. On a GPU, operations therefore compute all images
+and select by masks, where on the CPU they compute only the chosen images.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ def on_cpu(tensor: Tensor) -> bool:
 
 
 def change_some(images: Tensor, chosen: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return images (B, C, H, W) with `change` applied to the chosen ones, (B,) bool."""
+    """Return images (B, C, H, W) with `change` applied to those where `chosen` (B,) is true."""
     if not on_cpu(images):
         return torch.where(chosen[:, None, None, None], change(images), images)
     rows = chosen.nonzero()[:, 0]

@@ -17,7 +17,7 @@ from metricloss_pl.augment import devices
 
 
 class Operation(IntEnum):
-    """Operation on an image; its strength is what torchvision's policies call magnitude."""
+    """Operation on an image. Its strength is called magnitude in torchvision's policies."""
 
     IDENTITY = 0
     SHEAR_X = 1  # tangent of the angle, about the top left corner
@@ -26,7 +26,7 @@ class Operation(IntEnum):
     TRANSLATE_Y = 4
     ROTATE = 5  # degrees, counterclockwise
     COLOR = 6  # saturation minus 1
-    SHARPNESS = 7  # factor minus 1, as of the next two
+    SHARPNESS = 7  # factor minus 1, like those of the next two
     BRIGHTNESS = 8
     CONTRAST = 9
     POSTERIZE = 10  # bits that are kept
@@ -223,7 +223,7 @@ _FUNCTIONS: dict[Operation, Callable[[Tensor, Tensor, Tensor], Tensor]] = {  # i
     Operation.EQUALIZE: _equalize,
     Operation.INVERT: _invert,
 }
-_CHANGES: dict[Operation, Callable[[Tensor, Tensor, Tensor], Tensor]] = {  # by the first of the operations they make
+_CHANGES: dict[Operation, Callable[[Tensor, Tensor, Tensor], Tensor]] = {  # by the first operation that each makes
     Operation.IDENTITY: _keep,
     Operation.SHEAR_X: _move,
     Operation.COLOR: _saturate,
@@ -233,5 +233,5 @@ _CHANGES: dict[Operation, Callable[[Tensor, Tensor, Tensor], Tensor]] = {  # by 
 
 
 def _last(first: Operation) -> int:
-    """Return the last operation that the same change makes."""
+    """Return the last operation that the change of `first` makes."""
     return min((following for following in _CHANGES if following > first), default=len(Operation)) - 1

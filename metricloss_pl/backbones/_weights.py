@@ -1,4 +1,4 @@
-"""Pretrained weights: read from a file and loaded into a network, with a report of what matched."""
+"""Pretrained weights: read from a file and loaded into a network, with a report of the tensors that matched."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from metricloss_pl.backbones.base import WeightsMetadata
 from metricloss_pl.errors import UserError, reason
 from metricloss_pl.files import UNREADABLE_PICKLE
 
-__all__ = ["adapt_metadata", "first_convolution", "load_state", "read_weights"]
+__all__ = ["adapt_metadata", "assume_metadata", "first_convolution", "load_state", "read_weights"]
 
 
 def first_convolution(network: nn.Module) -> tuple[str, nn.Conv2d]:
@@ -72,6 +72,11 @@ def _recorded_metadata(content: dict[str, Any], source: str) -> WeightsMetadata 
     return WeightsMetadata(source, mean, std, images.get("image_size"))
 
 
+def assume_metadata(metadata: WeightsMetadata, file: str) -> WeightsMetadata:
+    """Return the metadata of a network's own weights for a file that records none; messages name it as assumed."""
+    return metadata._replace(source=f"{file}, which records none: assumed to be as for {metadata.source}")
+
+
 def adapt_metadata(metadata: WeightsMetadata, in_channels: int) -> WeightsMetadata | None:
     """Return the metadata for images of another number of channels.
 
@@ -103,37 +108,37 @@ def load_state(
     Raises:
         UserError: Nothing matches, or a tensor has the right name and another shape: the weights of another network.
     """
-    own = network.state_dict()
-    state = _without_prefix(state, own)
+    expected = network.state_dict()
+    state = _without_prefix(state, expected)
     state = {key: value for key, value in state.items() if not key.startswith(tuple(f"{path}." for path in leave_out))}
     kernel = f"{first_convolution(network)[0]}.weight"
     if kernel in state and state[kernel].ndim == 4:
-        state[kernel] = _adapt_channels(state[kernel], own[kernel].shape[1])
-        if state[kernel].shape[2:] != own[kernel].shape[2:]:
+        state[kernel] = _adapt_channels(state[kernel], expected[kernel].shape[1])
+        if state[kernel].shape[2:] != expected[kernel].shape[2:]:
             del state[kernel]
 
-    matched = {key: value for key, value in state.items() if key in own}
-    misshaped = [key for key, value in matched.items() if value.shape != own[key].shape]
+    matched = {key: value for key, value in state.items() if key in expected}
+    misshaped = [key for key, value in matched.items() if value.shape != expected[key].shape]
     if misshaped or not matched:
         problem = f"of another shape: {_some(misshaped)}" if misshaped else f"no name matches: {_some(list(state))}"
         raise UserError(f"weights: {source} does not fit {name}; {problem}")
     # Old files lack `num_batches_tracked`.
-    missing = [key for key in own if key not in matched and not key.endswith("num_batches_tracked")]
-    unused = [key for key in state if key not in own]
-    own.update(matched)  # the network's own dictionary knows the versions of its layers: none converts its tensors
-    network.load_state_dict(own)
-    report = f"{name}: {len(matched)} of {len(own)} tensors loaded from {source}"
+    missing = [key for key in expected if key not in matched and not key.endswith("num_batches_tracked")]
+    unused = [key for key in state if key not in expected]
+    expected.update(matched)  # the network's own dictionary knows the versions of its layers: none converts its tensors
+    network.load_state_dict(expected)
+    report = f"{name}: {len(matched)} of {len(expected)} tensors loaded from {source}"
     if missing or unused:
         rank_zero_warn(f"{report}; left at their random start: {_some(missing)}; not used: {_some(unused)}")
     else:
         rank_zero_info(report)
 
 
-def _without_prefix(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the names behind the prefix under which most of the network's own names are found."""
-    first = next(iter(own))
+def _without_prefix(state: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the state without the prefix under which most names of the network are found."""
+    first = next(iter(expected))
     prefixes = ["", *(key.removesuffix(first) for key in state if key.endswith(f".{first}"))]
-    best = max(prefixes, key=lambda prefix: sum(prefix + key in state for key in own))
+    best = max(prefixes, key=lambda prefix: sum(prefix + key in state for key in expected))
     return {key.removeprefix(best): value for key, value in state.items() if key.startswith(best)}
 
 

@@ -32,7 +32,7 @@ def use_full_convolution(network: ResNet) -> None:
 
 
 def _growth(block: nn.Module) -> int:
-    """Return how many pixels, as of its input, full convolutions add to each side of a block's maps."""
+    """Return the pixels that full convolutions add to each side of a block's maps, in pixels of its input."""
     growth, stride = 0, 1
     for convolution in block.children():
         if isinstance(convolution, nn.Conv2d):

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from metricloss_pl.backbones.base import Backbone
 
-_SIDE = 3  # of the last feature maps: what 28 px leaves after three poolings
+_SIDE = 3  # of the last feature maps for images of 28 px, after three poolings
 
 
 class LeNetPlusPlus(Backbone):

@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from metricloss_pl.backbones._weights import adapt_metadata, load_state, read_weights
+from metricloss_pl.backbones._weights import adapt_metadata, assume_metadata, load_state, read_weights
 from metricloss_pl.backbones.base import Backbone, WeightsMetadata
 from metricloss_pl.errors import UserError, reason
 
@@ -51,7 +51,9 @@ class TimmBackbone(Backbone):
             close = get_close_matches(name, timm.list_models()) or ["resnet18"]
             raise UserError(f"name: timm has no network {name!r}; close names: {', '.join(close)}")
         try:
-            network = timm.create_model(name, pretrained=weights == "pretrained", in_chans=in_channels, num_classes=0)
+            network: Any = timm.create_model(
+                name, pretrained=weights == "pretrained", in_chans=in_channels, num_classes=0
+            )
         except (AssertionError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
             advice = _where_to_get(name) if isinstance(error, OSError) else ""
             raise UserError(f"timm can't build {name} with weights {weights}: {reason(error)}{advice}") from error
@@ -66,7 +68,9 @@ class TimmBackbone(Backbone):
         elif weights is not None:
             rank_zero_info(f"{name}: all of its tensors loaded from timm's {network.pretrained_cfg.get('tag') or name}")
         if weights is not None:
-            metadata = recorded or _metadata(name, network.pretrained_cfg)
+            metadata = _metadata(name, network.pretrained_cfg)
+            if file is not None:
+                metadata = recorded or assume_metadata(metadata, str(file))
             self.weights_metadata = adapt_metadata(metadata, in_channels)
 
     def forward(self, images: Tensor) -> Tensor:

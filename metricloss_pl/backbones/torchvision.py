@@ -13,7 +13,13 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from metricloss_pl.backbones._weights import adapt_metadata, first_convolution, load_state, read_weights
+from metricloss_pl.backbones._weights import (
+    adapt_metadata,
+    assume_metadata,
+    first_convolution,
+    load_state,
+    read_weights,
+)
 from metricloss_pl.backbones.base import Backbone, WeightsMetadata
 from metricloss_pl.backbones.full_convolution import use_full_convolution
 from metricloss_pl.backbones.harmonic import is_harmonic, use_harmonic
@@ -34,7 +40,7 @@ _SMALL_STEM_POOLS = {
     "efficientnet": "",
 }
 
-# Smallest side (px) of which the network's strides leave something, where it is above 1 (with the usual stem).
+# Smallest side in px after whose strided layers a pixel is left (with the usual stem); 1 for other families.
 _SMALLEST_SIDES = {
     "alexnet": 63,
     "convnext": 32,
@@ -137,17 +143,18 @@ class TorchvisionBackbone(Backbone):
         return size  # vit has the attribute
 
     def _metadata(self, weights: str) -> WeightsMetadata:
-        """Return the metadata of named weights, or, of a file, those of the network's default weights."""
+        """Return the metadata of named weights, or for a file those of the network's default weights."""
         known = models.get_model_weights(self.name)
         named = known.__members__.get(weights, known.DEFAULT)
         preset, exact = named.transforms(), self._exact_size
-        return WeightsMetadata(
+        metadata = WeightsMetadata(
             source=f"torchvision's {self.name} {named.name}",
             mean=list(preset.mean),
             std=list(preset.std),
             image_size=exact or preset.crop_size[0],
             is_size_fixed=exact is not None,
         )
+        return metadata if weights in known.__members__ else assume_metadata(metadata, weights)
 
     def _refuse(self, images: Tensor, right: str) -> None:
         height, width = images.shape[-2:]
@@ -219,7 +226,7 @@ def _replace(network: nn.Module, path: str, module: nn.Module) -> None:
 
 
 def _replace_stem(network: nn.Module, in_channels: int, small: bool) -> None:
-    """Put a new first convolution in place, drawn so that its outputs keep the spread of the old one's."""
+    """Replace the first convolution by a random one whose outputs have the spread of those of the old one."""
     path, old = first_convolution(network)
     size: dict[str, Any] = {"kernel_size": 3, "padding": 1}
     if not small:

@@ -15,7 +15,6 @@ __all__ = ["WhitenedConvNet", "patch_whitening_filters"]
 
 _PATCH = 2  # side of a patch in px
 _SPREAD = 8.0  # the largest values of normalized maps are about 3: logits start small, which trains better
-_WORKING_SIDE = 32  # px at which the learned convolutions start
 
 
 def patch_whitening_filters(images: Tensor, size: int, floor: float = 5e-4) -> Tensor:
@@ -45,8 +44,8 @@ class WhitenedConvNet(Backbone):
     The first layer, its max-pooling and the stages follow Jordan 2024 ("94% on CIFAR-10 in 3.29 seconds on a single
     GPU"): 2 x 2 filters that whiten the patches of the training images, and their negatives; in each stage convolution,
     max-pooling, batch norm, GELU, and then `depth - 1` times convolution, batch norm, GELU. Batch norms have no scale.
-    Convolutions start as the identity on their first channels. Images of 48 px and more are pooled to about 32 px after
-    the first layer, so that the work hardly grows with the size of the images.
+    Convolutions start as the identity on their first channels. Images of at least one and a half times `working_size`
+    are pooled to about that size after the first layer, so that the work hardly grows with the size of the images.
 
     The filters of the first layer are set by `initialize`, which training calls with training images. Before, they are
     those of the discrete cosine transform.
@@ -57,18 +56,28 @@ class WhitenedConvNet(Backbone):
             features.
         depth: Convolutions per stage, at least 1.
         harmonic: Learn the filters as sums of cosine filters (`HarmonicConv2d`).
+        working_size: Side in px of the maps on which the learned convolutions start, at least 1. A larger one keeps
+            finer detail; the work grows with its square.
 
     Raises:
         UserError: An argument is below 1.
     """
 
-    def __init__(self, in_channels: int = 3, width: int = 64, depth: int = 2, harmonic: bool = False) -> None:
+    def __init__(
+        self,
+        in_channels: int = 3,
+        width: int = 64,
+        depth: int = 2,
+        harmonic: bool = False,
+        working_size: int = 32,
+    ) -> None:
         super().__init__()
-        for name, value in (("width", width), ("depth", depth)):
+        for name, value in (("width", width), ("depth", depth), ("working_size", working_size)):
             if value < 1:
                 raise UserError(f"{name} of WhitenedConvNet is {value}: at least 1 is needed")
         widths = [width, 2 * width, 4 * width]
         self.num_features = widths[-1]
+        self.working_size = working_size
         filters = _cosine_patches(in_channels)
         self.whitening = nn.Conv2d(in_channels, 2 * len(filters), _PATCH)
         self.whitening.weight.requires_grad_(False)
@@ -95,7 +104,7 @@ class WhitenedConvNet(Backbone):
         """Return the features (B, 4 * width) of images (B, in_channels, H, W)."""
         side = min(images.shape[-2:])
         maps = nn.functional.gelu(self.whitening(images))
-        if (factor := math.ceil(side / _WORKING_SIDE - 0.5)) > 1:
+        if (factor := math.ceil(side / self.working_size - 0.5)) > 1:
             maps = nn.functional.max_pool2d(maps, factor)
         features: Tensor = self.stages(maps).amax((2, 3)) / _SPREAD
         return features

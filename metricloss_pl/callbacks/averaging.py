@@ -91,13 +91,15 @@ class ExponentialMovingAverage(WeightAveraging):
                 f"ExponentialMovingAverage was to start after step {self.start_step} and epoch {self.start_epoch}, and "
                 f"training ended after {trainer.global_step} steps: the weights are the network's own"
             )
-        own = _correct_on_validation(trainer, pl_module)
+        current = _correct_on_validation(trainer, pl_module)
         super().on_train_end(trainer, pl_module)
         averaged = _correct_on_validation(trainer, pl_module)
-        if own is None or averaged is None:
+        if current is None or averaged is None:
             return
-        counts = torch.stack([own.sum(), averaged.sum(), (own & ~averaged).sum(), (~own & averaged).sum()]).float()
-        size = torch.full_like(counts[:1], len(own))
+        only_current, only_averaged = current & ~averaged, ~current & averaged
+        correct = [current, averaged, only_current, only_averaged]
+        counts = torch.stack([images.sum() for images in correct]).float()
+        size = torch.full_like(counts[:1], len(current))
         found = trainer.strategy.reduce(torch.cat([counts, size]), reduce_op="sum")
         own_correct, averaged_correct, lost, won, images = found.tolist()
         if lost > won and (lost - won) ** 2 > 1.645**2 * (lost + won):

@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from metricloss_pl.callbacks.averaging import averaged_weights
@@ -30,7 +31,8 @@ class BatchNormStatistics(Callback):
     do.
 
     Args:
-        images: Most training images, at least 2, drawn at random once.
+        images: Most training images, at least 2, drawn at random once. They are decoded once if they fit into the
+            `cache_gb` of the data.
         batch_size: Most images per batch, at least 2. The batches are of one size, or differ by one image.
 
     Raises:
@@ -45,11 +47,15 @@ class BatchNormStatistics(Callback):
         self.batch_size = batch_size
         self._training: list[_BatchNorm] | None = None  # batch norms that train in the present epoch
         self._step = -1  # the step of the latest computation
+        self._kept: Tensor | None = None  # the decoded images, if the data do not keep those in memory
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and not isinstance(getattr(trainer, "datamodule", None), ImageDataModule):
             raise UserError("BatchNormStatistics needs an ImageDataModule")
-        self._training, self._step = None, -1
+        self._training, self._step, self._kept = None, -1, None
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._kept = None
 
     # Lightning puts all layers into evaluation mode before the hooks of validation.
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -75,7 +81,9 @@ class BatchNormStatistics(Callback):
         data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
         if data.features or not self._training:
             return
-        images = data.training_sample(self.images)
+        images = data.training_sample(self.images) if self._kept is None else self._kept
+        if not data.in_memory("train") and images.nbytes <= data.cache_gb * 1e9:
+            self._kept = images
         before = [(norm.momentum, copy.deepcopy(norm.state_dict())) for norm in self._training]
         with evaluation_mode(trainer, module):
             for norm in self._training:

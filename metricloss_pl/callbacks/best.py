@@ -86,8 +86,7 @@ def resumed_state(callback: ModelCheckpoint, state: dict[str, Any], run_id: str 
         return newest
     if relocated is None:
         rank_zero_warn(
-            f"{state['best_model_path']}, the best checkpoint so far, is missing: the best of the epochs from here on "
-            "is kept"
+            f"{state['best_model_path']}, the best checkpoint so far, is missing: the best of the later epochs is kept"
         )
     return relocated
 
@@ -112,7 +111,7 @@ def callback_states(checkpoint: Path) -> dict[str, dict[str, Any]]:
 
 
 def recorded_id(states: dict[str, Any]) -> str | None:
-    """Return the id of the run that callback states record, if any."""
+    """Return the id of the run that is recorded in the states of the callbacks, if any."""
     run_id: str | None = states.get("RunFolder", {}).get("id")
     return run_id
 

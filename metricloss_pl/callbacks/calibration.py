@@ -17,7 +17,7 @@ class TemperatureScaling(Callback):
 
     Sets `pl_module.temperature` to the T of softmax(class_scores / T) with the least negative log-likelihood on the
     validation set (Guo et al., ICML 2017); see `metricloss_pl.metrics.Temperature`. It takes `class_scores` and
-    `labels` from what the validation steps return; without them T is 1.
+    `labels` from the results of the validation steps; without them T is 1.
     """
 
     def __init__(self) -> None:

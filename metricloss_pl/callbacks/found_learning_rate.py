@@ -20,9 +20,9 @@ class FoundLearningRate(Callback):
         found = getattr(pl_module, "learning_rate", None)
         if found is None or not any(isinstance(callback, LearningRateFinder) for callback in callbacks):
             return
-        own = {id(p): group["lr"] for group in pl_module.parameter_groups() if "lr" in group for p in group["params"]}  # type: ignore[operator]
+        given = {id(p): group["lr"] for group in pl_module.parameter_groups() if "lr" in group for p in group["params"]}  # type: ignore[operator]
         groups = trainer.optimizers[0].param_groups
-        rates = [next((own[id(p)] for p in group["params"] if id(p) in own), found) for group in groups]
+        rates = [next((given[id(p)] for p in group["params"] if id(p) in given), found) for group in groups]
         factors = [1.0] * len(groups)
         for config in trainer.lr_scheduler_configs:
             schedule = config.scheduler

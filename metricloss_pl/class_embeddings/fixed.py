@@ -38,9 +38,9 @@ def simplex(num_classes: int) -> Tensor:
     """
     _check(num_classes, "simplex")
     left = torch.arange(num_classes - 1, 0, -1, dtype=torch.float64)  # k_i
-    own = torch.sqrt(left * num_classes / ((left + 1) * (num_classes - 1)))
-    earlier = (-own / left).expand(num_classes, -1).tril(-1)
-    return (earlier + torch.eye(num_classes, num_classes - 1, dtype=torch.float64) * own).float()
+    diagonal = torch.sqrt(left * num_classes / ((left + 1) * (num_classes - 1)))
+    earlier = (-diagonal / left).expand(num_classes, -1).tril(-1)
+    return (earlier + torch.eye(num_classes, num_classes - 1, dtype=torch.float64) * diagonal).float()
 
 
 def _check(num_classes: int, name: str) -> None:

@@ -40,15 +40,15 @@ def match_classes(
         UserError: A class has no id, or two have the same; or the class list gives a name to two ids.
     """
     same = _unique((_COMMENT.sub("", key), key) for key in ids) | {key: key for key in ids}
-    of_listed: dict[str, str] = {}
+    listed_ids: dict[str, str] = {}
     for first, second in listed.items():
         found, other = (same[first], second) if first in same else (same.get(second), first)
-        if found is not None and of_listed.setdefault(other, found) != found:
-            raise UserError(f"the class list gives {other!r} to two {entry[1]}, {of_listed[other]!r} and {found!r}")
+        if found is not None and listed_ids.setdefault(other, found) != found:
+            raise UserError(f"the class list gives {other!r} to two {entry[1]}, {listed_ids[other]!r} and {found!r}")
     numbers = _unique((key.lstrip("0"), key) for key in ids if re.fullmatch("[0-9]+", key))
     leading = {name: match[0] for name in class_names if (match := re.match("[0-9]+", name))}
     numbered = {name: numbers.get(number.lstrip("0")) for name, number in leading.items()}
-    rules: list[Mapping[str, str | None]] = [same, of_listed, numbered]
+    rules: list[Mapping[str, str | None]] = [same, listed_ids, numbered]
     chosen = max(([rule.get(name) for name in class_names] for rule in rules), key=lambda keys: len({*keys} - {None}))
 
     owner: dict[str, str] = {}
@@ -56,7 +56,7 @@ def match_classes(
         if key is None:
             problem = "an inner node" if name in inner else f"no {entry[0]}"
             count = sum(found is not None for found in chosen)
-            called, used = {key: name for name, key in of_listed.items()}, set(chosen)
+            called, used = {key: name for name, key in listed_ids.items()}, set(chosen)
             left = [called.get(key, key) for key in ids if key not in used]
             near = list(dict.fromkeys([*difflib.get_close_matches(name, left), *left]))
             raise UserError(

@@ -16,21 +16,21 @@ __all__ = ["HIERARCHIES", "open_hierarchy"]
 _AUTHORS = "https://raw.githubusercontent.com/cvjena/semantic-embeddings/c236a34daec5bcd054cbcb973207a8338c2f2cd1"
 
 
-def _of_authors(file: str, md5: str) -> Resource:
+def _authors_file(file: str, md5: str) -> Resource:
     return Resource(file.rpartition("/")[2], f"{_AUTHORS}/{file}", md5)
 
 
 # Lines <parent> <child>, and names of the leaves. In CUB, the class names begin with the ids of the leaves.
 _FILES = {
     "cifar100": (
-        _of_authors("Cifar-Hierarchy/cifar.parent-child.txt", "7cdbaf9443fe897e4ab3f73b6fa24ee5"),
-        _of_authors("Cifar-Hierarchy/class_names.txt", "5c5f4aeddd4bf620d32e54efe675e545"),
+        _authors_file("Cifar-Hierarchy/cifar.parent-child.txt", "7cdbaf9443fe897e4ab3f73b6fa24ee5"),
+        _authors_file("Cifar-Hierarchy/class_names.txt", "5c5f4aeddd4bf620d32e54efe675e545"),
     ),
-    "cub_flat": (_of_authors("CUB-Hierarchy/cub_flat.parent-child.txt", "55eb40ff1ceabd564764b823488f1315"),),
+    "cub_flat": (_authors_file("CUB-Hierarchy/cub_flat.parent-child.txt", "55eb40ff1ceabd564764b823488f1315"),),
     "cub_wikispecies": (
-        _of_authors("CUB-Hierarchy/cub_wikispecies.parent-child.txt", "6b33c0630cbd77a62fe8c5cca3c3ac02"),
+        _authors_file("CUB-Hierarchy/cub_wikispecies.parent-child.txt", "6b33c0630cbd77a62fe8c5cca3c3ac02"),
     ),
-    "cub_deep": (_of_authors("CUB-Hierarchy/cub_balanced.parent-child.txt", "cf9c0b9a2027c65e3b3a868f126a34af"),),
+    "cub_deep": (_authors_file("CUB-Hierarchy/cub_balanced.parent-child.txt", "cf9c0b9a2027c65e3b3a868f126a34af"),),
 }
 
 # The coarse labels of CIFAR-100 (Krizhevsky 2009), each with its five classes.

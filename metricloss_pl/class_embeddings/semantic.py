@@ -64,7 +64,9 @@ def semantic(hierarchy: Hierarchy, class_names: Sequence[str] | None = None, dim
     norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
     if norms.min() < _LEAST_NORM:
         name = (leaves if class_names is None else class_names)[int(norms.argmin())]
-        raise UserError(f"class {name!r} of {hierarchy.source} has no part in {dim} dimensions: take more of them")
+        raise UserError(
+            f"class {name!r} of {hierarchy.source} has an embedding of length 0 in {dim} dimensions: take more of them"
+        )
     return torch.from_numpy(embeddings / norms)
 
 

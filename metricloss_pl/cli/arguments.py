@@ -179,9 +179,9 @@ def _resume(args: Sequence[str]) -> list[str]:
 
 
 def _complete_from_checkpoint(args: Sequence[str]) -> list[str]:
-    """Return the arguments with what a checkpoint brings where no config is given.
+    """Return the arguments, completed from the checkpoint if no config is given.
 
-    That is the config of its run, or for other data its network and the preparation of its images.
+    The checkpoint supplies the config of its run, or for other data its network and the preparation of its images.
     """
     path, given = option(args, "--ckpt_path"), option_names(args)
     if path is None or given & {*CONFIG_FLAGS, "--model"}:

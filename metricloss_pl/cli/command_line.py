@@ -33,7 +33,7 @@ from metricloss_pl.cli.arguments import (
 from metricloss_pl.cli.console import relative_path
 from metricloss_pl.cli.errors import (
     constructor_errors,
-    is_of_collective,
+    is_collective,
     lightning_refusals,
     lost_contact,
 )
@@ -132,7 +132,7 @@ class MetricLossCLI(LightningCLI):
             if line := find_mistake([(name, value) for name, value, _ in options_of(args)]):  # type: ignore[arg-type]
                 raise UserError(line) from error
             raise
-        config = _of_subcommand(self.config)
+        config = _subcommand_options(self.config)
         check_options(config, self.config.get("subcommand", "fit"))
         if has_config:
             self.trusted = import_paths(config.as_dict())
@@ -169,8 +169,8 @@ class MetricLossCLI(LightningCLI):
         with self._limit_imports():
             model = {"class_path": trained, "dict_kwargs": settings}
             self.config = self.parser.parse_object({subcommand: {"model": model}}, self.config)
-        config = _of_subcommand(self.config)
-        # The files that the config names here may be gone, and what they hold is in the checkpoint or the run's folder.
+        config = _subcommand_options(self.config)
+        # These files of the config may be gone; their content is in the checkpoint or the run's folder.
         backbone = (config.model.get("init_args", {}).get("backbone") or {}).get("init_args", {})
         data = config.data.get("init_args", {})
         for block, name, value in (
@@ -184,7 +184,7 @@ class MetricLossCLI(LightningCLI):
     # ------------------------------------------------------------------------------------------------------ the run
 
     def before_instantiate_classes(self) -> None:
-        drop_object_defaults(_of_subcommand(self.config))
+        drop_object_defaults(_subcommand_options(self.config))
         make_room_for_linked_values(self)
 
     def instantiate_classes(self) -> None:
@@ -208,7 +208,7 @@ class MetricLossCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Return the Trainer, with the callbacks of a run besides those of the config."""
-        config = _of_subcommand(self.config_init)
+        config = _subcommand_options(self.config_init)
         # Model and data are built. What is saved and reported is the config as the user gave it.
         self.given.seed_everything = config.seed_everything
         drop_object_defaults(self.given)
@@ -262,7 +262,7 @@ class MetricLossCLI(LightningCLI):
             with refusing("lightning.pytorch.callbacks", RuntimeError):
                 self.trainer.fit(model, weights_only=True, **kwargs)
         except RuntimeError as error:
-            if is_of_collective(error) and processes.has_lost_a_process(self.trainer):
+            if is_collective(error) and processes.has_lost_a_process(self.trainer):
                 raise UserError(lost_contact(self.trainer.global_rank)) from error
             raise
 
@@ -328,7 +328,7 @@ class MetricLossCLI(LightningCLI):
             raise UserError(self.record.unreadable)
 
 
-def _of_subcommand(config: Any) -> Any:
+def _subcommand_options(config: Any) -> Any:
     """Return the options of the subcommand, or all where there is none."""
     return config.get(str(config.get("subcommand")), config)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 __all__ = ["filter_library_messages", "print_columns", "print_table", "relative_path", "silence_lightning"]
 
-# Modules of Lightning with warnings on what is intended: no validation images, a resumed run, averaged weights.
+# Modules of Lightning that warn of intended settings: no validation images, a resumed run, averaged weights.
 _MODULES = "utilities.data|loops.training_epoch_loop|callbacks.model_checkpoint|callbacks.weight_averaging"
 _PACKAGE = Path(__file__).parent.parent
 

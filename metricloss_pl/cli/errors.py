@@ -20,7 +20,7 @@ __all__ = [
     "constructor_errors",
     "format_user_error",
     "hint_of",
-    "is_of_collective",
+    "is_collective",
     "lightning_refusals",
     "lost_contact",
 ]
@@ -77,8 +77,8 @@ def hint_of(error: BaseException) -> str | None:
     """Return a hint to print with a traceback if another process may be the cause, or None."""
     distributed = torch.distributed
     is_parallel = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
-    if _is_of_group(error) or (is_parallel and is_of_collective(error)):
-        return "hint: this error may only be the consequence of another process's, whose message is above"
+    if _is_distributed(error) or (is_parallel and is_collective(error)):
+        return "hint: this error may follow from that of another process; see its message above"
     return None
 
 
@@ -163,12 +163,12 @@ def _build(class_type: type[_T], *args: Any, **kwargs: Any) -> _T:
 add_instantiator(_build, object)  # for all classes without an instantiator of their own, which Lightning's have
 
 
-def is_of_collective(error: BaseException) -> bool:
+def is_collective(error: BaseException) -> bool:
     """Return whether an error may come from a collective operation, also one within a backward pass or DDP."""
     places = ("torch.distributed", "torch.nn.parallel.distributed", "torch.autograd")
-    return _is_of_group(error) or (type(error) is RuntimeError and raised_in(error, *places))
+    return _is_distributed(error) or (type(error) is RuntimeError and raised_in(error, *places))
 
 
-def _is_of_group(error: BaseException) -> bool:
+def _is_distributed(error: BaseException) -> bool:
     """Return whether an error is of torch's own type for groups of processes."""
     return torch.distributed.is_available() and isinstance(error, torch.distributed.DistError)

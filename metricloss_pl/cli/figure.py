@@ -52,12 +52,12 @@ def draw_figure(
     from metricloss_pl import plots
 
     path = Path(out if out is not None else f"{figure}.png")
-    drawn = _embeddings(results, samples_per_class) if figure == "embeddings" else _of_losses(figure)
+    drawn = _embeddings(results, samples_per_class) if figure == "embeddings" else _draw_losses(figure)
     plots.save_figure(drawn, path)
     print_table([("figure", relative_path(path))])
 
 
-def _of_losses(figure: str) -> Figure:
+def _draw_losses(figure: str) -> Figure:
     from metricloss_pl import plots
 
     if figure == "loss_surfaces":

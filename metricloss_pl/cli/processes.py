@@ -1,4 +1,4 @@
-"""Several processes of one training: how long they wait for each other, and what happens when one is lost."""
+"""Several processes of one training: their ranks, exit status, and end when one of them is lost."""
 
 from __future__ import annotations
 

@@ -9,8 +9,10 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
+from torch import nn
 
 from metricloss_pl.callbacks.schedule_length import count_steps
+from metricloss_pl.environment import multiplies_bfloat16
 
 __all__ = ["ExpectedTime", "ProgressLines"]
 
@@ -19,7 +21,8 @@ class ExpectedTime(Callback):
     """One line with the expected time of a training, also beside Lightning's bar, which shows that of an epoch.
 
     It comes at the end of the first epoch that ends after 5 seconds, or within an epoch after 30 seconds, which then
-    leaves out validation. The first step, which is slower, is not counted.
+    leaves out validation. The first step, which is slower, is not counted. A training of a minute or more in 32-bit
+    precision on a CPU is told if mixed precision may be faster.
     """
 
     def __init__(self) -> None:
@@ -48,7 +51,24 @@ class ExpectedTime(Callback):
             self._is_due = False
             total = count_steps(trainer) - self._first_step
             if math.isfinite(total):
-                module.print(f"expected time  {_clock(seconds * total / steps)} for {round(total)} steps")
+                expected = seconds * total / steps
+                hint = "; --trainer.precision bf16-mixed may be faster" if _gains_by_bfloat16(trainer, module) else ""
+                module.print(
+                    f"expected time  {_clock(expected)} for {round(total)} steps{hint if expected >= 60 else ''}"
+                )
+
+
+def _gains_by_bfloat16(trainer: Trainer, module: LightningModule) -> bool:
+    """Return whether a training in 32-bit precision usually becomes faster on this CPU by bfloat16.
+
+    Measured on one with AVX512-BF16: residual networks take 0.6 times as long per step, but EfficientNet-B0, whose
+    convolutions are grouped, 1.5 times.
+    """
+    is_plain = trainer.strategy.root_device.type == "cpu" and trainer.precision == "32-true"
+    if not is_plain or getattr(getattr(trainer, "datamodule", None), "features", None):  # the network does not run
+        return False
+    is_grouped = any(isinstance(layer, nn.Conv2d) and layer.groups > 1 for layer in module.modules())
+    return not is_grouped and multiplies_bfloat16()
 
 
 class ProgressLines(ProgressBar):

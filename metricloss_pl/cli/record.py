@@ -23,7 +23,7 @@ __all__ = ["ClassScores", "RunRecord"]
 
 
 class ClassScores(NamedTuple):
-    """Images of a class, the share of them that was recognized, and F1; None for what is undefined without images."""
+    """Images of a class, the share of them that was recognized, and F1; None where undefined, without images."""
 
     images: int
     recall: float | None

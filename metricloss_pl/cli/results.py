@@ -165,7 +165,7 @@ def report_results(
 
 
 def _describe_choice(record: RunRecord) -> str:
-    """Return which epoch is the best one, and what has chosen it."""
+    """Return the best epoch, and the metric and number of images that chose it."""
     line = "{best_epoch} of {epochs}, by {monitor}".format(**record.training)
     if not record.training["monitor"].startswith("val/"):
         return line

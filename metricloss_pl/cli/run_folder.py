@@ -79,7 +79,7 @@ class RunFolder(RunFolderCallback):
         self.id = state_dict["id"]  # the same run continues
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Adapt what the checkpoint says of other checkpoints to where they are, and to those written after it."""
+        """Update the checkpoint's records of other checkpoints: their present paths, and those written later."""
         states = checkpoint["callbacks"]
         run_id = recorded_id(states)
         for callback in trainer.checkpoint_callbacks:
@@ -94,7 +94,7 @@ class RunFolder(RunFolderCallback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Remove a folder that was reserved for a training that has not begun."""
         if self._is_reserved and self.run_folder and not (self.run_folder / CONFIG).exists():
-            shutil.rmtree(self.run_folder, ignore_errors=True)  # what a logger may have begun
+            shutil.rmtree(self.run_folder, ignore_errors=True)  # also files of a logger
             self.remove_if_empty()
 
     def remove_if_empty(self) -> None:
@@ -210,7 +210,7 @@ def follow_moved_run(config: Namespace, checkpoint: Mapping[str, Any], given: Co
     Args:
         config: Parsed config of a `fit` that resumes the run, changed in place.
         checkpoint: Content of the checkpoint that it resumes from.
-        given: Names of the options on the command line, which are about the run as it is now.
+        given: Names of the options on the command line; they refer to the new place.
     """
     folder = Path(config.resume).absolute()
     before = Path(checkpoint["callbacks"].get(RunFolder.__name__, {}).get("folder", folder))

@@ -23,7 +23,7 @@ from metricloss_pl.regimes import LinearProbeClassifier
 
 __all__ = ["SaveConfigAndSummary", "describe_few", "drop_object_defaults"]
 
-# Settings that are paths, of the data and of what a run writes. A relative one starts at the current folder.
+# Settings that are paths of data or of a run's output. A relative one starts at the current folder.
 _PATHS = ("root", "test_root", "csv", "images_dir", "path", "predict_dir", "runs_dir", "dirpath", "save_dir")
 _FEW_STEPS = 200
 _FEW_POINTS = 2  # of the accuracy: validation images are few if one of them is more
@@ -51,9 +51,12 @@ class SaveConfigAndSummary(SaveConfigCallback):
         for name in ("ckpt_path", "resume"):  # a new run from this config starts from scratch
             if name in config:
                 config[name] = None
+        data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
         settings = config.data.get("init_args", {})
-        for name, value in trainer.datamodule.sizes._asdict().items():  # type: ignore[attr-defined]
-            if settings.get(name) == "auto":  # so that an evaluation does not depend on the training set
+        # So that evaluations do not need the training set. An automatic batch size stays: shared out to another number
+        # of processes, the total is that of the first run.
+        for name, value in (("image_size", data.resolved_image_size), ("repeat", data.resolved_repeat)):
+            if settings.get(name) == "auto":
                 settings[name] = value
         (run_folder(trainer) / RUN_MARKER).touch()
         with replacing(run_folder(trainer) / self.config_filename) as beside:
@@ -66,8 +69,9 @@ def _summarize(trainer: Trainer, module: LightningModule) -> list[tuple[str, str
     rows = [("data", data.describe())]
     if data.num_workers == 0 and not data.in_memory("train"):
         rows.append(("images", "decoded for each batch: raise --data.cache_gb or --data.num_workers"))
-    if (size := data.sizes.image_size) is not None:
-        uses = f", each used {data.sizes.repeat} times per epoch" if data.sizes.repeat > 1 else ""
+    if (size := data.resolved_image_size) is not None:
+        repeat = data.resolved_repeat
+        uses = f", each used {repeat} times per epoch" if repeat > 1 else ""
         rows.append(("image size", f"{size} x {size} px{uses}"))
     weights = sum(parameter.numel() for parameter in module.parameters())
     device = trainer.strategy.root_device
@@ -79,9 +83,9 @@ def _summarize(trainer: Trainer, module: LightningModule) -> list[tuple[str, str
         counts = data.samples("val").counts(data.num_classes).tolist()
         if few := describe_few(counts, chooser == BALANCED):
             accuracy = BALANCED if chooser == BALANCED else "val/accuracy"
-            rows.append(("val set", f"{sum(counts)} images{few} of {accuracy}"))
+            rows.append(("validation", f"{sum(counts)} images{few} of {accuracy}"))
     if data.is_imbalanced:
-        rows.append(("unequal", _describe_imbalance(data, module, chooser if data.has_validation else None)))
+        rows.append(("imbalance", _describe_imbalance(data, module, chooser if data.has_validation else None)))
     rows.append(("run", relative_path(run_folder(trainer))))
     return rows
 
@@ -90,7 +94,7 @@ def _describe_steps(trainer: Trainer, module: LightningModule, data: ImageDataMo
     if isinstance(module, LinearProbeClassifier):
         return "logistic regression on the features of all training images"
     # A training set smaller than a batch is one batch of its own size.
-    batch = min(data.sizes.batch_size * trainer.world_size, len(data.samples("train")))
+    batch = min(data.resolved_batch_size * trainer.world_size, len(data.samples("train")))
     batch *= trainer.accumulate_grad_batches
     total = count_steps(trainer)
     per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
@@ -116,10 +120,10 @@ def describe_few(counts: Sequence[int], balanced: bool) -> str:
 
 
 def _describe_imbalance(data: ImageDataModule, module: LightningModule, chooser: str | None) -> str:
-    """Return what follows from unequal classes: the choice of the best epoch, and the remedy if none is in use."""
+    """Return how imbalanced classes change the choice of the best epoch, and the remedy if none is in use."""
     balances = data.balanced_sampling or data.samples_per_class_in_batch is not None
     weights = getattr(module, "balance_classes", False) or getattr(module, "class_weights", None) is not None
-    parts = [f"{chooser} chooses the best epoch" if chooser else "read balanced_accuracy"]
+    parts = [f"{chooser} chooses the best epoch" if chooser else "read balanced_accuracy rather than accuracy"]
     if not (balances or weights):
         parts.append("try --data.balanced_sampling true or --model.class_weights balanced")
     return "; ".join(parts)

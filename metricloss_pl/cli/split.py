@@ -51,7 +51,7 @@ def choose_images(
 ) -> None:
     """Split the data as in the training of a checkpoint, or take images that the network has not seen.
 
-    An automatic image size becomes that of the training.
+    Images of an automatic size are prepared as in the training.
 
     The split of the checkpoint's run is used if the data are those of the run, wherever they are by now. Other labeled
     images are all evaluated, unless they have a test or validation set of their own or one is asked for.
@@ -67,7 +67,9 @@ def choose_images(
         UserError: The images can't be split as they were in training, or the checkpoint does not record the split.
     """
     if data.image_size == "auto":
-        data.image_size = (checkpoint["image_format"] or {}).get("image_size")
+        trained = checkpoint["image_format"] or {}
+        data.image_size = trained.get("image_size")
+        data.resize = trained.get("resize") if data.resize is None else data.resize
     if subcommand == "predict" and data.predict_dir is not None:
         return
     settings = {name.removeprefix("--data.") for name in given if name.startswith("--data.")}
@@ -107,14 +109,14 @@ def choose_images(
         return
     changed = next((f"--data.{name}" for name in _SPLITTING if name in settings), None)
     run = run_of(path)
-    own = None if run is None else run / _SPLIT_FILE
-    if own is not None and own.is_file() and not names_file and changed is None:
-        data.split_file = relative_path(own)
+    recorded = None if run is None else run / _SPLIT_FILE
+    if recorded is not None and recorded.is_file() and not names_file and changed is None:
+        data.split_file = relative_path(recorded)
     if data.split_file is not None and data.use_split(data.split_file) == record["digest"]:
         data.samples_per_class = None  # the file lists the subsample
     elif (digest := digest_of_split(data.split_rows())) != record["digest"]:
         split = f"the split with {changed}" if changed else data.split_file
-        split = split or f"a new split ({own or _SPLIT_FILE} is missing, and images were added or removed)"
+        split = split or f"a new split ({recorded or _SPLIT_FILE} is missing, and images were added or removed)"
         raise UserError(
             f"{split} is not the one that {relative_path(path)} was trained with (digests {digest} and "
             f"{record['digest']}): training images may be among those of {subcommand}; the {_SPLIT_FILE} that `fit` "

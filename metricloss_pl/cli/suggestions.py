@@ -166,7 +166,7 @@ def _accepted(annotation: Any) -> _Accepted:
 
 
 def _refused_number(value: Any, annotation: Any) -> str | None:
-    """Return what a setting takes if that is numbers, perhaps also some words, and the value is none of them."""
+    """Return the values that a setting of numbers accepts, perhaps with some words, if the value is none of them."""
     is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
     kinds = set(typing.get_args(annotation) if is_union else [annotation])
     words = [word for kind in kinds if typing.get_origin(kind) is Literal for word in typing.get_args(kind)]

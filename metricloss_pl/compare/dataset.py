@@ -244,11 +244,13 @@ def check_subsets(config: ComparisonConfig, runs: Sequence[Run], summary: Datase
 
 def _resolve_sizes(module: LightningModule, data: ImageDataModule) -> dict[str, Any]:
     """Return the sizes that are `auto`, so that trials and final runs have the same."""
-    data.trainer = SimpleNamespace(lightning_module=module, world_size=1, global_rank=0)  # type: ignore[assignment]
+    state = SimpleNamespace(fn=None)
+    trainer = SimpleNamespace(lightning_module=module, world_size=1, global_rank=0, state=state)
+    data.trainer = trainer  # type: ignore[assignment]
     names = [name for name in ("batch_size", "repeat", "image_size") if getattr(data, name) == "auto"]
-    sizes = data.sizes if names else None
+    sizes = {f"data.{name}": getattr(data, f"resolved_{name}") for name in names}
     data.trainer = None
-    return {f"data.{name}": getattr(sizes, name) for name in names}
+    return sizes
 
 
 def _count(data: LightningDataModule, has_validation: bool, tested: int) -> list[int]:

@@ -34,11 +34,11 @@ def index_by_folder(folder: Path, images: str, lists: dict[Split, str]) -> Index
     """
     remedy = reinstall_hint(folder)
     files = {split: [line.text for line in read_lines(folder / name, remedy=remedy)] for split, name in lists.items()}
-    names = sorted({file.partition("/")[0] for of_set in files.values() for file in of_set})
+    names = sorted({file.partition("/")[0] for listed in files.values() for file in listed})
     position = {name: label for label, name in enumerate(names)}
     sets = {
-        split: file_samples(folder / images, of_set, [position[file.partition("/")[0]] for file in of_set])
-        for split, of_set in files.items()
+        split: file_samples(folder / images, listed, [position[file.partition("/")[0]] for file in listed])
+        for split, listed in files.items()
     }
     return Index(names, sets)
 
@@ -53,7 +53,7 @@ class ArchiveDataModule(ImageDataModule, ABC):
 
     Args:
         root: Folder that holds, or will hold, the set's own folder.
-        download: Download what is missing, if its authors allow it; archives in `root` are used instead.
+        download: Download missing files, if their authors allow it; archives in `root` are used instead.
     """
 
     root: str = "data"

@@ -91,6 +91,7 @@ class ImageDataModule(TrainingSettings, DeviceAugmentation):
         self.features: dict[str, Tensor] = {}  # (N, V, F) by set; its loaders yield these in place of images
         self.feature_sources: dict[str, Callable[[], Tensor]] = {}  # by set; called once, for its first loader
         self._stores: dict[str, ImageStore] = {}
+        self._measured: tuple[ImageStore, tuple[list[float], list[float]]] | None = None  # mean and std of a store
         self._readable: set[str] = set()  # sets whose files have all been decoded once
         self.unreadable: UnreadableImages | None = None  # images of `predict_dir` that `predict` leaves out
         self._check_arguments()
@@ -100,8 +101,10 @@ class ImageDataModule(TrainingSettings, DeviceAugmentation):
     @property
     def image_format(self) -> dict[str, int | None]:
         """Channels and sizes to which images are converted; known right after construction."""
-        image_size = self.sizes.image_size
-        resize = image_size if self.resize is None else self.resize
+        image_size, resize = self.resolved_image_size, self.resize
+        if resize is None:
+            trained = self._format_in_evaluation() if self.image_size == "auto" else None
+            resize = image_size if trained is None else trained["resize"]
         return {"in_channels": self.in_channels, "resize": resize, "image_size": image_size}
 
     @property
@@ -109,13 +112,15 @@ class ImageDataModule(TrainingSettings, DeviceAugmentation):
         """File of a hierarchy of the classes, if the set has one; it may be missing."""
         return None
 
-    @functools.cached_property
+    @property
     def normalization(self) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of each channel of the training set in [0, 1] units, after `setup("fit")`."""
         if self.mean is not None and self.std is not None:
             return self.mean, self.std
-        self.samples("train")
-        mean, std = measure_normalization(self._stores["train"], self.seed)
+        store = self._store("train")
+        if self._measured is None or self._measured[0] is not store:
+            self._measured = store, measure_normalization(store, self.seed)
+        mean, std = self._measured[1]
         return self.mean or mean, self.std or std
 
     @property
@@ -162,8 +167,7 @@ class ImageDataModule(TrainingSettings, DeviceAugmentation):
 
     def in_memory(self, split: str) -> bool:
         """Return whether the images of a set are kept decoded, once it is set up."""
-        self.samples(split)
-        return self._stores[split].images is not None
+        return self._store(split).images is not None
 
     # Checks before a training from the command line; from Python they are up to the caller.
 
@@ -192,17 +196,16 @@ class ImageDataModule(TrainingSettings, DeviceAugmentation):
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the augmented training set, in a new order per epoch, without the last incomplete global batch."""
         sampler = self._train_sampler(self.samples("train").labels)
-        defer = self._deferrable_work(self._stores["train"], self.cache_gb)
+        defer = self._deferrable_work(self._store("train"), self.cache_gb)
         self._training_set = self._dataset("train", training=True, defer=defer)
-        loader = self._loader(self._training_set, sampler)
+        loader = self._loader(self._training_set, sampler, self.resolved_batch_size)
         if self.trainer is not None:
             sampler.resume(functools.partial(resumed_position, self.trainer, len(loader)))
         return loader
 
     def batches_in_epoch(self) -> int:
         """Return the length of `train_dataloader()`, also before `setup("fit")`."""
-        train = self._samples["train"] if "train" in self._samples else self.divide()[0]
-        return math.ceil(len(self._train_sampler(train.labels)) / self.sizes.batch_size)
+        return math.ceil(len(self._train_sampler(self._training_images().labels)) / self.resolved_batch_size)
 
     def train_eval_dataloader(self) -> DataLoader[Any]:
         """Return the training set in order, not augmented, each image once (each process has its share)."""
@@ -263,7 +266,7 @@ class ImageDataModule(TrainingSettings, DeviceAugmentation):
     def _set_up_predict(self) -> None:
         if self.predict_dir is None:
             if "test" in self._samples:
-                self._samples["predict"], self._stores["predict"] = self._samples["test"], self._stores["test"]
+                self._samples["predict"] = self._samples["test"]
         elif "predict" not in self._samples:
             root = Path(self.predict_dir)
             files = image_files(root)
@@ -275,15 +278,17 @@ class ImageDataModule(TrainingSettings, DeviceAugmentation):
 
     def _add(self, sets: dict[str, Samples]) -> None:
         """Set up sets, all of them or none."""
-        try:
-            stores = {split: self._store(split, samples) for split, samples in sets.items()}
-        except UnreadableImages:  # the first; name all
-            test = self.list_test() if "train" in sets else None
-            self._check_readable(sets if test is None else {**sets, "test": test})
-            raise
         self._samples |= sets
-        self._stores |= stores
-        self._readable |= {split for split, store in stores.items() if store.images is not None}
+        try:
+            for split in sets:
+                self._store(split)
+        except BaseException as error:
+            for split in sets:
+                del self._samples[split]
+            if isinstance(error, UnreadableImages):  # the first; name all
+                test = self.list_test() if "train" in sets else None
+                self._check_readable(sets if test is None else {**sets, "test": test})
+            raise
         for split in ("val", "test"):
             if split in sets:
                 self._warn_of_absent_classes(split)
@@ -303,11 +308,21 @@ class ImageDataModule(TrainingSettings, DeviceAugmentation):
             line = f"no {name} image of {of}: {name} metrics are over {present} of {self.num_classes} classes"
             self._warn([line])
 
-    def _store(self, split: str, samples: Samples) -> ImageStore:
+    def _store(self, split: str) -> ImageStore:
+        """Return the images of a set that is set up, decoded again if their automatic size has changed."""
+        samples = self.samples(split)
+        split = "test" if samples is self._samples.get("test") else split  # `predict` may use the test set
         resize = self.image_format["resize"]
         if split == "train" and self.train_resize is not None:
             resize = self.train_resize
-        return ImageStore(samples, in_channels=self.in_channels, resize=resize, cache_gb=self.cache_gb)
+        store = self._stores.get(split)
+        if store is None or store.resize != resize:
+            if split == "train":
+                self._warn_of_enlarged()
+            store = ImageStore(samples, in_channels=self.in_channels, resize=resize, cache_gb=self.cache_gb)
+            self._stores[split] = store
+            self._readable |= {split} if store.images is not None else set()
+        return store
 
     def _leave_out_unreadable(self, files: list[Path]) -> list[Path]:
         """Return the files that can be decoded and warn of the others; each process checks a share of them."""
@@ -326,13 +341,13 @@ class ImageDataModule(TrainingSettings, DeviceAugmentation):
         return [path for path in files if path not in broken]
 
     def _train_sampler(self, labels: Tensor) -> TrainSampler:
-        repeat = self.sizes.repeat
+        repeat = self.resolved_repeat
         if self.oversample_to is not None:
             repeat = max(1, self.oversample_to // int(labels.bincount().max()))
         num_replicas, rank = self._processes()
         return TrainSampler(
             labels,
-            self.sizes.batch_size,
+            self.resolved_batch_size,
             seed=self.seed,
             repeat=repeat,
             balanced=self.balanced_sampling,
@@ -347,13 +362,14 @@ class ImageDataModule(TrainingSettings, DeviceAugmentation):
             self.features[split] = self.feature_sources.pop(split)()
         if split in self.features:
             return FeatureDataset(self.features[split], samples.labels, self.seed)
+        image_format = self.image_format
         enlarged = self.train_resize is not None and not arguments.get("training")
         return ImageDataset(
-            self._stores[split],
+            self._store(split),
             samples.labels,
             samples.names,
-            image_size=self.sizes.image_size,
-            resize=self.image_format["resize"] if enlarged else None,
+            image_size=image_format["image_size"],
+            resize=image_format["resize"] if enlarged else None,
             augment=self.augmentations,
             seed=self.seed,
             **arguments,
@@ -367,14 +383,18 @@ class ImageDataModule(TrainingSettings, DeviceAugmentation):
                 f"{type(self).__name__} has {len(dataset)} {SET_NAMES.get(split, split)} images for {num_replicas} "
                 "processes: use at most one process per image"
             )
-        return self._loader(dataset, EvaluationSampler(len(dataset), num_replicas=num_replicas, rank=rank))
+        batch_size = 64 if self.batch_size == "auto" else self.batch_size
+        sampler = EvaluationSampler(len(dataset), num_replicas=num_replicas, rank=rank)
+        return self._loader(dataset, sampler, batch_size)
 
-    def _loader(self, dataset: AnyDataset, sampler: TrainSampler | EvaluationSampler) -> DataLoader[Any]:
+    def _loader(
+        self, dataset: AnyDataset, sampler: TrainSampler | EvaluationSampler, batch_size: int
+    ) -> DataLoader[Any]:
         device = None if self.trainer is None else self.trainer.strategy.root_device.type
         num_workers = 0 if dataset.defer == "all" else self.num_workers  # nothing is left for them
         return DataLoader(
             dataset=dataset,
-            batch_size=self.sizes.batch_size,
+            batch_size=batch_size,
             sampler=sampler,
             collate_fn=identity_collate,
             num_workers=num_workers,

@@ -78,32 +78,32 @@ def read_bird_index(folder: Path, split_file: Path | None = None, image_id: str 
     remedy = reinstall_hint(folder)
     classes = read_numbered(folder / "classes.txt", remedy)
     files = read_numbered(folder / "images.txt", remedy, image_id)
-    of_class = read_numbered(folder / "image_class_labels.txt", remedy, image_id)
+    class_numbers = read_numbered(folder / "image_class_labels.txt", remedy, image_id)
     if split_file is None:
         assigned = read_numbered(folder / "train_test_split.txt", remedy, image_id)
     else:
         assigned = read_numbered(split_file, "give a file like train_test_split.txt, or a folder of lists", image_id)
-    for described, name in ((of_class, "image_class_labels.txt"), (assigned, "train_test_split.txt")):
+    for described, name in ((class_numbers, "image_class_labels.txt"), (assigned, "train_test_split.txt")):
         for number, (place, _) in described.items():
             if number not in files:
                 raise UserError(f"{place}: image {number} is not in {folder / 'images.txt'}")
         for number, (place, _) in files.items():
-            if number not in described and (split_file is None or described is of_class):
+            if number not in described and (split_file is None or described is class_numbers):
                 raise UserError(f"{place}: image {number} is not in {folder / name}")
-    for place, number in of_class.values():
+    for place, number in class_numbers.values():
         if number not in classes:
             raise UserError(f"{place}: class {number} is not in {folder / 'classes.txt'}")
     for place, flag in assigned.values():
         if flag not in ("0", "1"):
             raise UserError(f"{place}: {flag!r}, where 1 (training) or 0 (test) is needed")
-    used = sorted({number for _, number in of_class.values()}, key=int)
+    used = sorted({number for _, number in class_numbers.values()}, key=int)
     position = {number: label for label, number in enumerate(used)}
     order = sorted(assigned, key=lambda number: (len(number), number))
     sets: dict[Split, Samples] = {}
     flags: dict[Split, str] = {"train": "1", "test": "0"}
     for split, flag in flags.items():
         chosen = [number for number in order if assigned[number].text == flag]
-        labels = [position[of_class[number].text] for number in chosen]
+        labels = [position[class_numbers[number].text] for number in chosen]
         sets[split] = file_samples(folder / "images", [files[number].text for number in chosen], labels)
     return Index([classes[number].text for number in used], sets)
 

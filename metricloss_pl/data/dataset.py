@@ -174,11 +174,11 @@ class ImageDataset(Dataset[Any]):
         """Apply the augmentations that come before or after the crop."""
         for position, augmentation in enumerate(self.augment):
             if augmentation.before_crop == before_crop:
-                own = keys[position]
+                drawn_by = keys[position]
                 if isinstance(images, Tensor):
-                    images = augmentation(images, own)
+                    images = augmentation(images, drawn_by)
                 else:  # of different sizes
-                    images = [augmentation(image[None], own[i : i + 1])[0] for i, image in enumerate(images)]
+                    images = [augmentation(image[None], drawn_by[i : i + 1])[0] for i, image in enumerate(images)]
         return images
 
     def _crop(

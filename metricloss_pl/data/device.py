@@ -23,7 +23,7 @@ class DeviceAugmentation(LightningDataModule):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Crop and augment a training batch that was transferred to a GPU.
 
-        Lightning calls this hook either of the data or of the model: the model's is called from here.
+        Lightning calls this hook of the data or of the model, not of both, so the model's is called here.
         """
         assert self.trainer is not None
         if isinstance(batch, UnfinishedBatch):
@@ -32,7 +32,7 @@ class DeviceAugmentation(LightningDataModule):
         return self.trainer.lightning_module.on_after_batch_transfer(batch, dataloader_idx)
 
     def _deferrable_work(self, store: ImageStore, memory_gb: float) -> Deferred | None:
-        """Return the work on the training images that is left to the device; all of it, if its memory holds them."""
+        """Return the work that is left to the device: all of it, if its memory holds the training images."""
         if not self._trains_on_gpu():
             return None
         if isinstance(store.images, Tensor) and store.images.nbytes <= memory_gb * 1e9:

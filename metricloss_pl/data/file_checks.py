@@ -111,7 +111,7 @@ def describe_left_out(root: Path, folders: Iterable[Path], beside: Iterable[Path
         beside: Folders in `root` without images; links in them may have been meant as folders of images.
     """
     found = [find_files(folder) for folder in folders]
-    files = (path for of_folder in found for path in of_folder.files)
+    files = (path for folder in found for path in folder.files)
     unread = sorted(path for path in files if path.suffix.lower() not in IMAGE_EXTENSIONS + _COMPANIONS)
     return [
         *not_used("file", "of unknown type", "convert to .jpg or .png, or remove", unread, root),
@@ -120,7 +120,7 @@ def describe_left_out(root: Path, folders: Iterable[Path], beside: Iterable[Path
 
 
 def _describe_unusable(root: Path, found: Iterable[Found]) -> list[str]:
-    paths = sorted(path for of_folder in found for path in of_folder.unusable)
+    paths = sorted(path for folder in found for path in folder.unusable)
     return not_used("path", "that cannot be followed or opened", "repair or remove", paths, root)
 
 
@@ -132,7 +132,7 @@ def not_used(thing: str, why: str, remedy: str, paths: Sequence[Path], root: Pat
 
 
 def find_unreadable(files: Sequence[Path], in_channels: int) -> dict[Path, str]:
-    """Decode files, JPEGs at an eighth of their size, and return what is wrong with each that cannot be decoded."""
+    """Decode files, JPEGs at an eighth of their size, and return the reason for each that cannot be decoded."""
 
     def what_is_wrong(path: Path) -> str | None:
         try:
@@ -228,8 +228,8 @@ def _contents(sets: Mapping[Any, Samples]) -> dict[str, list[Hashable]]:
     """Return a key per image that is equal for equal images; None if no other file has the same size."""
     files = {split: samples.images for split, samples in sets.items() if isinstance(samples.images, list)}
     sizes = {path: path.stat().st_size for paths in files.values() for path in paths}
-    of_size = Counter(sizes[path] for paths in files.values() for path in paths)
-    alike = [path for path, size in sizes.items() if of_size[size] > 1]
+    files_of_size = Counter(sizes[path] for paths in files.values() for path in paths)
+    alike = [path for path, size in sizes.items() if files_of_size[size] > 1]
     digests: dict[Path, Hashable] = dict(zip(alike, digest_files(alike), strict=True))
     contents: dict[str, list[Hashable]] = {}
     for split, samples in sets.items():

@@ -74,9 +74,9 @@ class ImageFolderDataModule(HeldOutDataModule):
         for label, name in enumerate(self._found_classes):
             folder = self._folders[split] / name
             required = split == "train" and self.classes is None
-            of_class = image_files(folder) if required or _holds_image(folder) else []
-            files += of_class
-            labels += [label] * len(of_class)
+            found = image_files(folder) if required or _holds_image(folder) else []
+            files += found
+            labels += [label] * len(found)
         names = [file.relative_to(self._root).as_posix() for file in files]
         self._listed[split] = Samples(images=files, labels=torch.tensor(labels, dtype=torch.int64), names=names)
         return self._listed[split]

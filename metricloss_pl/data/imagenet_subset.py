@@ -131,13 +131,13 @@ def _unpack_train(archive: Path, files: list[str], into: Path) -> None:
     for file in files:
         wnid, _, name = file.partition("/")
         wanted[wnid].add(name)
-    with tarfile.open(archive) as of_all:
-        for member in of_all:
+    with tarfile.open(archive) as archives:
+        for member in archives:
             wnid = PurePosixPath(member.name).stem
-            stream = of_all.extractfile(member) if wnid in wanted else None
+            stream = archives.extractfile(member) if wnid in wanted else None
             if stream is not None:
-                with stream, tarfile.open(fileobj=stream) as of_class:
-                    _unpack_files(of_class, wanted.pop(wnid), into / wnid, archive)
+                with stream, tarfile.open(fileobj=stream) as images:
+                    _unpack_files(images, wanted.pop(wnid), into / wnid, archive)
     if wanted:
         raise UserError(f"{archive} holds no {min(wanted)}.tar, which the lists name")
 
@@ -208,7 +208,7 @@ def _checked(file: str, pattern: str, place: str) -> str:
 
 
 class _ListUnpickler(pickle.Unpickler):
-    """Unpickler of lists, texts and numbers: these need no name, so that a pickle cannot run code."""
+    """Unpickler of lists, texts and numbers. It looks up no names, so that a pickle cannot run code."""
 
     def find_class(self, module: str, name: str) -> Any:
         """Refuse every name."""

@@ -171,11 +171,11 @@ def _read_classes(file: Path, heads: dict[str, _Head], labels: dict[Split, Tenso
             )
         names = np.char.asarray(_array(file, key)).astype(str).tolist()
         check_distinct(f"{key} in {file}", names)
-    for split, of_set in labels.items():
-        position = int(of_set.argmax())
-        if of_set[position] >= len(names):
+    for split, numbers in labels.items():
+        position = int(numbers.argmax())
+        if numbers[position] >= len(names):
             raise UserError(
-                f"{split}_labels[{position}] in {file} is {int(of_set[position])}: with "
+                f"{split}_labels[{position}] in {file} is {int(numbers[position])}: with "
                 f"{plural(len(names), 'class')} labels run from 0 to {len(names) - 1}"
             )
     missing = next((label for label in range(len(names)) if label not in set(found)), None) if trained else None

@@ -38,7 +38,7 @@ class UnreadableImages(UserError):
 
     Args:
         message: The line.
-        broken: The files, and what is wrong with each.
+        broken: The files, and the reason for each.
     """
 
     def __init__(self, message: str, broken: Mapping[Path, str] | None = None) -> None:

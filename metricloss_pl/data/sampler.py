@@ -113,8 +113,8 @@ class TrainSampler(DistributedSampler[Any]):
             order = generator.permutation(len(self.labels) * self.repeat)[: self.total_size] % len(self.labels)
         draws = self.epoch + (_earlier_occurrences(order) << 32)
         start = self._first_batch * self.batch_size if self.epoch == self._first_epoch else 0
-        own = slice(self.rank, None, self.num_replicas)
-        return iter(list(zip(order[own].tolist(), draws[own].tolist(), strict=True))[start:])
+        share = slice(self.rank, None, self.num_replicas)
+        return iter(list(zip(order[share].tolist(), draws[share].tolist(), strict=True))[start:])
 
     def _check_classes(self, per_class: int, global_batch: int) -> None:
         classes = len(np.unique(self.labels))

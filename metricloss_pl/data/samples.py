@@ -1,4 +1,4 @@
-"""The images of one set with their labels, and the checks of what a data set gave."""
+"""The images of one set with their labels, and checks of the samples that a data set returns."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def check_statistics(published: Statistics, split: Literal["train", "test"], lab
 
 
 def check_samples(samples: Samples, num_classes: int, split: str) -> None:
-    """Check what a data set gave, once, so that no later code has to.
+    """Check the samples that a data set returns, once, so that no later code has to.
 
     Args:
         samples: The images of one set.

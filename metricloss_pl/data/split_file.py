@@ -127,9 +127,9 @@ def split_by_rows(
                 )
             missing.append(row)
             continue
-        of_class = (number for number, position in enumerate(positions) if class_names[labels[position]] == row.label)
+        same_label = (number for number, position in enumerate(positions) if class_names[labels[position]] == row.label)
         taken[row.identity, row.file] = row.split
-        chosen.setdefault(row.split, []).append(positions.pop(next(of_class, 0)))
+        chosen.setdefault(row.split, []).append(positions.pop(next(same_label, 0)))
     for split in SPLITS:
         wanted = sum(row.split == split for row in rows)
         if wanted and split not in chosen:

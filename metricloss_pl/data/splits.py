@@ -220,11 +220,11 @@ def _cut_groups(
     # A row for each class in each group, by the groups' ranks: most groups are of one class.
     rows, images = np.unique(rank_of_image * len(counts) + samples.labels.numpy(), return_counts=True)
     starts = np.searchsorted(rows, np.arange(len(groups) + 1) * len(counts)).tolist()
-    of_class, images_of_row = (rows % len(counts)).tolist(), images.tolist()
+    class_of_row, images_of_row = (rows % len(counts)).tolist(), images.tolist()
     cut, wanted, most = [0] * len(counts), share.tolist(), counts.tolist()
     taken = np.zeros(len(groups), dtype=bool)
     for group in range(len(groups)):
-        members = [(of_class[row], images_of_row[row]) for row in range(starts[group], starts[group + 1])]
+        members = [(class_of_row[row], images_of_row[row]) for row in range(starts[group], starts[group + 1])]
         # Decrease of the squared distance between the class counts and their shares.
         gain = sum(number * (2 * (wanted[label] - cut[label]) - number) for label, number in members)
         if gain > 1e-9 and all(cut[label] + number < most[label] for label, number in members):

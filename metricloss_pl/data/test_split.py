@@ -108,9 +108,9 @@ class HeldOutDataModule(ImageDataModule, ABC):
         if not unknown:
             return []
         counts = sum(self.list_split(split).counts(len(self.found_classes)) for split in self.given_splits)
-        of_class = dict(zip(self.found_classes, counts.tolist(), strict=True))  # type: ignore[union-attr]
-        number = sum(of_class[name] for name in unknown)
-        shown = ", ".join(f"{name!r} ({of_class[name]})" for name in unknown[:_SHOWN])
+        images_of_class = dict(zip(self.found_classes, counts.tolist(), strict=True))  # type: ignore[union-attr]
+        number = sum(images_of_class[name] for name in unknown)
+        shown = ", ".join(f"{name!r} ({images_of_class[name]})" for name in unknown[:_SHOWN])
         more = ", ..." if len(unknown) > _SHOWN else ""
         return [
             f"not used: {plural(number, 'image')} of {plural(len(unknown), 'unknown class')}, {shown}{more}; the "

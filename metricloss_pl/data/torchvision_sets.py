@@ -36,7 +36,7 @@ class _TorchvisionDataModule(ImageDataModule, ABC):
 
     Args:
         root: Folder that holds, or will hold, torchvision's folder of the set.
-        download: Download what is missing; nothing is downloaded if the folder is there.
+        download: Download missing files; nothing is downloaded if the folder is there.
     """
 
     root: str = "data"

@@ -1,4 +1,4 @@
-"""Sizes and augmentations of the training images, of which some may follow from the training set."""
+"""Sizes and augmentations of the training images, given or derived from the training set."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from abc import ABC
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from metricloss_pl.augment import Augmentation, HorizontalFlip, Rotation90
@@ -21,7 +22,7 @@ from metricloss_pl.data.sampler import process_group
 from metricloss_pl.data.samples import Samples
 from metricloss_pl.errors import plural
 
-__all__ = ["Auto", "Orientation", "Sizes", "TrainingSettings", "batch_size_for", "pretrained_weights", "repeat_for"]
+__all__ = ["Auto", "Orientation", "TrainingSettings", "batch_size_for", "pretrained_weights", "repeat_for"]
 
 Auto = Literal["auto"]
 Orientation = Literal["upright", "any"]
@@ -37,21 +38,13 @@ _BATCH_SIZES = (16, 128)
 _REPEATS = (1, 12)
 
 
-class Sizes(NamedTuple):
-    """Images per step and process, uses of each image per epoch, and side of the images in px."""
-
-    batch_size: int
-    repeat: int
-    image_size: int | None
-
-
 @dataclass(kw_only=True, eq=False, repr=False)
 class TrainingSettings(LabeledSets, ABC):
-    """Labeled sets with the sizes and augmentations of a training, of which some may follow from the training set.
+    """Labeled sets with the sizes and augmentations of a training, given or derived from the training set.
 
     Args:
         batch_size: Images per step and process. `auto`: the power of two next to an eighth of the training images, from
-            16 to 128, shared out to the processes.
+            16 to 128, shared out to the processes; in evaluation 64.
         repeat: Number of times that each training image is used per epoch, augmented differently each time. `auto`:
             8 sqrt(500 / N) for N training images, from 1 to 12, so that the steps of a training grow with sqrt(N).
         in_channels: Channels of the images. Gray (1) and color (3) are converted into each other; any other number must
@@ -74,48 +67,77 @@ class TrainingSettings(LabeledSets, ABC):
     orientation: Orientation | None = None
 
     @property
-    def sizes(self) -> Sizes:
-        """Sizes in use; where one is `auto`, the training images are listed for it."""
-        return Sizes(
-            max(1, batch_size_for(self._automatic_count) // self._processes()[0])
-            if self.batch_size == "auto"
-            else self.batch_size,
-            repeat_for(self._automatic_count) if self.repeat == "auto" else self.repeat,
-            self._automatic_image_size() if self.image_size == "auto" else self.image_size,
-        )
+    def resolved_batch_size(self) -> int:
+        """Training images per step and process; if `batch_size` is `auto`, the training images are listed for it."""
+        if self.batch_size != "auto":
+            return self.batch_size
+        return max(1, batch_size_for(len(self._training_images())) // self._processes()[0])
+
+    @property
+    def resolved_repeat(self) -> int:
+        """Uses of each training image per epoch; if `repeat` is `auto`, the training images are listed for it."""
+        return repeat_for(len(self._training_images())) if self.repeat == "auto" else self.repeat
+
+    @property
+    def resolved_image_size(self) -> int | None:
+        """Side in px of the images; if `image_size` is `auto`, the heads of the training images are read for it.
+
+        A model that is evaluated gets images of the size that it was trained on.
+        """
+        if self.image_size != "auto":
+            return self.image_size
+        if (trained := self._format_in_evaluation()) is not None:
+            return trained["image_size"]
+        weights = pretrained_weights(getattr(self, "trainer", None))
+        if weights is not None and weights.image_size is not None:
+            size: int = weights.image_size
+            return size if weights.is_size_fixed else min(size, _LARGEST_PRETRAINED_SIDE)
+        sides = self._shorter_sides()
+        return int(min(np.median(sides), _LARGEST_SIDE)) if len(sides) else _LARGEST_SIDE
+
+    def _format_in_evaluation(self) -> dict[str, int | None] | None:
+        """Return how images were prepared in the training of the model that a Trainer evaluates, if it is known."""
+        trainer = getattr(self, "trainer", None)
+        if trainer is None or trainer.state.fn in (None, TrainerFn.FITTING):
+            return None
+        return getattr(trainer.lightning_module, "image_format", None)
 
     @property
     def augmentations(self) -> list[Augmentation]:
         """Augmentations of the training images, those of `orientation` first."""
         return [*_FLIPS[self.orientation], *self.augment]
 
-    @functools.cached_property
-    def _automatic_count(self) -> int:
-        return len(self._training_images())
+    def _warn_of_enlarged(self) -> None:
+        """Warn of training images that are smaller than the automatic size."""
+        size = self.resolved_image_size
+        if self.image_size != "auto" or size is None or not (smaller := int((self._shorter_sides() < size).sum())):
+            return
+        weights = pretrained_weights(getattr(self, "trainer", None))
+        source = "" if weights is None or weights.image_size is None else f", the size for {weights.source}"
+        images = plural(smaller, "training image")
+        self._warn([f"{images} of less than {size} px will be enlarged to {size} px{source}"])
+
+    def _shorter_sides(self) -> np.ndarray:
+        """Return the shorter side in px of each training image that can be read, without decoding files."""
+        samples = self._training_images()
+        if isinstance(samples.images, Tensor):
+            return np.full(len(samples), min(samples.images.shape[-2:]))
+        known = self._known_sides
+        new = [path for path in samples.files if path not in known]
+        with ThreadPoolExecutor(DECODING_THREADS) as pool:
+            known.update(zip(new, pool.map(self._shorter_side, new), strict=True))
+        sides = np.array([known[path] for path in samples.files])
+        return sides[sides > 0]
 
     @functools.cached_property
-    def _image_sizes(self) -> dict[str | None, int]:
-        """Automatic image sizes by the weights that they are for."""
+    def _known_sides(self) -> dict[Path, int]:
         return {}
 
-    def _automatic_image_size(self) -> int:
-        weights = pretrained_weights(getattr(self, "trainer", None))
-        size = None if weights is None else weights.image_size
-        source = None if size is None else weights.source
-        if source in self._image_sizes:
-            return self._image_sizes[source]
-        sides = _shorter_sides(self._training_images(), self.in_channels)
-        if size is None:
-            size = int(min(np.median(sides), _LARGEST_SIDE)) if len(sides) else _LARGEST_SIDE
-        elif not weights.is_size_fixed:
-            size = min(size, _LARGEST_PRETRAINED_SIDE)
-        if smaller := int((sides < size).sum()):
-            reason = "" if source is None else f", the size for {source}"
-            self._warn(
-                [f"{plural(smaller, 'training image')} of less than {size} px will be enlarged to {size} px{reason}"]
-            )
-        self._image_sizes[source] = size
-        return size
+    def _shorter_side(self, path: Path) -> int:
+        try:
+            return min(read_head(path, self.in_channels)[:2])
+        except UnreadableImages:  # named when it is decoded
+            return 0
 
     def _training_images(self) -> Samples:
         return self._samples["train"] if "train" in self._samples else self.divide()[0]
@@ -140,19 +162,3 @@ def batch_size_for(images: int) -> int:
 def repeat_for(images: int) -> int:
     """Return how often each of so many training images is used per epoch: 8 sqrt(500 / images), from 1 to 12."""
     return min(max(round(8 * math.sqrt(500 / max(1, images))), _REPEATS[0]), _REPEATS[1])
-
-
-def _shorter_sides(samples: Samples, in_channels: int) -> np.ndarray:
-    """Return the shorter side in px of each image that can be read, without decoding files."""
-    if isinstance(samples.images, Tensor):
-        return np.full(len(samples), min(samples.images.shape[-2:]))
-
-    def shorter_side(path: Path) -> int:
-        try:
-            return min(read_head(path, in_channels)[:2])
-        except UnreadableImages:  # named when it is decoded
-            return 0
-
-    with ThreadPoolExecutor(DECODING_THREADS) as pool:
-        sides = np.array(list(pool.map(shorter_side, samples.files)))
-    return sides[sides > 0]

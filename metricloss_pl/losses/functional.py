@@ -247,9 +247,9 @@ def cross_entropy(
     if smoothing_target == "all" or label_smoothing == 0:
         return nnf.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction=reduction)
     log_probabilities = nnf.log_softmax(logits, dim=1)
-    own = log_probabilities.gather(1, labels[:, None]).squeeze(1)
-    others = (log_probabilities.sum(1) - own) / max(1, logits.shape[1] - 1)
-    return reduced(-(1 - label_smoothing) * own - label_smoothing * others, reduction)
+    labeled = log_probabilities.gather(1, labels[:, None]).squeeze(1)
+    others = (log_probabilities.sum(1) - labeled) / max(1, logits.shape[1] - 1)
+    return reduced(-(1 - label_smoothing) * labeled - label_smoothing * others, reduction)
 
 
 @_full_precision

@@ -21,7 +21,7 @@ class Temperature(Float64Metric):
     memory does not depend on the number of images, and any split over batches and processes gives the same result. As
     a function of 1 / T this sum is convex, so the grid brackets the minimum. A parabola in log T through the grid's
     best point and its two neighbors refines it, to within about 3 % of T with 10 points per decade. A best point at an
-    end of the grid is returned as it is; of equally good points the one nearest to 1 counts. Without images T is 1.
+    end of the grid is returned; of equally good points the one nearest to 1. Without images T is 1.
 
     Args:
         lowest: First T of the grid, above 0.

@@ -133,7 +133,7 @@ def light_style(ax: Any) -> None:
 
 
 def escape(text: str) -> str:
-    """Return text with matplotlib's mathematics switched off; what is no Unicode becomes a question mark."""
+    """Return text with matplotlib's mathematics switched off; bytes that are no Unicode become question marks."""
     return text.encode("utf-8", "replace").decode("utf-8").replace("$", r"\$")
 
 

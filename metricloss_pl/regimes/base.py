@@ -40,6 +40,7 @@ from metricloss_pl.errors import UserError, check_choice, check_distinct, plural
 from metricloss_pl.metrics import accuracies
 from metricloss_pl.mixing import Mixing, frozen_batch_statistics
 from metricloss_pl.optimizers import check_optimizer, exempt_norm_and_bias, loss_with_gradients, sgd
+from metricloss_pl.regimes.distillation import Distillation
 
 if TYPE_CHECKING:
     from metricloss_pl.class_embeddings import Hierarchy
@@ -92,6 +93,7 @@ class Classifier(LightningModule, ABC):
             of the training set. None: 1.
         batch_mixing: `CutMix` or `MixUp` of the training images, within the batch of each process; regimes with centers
             need its `same_class`. None: no mixing.
+        distillation: `Distillation` of trained networks into this one. None: training on the labels alone.
         decay_norm_and_bias: Whether weight decay acts on all parameters. False: on the weights of convolutions and
             dense layers only.
 
@@ -100,7 +102,7 @@ class Classifier(LightningModule, ABC):
             unknown.
     """
 
-    mixes_classes = True  # whether an image mixed of two classes has a loss
+    mixes_classes = True  # whether the loss allows images mixed of two classes
     anchor_name = "anchor"  # name of one of the class_anchors in plots
     class_hierarchy: Hierarchy | None = None  # hierarchy that the class_anchors are derived from
 
@@ -116,11 +118,11 @@ class Classifier(LightningModule, ABC):
         lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
         class_weights: ClassWeights | None = None,
         batch_mixing: Mixing | None = None,
+        distillation: Distillation | None = None,
         decay_norm_and_bias: bool = True,
     ) -> None:
         super().__init__()
-        with warnings.catch_warnings():  # a module among them is left out of the checkpoint
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):  # a module among them is left out of the checkpoint
             self.save_hyperparameters()
         self._passed_arguments = passed_arguments(self)
         if not isinstance(backbone, nn.Module):
@@ -136,11 +138,8 @@ class Classifier(LightningModule, ABC):
             raise UserError(f"embedding_dim is {embedding_dim}; it must be at least 1, or null for the features")
         if num_features is None and not isinstance(num_features := getattr(backbone, "num_features", None), int):
             raise UserError(f"backbone {type(backbone).__name__} has no num_features: give model.num_features")
-        if batch_mixing is not None and not (self.mixes_classes or batch_mixing.same_class):
-            raise UserError(
-                f"batch_mixing is {type(batch_mixing).__name__} across classes, but for {type(self).__name__} each "
-                "image has a single center: set same_class of batch_mixing to true"
-            )
+        if batch_mixing is not None and not self.mixes_classes:
+            batch_mixing.check_within_classes(type(self).__name__)
         check_optimizer(optimizer, lr_scheduler)
         self.num_classes, self.class_names = num_classes, names
         self.backbone = backbone.to(memory_format=torch.channels_last)
@@ -149,7 +148,7 @@ class Classifier(LightningModule, ABC):
         self.optimizer = optimizer
         self.learning_rate: float | None = None  # in place of the optimizer's; set by LearningRateFinder
         self.lr_scheduler, self.lr_scheduler_interval = lr_scheduler, lr_scheduler_interval
-        self.decay_norm_and_bias, self.batch_mixing = decay_norm_and_bias, batch_mixing
+        self.decay_norm_and_bias, self.batch_mixing, self.distillation = decay_norm_and_bias, batch_mixing, distillation
         # Facts of the data and fitted values. They are no buffers, which weight averaging would average.
         self.mean, self.std = torch.zeros(1), torch.ones(1)
         self.temperature = 1.0
@@ -264,7 +263,7 @@ class Classifier(LightningModule, ABC):
         return Predictions([self.class_names[label] for label in probabilities.argmax(1).tolist()], probabilities)
 
     def configure_callbacks(self) -> list[Callback]:
-        """Return the callbacks that every regime needs, but for those that the Trainer has already."""
+        """Return the callbacks that every regime needs, without those that the Trainer has already."""
         given: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         return [cls() for cls in _CALLBACKS if not any(isinstance(callback, cls) for callback in given)]
 
@@ -278,6 +277,9 @@ class Classifier(LightningModule, ABC):
             with frozen_batch_statistics(self):
                 other = self.losses(embeddings, labels[partners])  # also if share is 1: all processes do the same
             losses = {name: share * value + (1 - share) * other[name] for name, value in losses.items()}
+        if self.distillation is not None:
+            with frozen_batch_statistics(self):
+                losses = self.distillation(losses, images, self.class_scores(embeddings))
         if is_log_step(self.trainer, batch_idx):  # each call costs 0.3 ms
             for name, value in losses.items():
                 self.log(f"train/{name}", value.detach(), prog_bar=name == "loss", batch_size=len(labels))
@@ -321,6 +323,8 @@ class Classifier(LightningModule, ABC):
         return {"index": rest[1], **predictions} if len(rest) > 1 else predictions
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
+        if self.distillation is not None:
+            self.distillation.load(self.class_names)
         groups = self.parameter_groups()
         optimizer = self.optimizer(groups if self.decay_norm_and_bias else exempt_norm_and_bias(groups, self))
         if self.lr_scheduler is None:
@@ -389,7 +393,7 @@ class Classifier(LightningModule, ABC):
             raise UserError(f"the checkpoint {line}: give the settings that it was trained with") from error
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        # On the command line, what builds the optimizers holds the whole program, data and all: copies share it.
+        # On the command line, the functions that build optimizers hold the whole program and its data: share them.
         memo |= {id(value): value for value in vars(self).values() if isinstance(value, functools.partial)}
         memo[id(self)] = twin = type(self).__new__(type(self))
         twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))

@@ -27,9 +27,11 @@ def test_own_weights(calls, caplog):
 @pytest.mark.usefixtures("calls")
 def test_metadata_of_weights(tmp_path):
     torch.save(StubNetwork(3, 10).state_dict(), tmp_path / "weights.pth")
-    for weights in ("pretrained", str(tmp_path / "weights.pth")):
-        metadata = TimmBackbone("stubnet", weights=weights).weights_metadata
-        assert metadata == ("timm's stubnet", [0.5, 0.25, 0.75], [0.5, 0.5, 1], 32, True)
+    metadata = TimmBackbone("stubnet", weights="pretrained").weights_metadata
+    assert metadata == ("timm's stubnet", [0.5, 0.25, 0.75], [0.5, 0.5, 1], 32, True)
+    of_file = TimmBackbone("stubnet", weights=str(tmp_path / "weights.pth")).weights_metadata
+    assert of_file[1:] == metadata[1:]
+    assert all(word in of_file.source for word in (str(tmp_path / "weights.pth"), "assumed", "timm's stubnet"))
     assert TimmBackbone("stubnet", 1, "pretrained").weights_metadata.mean == [0.5]
     assert TimmBackbone("stubnet").weights_metadata is None
 

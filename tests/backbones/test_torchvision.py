@@ -204,13 +204,18 @@ def test_download_that_fails(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_metadata_of_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """Those of named weights, and of a file those of the network's default weights; none of a random start."""
+    """Named weights have their own; a plain file those of the default weights, as an assumption."""
     imagenet = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     whole = models.resnet18()
     monkeypatch.setattr(models.ResNet18_Weights, "get_state_dict", lambda *_args, **_settings: whole.state_dict())
-    for weights in ("IMAGENET1K_V1", "DEFAULT", _save(whole, tmp_path)):
+    for weights in ("IMAGENET1K_V1", "DEFAULT"):
         metadata = TorchvisionBackbone("resnet18", weights=weights).weights_metadata
         assert metadata == ("torchvision's resnet18 IMAGENET1K_V1", *imagenet, 224, False)
+    file = _save(whole, tmp_path)
+    metadata = TorchvisionBackbone("resnet18", weights=file).weights_metadata
+    assert metadata is not None
+    assert metadata[1:] == (*imagenet, 224, False)
+    assert all(word in metadata.source for word in (file, "assumed", "torchvision's resnet18 IMAGENET1K_V1"))
     recorded = {"mean": [0.1] * 3, "std": [0.2] * 3, "image_format": {"image_size": 48}}
     torch.save({"state_dict": whole.state_dict(), **recorded}, tmp_path / "run.ckpt")
     metadata = TorchvisionBackbone("resnet18", weights=str(tmp_path / "run.ckpt")).weights_metadata

@@ -111,7 +111,7 @@ def test_a_checkpoint_tells_how_its_images_were_prepared(tmp_path: Path):
 
 
 def test_safetensors_that_is_not_installed(tmp_path: Path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    monkeypatch.setitem(sys.modules, "safetensors", None)
     (tmp_path / "file.safetensors").touch()
     with pytest.raises(UserError, match="pip install safetensors"):
         read_weights(tmp_path / "file.safetensors")

@@ -49,10 +49,14 @@ def _reference(state: dict[str, torch.Tensor], images: torch.Tensor, depth: int,
 
 
 @pytest.mark.parametrize(
-    ("side", "depth", "pooled"), [(28, 2, 1), (32, 1, 1), (47, 2, 1), (48, 2, 1), (49, 2, 2), (96, 3, 3), (128, 1, 4)]
+    ("side", "depth", "pooled", "working_size"),
+    [
+        *((28, 2, 1, 32), (32, 1, 1, 32), (47, 2, 1, 32), (48, 2, 1, 32), (49, 2, 2, 32), (96, 3, 3, 32)),
+        *((128, 1, 4, 32), (96, 2, 2, 48), (96, 2, 1, 96)),
+    ],
 )
-def test_equals_the_network_written_out(side: int, depth: int, pooled: int):
-    backbone = WhitenedConvNet(width=8, depth=depth)
+def test_equals_the_network_written_out(side: int, depth: int, pooled: int, working_size: int):
+    backbone = WhitenedConvNet(width=8, depth=depth, working_size=working_size)
     with torch.no_grad():  # norms away from their neutral start
         for name, tensor in backbone.state_dict().items():
             if tensor.ndim == 1 and "whitening" not in name:
@@ -96,7 +100,7 @@ def test_harmonic_learns_sums_of_cosine_filters():
     assert not any(isinstance(layer, nn.Conv2d) for layer in backbone.stages.modules())
 
 
-@pytest.mark.parametrize("arguments", [{"width": 0}, {"depth": 0}])
+@pytest.mark.parametrize("arguments", [{"width": 0}, {"depth": 0}, {"working_size": 0}])
 def test_wrong_arguments_are_refused(arguments: dict[str, int]):
     with pytest.raises(UserError, match=next(iter(arguments))):
         WhitenedConvNet(**arguments)

@@ -9,9 +9,10 @@ from torch import nn
 
 from metricloss_pl.backbones import TinyConvNet
 from metricloss_pl.callbacks import BatchNormStatistics, ExponentialMovingAverage, FreezeBackbone
-from metricloss_pl.data import DigitsDataModule
+from metricloss_pl.data import DigitsDataModule, ImageFolderDataModule
 from metricloss_pl.errors import UserError
 from metricloss_pl.regimes import Classifier, CosineClassifier, SoftmaxClassifier
+from tests.helpers import make_folder
 from tests.regimes.blobs import C, Flat, loader, trainer
 
 
@@ -60,6 +61,30 @@ def test_statistics_are_the_means_over_equal_batches(tmp_path, regime, val_fract
     torch.testing.assert_close(statistics, _expected(model, data, 30), rtol=1e-4, atol=1e-5)
     norms = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d | nn.BatchNorm1d)]
     assert all(layer.momentum == 0.1 for layer in norms)
+
+
+@pytest.mark.parametrize(("cache_gb", "decodings"), [(0, 3), (1e-5, 1)])
+def test_images_on_disk_are_decoded_once_if_they_fit(tmp_path, monkeypatch, cache_gb, decodings):
+    """10 kB hold the sample of 6 kB, and not all training images."""
+    root = make_folder(tmp_path / "images", images=12)
+    models = []
+    for memory in (2.0, cache_gb):
+        data = ImageFolderDataModule(root=str(root), image_size=20, batch_size=4, cache_gb=memory)
+        torch.manual_seed(0)
+        model, callback, drawn = SoftmaxClassifier(2, TinyConvNet(3, width=4)), BatchNormStatistics(images=5), []
+
+        def noted(count, sample=data.training_sample, drawn=drawn):
+            drawn.append(count)
+            return sample(count)
+
+        monkeypatch.setattr(data, "training_sample", noted)
+        trainer(tmp_path, max_epochs=3, callbacks=[callback]).fit(model, datamodule=data)
+        assert data.in_memory("train") == (memory == 2)
+        assert callback._kept is None
+        models.append(model)
+    assert drawn == [5] * decodings
+    for known, other in zip(*map(_statistics, models), strict=True):
+        assert torch.equal(known, other)
 
 
 def test_a_training_that_ends_within_an_epoch(tmp_path):

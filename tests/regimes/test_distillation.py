@@ -1,0 +1,93 @@
+"""Distillation: the loss in closed form, and trained teachers on the command line."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+
+import metricloss_pl
+from metricloss_pl.cli import main
+from metricloss_pl.errors import UserError
+from metricloss_pl.regimes import Distillation
+from tests.command_line import QUIET, SMALL, best, fit, load, refusal, result
+
+
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Return the checkpoints of two networks for the digits, of different regimes."""
+    runs = tmp_path_factory.mktemp("teachers")
+    trained = [fit(config, runs, *SMALL) for config in ("digits_softmax", "digits_cosine")]
+    return [str(run / "checkpoints" / "last.ckpt") for run in trained]
+
+
+@pytest.mark.parametrize(("weight", "temperature"), [(1.0, 1.0), (0.3, 2.5)])
+def test_the_loss_in_closed_form(teachers: list[str], weight: float, temperature: float) -> None:
+    distillation = Distillation(teachers, weight, temperature)
+    networks = [metricloss_pl.load(path) for path in teachers]
+    images, scores = torch.rand(5, 1, 8, 8), torch.randn(5, 10, requires_grad=True)
+    losses = {"loss": torch.tensor(3.0), "part": torch.tensor(2.0)}
+    distillation.load(networks[0].class_names)
+    found = distillation(losses, images, scores)
+    divergence = 0.0
+    for i in range(5):
+        p = torch.zeros(10, dtype=torch.float64)
+        for network in networks:
+            powers = (network(images)[i].detach().double() / network.temperature / temperature).exp()
+            p += powers / powers.sum() / 2
+        powers = (scores[i].detach().double() / temperature).exp()
+        divergence += float((p * (p / (powers / powers.sum())).log()).sum()) / 5 * temperature**2
+    assert found["distillation"].item() == pytest.approx(divergence, rel=1e-4)
+    assert found["loss"].item() == pytest.approx((1 - weight) * 3.0 + weight * divergence, rel=1e-4)
+    assert found["part"] == 2.0
+    (gradient,) = torch.autograd.grad(found["loss"], scores)
+    q = (scores / temperature).softmax(1).detach()
+    assert torch.allclose(gradient, weight * temperature * (q - distillation.probabilities(images)) / 5)
+
+
+def test_teachers_are_no_part_of_the_network(teachers: list[str]) -> None:
+    distillation = Distillation(teachers)
+    distillation.load([str(digit) for digit in range(10)])
+    assert not list(distillation.state_dict())
+    assert copy.deepcopy(distillation) is distillation
+
+
+@pytest.mark.parametrize("config", ["digits_softmax", "digits_cosine", "digits_center", "digits_standalone"])
+def test_every_regime_learns_from_teachers(
+    config: str, teachers: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copies = [tmp_path / f"{number}.ckpt" for number in range(2)]
+    for path, teacher in zip(copies, teachers, strict=True):
+        path.write_bytes(Path(teacher).read_bytes())
+    flags = ["--model.distillation=Distillation", f"--model.distillation.teachers={[str(path) for path in copies]}"]
+    run = fit(config, tmp_path / "runs", *SMALL, *flags)
+    saved = load(run / "checkpoints" / "best.ckpt")
+    assert saved["hyper_parameters"]["distillation"]["init_args"]["teachers"] == [str(path) for path in copies]
+    for path in copies:  # the trained network does not need them
+        path.unlink()
+    main(["test", best(run), *QUIET])
+    assert "test/accuracy" in result(run, "test")["metrics"]
+    assert len(metricloss_pl.load(run / "checkpoints" / "best.ckpt").predict(torch.rand(1, 8, 8)).classes) == 1
+
+
+def test_a_missing_teacher_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--model.distillation=Distillation", "--model.distillation.teachers=[nowhere.ckpt]"]
+    line = refusal(capsys, "fit", "--config=digits_softmax.yaml", f"--runs_dir={tmp_path / 'runs'}", *SMALL, *flags)
+    assert "nowhere.ckpt" in line
+    assert not list(tmp_path.glob("runs/*/*"))
+
+
+def test_a_teacher_of_other_classes_is_refused(teachers: list[str]) -> None:
+    with pytest.raises(UserError, match="'zero'"):
+        Distillation(teachers).load(["zero", *map(str, range(1, 10))])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"teachers": []}, {"weight": 0.0}, {"weight": 1.5}, {"temperature": 0.0}, {"temperature": float("nan")}],
+)
+def test_values_out_of_range(arguments: dict) -> None:
+    with pytest.raises(UserError):
+        Distillation(**{"teachers": ["a.ckpt"], **arguments})
