@@ -280,12 +280,11 @@ def test_the_command_that_predicts(tmp_path):
     assert verdict.predict_command(summary) is None
 
     def change(result):
-        result["metrics"]["val/accuracy"] = 0.5 + 0.1 * (result["seed"] == 1)
-        result["checkpoint"] = f"fits/{result['key']}/last.ckpt"
+        result["checkpoint"] = f"trained/{result['key']}/last.ckpt"
 
     summary = edit(tmp_path / "a b", "final", change)
     command = verdict.predict_command(summary)
     assert command.startswith("metricloss predict --ckpt_path '")
-    assert f"a b/fits/{summary.best_run['key']}/last.ckpt'" in command
+    assert f"a b/trained/{summary.best_run['key']}/last.ckpt'" in command
     summary.plan["command"] = "python cli.py compare --config digits.yaml"
     assert verdict.predict_command(summary).startswith("python cli.py predict ")

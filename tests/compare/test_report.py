@@ -96,7 +96,7 @@ def test_golden_files(tmp_path):
 def test_figures_are_drawn_and_the_same_results_give_the_same_bytes(tmp_path):
     folder = make_comparison(tmp_path, images=40, trials=2, class_names=["a", "b"])
     page = page_of(folder)
-    sections = {"tuning", "classes", "confusion", "confusion-1", "confusion-2", "calibration", "embeddings"}
+    sections = {"history", "tuning", "classes", "confusion", "confusion-1", "confusion-2", "calibration", "embeddings"}
     assert {file.stem for file in (folder / "figures").iterdir()} == sections
     assert len(page.all("img")) == len(sections)
     first = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
@@ -141,6 +141,7 @@ def test_csv_files_hold_the_tables(tmp_path, undrawn):
         ({"splits": 3, "sizes": (5, 10)}, "3 splits"),
         ({"metric": "balanced_accuracy"}, "balanced accuracy, %"),
         ({"class_names": [f"class {k}" for k in range(120)], "images": 360}, "20 easier classes are in classes.csv"),
+        ({"class_names": ["a\udce9", "b"]}, "a?"),  # a folder's name that is no Unicode
         ({"embedding_dim": 1, "class_names": ["a", "b"]}, "Embeddings"),
     ],
 )  # fmt: skip
