@@ -275,6 +275,11 @@ def _unequal_budgets(summary: Summary) -> Iterator[Check]:
     trials = {variant: sum(run["variant"] == variant for run in planned) for variant in tuned}
     if len(set(trials.values())) > 1:
         yield Check("unequal_budgets", "warning", {"what": "trials", "numbers": trials})
+    for size in summary.sizes:
+        finals = {variant: summary.final_results(variant, size) for variant in kinds(summary, "regime", "factory")}
+        steps = {variant: max(run["steps"] for run in runs) for variant, runs in finals.items() if runs}
+        if len(set(steps.values())) > 1:
+            yield Check("unequal_budgets", "warning", {"what": "steps", "numbers": steps})
 
 
 _RULES: tuple[Callable[[Summary], Iterator[Check]], ...] = (

@@ -119,16 +119,13 @@ def accuracies(summary: Summary) -> dict[str, tuple[Array, Array, Array]]:
     return series
 
 
-def learning_curves(
-    summary: Summary, size: int | None
-) -> tuple[dict[str, dict[str, tuple[Array, Array]]], dict[str, float]]:
-    """Return accuracies over the epochs, per variant and subset, and the test accuracy per variant."""
-    curves: dict[str, dict[str, tuple[Array, Array]]] = {}
-    ends = {}
+def learning_curves(summary: Summary, size: int | None) -> tuple[dict[str, tuple[Array, Array]], dict[str, float]]:
+    """Return epochs and validation accuracies, and the test accuracy, per variant."""
+    curves, ends = {}, {}
     for row in rows(at_size(summary.table, size), trained(summary)):
         epochs, values = validation_curve(summary, row["variant"], size)
         if len(epochs) > 1:
-            curves[row["variant"]] = {"val": (np.array(epochs), np.array(values))}
+            curves[row["variant"]] = (np.array(epochs), np.array(values))
             ends[row["variant"]] = row["accuracy"]
     return curves, ends
 
@@ -227,9 +224,9 @@ def _saliency_maps(summary: Summary) -> Iterator[Picture]:
 
     try:
         model = load(summary.store.folder / run["checkpoint"])
+        found = grad_cam(model, [Path(root, image["name"]) for image in shown])
     except UserError:
-        return  # of a class that only its own config may name
-    found = grad_cam(model, [Path(root, image["name"]) for image in shown])
+        return  # the checkpoint is gone, or of a class that only its own config may name
     for number, (image, (predicted, pixels, heat)) in enumerate(zip(shown, found, strict=False)):
         pair = np.concatenate([np.round(255 * pixels).astype(np.uint8), overlay(pixels, heat)], axis=1)
         values = {"name": image["name"], "label": image["label"], "predicted": predicted, "variant": run["variant"]}

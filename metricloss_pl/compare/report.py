@@ -76,7 +76,7 @@ def _answers(summary: Summary) -> dict[str, Any]:
         "rival": rival,
         "checks": found,
         "steps": verdict.find_next_steps(summary, headline, rival, found),
-        "predict": verdict.predict_command(summary),
+        "winner": verdict.kept_checkpoint(summary),
     }
 
 

@@ -66,4 +66,5 @@ def overlay(image: Array, heat: Array) -> Array:
 
     warm = colormaps["inferno"](heat)[..., :3]
     mixed = (1 - 0.6 * heat[..., None]) * (0.45 + 0.55 * heat[..., None]) * image + 0.6 * heat[..., None] * warm
-    return np.round(255 * np.clip(mixed, 0, 1)).astype(np.uint8)
+    pixels: Array = np.round(255 * np.clip(mixed, 0, 1)).astype(np.uint8)
+    return pixels

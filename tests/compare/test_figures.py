@@ -49,14 +49,14 @@ def test_learning_curves_are_those_of_the_final_runs_or_of_the_best_trials(tmp_p
         summary.results[run["key"]]["history"] = {"epoch": [1, 2], "val/accuracy": [0.1 * number, 0.5]}
     curves, ends = figures.learning_curves(summary, None)
     assert list(curves) == list(ends) == list(VARIANTS)
-    epochs, values = curves["cosine"]["val"]
+    epochs, values = curves["cosine"]
     assert epochs.tolist() == [1, 2]
     np.testing.assert_allclose(values, [0.1, 0.5])
     accuracies = [run["metrics"]["test/accuracy"] for run in finals(summary, "cosine", None)]
     assert ends["cosine"] == pytest.approx(np.mean(accuracies))
     trials = [run for run in summary.results.values() if run["kind"] == "trial" and run["variant"] == "softmax"]
     best = max(trials, key=lambda run: run["metrics"].get("val/accuracy", 0))
-    np.testing.assert_allclose(curves["softmax"]["val"][1], best["history"]["val/accuracy"])
+    np.testing.assert_allclose(curves["softmax"][1], best["history"]["val/accuracy"])
 
 
 def test_no_learning_curves_without_a_history_of_accuracies(tmp_path):

@@ -138,7 +138,7 @@ def test_csv_files_hold_the_tables(tmp_path, undrawn):
         ({"variants": {"softmax": 0.9, "cosine": 0.6}}, "cosine is less accurate than softmax: \u2212"),
         ({"variants": {"softmax": 0.8, "cosine": 0.8}}, "No statistically significant difference"),
         ({"folds": 3, "trials": 2}, "3 folds"),
-        ({"splits": 3, "sizes": (5, 10)}, "3 splits"),
+        ({"splits": 3, "sizes": (5, 10)}, "3 subsamples"),
         ({"metric": "balanced_accuracy"}, "balanced accuracy, %"),
         ({"class_names": [f"class {k}" for k in range(120)], "images": 360}, "20 easier classes are in classes.csv"),
         ({"class_names": ["a\udce9", "b"]}, "a?"),  # a folder's name that is no Unicode
