@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -73,4 +74,7 @@ def compare(arguments: Sequence[str]) -> None:
         own = "" if stem == Path(_OWN_IMAGES).stem else f"-{stem}"
         name = images.name if images.is_dir() else images.stem
         described["name"] = name + own if described["data_root"] else stem
-    run_comparison(ComparisonConfig(**described), **settings, command=shell_command("compare", *arguments))
+    try:
+        run_comparison(ComparisonConfig(**described), **settings, command=shell_command("compare", *arguments))
+    except KeyboardInterrupt as error:  # its line has been printed
+        raise SystemExit(128 + signal.SIGINT) from error

@@ -24,6 +24,7 @@ __all__ = [
     "run_checks",
     "searches",
     "trained",
+    "validation_curve",
 ]
 
 _SEVERITIES = ("error", "warning", "note")
@@ -146,7 +147,7 @@ def _noisy_selection(summary: Summary) -> Iterator[Check]:
     found, few = [search for search in searches(summary) if len(search.trials) > 1], []
     for search in found:
         number = images.get((search.size, search.split, search.fold), math.inf)
-        second, first = sorted(trial["score"] for trial in search.trials)[-2:]
+        (first, _), (second, _) = search.trials[:2]
         if number < _TELLING_IMAGES and (first - second) * number < _NOISE_IMAGES + 0.5:
             few.append(number)
     if few:
@@ -162,28 +163,31 @@ class Search(NamedTuple):
         size: Training images per class.
         split: Subsample.
         fold: Fold.
-        trials: Trials that ended well, at least one: `score` and the tuned settings.
+        trials: Scores and results of the trials that ended well, the best first.
     """
 
     variant: str
     size: int | None
     split: int
     fold: int | None
-    trials: list[dict[str, Any]]
+    trials: list[tuple[float, dict[str, Any]]]
 
     @property
     def best(self) -> dict[str, Any]:
-        """Trial with the highest score."""
-        return max(self.trials, key=lambda trial: trial["score"])
+        """Result of the trial with the highest score."""
+        return self.trials[0][1]
 
 
 def searches(summary: Summary) -> list[Search]:
-    """Return the searches of all variants."""
+    """Return the searches of all variants that have a trial which ended well."""
     found: dict[tuple[Any, ...], Search] = {}
-    for trial in records(summary.trials):
-        if trial["status"] == "ok" and is_known(trial["score"]):
-            place = trial["variant"], trial["size"], trial["split"], trial["fold"]
-            found.setdefault(place, Search(*place, [])).trials.append(trial)
+    for run in summary.results.values():
+        score = run["metrics"].get(f"val/{summary.metric}")
+        if (run["kind"], run["status"]) == ("trial", "ok") and score is not None:
+            place = run["variant"], run["size"], run["split"], run["fold"]
+            found.setdefault(place, Search(*place, [])).trials.append((score, run))
+    for search in found.values():
+        search.trials.sort(key=lambda trial: -trial[0])
     return list(found.values())
 
 
@@ -191,14 +195,14 @@ def _edge_of_range(summary: Summary) -> Iterator[Check]:
     items: dict[tuple[str, str, str], dict[str, Any]] = {}
     for search in searches(summary):
         for name, space in summary.plan["variants"][search.variant]["space"].items():
-            tried = {trial[name] for trial in search.trials}
+            tried, best = {run["settings"][name] for _, run in search.trials}, search.best["settings"][name]
             if "low" not in space or len(tried) < _FEWEST_VALUES:
                 continue
             scale: Callable[[float], float] = math.log if space["log"] else float
-            low, high, value = (scale(number) for number in (space["low"], space["high"], search.best[name]))
+            low, high, value = (scale(number) for number in (space["low"], space["high"], best))
             place = (value - low) / (high - low)
             end = "lower" if place < _EDGE else "upper" if place > 1 - _EDGE else None
-            if end is not None and search.best[name] in (min(tried), max(tried)):
+            if end is not None and best in (min(tried), max(tried)):
                 item = {"variant": search.variant, "setting": name, "end": end, "low": space["low"]}
                 items[search.variant, name, end] = item | {"high": space["high"]}
     if items:
@@ -207,7 +211,7 @@ def _edge_of_range(summary: Summary) -> Iterator[Check]:
 
 def _trained_too_short(summary: Summary) -> Iterator[Check]:
     found = rows(summary.table, kinds(summary, "regime", "factory", "fine_tuned"))
-    rising = [row for row in found if _late_rise(summary, row["variant"], row["size"]) > _RISE]
+    rising = [row for row in found if _late_rise(validation_curve(summary, row["variant"], row["size"])[1]) > _RISE]
     unfitted = [row for row in found if row["train_accuracy"] < _FITTED]  # False for NaN
     if rising or unfitted:
         lowest = min((row["train_accuracy"] for row in unfitted), default=None)
@@ -226,14 +230,25 @@ def _places(found: list[dict[str, Any]]) -> dict[tuple[int | None, ...], list[st
     return places
 
 
-def _late_rise(summary: Summary, variant: str, size: int | None) -> float:
-    """Return the rise of the mean validation accuracy between the last two fifths of the epochs; 0 without."""
-    history = summary.history
-    of_size = history["size"].isna() if size is None else history["size"] == size
-    chosen = history[(history["variant"] == variant) & of_size & (history["name"] == "val/accuracy")]
-    curve = chosen.groupby("epoch")["value"].mean().to_numpy()
+def validation_curve(summary: Summary, variant: str, size: int | None) -> tuple[list[int], list[float]]:
+    """Return epochs and mean validation accuracies of the final runs, or else of the best trials; empty without."""
+    best = [search.best for search in searches(summary) if (search.variant, search.size) == (variant, size)]
+    for runs in (summary.final_results(variant, size), best):
+        values: dict[int, list[float]] = {}
+        for run in runs:
+            history = run["history"]
+            for epoch, value in zip(history.get("epoch", ()), history.get("val/accuracy", ()), strict=False):
+                if value is not None:
+                    values.setdefault(epoch, []).append(value)
+        if values:
+            return sorted(values), [sum(values[epoch]) / len(values[epoch]) for epoch in sorted(values)]
+    return [], []
+
+
+def _late_rise(curve: list[float]) -> float:
+    """Return the rise between the means of the last two fifths of a curve; 0 for fewer than five values."""
     fifth = len(curve) // 5
-    return float(curve[-fifth:].mean() - curve[-2 * fifth : -fifth].mean()) if fifth else 0.0
+    return sum(curve[-fifth:]) / fifth - sum(curve[-2 * fifth : -fifth]) / fifth if fifth else 0.0
 
 
 def _not_above_trivial(summary: Summary) -> Iterator[Check]:
@@ -260,6 +275,11 @@ def _unequal_budgets(summary: Summary) -> Iterator[Check]:
     trials = {variant: sum(run["variant"] == variant for run in planned) for variant in tuned}
     if len(set(trials.values())) > 1:
         yield Check("unequal_budgets", "warning", {"what": "trials", "numbers": trials})
+    for size in summary.sizes:
+        finals = {variant: summary.final_results(variant, size) for variant in kinds(summary, "regime", "factory")}
+        steps = {variant: max(run["steps"] for run in runs) for variant, runs in finals.items() if runs}
+        if len(set(steps.values())) > 1:
+            yield Check("unequal_budgets", "warning", {"what": "steps", "numbers": steps})
 
 
 _RULES: tuple[Callable[[Summary], Iterator[Check]], ...] = (

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from metricloss_pl import plots
-from metricloss_pl.compare.checks import records, trained
+from metricloss_pl.compare.checks import records, rows, trained, validation_curve
+from metricloss_pl.compare.saliency import grad_cam, overlay
+from metricloss_pl.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,6 +31,7 @@ _MAX_CONFUSION_CLASSES = 30
 _MAX_POINTS = 1500
 _LEAST_BIN = 10  # images; the accuracy of fewer says little
 _DISAGREEMENTS = 12
+_SALIENCY_MAPS = 4
 _THUMBNAIL = 192  # px
 
 
@@ -63,6 +66,7 @@ def draw(summary: Summary) -> dict[str, list[Picture]]:
         file = f"{section}-{several}.svg" if several else f"{section}.svg"
         found[section].append(Picture(section, file, plots.figure_bytes(figure, "svg"), values))
     found["disagreements"] = list(_thumbnails(summary))
+    found["saliency"] = list(_saliency_maps(summary))
     return {section: pictures for section, pictures in found.items() if pictures}
 
 
@@ -115,19 +119,15 @@ def accuracies(summary: Summary) -> dict[str, tuple[Array, Array, Array]]:
     return series
 
 
-def learning_curves(
-    summary: Summary, size: int | None
-) -> tuple[dict[str, dict[str, tuple[Array, Array]]], dict[str, float]]:
-    """Return the mean accuracy over the epochs, per variant and subset, and the test accuracy per variant."""
-    curves: dict[str, dict[str, tuple[Array, Array]]] = {}
-    history = at_size(summary.history, size)
-    for (variant, name), group in history.groupby(["variant", "name"], sort=False):
-        subset, _, metric = str(name).partition("/")
-        if metric == "accuracy" and subset in ("train", "val"):
-            mean = group.groupby("epoch")["value"].mean()
-            curves.setdefault(str(variant), {})[subset] = (mean.index.to_numpy() + 1, mean.to_numpy())
-    table = at_size(summary.table, size).set_index("variant")["accuracy"]
-    return curves, {variant: float(table[variant]) for variant in curves if table.notna().get(variant, False)}
+def learning_curves(summary: Summary, size: int | None) -> tuple[dict[str, tuple[Array, Array]], dict[str, float]]:
+    """Return epochs and validation accuracies, and the test accuracy, per variant."""
+    curves, ends = {}, {}
+    for row in rows(at_size(summary.table, size), trained(summary)):
+        epochs, values = validation_curve(summary, row["variant"], size)
+        if len(epochs) > 1:
+            curves[row["variant"]] = (np.array(epochs), np.array(values))
+            ends[row["variant"]] = row["accuracy"]
+    return curves, ends
 
 
 def learning_rates(summary: Summary) -> dict[str, tuple[Array, Array]]:
@@ -214,6 +214,25 @@ def _thumbnails(summary: Summary) -> Iterator[Picture]:
             yield Picture("disagreements", f"disagreement-{number}.jpg", content, image)
 
 
+def _saliency_maps(summary: Summary) -> Iterator[Picture]:
+    """Yield Grad-CAM of the kept network on images of the disagreements, where images and network are at hand."""
+    root, run = summary.plan["data"]["root"], summary.best_run
+    shown = [image for image in disagreements(summary) if thumbnail(root, image["name"])][:_SALIENCY_MAPS]
+    if run is None or summary.plan["variants"][run["variant"]]["config"] is None or not shown:
+        return
+    from metricloss_pl.loading import load
+
+    try:
+        model = load(summary.store.folder / run["checkpoint"])
+        found = grad_cam(model, [Path(root, image["name"]) for image in shown])
+    except UserError:
+        return  # the checkpoint is gone, or of a class that only its own config may name
+    for number, (image, (predicted, pixels, heat)) in enumerate(zip(shown, found, strict=False)):
+        pair = np.concatenate([np.round(255 * pixels).astype(np.uint8), overlay(pixels, heat)], axis=1)
+        values = {"name": image["name"], "label": image["label"], "predicted": predicted, "variant": run["variant"]}
+        yield Picture("saliency", f"saliency-{number}.jpg", _jpeg(pair), values)
+
+
 def thumbnail(root: Any, name: str) -> bytes | None:
     """Return a small JPEG of an image file in the data's folder; None where the name is no such file."""
     from PIL import Image
@@ -229,8 +248,14 @@ def thumbnail(root: Any, name: str) -> bytes | None:
                 picture.draft("RGB", (2 * _THUMBNAIL, 2 * _THUMBNAIL))
                 small = picture.convert("RGB")
             small.thumbnail((_THUMBNAIL, _THUMBNAIL))
-            stream = io.BytesIO()
-            small.convert("RGB").save(stream, format="JPEG", quality=85)
+            return _jpeg(np.asarray(small.convert("RGB")))
     except Exception:  # a broken or hostile file can raise nearly anything
         return None
+
+
+def _jpeg(pixels: Array) -> bytes:
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, format="JPEG", quality=85)
     return stream.getvalue()

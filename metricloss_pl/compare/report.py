@@ -76,7 +76,7 @@ def _answers(summary: Summary) -> dict[str, Any]:
         "rival": rival,
         "checks": found,
         "steps": verdict.find_next_steps(summary, headline, rival, found),
-        "predict": verdict.predict_command(summary),
+        "winner": verdict.kept_checkpoint(summary),
     }
 
 
@@ -135,7 +135,7 @@ def _chosen(summary: Summary) -> dict[str, list[str]]:
     texts: dict[str, list[list[str]]] = {}
     for search in checks.searches(summary):
         space = summary.plan["variants"][search.variant]["space"]
-        text = ", ".join(f"{short(name)} {number(search.best[name])}" for name in space)
+        text = ", ".join(f"{short(name)} {number(search.best['settings'][name])}" for name in space)
         cells = texts.setdefault(search.variant, [[] for _ in summary.sizes])
         cells[summary.sizes.index(search.size)].append(text)
     return {variant: ["; ".join(dict.fromkeys(cell)) for cell in cells] for variant, cells in texts.items()}

@@ -13,7 +13,7 @@ from metricloss_pl.compare.statistics import LEVEL
 if TYPE_CHECKING:
     from metricloss_pl.compare.summary import Summary
 
-__all__ = ["find_headline", "find_next_steps", "find_rival", "predict_command"]
+__all__ = ["find_headline", "find_next_steps", "find_rival", "kept_checkpoint"]
 
 _WANTED = 0.02  # difference that a next comparison should be able to detect
 _PRETRAINED = ("weights", "pretrained")  # settings of a backbone that does not start at random
@@ -123,10 +123,13 @@ def _more_data(summary: Summary, tested: list[dict[str, Any]]) -> dict[str, Any]
     return {"wanted": _WANTED, "factor": factor, "source": "seeds" if estimate.share > 0.5 else "images"}
 
 
-def predict_command(summary: Summary) -> str | None:
-    """Return the command that predicts with the checkpoint of the winner, where one is kept."""
-    if summary.best_run is None:
+def kept_checkpoint(summary: Summary) -> dict[str, Any] | None:
+    """Return the checkpoint of the winner and the command that predicts with it, None for a module of the user."""
+    run = summary.best_run
+    if run is None:
         return None
-    checkpoint = summary.store.folder / summary.best_run["checkpoint"]
+    checkpoint = str(summary.store.folder / run["checkpoint"])
     program = (summary.plan["command"] or "metricloss compare").partition(" compare")[0]
-    return f"{program} predict --ckpt_path {shlex.quote(str(checkpoint))} --data.predict_dir new_images"
+    command = f"{program} predict --ckpt_path {shlex.quote(checkpoint)} --data.predict_dir new_images"
+    is_named = summary.plan["variants"][run["variant"]]["config"] is not None
+    return {"variant": run["variant"], "path": checkpoint, "command": command if is_named else None}

@@ -11,7 +11,6 @@ from metricloss_pl.plots.comparison import (
     accuracy_against_size,
     class_differences,
     embedding_maps,
-    geometry_curves,
     learning_curves,
     reliability_diagram,
 )
@@ -33,7 +32,6 @@ __all__ = [
     "embedding_maps",
     "embedding_scatter",
     "figure_bytes",
-    "geometry_curves",
     "learning_curves",
     "loss_surfaces",
     "pair_weights",

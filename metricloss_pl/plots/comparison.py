@@ -32,7 +32,6 @@ Styles = Mapping[str, SeriesStyle]
 WIDTH = 4.8  # inches of every figure here: 10 points are then legible on a phone
 _MAX_CLASS_ROWS = 24
 _LEAST_SPAN = 4  # percentage points of an accuracy's axis; less would exaggerate small differences
-_DASHED = (0, (4, 2))
 
 
 def accuracy_against_size(
@@ -41,7 +40,7 @@ def accuracy_against_size(
     style: Styles,
     name: str = "test accuracy",
 ) -> Figure:
-    """Draw accuracy against training images per class, with bands; for a single size, one interval per variant.
+    """Draw accuracy against training images per class, with bands.
 
     Args:
         sizes: The S sizes, ascending; None stands for all images.
@@ -52,9 +51,7 @@ def accuracy_against_size(
     Returns:
         The figure.
     """
-    if len(sizes) == 1:
-        return _intervals(series, style, name)
-    figure, (ax,) = _axes(3.7)
+    figure, ax = _axes(3.7)
     numeric = None not in sizes
     x = np.array([size if numeric else k for k, size in enumerate(sizes)], dtype=float)
     for variant, (mean, low, high) in series.items():
@@ -72,23 +69,11 @@ def accuracy_against_size(
     return figure
 
 
-def _intervals(series: Mapping[str, tuple[Array, Array, Array]], style: Styles, name: str) -> Figure:
-    figure, (ax,) = _axes(0.9 + 0.42 * len(series))
-    for row, (variant, ends) in enumerate(series.items()):
-        mean, low, high = (100 * float(end[0]) for end in ends)
-        ax.plot([low, high], [row, row], color=style[variant].color, linewidth=2.5, zorder=2)
-        ax.plot([mean], [row], color=style[variant].color, marker=style[variant].marker, markersize=8, zorder=3)
-    _name_rows(ax, list(series))
-    _widen(ax, "x")
-    ax.set_xlabel(f"{name}, %")
-    return figure
-
-
-def learning_curves(curves: Mapping[str, Mapping[str, Curve]], ends: Mapping[str, float], style: Styles) -> Figure:
-    """Draw accuracy over the epochs, and below it the gap between training and validation.
+def learning_curves(curves: Mapping[str, Curve], ends: Mapping[str, float], style: Styles) -> Figure:
+    """Draw validation accuracy over the epochs.
 
     Args:
-        curves: Curves per variant, `train` and, where there is one, `val`: epochs (E,) and accuracies (E,).
+        curves: Epochs (E,) and accuracies (E,) per variant.
         ends: Test accuracy per variant, drawn as a mark after the last epoch.
         style: Styles of the variants.
 
@@ -97,33 +82,19 @@ def learning_curves(curves: Mapping[str, Mapping[str, Curve]], ends: Mapping[str
     """
     from matplotlib.lines import Line2D
 
-    with_gap = any("val" in subsets for subsets in curves.values())
-    figure, axes = _axes(4.6 if with_gap else 3.7, ratios=(2, 1) if with_gap else (1,))
-    longest = max(epochs[-1] for subsets in curves.values() for epochs, _ in subsets.values())
-    for number, (name, subsets) in enumerate(curves.items()):
-        for subset, (epochs, accuracies) in subsets.items():
-            dashes = _DASHED if subset == "train" else "-"
-            axes[0].plot(epochs, 100 * accuracies, linestyle=dashes, **style[name].line(1.8))
+    figure, ax = _axes(3.7)
+    longest = max(epochs[-1] for epochs, _ in curves.values())
+    for number, (name, (epochs, accuracies)) in enumerate(curves.items()):
+        ax.plot(epochs, 100 * accuracies, **style[name].line(1.8))
         if name in ends:
-            axes[0].plot([longest * (1.04 + 0.03 * number)], [100 * ends[name]], **style[name].points(7))
-        if "val" in subsets and "train" in subsets:
-            epochs, accuracies = subsets["val"]
-            gap = 100 * (np.interp(epochs, *subsets["train"]) - accuracies)
-            axes[1].plot(epochs, gap, **style[name].line(1.8))
-    for ax in axes:
-        _widen(ax, "y")
-    axes[0].set_ylabel("accuracy, %")
-    if with_gap:
-        axes[1].set_ylabel("gap, points")
-        axes[1].axhline(0, color="#999999", linewidth=1)
-    _epoch_axis(axes[-1])
-    kinds: list[tuple[str, Any, str]] = [("training", _DASHED, "")]
-    if with_gap:
-        kinds.append(("validation", "-", ""))
-    if ends:
-        kinds.append(("test, at the end", "", "o"))
+            ax.plot([longest * (1.04 + 0.03 * number)], [100 * ends[name]], **style[name].points(7))
+    _widen(ax, "y")
+    ax.set_ylabel("accuracy, %")
+    _epoch_axis(ax)
+    kinds: list[tuple[str, Any, str]] = [("validation", "-", ""), ("test, at the end", "", "o")]
     extra = [
-        Line2D([], [], color=MUTED, linestyle=dashes, marker=marker, label=label) for label, dashes, marker in kinds
+        Line2D([], [], color=MUTED, linestyle=line, marker=marker, label=label)
+        for label, line, marker in kinds[: 1 + bool(ends)]
     ]
     _legend(figure, curves, style, extra)
     return figure
@@ -143,7 +114,7 @@ def accuracy_against_rate(
     Returns:
         The figure.
     """
-    figure, (ax,) = _axes(3.7)
+    figure, ax = _axes(3.7)
     for variant, (rates, accuracies) in points.items():
         ax.plot(rates, 100 * accuracies, alpha=0.45, **(style[variant].points(4) | {"zorder": 2}))
         bins = np.round(3 * np.log10(rates))
@@ -179,7 +150,7 @@ def class_differences(
     largest = np.nan_to_num(np.abs(table)).max(axis=0)
     shown = np.sort(np.argsort(-largest, kind="stable")[:_MAX_CLASS_ROWS])
     rows = shown[np.argsort(-np.nan_to_num(table[:, shown]).mean(axis=0), kind="stable")]
-    figure, (ax,) = _axes(1.1 + 0.3 * len(rows))
+    figure, ax = _axes(1.1 + 0.3 * len(rows))
     for name, values in zip(differences, table, strict=True):
         ax.plot(values[rows], range(len(rows)), alpha=0.9, **style[name].points(7))
     ax.axvline(0, color="#888888", linewidth=1.2, zorder=1)
@@ -200,7 +171,7 @@ def reliability_diagram(points: Mapping[str, tuple[Array, Array]], style: Styles
     Returns:
         The figure.
     """
-    figure, (ax,) = _axes(4.4)
+    figure, ax = _axes(4.4)
     ax.plot([0, 100], [0, 100], color="#888888", linewidth=1.2, linestyle=(0, (2, 2)), zorder=1)
     for name, (confidence, accuracy) in points.items():
         ax.plot(100 * confidence, 100 * accuracy, **style[name].line(markers=True))
@@ -210,31 +181,6 @@ def reliability_diagram(points: Mapping[str, tuple[Array, Array]], style: Styles
     ax.set_xlabel("predicted probability, %")
     ax.set_ylabel("accuracy, %")
     _legend(figure, points, style)
-    return figure
-
-
-def geometry_curves(measures: Mapping[str, Mapping[str, Curve]], style: Styles) -> Figure:
-    """Draw measures of the embeddings over the epochs, one above the other.
-
-    Args:
-        measures: Epochs (E,) and values (E,) per variant, by measure. The axis is logarithmic where the values are
-            positive and span more than a factor of ten.
-        style: Styles of the variants.
-
-    Returns:
-        The figure.
-    """
-    figure, axes = _axes(0.9 + 1.75 * len(measures), ratios=(1,) * len(measures))
-    for ax, (measure, curves) in zip(axes, measures.items(), strict=True):
-        for name, (epochs, values) in curves.items():
-            ax.plot(epochs, values, **style[name].line(1.8))
-        values = np.concatenate([values for _, values in curves.values()])
-        if values.min() > 0 and values.max() > 10 * values.min():
-            ax.set_yscale("log")
-            _log_ticks(ax.yaxis, (1, 2, 5) if values.max() < 100 * values.min() else (1,))
-        ax.set_title(measure, fontsize=10, color=INK, loc="left")
-    _epoch_axis(axes[-1])
-    _legend(figure, {name: None for curves in measures.values() for name in curves}, style, lines_only=True)
     return figure
 
 
@@ -291,18 +237,17 @@ def _columns(entries: int, most: int) -> int:
     return math.ceil(entries / rows)
 
 
-def _axes(height: float, ratios: Sequence[float] = (1,)) -> tuple[Figure, list[Any]]:
-    """Return a figure of the common width, with axes one above the other on a common x axis."""
+def _axes(height: float) -> tuple[Figure, Any]:
+    """Return a figure of the common width, and its axes."""
     figure = new_figure(WIDTH, height)
-    axes = figure.subplots(len(ratios), 1, sharex=True, squeeze=False, height_ratios=list(ratios))[:, 0]
-    for ax in axes:
-        light_style(ax)
-        ax.xaxis.label.set(fontsize=10, color=INK)
-        ax.yaxis.label.set(fontsize=10, color=INK)
-        ax.tick_params(labelcolor=MUTED)
-        for side in ("top", "right"):
-            ax.spines[side].set_visible(False)
-    return figure, list(axes)
+    ax: Any = figure.add_subplot()
+    light_style(ax)
+    ax.xaxis.label.set(fontsize=10, color=INK)
+    ax.yaxis.label.set(fontsize=10, color=INK)
+    ax.tick_params(labelcolor=MUTED)
+    for side in ("top", "right"):
+        ax.spines[side].set_visible(False)
+    return figure, ax
 
 
 def _name_rows(ax: Any, names: Sequence[str]) -> None:
@@ -331,13 +276,11 @@ def _widen(ax: Any, which: Literal["x", "y"]) -> None:
         (ax.set_xlim if which == "x" else ax.set_ylim)(low - missing, high + missing)
 
 
-def _legend(
-    figure: Figure, variants: Mapping[str, Any], style: Styles, extra: Sequence[Any] = (), lines_only: bool = False
-) -> None:
+def _legend(figure: Figure, variants: Mapping[str, Any], style: Styles, extra: Sequence[Any] = ()) -> None:
     """Put the variants above the axes, in as many columns as fit."""
     from matplotlib.lines import Line2D
 
-    handles = [Line2D([], [], label=legible(name), **style[name].line(markers=not lines_only)) for name in variants]
+    handles = [Line2D([], [], label=legible(name), **style[name].line(markers=True)) for name in variants]
     handles += extra
     longest = max((len(str(handle.get_label())) for handle in handles), default=1)
     columns = _columns(len(handles), int(WIDTH / (0.55 + 0.078 * longest)))

@@ -37,12 +37,13 @@ def edit(folder: Path, kind: str, change: Callable[[dict[str, Any]], None]) -> S
 
 
 def set_rate(summary: Summary, chosen: float) -> Summary:
-    """Return the tables after all searches have chosen a learning rate."""
+    """Return the tables after all searches have chosen a learning rate, whose trainings have converged."""
 
     def change(result):
         best = result["trial"] == 0
         result["settings"]["model.optimizer.lr"] = chosen if best else 0.02 + 0.01 * result["trial"]
         result["status"], result["metrics"]["val/accuracy"] = "ok", 0.9 if best else 0.5
+        result["history"]["val/accuracy"] = [0.9] * 10
 
     return edit(summary.store.folder, "trial", change)
 
@@ -177,6 +178,16 @@ def test_unequal_budgets(tmp_path):
     assert found(summary)["unequal_budgets"].values == {"what": "trials", "numbers": {"softmax": 6, "cosine": 5}}
 
 
+def test_unequal_steps(tmp_path):
+    summary_of(tmp_path)
+
+    def change(result):
+        result["steps"] = 300 if result["variant"] == "cosine" else 200
+
+    values = found(edit(tmp_path, "final", change))["unequal_budgets"].values
+    assert values == {"what": "steps", "numbers": {"softmax": 200, "cosine": 300}}
+
+
 # ------------------------------------------------------------------------------------------------------------- verdict
 
 
@@ -275,17 +286,18 @@ def test_growth_that_detects_two_points(tmp_path, spread, source):
     assert step["source"] == source
 
 
-def test_the_command_that_predicts(tmp_path):
-    summary = summary_of(tmp_path / "a b")
-    assert verdict.predict_command(summary) is None
+def test_the_checkpoint_that_is_kept(tmp_path):
+    assert verdict.kept_checkpoint(summary_of(tmp_path / "a b")) is None
 
     def change(result):
-        result["metrics"]["val/accuracy"] = 0.5 + 0.1 * (result["seed"] == 1)
-        result["checkpoint"] = f"fits/{result['key']}/last.ckpt"
+        result["checkpoint"] = f"trained/{result['key']}/last.ckpt"
 
     summary = edit(tmp_path / "a b", "final", change)
-    command = verdict.predict_command(summary)
-    assert command.startswith("metricloss predict --ckpt_path '")
-    assert f"a b/fits/{summary.best_run['key']}/last.ckpt'" in command
+    path = str(tmp_path / "a b" / "trained" / summary.best_run["key"] / "last.ckpt")
+    found = verdict.kept_checkpoint(summary)
+    assert found["path"] == path
+    assert found["command"] == f"metricloss predict --ckpt_path '{path}' --data.predict_dir new_images"
     summary.plan["command"] = "python cli.py compare --config digits.yaml"
-    assert verdict.predict_command(summary).startswith("python cli.py predict ")
+    assert verdict.kept_checkpoint(summary)["command"].startswith("python cli.py predict ")
+    summary.plan["variants"][found["variant"]]["config"] = None
+    assert verdict.kept_checkpoint(summary)["command"] is None

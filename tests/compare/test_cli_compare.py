@@ -161,6 +161,19 @@ def test_a_flag_for_epochs_replaces_steps(flags, epochs, steps, tmp_path, monkey
     assert [(one.epochs, one.steps) for one in described] == [(epochs, steps)]
 
 
+@pytest.mark.usefixtures("free")
+def test_an_interrupted_comparison_says_how_it_continues(tmp_path, monkeypatch, capsys):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(driver.InProcess, "wait", interrupt)
+    few = ["--include", "[softmax]", "--sizes", "[5]", "--trivial", "false", "--n_parallel", "1"]
+    with pytest.raises(SystemExit) as caught:
+        main(["compare", "--config", DIGITS, "--output_dir", str(tmp_path / "out"), *few])
+    assert caught.value.code == 130
+    assert "the same command continues" in capsys.readouterr().out
+
+
 def test_help_names_every_option(capsys):
     with pytest.raises(SystemExit):
         main(["compare", "--help"])

@@ -43,21 +43,25 @@ def test_accuracies(summary):
         assert np.isnan([mean[2], low[2], high[2]]).all()
 
 
-def test_learning_curves(tmp_path):
-    summary = Summary.read(make_comparison(tmp_path, VARIANTS, images=40, class_names="ab"))
-    runs = finals(summary, "cosine", None)
-    for number, run in enumerate(runs):
-        summary.results[run["key"]]["history"] = {"epoch": [0, 1], "val/accuracy": [0.1 * number, 0.5]}
+def test_learning_curves_are_those_of_the_final_runs_or_of_the_best_trials(tmp_path):
+    summary = Summary.read(make_comparison(tmp_path, VARIANTS, images=40, class_names="ab", trials=4))
+    for number, run in enumerate(finals(summary, "cosine", None)):
+        summary.results[run["key"]]["history"] = {"epoch": [1, 2], "val/accuracy": [0.1 * number, 0.5]}
     curves, ends = figures.learning_curves(summary, None)
-    assert list(curves) == list(ends) == ["cosine"]
-    epochs, values = curves["cosine"]["val"]
+    assert list(curves) == list(ends) == list(VARIANTS)
+    epochs, values = curves["cosine"]
     assert epochs.tolist() == [1, 2]
     np.testing.assert_allclose(values, [0.1, 0.5])
-    assert ends["cosine"] == pytest.approx(np.mean([run["metrics"]["test/accuracy"] for run in runs]))
+    accuracies = [run["metrics"]["test/accuracy"] for run in finals(summary, "cosine", None)]
+    assert ends["cosine"] == pytest.approx(np.mean(accuracies))
+    trials = [run for run in summary.results.values() if run["kind"] == "trial" and run["variant"] == "softmax"]
+    best = max(trials, key=lambda run: run["metrics"].get("val/accuracy", 0))
+    np.testing.assert_allclose(curves["softmax"][1], best["history"]["val/accuracy"])
 
 
-def test_no_learning_curves_without_a_history_of_accuracies(summary):
-    assert figures.learning_curves(summary, 20) == ({}, {})
+def test_no_learning_curves_without_a_history_of_accuracies(tmp_path):
+    summary = Summary.read(make_comparison(tmp_path, images=40, class_names="ab"))
+    assert figures.learning_curves(summary, None) == ({}, {})
 
 
 def test_learning_rates(summary):

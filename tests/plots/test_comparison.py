@@ -22,28 +22,18 @@ def figures():
     generator = np.random.default_rng(0)
     classes = [f"a long name of class {k}" for k in range(40)]
     epochs = np.arange(1, 21)
-    accuracies = {"train": (epochs, np.linspace(0.2, 1, 20)), "val": (epochs, np.linspace(0.2, 0.8, 20))}
-    curves = dict.fromkeys(NAMES, accuracies)
+    curves = dict.fromkeys(NAMES, (epochs, np.linspace(0.2, 0.8, 20)))
     labels = np.arange(80) % 40
     return {
         "sizes": plots.accuracy_against_size([10, 50, 250], {n: series(3, generator) for n in NAMES}, STYLE),
         "sizes with all": plots.accuracy_against_size([10, None], {n: series(2, generator) for n in NAMES}, STYLE),
-        "one size": plots.accuracy_against_size([10], {n: series(1, generator) for n in NAMES}, STYLE),
         "curves": plots.learning_curves(curves, dict.fromkeys(NAMES, 0.7), STYLE),
-        "only training": plots.learning_curves({"cosine": {"train": (epochs, np.linspace(0, 1, 20))}}, {}, STYLE),
         "rates": plots.accuracy_against_rate(
             {n: (10 ** generator.uniform(-4, 0, 20), generator.random(20)) for n in NAMES}, STYLE
         ),
         "classes": plots.class_differences({n: generator.normal(0, 0.1, 40) for n in NAMES}, classes, NAMES[2], STYLE),
         "reliability": plots.reliability_diagram(
             {n: (np.linspace(0.3, 1, 5), np.linspace(0, 1, 5)) for n in NAMES}, STYLE
-        ),
-        "geometry": plots.geometry_curves(
-            {
-                "variance": dict.fromkeys(NAMES, (epochs, np.geomspace(9, 0.1, 20))),
-                "s": {"cosine": (epochs, np.ones(20))},
-            },
-            STYLE,
         ),
         "maps": plots.embedding_maps({n: (generator.normal(size=(80, 2)), labels) for n in NAMES}, classes),
         "five maps": plots.embedding_maps(
@@ -97,11 +87,13 @@ def test_accuracy_against_size_draws_means_and_bands():
     assert (low, high) == pytest.approx((40, 100))
 
 
-def test_the_gap_is_training_minus_validation():
-    train, val = (np.array([2, 4, 6]), np.array([0.5, 0.9, 1.0])), (np.array([2, 5]), np.array([0.4, 0.6]))
-    curves = {"cosine": {"train": train, "val": val}}
-    _, below = plots.learning_curves(curves, {"cosine": 0.7}, STYLE).axes
-    np.testing.assert_allclose(below.lines[0].get_xydata(), [[2, 10], [5, 35]])
+def test_learning_curves_end_with_a_mark_of_the_test_accuracy():
+    curves = {"cosine": (np.array([2, 5]), np.array([0.4, 0.6]))}
+    (ax,) = plots.learning_curves(curves, {"cosine": 0.7}, STYLE).axes
+    np.testing.assert_allclose(ax.lines[0].get_xydata(), [[2, 40], [5, 60]])
+    assert ax.lines[1].get_xdata()[0] > 5
+    assert ax.lines[1].get_ydata()[0] == pytest.approx(70)
+    assert len(plots.learning_curves(curves, {}, STYLE).axes[0].lines) == 1
 
 
 def test_the_line_over_rates_joins_medians():
@@ -138,9 +130,8 @@ def test_small_differences_look_small():
     nothing = {"cosine": np.array([0.0, 0.0])}
     (ax,) = plots.class_differences(nothing, ["a", "b"], "softmax", STYLE).axes
     assert ax.get_xlim() == pytest.approx((-2, 2))
-    flat = {"train": (np.arange(3), np.array([0.5, 0.501, 0.5])), "val": (np.arange(3), np.array([0.5, 0.5, 0.501]))}
-    for ax in plots.learning_curves({"cosine": flat}, {}, STYLE).axes:
-        assert np.ptp(ax.get_ylim()) == pytest.approx(4)
+    (ax,) = plots.learning_curves({"cosine": (np.arange(3), np.array([0.5, 0.501, 0.5]))}, {}, STYLE).axes
+    assert np.ptp(ax.get_ylim()) == pytest.approx(4)
 
 
 def test_letters_that_the_font_lacks_are_left_to_the_browser(recwarn):
