@@ -91,7 +91,17 @@ class WhitenedConvNet(Backbone):
             use_harmonic(self.stages)
 
     def initialize(self, images: Tensor) -> None:
-        """Whiten the patches of training images (N, C, H, W), normalized, with the first layer."""
+        """Whiten the patches of training images (N, C, H, W), normalized, with the first layer.
+
+        Raises:
+            UserError: The images are smaller than a patch.
+        """
+        height, width = images.shape[-2:]
+        if min(height, width) < _PATCH:
+            raise UserError(
+                f"images of {height} x {width} px: WhitenedConvNet takes at least {_PATCH} x {_PATCH} px (image_size "
+                "of the data)"
+            )
         self._set_filters(patch_whitening_filters(images, _PATCH))
 
     @property

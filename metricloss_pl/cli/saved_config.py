@@ -18,6 +18,7 @@ from metricloss_pl.callbacks.schedule_length import count_steps
 from metricloss_pl.cli.console import print_table, relative_path
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.data.file_checks import RUN_MARKER
+from metricloss_pl.errors import plural
 from metricloss_pl.files import replacing
 from metricloss_pl.regimes import LinearProbeClassifier
 
@@ -53,11 +54,10 @@ class SaveConfigAndSummary(SaveConfigCallback):
                 config[name] = None
         data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
         settings = config.data.get("init_args", {})
-        # So that evaluations do not need the training set. An automatic batch size stays: shared out to another number
-        # of processes, the total is that of the first run.
-        for name, value in (("image_size", data.resolved_image_size), ("repeat", data.resolved_repeat)):
-            if settings.get(name) == "auto":
-                settings[name] = value
+        # So that evaluations do not need the training set. Other automatic settings stay: a resumed run has the same
+        # training images, and shares the same total batch out to its processes.
+        if settings.get("image_size") == "auto":
+            settings["image_size"] = data.resolved_image_size
         (run_folder(trainer) / RUN_MARKER).touch()
         with replacing(run_folder(trainer) / self.config_filename) as beside:
             self.parser.save(config, str(beside), skip_none=False, overwrite=True, multifile=False)
@@ -83,7 +83,7 @@ def _summarize(trainer: Trainer, module: LightningModule) -> list[tuple[str, str
         counts = data.samples("val").counts(data.num_classes).tolist()
         if few := describe_few(counts, chooser == BALANCED):
             accuracy = BALANCED if chooser == BALANCED else "val/accuracy"
-            rows.append(("validation", f"{sum(counts)} images{few} of {accuracy}"))
+            rows.append(("validation", f"{plural(sum(counts), 'image')}{few} of {accuracy}"))
     if data.is_imbalanced:
         rows.append(("imbalance", _describe_imbalance(data, module, chooser if data.has_validation else None)))
     rows.append(("run", relative_path(run_folder(trainer))))
@@ -99,7 +99,7 @@ def _describe_steps(trainer: Trainer, module: LightningModule, data: ImageDataMo
     total = count_steps(trainer)
     per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
     few = "; few: lower --data.batch_size or raise --trainer.max_epochs" if total < _FEW_STEPS else ""
-    return f"{total} steps of {batch} images, {per_epoch} per epoch{few}"
+    return f"{total} step{'' if total == 1 else 's'} of {plural(batch, 'image')}, {per_epoch} per epoch{few}"
 
 
 def describe_few(counts: Sequence[int], balanced: bool) -> str:

@@ -47,9 +47,6 @@ class ImageDataModule(TrainingSettings, DeviceAugmentation):
     With `tta`, the images of `test` and `predict` are (B, V, C, S, S).
 
     Args:
-        oversample_to: Alternative to `repeat`: images N per epoch of the largest class. Each image is repeated
-            floor(N / n) times, at least once, with n the size of that class, so that epochs of small and large sets
-            have about the same length. None: `repeat` times.
         balanced_sampling: Draw each class equally often in training; images of small classes are repeated.
         samples_per_class_in_batch: Images of each class in a training batch, for far more classes than a batch can
             hold. A global batch has so many images of each of batch_size x processes / samples_per_class_in_batch
@@ -73,7 +70,6 @@ class ImageDataModule(TrainingSettings, DeviceAugmentation):
         UserError: An argument is out of its range.
     """
 
-    oversample_to: int | None = None
     balanced_sampling: bool = False
     samples_per_class_in_batch: int | None = None
     resize: int | None = None
@@ -341,15 +337,12 @@ class ImageDataModule(TrainingSettings, DeviceAugmentation):
         return [path for path in files if path not in broken]
 
     def _train_sampler(self, labels: Tensor) -> TrainSampler:
-        repeat = self.resolved_repeat
-        if self.oversample_to is not None:
-            repeat = max(1, self.oversample_to // int(labels.bincount().max()))
         num_replicas, rank = self._processes()
         return TrainSampler(
             labels,
             self.resolved_batch_size,
             seed=self.seed,
-            repeat=repeat,
+            repeat=self.resolved_repeat,
             balanced=self.balanced_sampling,
             per_class=self.samples_per_class_in_batch,
             num_replicas=num_replicas,

@@ -47,6 +47,9 @@ class TrainingSettings(LabeledSets, ABC):
             16 to 128, shared out to the processes; in evaluation 64.
         repeat: Number of times that each training image is used per epoch, augmented differently each time. `auto`:
             8 sqrt(500 / N) for N training images, from 1 to 12, so that the steps of a training grow with sqrt(N).
+        oversample_to: Alternative to `repeat`: images N per epoch of the largest class. Each image is repeated
+            floor(N / n) times, at least once, with n the size of that class, so that epochs of small and large sets
+            have about the same length. None: `repeat` times.
         in_channels: Channels of the images. Gray (1) and color (3) are converted into each other; any other number must
             be that of the images.
         image_size: Side in px of the square crop that the network sees: random in training if the image is larger, else
@@ -61,6 +64,7 @@ class TrainingSettings(LabeledSets, ABC):
 
     batch_size: int | Auto = 64
     repeat: int | Auto = 1
+    oversample_to: int | None = None
     in_channels: int = 3
     image_size: int | Auto | None = None
     augment: list[Augmentation] = field(default_factory=list)
@@ -75,7 +79,9 @@ class TrainingSettings(LabeledSets, ABC):
 
     @property
     def resolved_repeat(self) -> int:
-        """Uses of each training image per epoch; if `repeat` is `auto`, the training images are listed for it."""
+        """Uses of each training image per epoch; unless `repeat` says it, the training images are listed for it."""
+        if self.oversample_to is not None:
+            return max(1, self.oversample_to // int(self._training_images().labels.bincount().max()))
         return repeat_for(len(self._training_images())) if self.repeat == "auto" else self.repeat
 
     @property

@@ -62,7 +62,7 @@ class LinearProbeClassifier(Classifier):
 
     def class_scores(self, embeddings: Tensor) -> Tensor:
         """Return logits (B, C) of embeddings (B, D)."""
-        logits: Tensor = self.head(F.normalize(embeddings))
+        logits: Tensor = self.head(F.normalize(embeddings).to(self.head.weight.dtype))
         return logits
 
     def metric_embeddings(self, embeddings: Tensor) -> Tensor:

@@ -109,3 +109,9 @@ def test_wrong_arguments_are_refused(arguments: dict[str, int]):
 @pytest.mark.parametrize("side", [2, 5, 8])
 def test_images_of_a_few_pixels(side: int):
     assert WhitenedConvNet(width=2, depth=1)(torch.randn(2, 3, side, side)).shape == (2, 8)
+
+
+def test_images_without_a_patch_are_refused():
+    """An automatic size is that of the shorter side, as of spectra of one row."""
+    with pytest.raises(UserError, match=r"1 x 9 px: .* 2 x 2 px"):
+        WhitenedConvNet().initialize(torch.rand(4, 3, 1, 9))

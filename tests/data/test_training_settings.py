@@ -199,6 +199,13 @@ def test_heads_are_read_once(tmp_path: Path, monkeypatch) -> None:
     assert len(read) == len(set(read)) == len(data.samples("train"))
 
 
+def test_oversampling_replaces_an_automatic_repeat(toy: Make, parts: dict[str, Samples]) -> None:
+    data = toy(parts=parts, repeat="auto", oversample_to=100, batch_size=8, val_fraction=0)
+    assert data.resolved_repeat == 2  # of at most 50 images per class
+    data.setup("fit")
+    assert len(data.train_dataloader()) == 2 * 120 // 8
+
+
 def test_arrays_know_their_size(toy: Make, parts: dict[str, Samples]) -> None:
     data = toy(parts=parts, image_size="auto")
     data.setup("fit")
@@ -265,4 +272,4 @@ def test_a_run_saves_the_values_in_use(tmp_path: Path) -> None:
     settings = [f"--data.root={root}", "--data.image_size=auto", "--data.batch_size=auto", "--data.repeat=auto"]
     run = fit("folder_softmax", tmp_path / "runs", *settings, "--data.val_fraction=0.2")
     saved = yaml.safe_load((run / "config.yaml").read_text())["data"]["init_args"]
-    assert (saved["image_size"], saved["batch_size"], saved["repeat"]) == (16, "auto", 12)
+    assert (saved["image_size"], saved["batch_size"], saved["repeat"]) == (16, "auto", "auto")

@@ -84,3 +84,10 @@ def test_mistakes_get_one_line(tmp_path):
         build(embedding_dim=4)
     with pytest.raises(UserError, match="needs the callback CachedFeatures"):
         trainer(tmp_path).fit(build(), digits())
+
+
+def test_half_types():
+    """Features are float32, and normalized in float32, beside a head of another type."""
+    model = LinearProbeClassifier(3, TinyConvNet(width=4)).bfloat16()
+    for dtype in (torch.bfloat16, torch.float32):
+        assert model.class_scores(torch.rand(5, model.embedding_dim, dtype=dtype)).dtype == torch.bfloat16
