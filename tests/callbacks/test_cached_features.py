@@ -134,6 +134,10 @@ def test_evaluation_reads_features_too(tmp_path):
     (found,) = run.test(other, digits(**fixed), ckpt_path=checkpoint, weights_only=True, verbose=False)
     assert found == pytest.approx(expected[0], rel=1e-5)
     assert other.backbone.count == 0
+    unused, data = CachedFeatures(), run.datamodule
+    unused.provide(run, other, "test")
+    unused.teardown(run, other, "test")  # another model may be evaluated on the images
+    assert data.feature_sources == {}
     views = digits(**fixed, tta="flip")
     trainer(tmp_path, CachedFeatures()).test(other, views, verbose=False)
     assert other.backbone.count == 2 * len(views.samples("test"))
