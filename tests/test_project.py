@@ -50,7 +50,7 @@ LAYERS = {
     "cli.errors": {"errors", "files"},
     "cli.suggestions": {"errors", "cli.console", "config_files", "data", "regimes", "callbacks"},
     **{name: {*GROUND, *BASICS, *SHARED, "regimes", "callbacks", *RUNS[:number]} for number, name in enumerate(RUNS)},
-    "compare": {*GROUND, *BASICS, *SHARED, *RUNS, "regimes", "callbacks", "loading"},
+    "compare": {*GROUND, *BASICS, *SHARED, *RUNS, "regimes", "callbacks"},
     "cli": {*GROUND, *BASICS, *SHARED, *RUNS, "schedules", "mixing", "regimes", "callbacks", "compare", ""},
     "__main__": {"cli"},
 }

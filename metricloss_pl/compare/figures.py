@@ -220,7 +220,7 @@ def _saliency_maps(summary: Summary) -> Iterator[Picture]:
     shown = [image for image in disagreements(summary) if thumbnail(root, image["name"])][:_SALIENCY_MAPS]
     if run is None or summary.plan["variants"][run["variant"]]["config"] is None or not shown:
         return
-    from metricloss_pl.loading import load
+    from metricloss_pl.regimes.loading import load
 
     try:
         model = load(summary.store.folder / run["checkpoint"])

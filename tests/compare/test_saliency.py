@@ -87,7 +87,9 @@ def test_pictures_of_the_kept_network(tmp_path, monkeypatch):
     assert list(figures._saliency_maps(summary)) == []  # no checkpoint is kept
     for run in summary.results.values():
         run["checkpoint"] = "last.ckpt"
-    monkeypatch.setattr("metricloss_pl.loading.load", lambda path: Pooled() if path == folder / "last.ckpt" else None)
+    monkeypatch.setattr(
+        "metricloss_pl.regimes.loading.load", lambda path: Pooled() if path == folder / "last.ckpt" else None
+    )
     pictures = list(figures._saliency_maps(summary))
     assert len(pictures) == 4
     assert all(picture.values["predicted"] in "ab" for picture in pictures)
