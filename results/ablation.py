@@ -11,13 +11,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
-from ensemble import accuracies
-from operations import training_operations
+from runs import accuracies, last_checkpoint, operations, train
 from scipy import stats
 
 from metricloss_pl.data import NpzDataModule
@@ -25,7 +22,8 @@ from metricloss_pl.data import NpzDataModule
 RESULTS = Path(__file__).with_suffix(".jsonl")
 RUNS = Path("runs/ablation")
 TRAINING, VALIDATION = 50, 500  # images per class
-SEEDS = (1000, 1001, 1002)  # draws of the training and validation images
+DRAWS = (1000, 1001, 1002)  # seeds of the choice of training and validation images
+EPOCHS = 40
 
 
 def epochs(count: int) -> list[str]:
@@ -55,80 +53,50 @@ VARIANTS: dict[str, list[str]] = {
     "batch norm as trained": ["--trainer.callbacks", "null"],
     "PreActResNet": ["--model.backbone", "PreActResNet"],
 }
-MEMBERS = [f"member {member}" for member in range(2, 6)]  # with the recipe itself an ensemble of five
-VARIANTS |= {name: [] for name in MEMBERS}
+MEMBERS = [f"member {number}" for number in range(2, 6)]  # with the recipe itself an ensemble of five
+VARIANTS |= {name: [] for name in MEMBERS} | {"distilled from five": []}
+TOGETHER = ("mirror images at test time", "ensemble of five", "ensemble of five, mirror images")  # of trained networks
 
 
-def command(data: str, seed: int, member: int, flags: list[str], folder: Path) -> list[str]:
-    """Return the command of one training."""
+def run_of(data: str, name: str, draw: int) -> Path:
+    """Return the folder of the run of a variant on a draw, which is trained unless it is done."""
+    seed = MEMBERS.index(name) + 1 if name in MEMBERS else draw  # decides weights, order and augmentation
+    flags = ["--config", "cifar10_50_softmax.yaml", "--data", "NpzDataModule", "--data.path", data]
+    flags += ["--data.samples_per_class", str(TRAINING + VALIDATION)]
+    flags += ["--data.val_fraction", f"{VALIDATION / (TRAINING + VALIDATION):.6f}", "--data.seed", str(draw)]
+    flags += ["--seed_everything", str(seed), "--trainer.precision", "bf16-mixed", "--test_after_fit", "false"]
+    flags += [*epochs(EPOCHS), *VARIANTS[name]]
+    if name == "distilled from five":
+        teachers = json.dumps([str(checkpoint) for checkpoint in ensemble(data, draw)])
+        flags += ["--model.distillation", "Distillation", "--model.distillation.teachers", teachers]
+    return train(RUNS / f"{name.replace(' ', '_')}-{draw}", flags)
+
+
+def ensemble(data: str, draw: int) -> list[Path]:
+    """Return the checkpoints of the recipe with five seeds, which are trained unless they are done."""
+    return [last_checkpoint(run_of(data, name, draw)) for name in ("the recipe", *MEMBERS)]
+
+
+def results(data: str, name: str, draw: int) -> list[dict]:
+    """Return the lines of a variant on a draw, or those of TOGETHER, on the validation images."""
+    if name not in TOGETHER:
+        run = run_of(data, name, draw)
+        result = json.loads((run / "result.json").read_text())
+        return [{"variant": name, "draw": draw, "operations": operations(run, 32), **result}]
+    fraction = VALIDATION / (TRAINING + VALIDATION)
+    module = NpzDataModule(path=data, samples_per_class=TRAINING + VALIDATION, val_fraction=fraction, seed=draw)
+    module.setup("fit")
+    found = accuracies(ensemble(data, draw), module.samples("val"))
+    values = (found["with_flips"]["each"][0], found["single_view"]["ensemble"], found["with_flips"]["ensemble"])
     return [
-        *(sys.executable, "-m", "metricloss_pl", "fit", "--config", "cifar10_50_softmax.yaml"),
-        *("--data", "NpzDataModule", "--data.path", data),
-        *("--data.samples_per_class", str(TRAINING + VALIDATION)),
-        *("--data.val_fraction", f"{VALIDATION / (TRAINING + VALIDATION):.6f}"),
-        *("--data.seed", str(seed), "--seed_everything", str(member)),
-        *("--trainer.precision", "bf16-mixed"),
-        *(*epochs(40), "--test_after_fit", "false"),
-        *("--runs_dir", str(folder)),
-        *flags,
+        {"variant": name, "draw": draw, "metrics": {"val/accuracy": value}}
+        for name, value in zip(TOGETHER, values, strict=True)
     ]
-
-
-def folder_of(name: str, seed: int) -> Path:
-    """Return the folder of the runs of a variant on a draw."""
-    return RUNS / f"{name.replace(' ', '_')}-{seed}"
 
 
 def stored() -> list[dict]:
     """Return the results so far."""
     return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-
-
-def done() -> set[tuple[str, int]]:
-    """Return variants and draws whose results are stored."""
-    return {(line["variant"], line["draw"]) for line in stored()}
-
-
-def write(lines: list[dict]) -> None:
-    """Add lines to the results."""
-    with RESULTS.open("a") as file:
-        file.writelines(json.dumps(line) + "\n" for line in lines)
-
-
-def train(data: str, name: str, seed: int) -> None:
-    """Train one variant, or resume it, and add its result to the file."""
-    folder = folder_of(name, seed)
-    begun = list(folder.glob("*/version_*/checkpoints/last.ckpt"))
-    if begun:
-        run = max(begun, key=lambda file: file.stat().st_mtime).parent.parent
-        arguments = [sys.executable, "-m", "metricloss_pl", "fit", "--resume", str(run)]
-    else:
-        member = MEMBERS.index(name) + 1 if name in MEMBERS else seed  # decides weights, order and augmentation
-        arguments = command(data, seed, member, VARIANTS[name], folder)
-    subprocess.run(arguments, check=True)
-    run = max(folder.glob("*/version_*/result.json"), key=lambda file: file.stat().st_mtime)
-    operations = training_operations(run.parent, 32)
-    line = {"variant": name, "draw": seed, "operations": operations, **json.loads(run.read_text())}
-    write([line])
-
-
-def evaluate(data: str, seed: int) -> list[dict]:
-    """Return the accuracies of the recipe with mirror images, and of an ensemble of five, on the validation images."""
-    module = NpzDataModule(
-        path=data, samples_per_class=TRAINING + VALIDATION, val_fraction=VALIDATION / (TRAINING + VALIDATION), seed=seed
-    )
-    module.setup("fit")
-    checkpoints = [
-        max(folder_of(name, seed).glob("*/version_*/checkpoints/last.ckpt"), key=lambda file: file.stat().st_mtime)
-        for name in ("the recipe", *MEMBERS)
-    ]
-    found = accuracies(checkpoints, module.samples("val"))
-    rows = {
-        "mirror images at test time": found["with_flips"]["each"][0],
-        "ensemble of five": found["single_view"]["ensemble"],
-        "ensemble of five, mirror images": found["with_flips"]["ensemble"],
-    }
-    return [{"variant": name, "draw": seed, "metrics": {"val/accuracy": value}} for name, value in rows.items()]
 
 
 def table(lines: list[dict]) -> str:
@@ -139,7 +107,7 @@ def table(lines: list[dict]) -> str:
     degrees of freedom.
     """
     accuracy = {(line["variant"], line["draw"]): 100 * line["metrics"]["val/accuracy"] for line in lines}
-    draws = [seed for seed in SEEDS if ("the recipe", seed) in accuracy]
+    draws = [draw for draw in DRAWS if ("the recipe", draw) in accuracy]
     names = [name for name in dict.fromkeys(name for name, _ in accuracy) if name not in MEMBERS]
     complete = [name for name in names if all((name, draw) in accuracy for draw in draws)]
     block = np.array([[accuracy[name, draw] for draw in draws] for name in complete])
@@ -160,17 +128,14 @@ def main() -> None:
     """Train what is missing and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="CIFAR-10 as an .npz file with train_images and train_labels")
-    parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=list(VARIANTS), help="default: all")
+    parser.add_argument("--variants", nargs="*", choices=[*VARIANTS, TOGETHER[0]], help="default: all")
     given = parser.parse_args()
-    for seed in SEEDS:
-        for name in given.variants:
-            if (name, seed) not in done():
-                train(given.data, name, seed)
-        if (
-            all((name, seed) in done() for name in ("the recipe", *MEMBERS))
-            and ("ensemble of five", seed) not in done()
-        ):
-            write(evaluate(given.data, seed))
+    for draw in DRAWS:
+        for name in given.variants or [*VARIANTS, TOGETHER[0]]:
+            if all((line["variant"], line["draw"]) != (name, draw) for line in stored()):
+                lines = results(given.data, name, draw)
+                with RESULTS.open("a") as file:
+                    file.writelines(json.dumps(line) + "\n" for line in lines)
     print(table(stored()))
 
 
