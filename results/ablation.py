@@ -14,10 +14,10 @@ import math
 from pathlib import Path
 
 import numpy as np
-from runs import accuracies, last_checkpoint, operations, train
 from scipy import stats
 
 from metricloss_pl.data import NpzDataModule
+from runs import accuracies, last_checkpoint, operations, store, stored, train
 
 RESULTS = Path(__file__).with_suffix(".jsonl")
 RUNS = Path("runs/ablation")
@@ -94,11 +94,6 @@ def results(data: str, name: str, draw: int) -> list[dict]:
     ]
 
 
-def stored() -> list[dict]:
-    """Return the results so far."""
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-
-
 def table(lines: list[dict]) -> str:
     """Return accuracies and their differences from the recipe in percentage points, as Markdown.
 
@@ -132,11 +127,9 @@ def main() -> None:
     given = parser.parse_args()
     for draw in DRAWS:
         for name in given.variants or [*VARIANTS, TOGETHER[0]]:
-            if all((line["variant"], line["draw"]) != (name, draw) for line in stored()):
-                lines = results(given.data, name, draw)
-                with RESULTS.open("a") as file:
-                    file.writelines(json.dumps(line) + "\n" for line in lines)
-    print(table(stored()))
+            if all((line["variant"], line["draw"]) != (name, draw) for line in stored(RESULTS)):
+                store(RESULTS, results(given.data, name, draw))
+    print(table(stored(RESULTS)))
 
 
 if __name__ == "__main__":

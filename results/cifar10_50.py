@@ -12,9 +12,8 @@ import argparse
 import json
 from pathlib import Path
 
-from runs import accuracies, last_checkpoint, operations, train
-
 from metricloss_pl.data import NpzDataModule
+from runs import accuracies, last_checkpoint, operations, store, stored, train
 
 RESULTS = Path(__file__).with_suffix(".jsonl")
 RUNS = Path("runs/cifar10_50")
@@ -22,11 +21,13 @@ MEMBERS = 5
 
 
 def main() -> None:
-    """Train, test, and print the lines."""
+    """Train and test, unless the results of the draw are stored."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="CIFAR-10 as an .npz file with train_images, train_labels and the same for test")
     parser.add_argument("--draw", type=int, default=0, help="seed of the choice of training images; default: 0")
     given = parser.parse_args()
+    if any(line["draw"] == given.draw for line in stored(RESULTS)):
+        parser.exit(message=f"draw {given.draw} is in {RESULTS} already\n")
     folder = RUNS / f"draw_{given.draw}"
     flags = ["--config", "cifar10_50_softmax.yaml", "--data", "NpzDataModule", "--data.path", given.data]
     flags += ["--data.seed", str(given.draw), "--trainer.precision", "bf16-mixed", "--test_after_fit", "false"]
@@ -38,30 +39,29 @@ def main() -> None:
     data = NpzDataModule(path=given.data)
     data.setup("test")
     runs = [*members, distilled]
-    each = accuracies([last_checkpoint(run) for run in runs], data.samples("test"))
-    together = accuracies([last_checkpoint(run) for run in members], data.samples("test"))
+    found = accuracies([last_checkpoint(run) for run in runs], data.samples("test"), members=MEMBERS)
+    single, flips = found["single_view"], found["with_flips"]
     lines = [
         {
             "network": run.parent.parent.name,
             "draw": given.draw,
-            "test/accuracy": each["single_view"]["each"][position],
-            "test/accuracy with flips": each["with_flips"]["each"][position],
+            "test/accuracy": accuracy,
+            "test/accuracy with flips": with_flips,
             "operations": operations(run, 32),
             **json.loads((run / "result.json").read_text()),
         }
-        for position, run in enumerate(runs)
+        for run, accuracy, with_flips in zip(runs, single["each"], flips["each"], strict=True)
     ]
-    ensemble = {
-        "network": f"ensemble of {MEMBERS}",
-        "draw": given.draw,
-        "test/accuracy": together["single_view"]["ensemble"],
-        "test/accuracy with flips": together["with_flips"]["ensemble"],
-        "operations": sum(line["operations"] for line in lines[:MEMBERS]),
-    }
-    with RESULTS.open("a") as file:
-        for line in [*lines, ensemble]:
-            print(json.dumps(line))
-            file.write(json.dumps(line) + "\n")
+    lines.append(
+        {
+            "network": f"ensemble of {MEMBERS}",
+            "draw": given.draw,
+            "test/accuracy": single["ensemble"],
+            "test/accuracy with flips": flips["ensemble"],
+            "operations": sum(line["operations"] for line in lines[:MEMBERS]),
+        }
+    )
+    store(RESULTS, lines)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,17 @@ def train(folder: Path, flags: Sequence[str]) -> Path:
     return result.parent
 
 
+def stored(results: Path) -> list[dict[str, Any]]:
+    """Return the lines of a file of results, none if it does not exist."""
+    return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+
+
+def store(results: Path, lines: Sequence[dict[str, Any]]) -> None:
+    """Add lines to a file of results."""
+    with results.open("a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+
+
 def last_checkpoint(run: Path) -> Path:
     """Return the checkpoint of the last epoch of a run."""
     return run / "checkpoints" / "last.ckpt"
@@ -50,7 +61,7 @@ def operations(run: Path, image_size: int) -> float:
     images, labels = torch.rand(4, channels, image_size, image_size), torch.zeros(4, dtype=torch.int64)
     before = 0.0
     if model.distillation is not None:
-        model.distillation.load(model.class_names)
+        model.distillation.load(model.class_names, images.device)
         before = sum(operations(Path(path).parent.parent, image_size) for path in model.distillation.teachers)
     with FlopCounterMode(display=False) as counter:
         embeddings = model.embed(images)
@@ -72,14 +83,18 @@ def _training_images(run: Path) -> int:
 
 
 @torch.inference_mode()
-def accuracies(checkpoints: Sequence[Path], samples: Samples) -> dict[str, dict[str, Any]]:
-    """Return the accuracy of each model and of their mean probabilities, without and with mirror images."""
+def accuracies(checkpoints: Sequence[Path], samples: Samples, members: int | None = None) -> dict[str, dict[str, Any]]:
+    """Return accuracies without and with mirror images: of each model, and of an ensemble of the first members.
+
+    An ensemble predicts the mean of the probabilities. Without `members` it has all models.
+    """
     assert isinstance(samples.images, Tensor)
     models = [metricloss_pl.load(path) for path in checkpoints]
     found: dict[str, dict[str, Any]] = {}
     for name, flip in (("single_view", False), ("with_flips", True)):
-        members = [_probabilities(model, samples.images, flip) for model in models]
-        correct = [(mean.argmax(1) == samples.labels).double() for mean in [*members, torch.stack(members).mean(0)]]
+        probabilities = [_probabilities(model, samples.images, flip) for model in models]
+        mean = torch.stack(probabilities[:members]).mean(0)
+        correct = [(values.argmax(1) == samples.labels).double() for values in [*probabilities, mean]]
         *each, ensemble = [float(values.mean()) for values in correct]
         found[name] = {"each": each, "ensemble": ensemble}
     return found

@@ -61,8 +61,7 @@ class ExpectedTime(Callback):
 def _gains_by_bfloat16(trainer: Trainer, module: LightningModule) -> bool:
     """Return whether a training in 32-bit precision usually becomes faster on this CPU by bfloat16.
 
-    Measured on one with AVX512-BF16: residual networks take 0.6 times as long per step, but EfficientNet-B0, whose
-    convolutions are grouped, 1.5 times.
+    Grouped convolutions, as those of EfficientNet, become slower by it.
     """
     is_plain = trainer.strategy.root_device.type == "cpu" and trainer.precision == "32-true"
     if not is_plain or getattr(getattr(trainer, "datamodule", None), "features", None):  # the network does not run

@@ -191,17 +191,18 @@ class ImageDataModule(TrainingSettings, DeviceAugmentation):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the augmented training set, in a new order per epoch, without the last incomplete global batch."""
-        sampler = self._train_sampler(self.samples("train").labels)
+        sampler = self._train_sampler(self.samples("train"))
         defer = self._deferrable_work(self._store("train"), self.cache_gb)
         self._training_set = self._dataset("train", training=True, defer=defer)
-        loader = self._loader(self._training_set, sampler, self.resolved_batch_size)
+        loader = self._loader(self._training_set, sampler, sampler.batch_size)
         if self.trainer is not None:
             sampler.resume(functools.partial(resumed_position, self.trainer, len(loader)))
         return loader
 
     def batches_in_epoch(self) -> int:
         """Return the length of `train_dataloader()`, also before `setup("fit")`."""
-        return math.ceil(len(self._train_sampler(self._training_images().labels)) / self.resolved_batch_size)
+        sampler = self._train_sampler(self._training_images())
+        return math.ceil(len(sampler) / sampler.batch_size)
 
     def train_eval_dataloader(self) -> DataLoader[Any]:
         """Return the training set in order, not augmented, each image once (each process has its share)."""
@@ -305,14 +306,14 @@ class ImageDataModule(TrainingSettings, DeviceAugmentation):
             self._warn([line])
 
     def _store(self, split: str) -> ImageStore:
-        """Return the images of a set that is set up, decoded again if their automatic size has changed."""
+        """Return the images of a set that is set up, decoded again if the set or its automatic size has changed."""
         samples = self.samples(split)
         split = "test" if samples is self._samples.get("test") else split  # `predict` may use the test set
         resize = self.image_format["resize"]
         if split == "train" and self.train_resize is not None:
             resize = self.train_resize
         store = self._stores.get(split)
-        if store is None or store.resize != resize:
+        if store is None or store.samples is not samples or store.resize != resize:
             if split == "train":
                 self._warn_of_enlarged()
             store = ImageStore(samples, in_channels=self.in_channels, resize=resize, cache_gb=self.cache_gb)
@@ -336,13 +337,13 @@ class ImageDataModule(TrainingSettings, DeviceAugmentation):
         self._warn([f"{self.unreadable}; the other images are predicted"])
         return [path for path in files if path not in broken]
 
-    def _train_sampler(self, labels: Tensor) -> TrainSampler:
+    def _train_sampler(self, train: Samples) -> TrainSampler:
         num_replicas, rank = self._processes()
         return TrainSampler(
-            labels,
-            self.resolved_batch_size,
+            train.labels,
+            self._resolve_batch_size(train),
             seed=self.seed,
-            repeat=self.resolved_repeat,
+            repeat=self._resolve_repeat(train),
             balanced=self.balanced_sampling,
             per_class=self.samples_per_class_in_batch,
             num_replicas=num_replicas,

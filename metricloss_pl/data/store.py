@@ -59,6 +59,7 @@ class ImageStore:
     """
 
     def __init__(self, samples: Samples, *, in_channels: int, resize: int | None, cache_gb: float) -> None:
+        self.samples = samples
         self.in_channels = in_channels
         self.resize = resize
         self.files = samples.files

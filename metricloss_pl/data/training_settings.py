@@ -73,16 +73,12 @@ class TrainingSettings(LabeledSets, ABC):
     @property
     def resolved_batch_size(self) -> int:
         """Training images per step and process; if `batch_size` is `auto`, the training images are listed for it."""
-        if self.batch_size != "auto":
-            return self.batch_size
-        return max(1, batch_size_for(len(self._training_images())) // self._processes()[0])
+        return self._resolve_batch_size(None)
 
     @property
     def resolved_repeat(self) -> int:
         """Uses of each training image per epoch; unless `repeat` says it, the training images are listed for it."""
-        if self.oversample_to is not None:
-            return max(1, self.oversample_to // int(self._training_images().labels.bincount().max()))
-        return repeat_for(len(self._training_images())) if self.repeat == "auto" else self.repeat
+        return self._resolve_repeat(None)
 
     @property
     def resolved_image_size(self) -> int | None:
@@ -100,6 +96,22 @@ class TrainingSettings(LabeledSets, ABC):
             return size if weights.is_size_fixed else min(size, _LARGEST_PRETRAINED_SIDE)
         sides = self._shorter_sides()
         return int(min(np.median(sides), _LARGEST_SIDE)) if len(sides) else _LARGEST_SIDE
+
+    def _resolve_batch_size(self, train: Samples | None) -> int:
+        """Return the images per step and process for training images, which are listed if they are None and needed."""
+        if self.batch_size != "auto":
+            return self.batch_size
+        train = self._training_images() if train is None else train
+        return max(1, batch_size_for(len(train)) // self._processes()[0])
+
+    def _resolve_repeat(self, train: Samples | None) -> int:
+        """Return the uses per epoch of training images, which are listed if they are None and needed."""
+        if self.oversample_to is None and self.repeat != "auto":
+            return self.repeat
+        train = self._training_images() if train is None else train
+        if self.oversample_to is None:
+            return repeat_for(len(train))
+        return max(1, self.oversample_to // int(train.labels.bincount().max()))
 
     def _format_in_evaluation(self) -> dict[str, int | None] | None:
         """Return how images were prepared in the training of the model that a Trainer evaluates, if it is known."""

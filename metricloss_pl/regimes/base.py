@@ -324,7 +324,7 @@ class Classifier(LightningModule, ABC):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         if self.distillation is not None:
-            self.distillation.load(self.class_names)
+            self.distillation.load(self.class_names, self.device)
         groups = self.parameter_groups()
         optimizer = self.optimizer(groups if self.decay_norm_and_bias else exempt_norm_and_bias(groups, self))
         if self.lr_scheduler is None:

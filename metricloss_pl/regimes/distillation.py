@@ -24,8 +24,7 @@ class Distillation(nn.Module):
     their probabilities at temperature T, and q = softmax(class_scores / T), the loss is
     (1 - weight) * loss + weight * T^2 * KL(p || q), with the mean over the batch.
 
-    With few images, a network distilled from five trained with different seeds classifies nearly as well as their
-    ensemble, at the cost of one in use. Teachers are not part of the network's checkpoint.
+    The checkpoint of the network does not contain the teachers.
 
     Args:
         teachers: Checkpoints that `fit` has written, of networks for the same classes and image size; at least one.
@@ -49,8 +48,12 @@ class Distillation(nn.Module):
         self.temperature = temperature
         self._loaded: list[Classifier] = []  # in a list, so that they are no part of the network
 
-    def load(self, class_names: Sequence[str]) -> None:
-        """Load the teachers for classes of these names, unless they are loaded; a training does so before it begins.
+    def load(self, class_names: Sequence[str], device: torch.device) -> None:
+        """Load the teachers, unless they are loaded; a training does so before it begins.
+
+        Args:
+            class_names: Names in the order of the labels, which must be those of the teachers.
+            device: Device of the images.
 
         Raises:
             UserError: A checkpoint cannot be read, or its network is for other classes.
@@ -61,13 +64,13 @@ class Distillation(nn.Module):
             teacher = load(path)
             if teacher.class_names != list(class_names):
                 raise UserError(f"the teacher {path} {where_classes_differ(teacher.class_names, list(class_names))}")
-            self._loaded.append(teacher)
+            self._loaded.append(teacher.to(device))
 
     @torch.no_grad()
     def probabilities(self, images: Tensor) -> Tensor:
         """Return the mean probabilities (B, C) of the teachers at temperature T for images (B, C, H, W)."""
-        scores = [teacher.to(images.device)(images).float() / teacher.temperature for teacher in self._loaded]
-        return torch.stack([(values / self.temperature).softmax(1) for values in scores]).mean(0)
+        each = [teacher.probabilities(teacher(images).float() / self.temperature) for teacher in self._loaded]
+        return torch.stack(each).mean(0)
 
     def forward(self, losses: Mapping[str, Tensor], images: Tensor, class_scores: Tensor) -> dict[str, Tensor]:
         """Return the losses of a batch with the divergence from the teachers in `loss`, and as `distillation`.
@@ -77,10 +80,8 @@ class Distillation(nn.Module):
             images: (B, C, H, W), as the network sees them.
             class_scores: (B, C) of the network.
         """
-        student = (class_scores.float() / self.temperature).log_softmax(1)
-        divergence = self.temperature**2 * nn.functional.kl_div(
-            student, self.probabilities(images), reduction="batchmean"
-        )
+        student, targets = (class_scores.float() / self.temperature).log_softmax(1), self.probabilities(images)
+        divergence = self.temperature**2 * nn.functional.kl_div(student, targets, reduction="batchmean")
         total = (1 - self.weight) * losses["loss"] + self.weight * divergence
         return {**losses, "loss": total, "distillation": divergence}
 

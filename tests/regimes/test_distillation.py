@@ -9,17 +9,19 @@ import pytest
 import torch
 
 import metricloss_pl
+from metricloss_pl.backbones import TinyConvNet
 from metricloss_pl.cli import main
 from metricloss_pl.errors import UserError
-from metricloss_pl.regimes import Distillation
+from metricloss_pl.regimes import CosineClassifier, Distillation
+from tests.callbacks import runs
 from tests.command_line import QUIET, SMALL, best, fit, load, refusal, result
 
 
 @pytest.fixture(scope="module")
 def teachers(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Return the checkpoints of two networks for the digits, of different regimes."""
-    runs = tmp_path_factory.mktemp("teachers")
-    trained = [fit(config, runs, *SMALL) for config in ("digits_softmax", "digits_cosine")]
+    folder = tmp_path_factory.mktemp("teachers")
+    trained = [fit(config, folder, *SMALL) for config in ("digits_softmax", "digits_cosine")]
     return [str(run / "checkpoints" / "last.ckpt") for run in trained]
 
 
@@ -29,7 +31,7 @@ def test_the_loss_in_closed_form(teachers: list[str], weight: float, temperature
     networks = [metricloss_pl.load(path) for path in teachers]
     images, scores = torch.rand(5, 1, 8, 8), torch.randn(5, 10, requires_grad=True)
     losses = {"loss": torch.tensor(3.0), "part": torch.tensor(2.0)}
-    distillation.load(networks[0].class_names)
+    distillation.load(networks[0].class_names, images.device)
     found = distillation(losses, images, scores)
     divergence = 0.0
     for i in range(5):
@@ -47,9 +49,25 @@ def test_the_loss_in_closed_form(teachers: list[str], weight: float, temperature
     assert torch.allclose(gradient, weight * temperature * (q - distillation.probabilities(images)) / 5)
 
 
+def test_a_step_trains_on_the_teachers_and_leaves_no_trace_in_batch_norms(teachers: list[str], tmp_path: Path) -> None:
+    """Distillation needs the class scores, a second pass through the head and its batch norm."""
+    logged, states = [], []
+    for distillation in (None, Distillation(teachers)):
+        torch.manual_seed(0)
+        backbone, names = TinyConvNet(width=4), [str(digit) for digit in range(10)]
+        model = CosineClassifier(10, backbone, names, embedding_dim=10, ce_weight=0.5, distillation=distillation)
+        logged.append(runs.fit(tmp_path, model=model, max_steps=1, log_every_n_steps=1).logged_metrics)
+        states.append({name: value for name, value in model.state_dict().items() if "running" in name})
+    assert logged[1]["train/loss"] == logged[1]["train/distillation"] != logged[0]["train/loss"]
+    assert logged[1]["train/cosine_loss"] == logged[0]["train/cosine_loss"]
+    assert any("criterion" in name for name in states[0])
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name])
+
+
 def test_teachers_are_no_part_of_the_network(teachers: list[str]) -> None:
     distillation = Distillation(teachers)
-    distillation.load([str(digit) for digit in range(10)])
+    distillation.load([str(digit) for digit in range(10)], torch.device("cpu"))
     assert not list(distillation.state_dict())
     assert copy.deepcopy(distillation) is distillation
 
@@ -81,7 +99,7 @@ def test_a_missing_teacher_is_one_line(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_a_teacher_of_other_classes_is_refused(teachers: list[str]) -> None:
     with pytest.raises(UserError, match="'zero'"):
-        Distillation(teachers).load(["zero", *map(str, range(1, 10))])
+        Distillation(teachers).load(["zero", *map(str, range(1, 10))], torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
