@@ -17,7 +17,6 @@ from metricloss_pl.cli import main
 from metricloss_pl.data import ImageDataModule, ImageNetSubsetDataModule
 from metricloss_pl.data.torchvision_sets import MNISTDataModule
 from tests.reproduced import (
-    DOCUMENT,
     FIGURES,
     HOURS,
     OURS,
@@ -49,7 +48,7 @@ def test_no_number_of_a_table_is_lost():
 
 
 def test_example_is_one_of_the_commands():
-    example, _, _ = DOCUMENT.split("```bash\n", 1)[1].partition("\n```")
+    example, _, _ = PUBLISHED.split("```bash\n", 1)[1].partition("\n```")
     assert [row.figure for row in FIGURES if row.command == example] == ["68.3"]
 
 
@@ -75,13 +74,13 @@ def test_figures_of_small_runs_are_those_of_the_results(row):
 
 
 def test_comparisons_are_named_by_their_files():
-    named = re.findall(r"^python cli.py compare --config configs/compare/(\w+).yaml$", DOCUMENT, flags=re.MULTILINE)
+    named = re.findall(r"^python cli.py compare --config configs/compare/(\w+).yaml$", PUBLISHED, flags=re.MULTILINE)
     assert named == ["cub_samples", "cub_gem"]  # planned in tests/test_configs.py
-    assert len(named) == len(re.findall(r"^python cli.py (?!fit|figure)", DOCUMENT, flags=re.MULTILINE))
+    assert len(named) == len(re.findall(r"^python cli.py (?!fit|figure)", PUBLISHED, flags=re.MULTILINE))
 
 
 def test_figure_command(tmp_path, monkeypatch):
-    [command] = re.findall(r"^python cli.py figure .*", DOCUMENT, flags=re.MULTILINE)
+    [command] = re.findall(r"^python cli.py figure .*", PUBLISHED, flags=re.MULTILINE)
     monkeypatch.chdir(tmp_path)
     main(shlex.split(command)[2:])
     assert [file.suffix for file in tmp_path.iterdir()] == [".png"]
@@ -125,7 +124,7 @@ def test_hours_follow_from_the_networks():
         hours = config["trainer.max_epochs"] * steps * seconds / 3600
         assert row.figure == (f"{hours:.1f}" if hours >= 1 else f"{hours:.2f}"), row
         costs.add(cost)
-    section = DOCUMENT.split("## Hours", 1)[1].split("\n## ", 1)[0]
+    section = PUBLISHED.split("## Hours", 1)[1].split("\n## ", 1)[0]
     stated = {tuple(cells) for cells in table_of(section)[2:]}
     assert stated == {(name, str(side), f"{flops / 1e9:.3g}", str(layers)) for name, side, flops, layers in costs}
     assert f"{SUSTAINED / 1e12:g} TFLOP/s" in section
