@@ -19,7 +19,7 @@ from metricloss_pl.cli import main as metricloss
 
 DOCS = Path(__file__).parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-LENGTH = 1010  # px of the report's page that are shown
+WINDOW = "1160,1310"  # px of the report that are shown: down to the end of its table
 
 
 def draw_embeddings(target: Path, runs: Path) -> None:
@@ -35,7 +35,7 @@ def photograph(page: Path, target: Path, browser: str, scratch: Path) -> None:
         [
             browser,
             *("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={scratch}"),
-            *(f"--window-size=1040,{LENGTH}", f"--screenshot={target.resolve()}", page.resolve().as_uri()),
+            *(f"--window-size={WINDOW}", f"--screenshot={target.resolve()}", page.resolve().as_uri()),
         ],
         check=True,
         capture_output=True,

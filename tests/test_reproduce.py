@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import functools
 import re
 import shlex
@@ -20,8 +21,10 @@ from tests.reproduced import (
     FIGURES,
     HOURS,
     OURS,
+    OWN,
     PUBLISHED,
     RESULTS,
+    ROOT,
     ROWS,
     configured,
     options_of,
@@ -71,6 +74,19 @@ def test_figures_of_small_runs_are_those_of_the_results(row):
     assert len({result["seed"] for result in found}) == len(values) > 0
     spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     assert row.figure == f"{statistics.mean(values):.2f}{spread}"
+
+
+def test_table_of_the_comparison_is_that_of_the_results():
+    with (ROOT / "results" / "digits_comparison.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    stated = {cells[0].strip("`"): cells[1:] for cells in table_of(OWN) if cells[0].startswith("`")}
+    assert len(stated) == 6
+    for name, cells in stated.items():
+        found = [row for row in rows if row["variant"] == name]
+        assert [row["size"] for row in found] == ["5", "20", "100"]
+        assert cells == [f"{100 * float(row['accuracy']):.1f} ± {100 * float(row['std']):.1f}" for row in found]
+    least = min(float(row["p_adjusted"]) for row in rows if row["p_adjusted"])
+    assert f"adjusted p-value is\n{least:.2f}" in OWN
 
 
 def test_comparisons_are_named_by_their_files():
