@@ -47,7 +47,7 @@ class Block(NamedTuple):
 
 def blocks() -> list[Block]:
     """Return the Python and shell blocks of all pages."""
-    pattern = r"^(?:<!-- (.*) -->\n)?```(python|bash)\n(.*?)^```$"
+    pattern = r"^(?:<!-- ([^\n]*) -->\n)?```(python|bash)\n(.*?)^```$"
     found = []
     for page in PAGES:
         text = page.read_text(encoding="utf-8")

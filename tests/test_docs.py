@@ -52,7 +52,7 @@ def as_parameter(block: Block):
     return pytest.param(block, id=block.name, marks=() if quick else pytest.mark.slow)
 
 
-@pytest.mark.parametrize("block", map(as_parameter, PYTHON))
+@pytest.mark.parametrize("block", [as_parameter(block) for block in PYTHON])
 def test_python_runs(block, tmp_path, request):
     fill_working_folder(tmp_path, request.getfixturevalue("run") if "best.ckpt" in block.text else None)
     (tmp_path / "program.py").write_text(block.text, encoding="utf-8")
@@ -60,7 +60,7 @@ def test_python_runs(block, tmp_path, request):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the blocks are for a POSIX shell")
-@pytest.mark.parametrize("block", map(as_parameter, SHELL))
+@pytest.mark.parametrize("block", [as_parameter(block) for block in SHELL])
 def test_commands_run(block, tmp_path, run):
     fill_working_folder(tmp_path, run)
     program = tmp_path / "bin" / "metricloss"
