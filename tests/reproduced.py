@@ -1,4 +1,4 @@
-"""Published commands, from the tables of docs/reproduce.md and the templates above them, and stored ones."""
+"""Commands from the tables of docs/reproduce.md and docs/results.md and the templates above them, and stored ones."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import yaml
 
 ROOT = Path(__file__).parent.parent
-DOCUMENT = (ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8")
-PUBLISHED, _, OWN = DOCUMENT.partition("\n## Small real runs\n")
+PUBLISHED = (ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8")
+OWN = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
 PROGRAM = "python cli.py "
 
 

@@ -68,7 +68,7 @@ def test_headers_give_commands_and_stored_results(file):
     quoted = re.search(pattern, text)
     if quoted is None:  # blank, or measured with other settings
         ours = re.search("# Ours:(.*)", text)
-        assert file.stem.startswith("folder_") if ours is None else not ours[1] or "docs/reproduce.md" in ours[1]
+        assert file.stem.startswith("folder_") if ours is None else not ours[1] or "docs/results.md" in ours[1]
         return
     mean, deviation, conditions, artifact = quoted.groups()
     stored = [json.loads(line) for line in (ROOT / artifact).read_text().splitlines()]

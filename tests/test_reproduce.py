@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import functools
 import re
 import shlex
@@ -17,12 +18,13 @@ from metricloss_pl.cli import main
 from metricloss_pl.data import ImageDataModule, ImageNetSubsetDataModule
 from metricloss_pl.data.torchvision_sets import MNISTDataModule
 from tests.reproduced import (
-    DOCUMENT,
     FIGURES,
     HOURS,
     OURS,
+    OWN,
     PUBLISHED,
     RESULTS,
+    ROOT,
     ROWS,
     configured,
     options_of,
@@ -49,7 +51,7 @@ def test_no_number_of_a_table_is_lost():
 
 
 def test_example_is_one_of_the_commands():
-    example, _, _ = DOCUMENT.split("```bash\n", 1)[1].partition("\n```")
+    example, _, _ = PUBLISHED.split("```bash\n", 1)[1].partition("\n```")
     assert [row.figure for row in FIGURES if row.command == example] == ["68.3"]
 
 
@@ -74,14 +76,27 @@ def test_figures_of_small_runs_are_those_of_the_results(row):
     assert row.figure == f"{statistics.mean(values):.2f}{spread}"
 
 
+def test_table_of_the_comparison_is_that_of_the_results():
+    with (ROOT / "results" / "digits_comparison.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    stated = {cells[0].strip("`"): cells[1:] for cells in table_of(OWN) if cells[0].startswith("`")}
+    assert len(stated) == 6
+    for name, cells in stated.items():
+        found = [row for row in rows if row["variant"] == name]
+        assert [row["size"] for row in found] == ["5", "20", "100"]
+        assert cells == [f"{100 * float(row['accuracy']):.1f} ± {100 * float(row['std']):.1f}" for row in found]
+    least = min(float(row["p_adjusted"]) for row in rows if row["p_adjusted"])
+    assert f"adjusted p-value is\n{least:.2f}" in OWN
+
+
 def test_comparisons_are_named_by_their_files():
-    named = re.findall(r"^python cli.py compare --config configs/compare/(\w+).yaml$", DOCUMENT, flags=re.MULTILINE)
+    named = re.findall(r"^python cli.py compare --config configs/compare/(\w+).yaml$", PUBLISHED, flags=re.MULTILINE)
     assert named == ["cub_samples", "cub_gem"]  # planned in tests/test_configs.py
-    assert len(named) == len(re.findall(r"^python cli.py (?!fit|figure)", DOCUMENT, flags=re.MULTILINE))
+    assert len(named) == len(re.findall(r"^python cli.py (?!fit|figure)", PUBLISHED, flags=re.MULTILINE))
 
 
 def test_figure_command(tmp_path, monkeypatch):
-    [command] = re.findall(r"^python cli.py figure .*", DOCUMENT, flags=re.MULTILINE)
+    [command] = re.findall(r"^python cli.py figure .*", PUBLISHED, flags=re.MULTILINE)
     monkeypatch.chdir(tmp_path)
     main(shlex.split(command)[2:])
     assert [file.suffix for file in tmp_path.iterdir()] == [".png"]
@@ -125,7 +140,7 @@ def test_hours_follow_from_the_networks():
         hours = config["trainer.max_epochs"] * steps * seconds / 3600
         assert row.figure == (f"{hours:.1f}" if hours >= 1 else f"{hours:.2f}"), row
         costs.add(cost)
-    section = DOCUMENT.split("## Hours", 1)[1].split("\n## ", 1)[0]
+    section = PUBLISHED.split("## Hours", 1)[1].split("\n## ", 1)[0]
     stated = {tuple(cells) for cells in table_of(section)[2:]}
     assert stated == {(name, str(side), f"{flops / 1e9:.3g}", str(layers)) for name, side, flops, layers in costs}
     assert f"{SUSTAINED / 1e12:g} TFLOP/s" in section
