@@ -1,0 +1,155 @@
+"""Near duplicates among images: copies that were encoded again, resized, brightened or slightly cropped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from metricloss_pl.data.reading import DECODING_THREADS, UnreadableImages, one_thread, read_head, read_image
+
+__all__ = ["Thumbnails", "find_near_duplicates", "read_thumbnails"]
+
+_SIDE, _MARGIN = 68, 4  # px: the squares of 64 px within a thumbnail are crops by 6 % of its sides
+_DECODED = 2 * _SIDE  # px to which images are decoded, before they become square
+_COARSE = 8  # px per side of the images that candidates are found with
+_NEIGHBORS = 20  # candidates per image
+_CANDIDATE = 0.9  # correlation of the coarse images from which a pair is compared in detail
+_DETAIL = 0.9  # correlation of the details of near duplicates
+_SMALL = 32  # px: smaller images have too few details for crops
+_DETAIL_OF_SMALL = 0.99
+_BLOCK = 1024  # images, or pairs, at a time
+
+
+class Thumbnails(NamedTuple):
+    """Small square versions of images."""
+
+    pixels: Tensor  # (N, C, 68, 68) uint8
+    shorter_sides: Tensor  # (N,) int64, px of the files
+
+
+def read_thumbnails(files: Sequence[Path], in_channels: int = 3) -> tuple[Thumbnails, dict[int, str]]:
+    """Decode image files, JPEGs at a fraction of their size.
+
+    Args:
+        files: N files.
+        in_channels: Channels C; gray (1) and color (3) are converted into each other.
+
+    Returns:
+        The thumbnails, black for images that cannot be decoded; and the reason for each of these by its position.
+    """
+
+    def read(path: Path) -> tuple[Tensor, int] | str:
+        try:
+            side = min(read_head(path, in_channels)[:2])
+            image = read_image(path, in_channels, resize=_DECODED, small=_DECODED)
+        except UnreadableImages as error:
+            return error.broken[path]
+        scale = 255 if image.is_floating_point() else 1
+        return (_resize(image[None].float(), _SIDE)[0] * scale).round().to(torch.uint8), side
+
+    pixels = torch.zeros(len(files), in_channels, _SIDE, _SIDE, dtype=torch.uint8)
+    sides = torch.zeros(len(files), dtype=torch.int64)
+    broken = {}
+    with one_thread(), ThreadPoolExecutor(DECODING_THREADS) as pool:
+        for position, found in enumerate(pool.map(read, files)):
+            if isinstance(found, str):
+                broken[position] = found
+            else:
+                pixels[position], sides[position] = found
+    return Thumbnails(pixels, sides), broken
+
+
+def find_near_duplicates(thumbnails: Thumbnails) -> list[tuple[int, int]]:
+    """Find pairs of images that show the same picture up to encoding, size, brightness, contrast and a crop of 6 %.
+
+    Two normalized cross-correlations decide, both the largest over the crops of either image and the whole image. For
+    each image the 20 images most alike at 8 x 8 px are candidates; a pair is kept if its details at 64 x 64 px, without
+    low frequencies, correlate as well. Rotated and mirrored images are not found. Images of less than 32 px, which have
+    hardly any details, are compared whole, and must correlate by 0.99.
+
+    Args:
+        thumbnails: N images.
+
+    Returns:
+        Sorted pairs of positions, the smaller first.
+    """
+    pairs = _find_candidates(thumbnails.pixels)
+    details = torch.cat(
+        [_details(pixels.float().mean(1)) for pixels in thumbnails.pixels.split(_BLOCK)]
+        or [torch.empty(0, _SIDE, _SIDE)]
+    )
+    whole = torch.cat(
+        [_unit(_resize(block[:, None], _SIDE - _MARGIN)) for block in details.split(_BLOCK)]
+        or [torch.empty(0, (_SIDE - _MARGIN) ** 2)]
+    )
+    found = []
+    for first, second in (pairs[start : start + _BLOCK].T for start in range(0, len(pairs), _BLOCK)):
+        same_frame = (whole[first] * whole[second]).sum(1)
+        cropped = torch.maximum(
+            _correlate_crops(details[first], whole[second]), _correlate_crops(details[second], whole[first])
+        )
+        small = torch.minimum(thumbnails.shorter_sides[first], thumbnails.shorter_sides[second]) < _SMALL
+        alike = torch.where(small, same_frame > _DETAIL_OF_SMALL, torch.maximum(same_frame, cropped) > _DETAIL)
+        found += torch.stack([first[alike], second[alike]], dim=1).tolist()
+    return sorted((first, second) for first, second in found)
+
+
+def _find_candidates(pixels: Tensor) -> Tensor:
+    """Return pairs (M, 2) of positions, the smaller first, that are alike at a few pixels."""
+    views = [torch.cat(blocks) for blocks in zip(*map(_coarse_views, pixels.split(_BLOCK)), strict=True)]
+    pairs = set()
+    for start in range(0, len(pixels), _BLOCK):
+        block = range(start, min(start + _BLOCK, len(pixels)))
+        alike = torch.stack([view[block.start : block.stop] @ views[0].T for view in views]).amax(0)
+        alike[torch.arange(len(block)), torch.arange(block.start, block.stop)] = -1
+        values, others = alike.topk(min(_NEIGHBORS, len(pixels)), dim=1)
+        for row, column in (values > _CANDIDATE).nonzero().tolist():
+            pairs.add(tuple(sorted((start + row, int(others[row, column])))))
+    return torch.tensor(sorted(pairs), dtype=torch.int64).reshape(-1, 2)
+
+
+def _coarse_views(pixels: Tensor) -> list[Tensor]:
+    """Return the whole images and five crops of each, normalized vectors (N, D)."""
+    images, side = pixels.float(), _SIDE - _MARGIN
+    corners = [(top, left) for top in (0, _MARGIN) for left in (0, _MARGIN)]
+    crops = [
+        functional.avg_pool2d(images[..., top : top + side, left : left + side], side // _COARSE)
+        for top, left in [*corners, (_MARGIN // 2, _MARGIN // 2)]
+    ]
+    return [_unit(view) for view in [_resize(images, _COARSE), *crops]]
+
+
+def _details(gray: Tensor) -> Tensor:
+    """Return gray images (N, H, W) without noise and without low frequencies."""
+
+    def blur(width: int) -> Tensor:
+        return functional.avg_pool2d(gray[:, None], width, 1, width // 2, count_include_pad=False)[:, 0]
+
+    return blur(3) - blur(9)
+
+
+def _correlate_crops(details: Tensor, whole: Tensor) -> Tensor:
+    """Return the largest correlation (M,) of the crops of details (M, 68, 68) with normalized vectors (M, D)."""
+    side = _SIDE - _MARGIN
+    kernels = whole.reshape(-1, 1, side, side)
+    products = functional.conv2d(details[None], kernels, groups=len(details))[0]  # `whole` has the mean 0
+    sums, squares = (functional.avg_pool2d(x[:, None], side, 1)[:, 0] for x in (details, details**2))
+    norms = (squares - sums**2).clamp_min(0).sqrt() * side
+    return (products / norms.clamp_min(1e-6)).flatten(1).amax(1)
+
+
+def _resize(images: Tensor, side: int) -> Tensor:
+    return functional.interpolate(images, (side, side), mode="bilinear", antialias=True)
+
+
+def _unit(images: Tensor) -> Tensor:
+    """Return images as vectors (N, D) of mean 0 and norm 1; 0 where an image has a single color."""
+    vectors = images.flatten(1)
+    vectors = vectors - vectors.mean(1, keepdim=True)
+    return vectors / vectors.norm(dim=1, keepdim=True).clamp_min(1e-3)
