@@ -153,7 +153,7 @@ def check_images(
     contents = _find_contents(listing.entries, sound)
     different = torch.tensor(sorted(set(contents.values())), dtype=torch.int64)
     near = find_near_duplicates(Thumbnails(*(values[different] for values in thumbnails)))
-    links = [(int(different[first]), int(different[second])) for first, second in near]
+    links = [(int(different[first]), int(different[second])) for first, second, _ in near]
     wrong_labels, predicted = ([], 0) if predictions is None else _wrong_labels(listing, sound, predictions, comparison)
     wrong = {label.position for label in wrong_labels}
     return Findings(
@@ -245,8 +245,8 @@ def _wrong_labels(
                for name, label in zip(known, labels.tolist(), strict=True)]  # fmt: skip
     if not any(is_same):
         raise UserError(
-            f"--comparison {comparison} has predicted other images, such as {next(iter(known))!r}: give the comparison of "
-            "this folder or list"
+            f"--comparison {comparison} has predicted other images, such as {next(iter(known))!r}: give the comparison "
+            "of this folder or list"
         )
     every = list(known)
     found = []

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from metricloss_pl.data.reading import DECODING_THREADS, UnreadableImages, one_thread, read_head, read_image
 
-__all__ = ["Thumbnails", "find_near_duplicates", "read_thumbnails"]
+__all__ = ["NearDuplicate", "Thumbnails", "find_near_duplicates", "read_thumbnails"]
 
 _SIDE, _MARGIN = 68, 4  # px: the squares of 64 px within a thumbnail are crops by 6 % of its sides
 _DECODED = 2 * _SIDE  # px to which images are decoded, before they become square
@@ -24,6 +24,14 @@ _DETAIL = 0.9  # correlation of the details of near duplicates
 _SMALL = 32  # px: smaller images have too few details for crops
 _DETAIL_OF_SMALL = 0.99
 _BLOCK = 1024  # images, or pairs, at a time
+
+
+class NearDuplicate(NamedTuple):
+    """Pair of positions, the smaller first."""
+
+    first: int
+    second: int
+    correlation: float  # of the details
 
 
 class Thumbnails(NamedTuple):
@@ -65,7 +73,7 @@ def read_thumbnails(files: Sequence[Path], in_channels: int = 3) -> tuple[Thumbn
     return Thumbnails(pixels, sides), broken
 
 
-def find_near_duplicates(thumbnails: Thumbnails) -> list[tuple[int, int]]:
+def find_near_duplicates(thumbnails: Thumbnails, least: float = _DETAIL) -> list[NearDuplicate]:
     """Find pairs of images that show the same picture up to encoding, size, brightness, contrast and a crop of 6 %.
 
     Two normalized cross-correlations decide, both the largest over the crops of either image and the whole image. For
@@ -75,9 +83,10 @@ def find_near_duplicates(thumbnails: Thumbnails) -> list[tuple[int, int]]:
 
     Args:
         thumbnails: N images.
+        least: Least correlation of the details. The default was chosen by `results/check_duplicates.py`.
 
     Returns:
-        Sorted pairs of positions, the smaller first.
+        Sorted pairs.
     """
     pairs = _find_candidates(thumbnails.pixels)
     details = torch.cat(
@@ -95,9 +104,10 @@ def find_near_duplicates(thumbnails: Thumbnails) -> list[tuple[int, int]]:
             _correlate_crops(details[first], whole[second]), _correlate_crops(details[second], whole[first])
         )
         small = torch.minimum(thumbnails.shorter_sides[first], thumbnails.shorter_sides[second]) < _SMALL
-        alike = torch.where(small, same_frame > _DETAIL_OF_SMALL, torch.maximum(same_frame, cropped) > _DETAIL)
-        found += torch.stack([first[alike], second[alike]], dim=1).tolist()
-    return sorted((first, second) for first, second in found)
+        correlation = torch.where(small, same_frame, torch.maximum(same_frame, cropped))
+        alike = correlation >= torch.where(small, max(least, _DETAIL_OF_SMALL), least)
+        found += map(NearDuplicate, *(values[alike].tolist() for values in (first, second, correlation)))
+    return sorted(found)
 
 
 def _find_candidates(pixels: Tensor) -> Tensor:

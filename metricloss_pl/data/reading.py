@@ -190,8 +190,8 @@ def read_image(path: Path, in_channels: int, resize: int | None = None, small: i
         path: The file.
         in_channels: Channels C.
         resize: Shorter side in px (antialiased bilinear, by Pillow). None: unchanged.
-        small: Decode a JPEG at a half, quarter or eighth of its size, which is faster, but with sides of at least so many
-            px. None: whole.
+        small: Least side in px of a JPEG that is decoded at a half, quarter or eighth of its size, which is faster.
+            None: all pixels are decoded.
 
     Returns:
         (C, H, W), uint8; or float32 in [0, 1] for images of more than 8 bits (16-bit PNG or TIFF are divided by 65535,
