@@ -108,6 +108,12 @@ class Findings:
         return [entry for position, entry in enumerate(self.listing.entries) if position not in self.suspects]
 
     @property
+    def noted_classes(self) -> list[ClassCount]:
+        """Return the classes that are too small or lose images, the small ones first."""
+        noted = [one for one in self.classes if one.is_too_small or one.left_out]
+        return sorted(noted, key=lambda one: (not one.is_too_small, -one.left_out))
+
+    @property
     def classes(self) -> list[ClassCount]:
         """Return the numbers of images of each class."""
         entries, tests = self.listing.entries, any(entry.split == "test" for entry in self.listing.entries)

@@ -88,25 +88,23 @@ def find_near_duplicates(thumbnails: Thumbnails, least: float = _DETAIL) -> list
     Returns:
         Sorted pairs.
     """
-    pairs = _find_candidates(thumbnails.pixels)
-    details = torch.cat(
-        [_details(pixels.float().mean(1)) for pixels in thumbnails.pixels.split(_BLOCK)]
-        or [torch.empty(0, _SIDE, _SIDE)]
-    )
-    whole = torch.cat(
-        [_unit(_resize(block[:, None], _SIDE - _MARGIN)) for block in details.split(_BLOCK)]
-        or [torch.empty(0, (_SIDE - _MARGIN) ** 2)]
-    )
-    found = []
-    for first, second in (pairs[start : start + _BLOCK].T for start in range(0, len(pairs), _BLOCK)):
+    pixels, sides = thumbnails
+    found: list[NearDuplicate] = []
+    candidates = _find_candidates(pixels)
+    for start in range(0, len(candidates), _BLOCK):
+        pairs = candidates[start : start + _BLOCK]
+        used, places = pairs.unique(return_inverse=True)
+        first, second = places.T
+        details = _details(pixels[used].float().mean(1))
+        whole = _unit(_resize(details[:, None], _SIDE - _MARGIN))
         same_frame = (whole[first] * whole[second]).sum(1)
         cropped = torch.maximum(
             _correlate_crops(details[first], whole[second]), _correlate_crops(details[second], whole[first])
         )
-        small = torch.minimum(thumbnails.shorter_sides[first], thumbnails.shorter_sides[second]) < _SMALL
+        small = sides[pairs].amin(1) < _SMALL
         correlation = torch.where(small, same_frame, torch.maximum(same_frame, cropped))
         alike = correlation >= torch.where(small, max(least, _DETAIL_OF_SMALL), least)
-        found += map(NearDuplicate, *(values[alike].tolist() for values in (first, second, correlation)))
+        found += map(NearDuplicate, *(values[alike].tolist() for values in (*pairs.T, correlation)))
     return sorted(found)
 
 

@@ -110,6 +110,7 @@ def _page(findings: Findings) -> str:
         sections=sections,
         wrong_labels=[(image(one.position), one) for one in findings.wrong_labels[:_MAX_LABELS]],
         broken=[(entries[position].name, why) for position, why in list(findings.broken.items())[:_MAX_FILES]],
-        small=[one for one in findings.classes if one.is_too_small],
+        classes=findings.noted_classes,
+        small=sum(one.is_too_small for one in findings.classes),
         tests=any(entry.split == "test" for entry in entries),
     )

@@ -46,25 +46,22 @@ def check(
     folder = Path("runs", "check", name.name if name.is_dir() else name.stem) if out is None else Path(out)
     page, csv = write_report(findings, folder)
     entries, groups, classes = findings.listing.entries, findings.groups, findings.classes
-    small = [one.name for one in classes if one.is_too_small]
+    crossing, small = sum(group.crosses_splits for group in groups), [one.name for one in classes if one.is_too_small]
     rows = [
         ("images", f"{len(entries):,} of {plural(len(classes), 'class')}{_set_sizes(findings)}"),
         ("broken", _named([entries[position].name for position in findings.broken])),
         ("duplicates", f"{plural(len(groups), 'group')}, {sum(len(group.members) for group in groups):,} images"),
-        ("across sets", plural(sum(group.crosses_splits for group in groups), "group")),
+        *([("across sets", plural(crossing, "group"))] if findings.listing.is_divided else []),
         ("labels differ", plural(sum(len(group.labels) > 1 for group in groups), "group")),
         ("small classes", _named(small)),
         ("wrong labels", _describe_wrong_labels(findings)),
         ("page", relative_path(page)),
         ("remaining", f"{relative_path(csv)}  ({plural(len(findings.remaining), 'image')})"),
     ]
-    if not findings.listing.is_divided:
-        rows.pop(3)
     for warning in findings.listing.warnings:
         print(f"warning: {warning}")
     print_table(rows)
-    shown = sorted((one for one in classes if one.left_out or one.is_too_small), key=lambda one: -one.left_out)
-    if shown:
+    if shown := findings.noted_classes:
         print()
         numbers = [(one.name, str(one.images), str(one.tested), str(one.left_out)) for one in shown[:_SHOWN]]
         print_columns(("class", "images", "test images", "left out"), numbers)
