@@ -35,9 +35,9 @@ class NearDuplicate(NamedTuple):
 
 
 class Thumbnails(NamedTuple):
-    """Small square versions of images."""
+    """Small square gray versions of images."""
 
-    pixels: Tensor  # (N, C, 68, 68) uint8
+    pixels: Tensor  # (N, 68, 68) uint8
     shorter_sides: Tensor  # (N,) int64, px of the files
 
 
@@ -46,22 +46,24 @@ def read_thumbnails(files: Sequence[Path], in_channels: int = 3) -> tuple[Thumbn
 
     Args:
         files: N files.
-        in_channels: Channels C; gray (1) and color (3) are converted into each other.
+        in_channels: Channels of the files; color becomes gray, and of other channels the mean is taken.
 
     Returns:
         The thumbnails, black for images that cannot be decoded; and the reason for each of these by its position.
     """
 
     def read(path: Path) -> tuple[Tensor, int] | str:
+        channels = 1 if in_channels == 3 else in_channels
         try:
-            side = min(read_head(path, in_channels)[:2])
-            image = read_image(path, in_channels, resize=_DECODED, small=_DECODED)
+            side = min(read_head(path, channels)[:2])
+            image = read_image(path, channels, resize=_DECODED, small=_DECODED)
         except UnreadableImages as error:
             return error.broken[path]
         scale = 255 if image.is_floating_point() else 1
-        return (_resize(image[None].float(), _SIDE)[0] * scale).round().to(torch.uint8), side
+        gray = _resize(image.float().mean(0)[None], _SIDE)[0]
+        return (gray * scale).round().to(torch.uint8), side
 
-    pixels = torch.zeros(len(files), in_channels, _SIDE, _SIDE, dtype=torch.uint8)
+    pixels = torch.zeros(len(files), _SIDE, _SIDE, dtype=torch.uint8)
     sides = torch.zeros(len(files), dtype=torch.int64)
     broken = {}
     with one_thread(), ThreadPoolExecutor(DECODING_THREADS) as pool:
@@ -74,7 +76,7 @@ def read_thumbnails(files: Sequence[Path], in_channels: int = 3) -> tuple[Thumbn
 
 
 def find_near_duplicates(thumbnails: Thumbnails, least: float = _DETAIL) -> list[NearDuplicate]:
-    """Find pairs of images that show the same picture up to encoding, size, brightness, contrast and a crop of 6 %.
+    """Find pairs of images that show the same picture up to encoding, size, color, brightness and a crop of 6 %.
 
     Two normalized cross-correlations decide, both the largest over the crops of either image and the whole image. For
     each image the 20 images most alike at 8 x 8 px are candidates; a pair is kept if its details at 64 x 64 px, without
@@ -89,14 +91,16 @@ def find_near_duplicates(thumbnails: Thumbnails, least: float = _DETAIL) -> list
         Sorted pairs.
     """
     pixels, sides = thumbnails
+    if len(pixels) < 2:
+        return []
     found: list[NearDuplicate] = []
     candidates = _find_candidates(pixels)
     for start in range(0, len(candidates), _BLOCK):
         pairs = candidates[start : start + _BLOCK]
         used, places = pairs.unique(return_inverse=True)
         first, second = places.T
-        details = _details(pixels[used].float().mean(1))
-        whole = _unit(_resize(details[:, None], _SIDE - _MARGIN))
+        details = _details(pixels[used].float())
+        whole = _unit(_resize(details, _SIDE - _MARGIN))
         same_frame = (whole[first] * whole[second]).sum(1)
         cropped = torch.maximum(
             _correlate_crops(details[first], whole[second]), _correlate_crops(details[second], whole[first])
@@ -137,7 +141,7 @@ def _details(gray: Tensor) -> Tensor:
     """Return gray images (N, H, W) without noise and without low frequencies."""
 
     def blur(width: int) -> Tensor:
-        return functional.avg_pool2d(gray[:, None], width, 1, width // 2, count_include_pad=False)[:, 0]
+        return functional.avg_pool2d(gray, width, 1, width // 2, count_include_pad=False)
 
     return blur(3) - blur(9)
 
@@ -147,13 +151,14 @@ def _correlate_crops(details: Tensor, whole: Tensor) -> Tensor:
     side = _SIDE - _MARGIN
     kernels = whole.reshape(-1, 1, side, side)
     products = functional.conv2d(details[None], kernels, groups=len(details))[0]  # `whole` has the mean 0
-    sums, squares = (functional.avg_pool2d(x[:, None], side, 1)[:, 0] for x in (details, details**2))
+    sums, squares = (functional.avg_pool2d(x, side, 1) for x in (details, details**2))
     norms = (squares - sums**2).clamp_min(0).sqrt() * side
     return (products / norms.clamp_min(1e-6)).flatten(1).amax(1)
 
 
 def _resize(images: Tensor, side: int) -> Tensor:
-    return functional.interpolate(images, (side, side), mode="bilinear", antialias=True)
+    """Return images (N, side, side) of images (N, H, W)."""
+    return functional.interpolate(images[:, None], (side, side), mode="bilinear", antialias=True)[:, 0]
 
 
 def _unit(images: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ def find_wrong_labels(labels: NDArray[np.int64], probabilities: NDArray[np.float
     confidently of a class where its probability reaches the threshold, and of the most probable one of several. The
     number of images that are confidently of another class than their label estimates the number of wrong labels; so
     many images with the lowest probability of their label are returned (the ranking by self-confidence of Kuan &
-    Mueller 2022), without those whose label is the most probable class.
+    Mueller 2022), without those whose label is a most probable class.
 
     Args:
         labels: (N,) in [0, C).
@@ -41,7 +41,7 @@ def find_wrong_labels(labels: NDArray[np.int64], probabilities: NDArray[np.float
     confident = reached.max(axis=1, initial=-1.0) >= 0
     number = int((confident & (reached.argmax(axis=1) != labels)).sum())
     suspects = own.argsort(kind="stable")[:number]
-    found: NDArray[np.int64] = suspects[probabilities[suspects].argmax(axis=1) != labels[suspects]]
+    found: NDArray[np.int64] = suspects[probabilities[suspects].max(axis=1) > own[suspects]]
     return found
 
 

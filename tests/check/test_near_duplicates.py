@@ -48,12 +48,12 @@ def test_the_order_of_the_images_does_not_matter(originals, tmp_path):
 
 def test_images_of_few_pixels_must_be_the_same(tmp_path):
     """Digits of a class are as alike as crops of a photograph."""
-    digits = [Image.fromarray((image * 15.9).astype(np.uint8)) for image in load_digits().images[:300]]
+    digits = [Image.fromarray((image * 15.9).astype(np.uint8)) for image in load_digits().images[:200]]
     files = [save(image, tmp_path / f"{number}.png") for number, image in enumerate(digits)]
-    copy = save(digits[7].resize((16, 16), Image.Resampling.BICUBIC), tmp_path / "copy.png")
+    copy = save(ImageEnhance.Brightness(digits[7]).enhance(0.9), tmp_path / "copy.png")
     thumbnails, _ = read_thumbnails([*files, copy], in_channels=1)
-    assert [(pair.first, pair.second) for pair in find_near_duplicates(thumbnails)] == [(7, 300)]
-    larger = thumbnails._replace(shorter_sides=torch.full((301,), 100))
+    assert [(pair.first, pair.second) for pair in find_near_duplicates(thumbnails)] == [(7, 200)]
+    larger = thumbnails._replace(shorter_sides=torch.full((201,), 100))
     assert len(find_near_duplicates(larger)) > 10
 
 
@@ -88,5 +88,5 @@ def test_broken_images_and_images_of_one_color(originals, tmp_path):
 
 
 def test_no_images():
-    empty = Thumbnails(torch.empty(0, 3, 68, 68, dtype=torch.uint8), torch.empty(0, dtype=torch.int64))
+    empty = Thumbnails(torch.empty(0, 68, 68, dtype=torch.uint8), torch.empty(0, dtype=torch.int64))
     assert find_near_duplicates(empty) == []
