@@ -38,6 +38,7 @@ def test_mistakes(tmp_path, capsys, monkeypatch):
         (["images", f"--comparison={whole}"], "--folds 5"),
         (["images", "--in_channels=0"], "in_channels is 0"),
         (["images/a"], "no subfolders"),
+        (["images", "--out=images/a"], "--out images/a"),
     ):
         assert words in refusal_of(capsys, "check", *arguments)
     assert not (tmp_path / "runs").exists()

@@ -67,9 +67,10 @@ def list_images(source: str | Path, images_dir: str | Path | None = None) -> Lis
 
 
 def _describe_unlisted(entries: list[Entry], root: Path) -> list[str]:
-    """Return a warning if there are images beside the listed ones."""
+    """Return a warning if there are images beside the listed ones in `root`."""
     listed = {os.path.normpath(entry.path) for entry in entries}
-    beside = [file for folder in {entry.path.parent for entry in entries} for file in find_files(folder, False).files]
+    folders = {entry.path.parent for entry in entries if entry.path.is_relative_to(root)}
+    beside = [file for folder in folders for file in find_files(folder, deep=False).files]
     unlisted = sorted(file for file in filter(is_image, beside) if os.path.normpath(file) not in listed)
     return not_used("image", "beside the listed ones", "add to the list, or move away", unlisted, root)
 

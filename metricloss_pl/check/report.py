@@ -12,14 +12,27 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from metricloss_pl.check.findings import Findings
 from metricloss_pl.check.listing import Entry
-from metricloss_pl.data.file_checks import RUN_MARKER
+from metricloss_pl.data.file_checks import RUN_MARKER, find_files, is_image
 from metricloss_pl.data.samples import SET_NAMES
 from metricloss_pl.data.thumbnails import thumbnail
+from metricloss_pl.errors import UserError
 from metricloss_pl.files import replacing
 
-__all__ = ["write_report"]
+__all__ = ["check_folder", "write_report"]
 
 _MAX_GROUPS, _MAX_MEMBERS, _MAX_LABELS, _MAX_FILES = 60, 8, 120, 200  # on the page
+
+
+def check_folder(folder: str | Path) -> Path:
+    """Return the folder if a report may be written into it.
+
+    Raises:
+        UserError: It holds images, which would no longer be taken for data beside a report.
+    """
+    folder = Path(folder).expanduser()
+    if folder.is_dir() and not (folder / RUN_MARKER).is_file() and any(map(is_image, find_files(folder).files)):
+        raise UserError(f"--out {folder} holds images: give a folder of its own")
+    return folder
 
 
 def write_report(findings: Findings, folder: str | Path) -> tuple[Path, Path]:
@@ -31,8 +44,11 @@ def write_report(findings: Findings, folder: str | Path) -> tuple[Path, Path]:
 
     Returns:
         Paths of the page and of the list.
+
+    Raises:
+        UserError: The folder holds images.
     """
-    folder = Path(folder).expanduser()
+    folder = check_folder(folder)
     page, remaining = folder / "check.html", folder / "remaining.csv"
     with (
         replacing(remaining) as beside,

@@ -40,10 +40,11 @@ def check(
         UserError: The images or the comparison cannot be found, or do not belong together.
     """
     from metricloss_pl.check import check_images, write_report
+    from metricloss_pl.check.report import check_folder
 
-    findings = check_images(images, comparison, images_dir, in_channels)
     name = Path(images).expanduser().resolve()
-    folder = Path("runs", "check", name.name if name.is_dir() else name.stem) if out is None else Path(out)
+    folder = Path("runs", "check", name.name if name.is_dir() else name.stem) if out is None else check_folder(out)
+    findings = check_images(images, comparison, images_dir, in_channels)
     page, csv = write_report(findings, folder)
     entries, groups, classes = findings.listing.entries, findings.groups, findings.classes
     crossing, small = sum(group.crosses_splits for group in groups), [one.name for one in classes if one.is_too_small]
