@@ -115,15 +115,15 @@ def find_near_duplicates(thumbnails: Thumbnails, least: float = _DETAIL) -> list
 def _find_candidates(pixels: Tensor) -> Tensor:
     """Return pairs (M, 2) of positions, the smaller first, that are alike at a few pixels."""
     views = [torch.cat(blocks) for blocks in zip(*map(_coarse_views, pixels.split(_BLOCK)), strict=True)]
-    pairs = set()
+    pairs = []
     for start in range(0, len(pixels), _BLOCK):
         block = range(start, min(start + _BLOCK, len(pixels)))
         alike = torch.stack([view[block.start : block.stop] @ views[0].T for view in views]).amax(0)
         alike[torch.arange(len(block)), torch.arange(block.start, block.stop)] = -1
         values, others = alike.topk(min(_NEIGHBORS, len(pixels)), dim=1)
-        for row, column in (values > _CANDIDATE).nonzero().tolist():
-            pairs.add(tuple(sorted((start + row, int(others[row, column])))))
-    return torch.tensor(sorted(pairs), dtype=torch.int64).reshape(-1, 2)
+        rows, columns = (values > _CANDIDATE).nonzero(as_tuple=True)
+        pairs.append(torch.stack([start + rows, others[rows, columns]], dim=1))
+    return torch.cat(pairs).sort(dim=1).values.unique(dim=0)
 
 
 def _coarse_views(pixels: Tensor) -> list[Tensor]:
