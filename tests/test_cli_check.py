@@ -1,9 +1,13 @@
 """`check` on the command line."""
 
+import pytest
+
 from metricloss_pl.cli import main
+from metricloss_pl.compare import api
 from tests.check.pictures import picture, save
 from tests.command_line import refusal_of
 from tests.compare.synthetic import make_comparison
+from tests.helpers import make_folder
 
 
 def test_a_folder(tmp_path, monkeypatch, capsys):
@@ -42,3 +46,16 @@ def test_mistakes(tmp_path, capsys, monkeypatch):
     ):
         assert words in refusal_of(capsys, "check", *arguments)
     assert not (tmp_path / "runs").exists()
+
+
+def test_wrong_labels_by_a_comparison_of_the_same_folder(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("optuna")
+    make_folder(tmp_path / "images", images=4, parts=("train", "test"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(api.Comparison, "report", lambda self: self.folder / "report.html")
+    short = ["--include=[softmax]", "--seeds=[0]", "--steps=1", "--tuning.trials=0", "--trivial=false", "--folds=2"]
+    main(["compare", "--data_root=images", *short, "--overrides={data.image_size: 16}"])
+    main(["check", "images", "--comparison=runs/compare/images"])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("wrong labels")]
+    assert "softmax" in line
+    assert "16 images" in line

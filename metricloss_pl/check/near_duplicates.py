@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -118,7 +119,7 @@ def _find_candidates(pixels: Tensor) -> Tensor:
     pairs = []
     for start in range(0, len(pixels), _BLOCK):
         block = range(start, min(start + _BLOCK, len(pixels)))
-        alike = torch.stack([view[block.start : block.stop] @ views[0].T for view in views]).amax(0)
+        alike = functools.reduce(torch.maximum, (view[block.start : block.stop] @ views[0].T for view in views))
         alike[torch.arange(len(block)), torch.arange(block.start, block.stop)] = -1
         values, others = alike.topk(min(_NEIGHBORS, len(pixels)), dim=1)
         rows, columns = (values > _CANDIDATE).nonzero(as_tuple=True)
