@@ -16,7 +16,8 @@ from metricloss_pl.data.reading import DECODING_THREADS, UnreadableImages, one_t
 
 __all__ = ["NearDuplicate", "Thumbnails", "find_near_duplicates", "read_thumbnails"]
 
-_SIDE, _MARGIN = 68, 4  # px: the squares of 64 px within a thumbnail are crops by 6 % of its sides
+_SIDE = 68  # px
+_MARGINS = (0, 2, 4)  # px: the squares of 68, 66 and 64 px within a thumbnail are crops by up to 6 % of its sides
 _DECODED = 2 * _SIDE  # px to which images are decoded, before they become square
 _COARSE = 8  # px per side of the images that candidates are found with
 _NEIGHBORS = 20  # candidates per image
@@ -80,9 +81,9 @@ def find_near_duplicates(thumbnails: Thumbnails, least: float = _DETAIL) -> list
     """Find pairs of images that show the same picture up to encoding, size, color, brightness and a crop of 6 %.
 
     Two normalized cross-correlations decide, both the largest over the crops of either image and the whole image. For
-    each image the 20 images most alike at 8 x 8 px are candidates; a pair is kept if its details at 64 x 64 px, without
-    low frequencies, correlate as well. Rotated and mirrored images are not found. Images of less than 32 px, which have
-    hardly any details, are compared whole, and must correlate by 0.99.
+    each image the 20 images most alike at 8 x 8 px are candidates; a pair is kept if its details at 64 to 68 px per
+    side, without low frequencies, correlate as well. Rotated and mirrored images are not found. Images of less than
+    32 px, which have hardly any details, are compared whole, and must correlate by 0.99.
 
     Args:
         thumbnails: N images.
@@ -101,13 +102,13 @@ def find_near_duplicates(thumbnails: Thumbnails, least: float = _DETAIL) -> list
         used, places = pairs.unique(return_inverse=True)
         first, second = places.T
         details = _details(pixels[used].float())
-        whole = _unit(_resize(details, _SIDE - _MARGIN))
-        same_frame = (whole[first] * whole[second]).sum(1)
-        cropped = torch.maximum(
-            _correlate_crops(details[first], whole[second]), _correlate_crops(details[second], whole[first])
-        )
+        by_margin = []
+        for margin in _MARGINS:
+            whole = _unit(_resize(details, _SIDE - margin))
+            of_first = _correlate_crops(details[first], whole[second], margin)
+            by_margin.append(torch.maximum(of_first, _correlate_crops(details[second], whole[first], margin)))
         small = sides[pairs].amin(1) < _SMALL
-        correlation = torch.where(small, same_frame, torch.maximum(same_frame, cropped))
+        correlation = torch.where(small, by_margin[0], torch.stack(by_margin).amax(0))
         alike = correlation >= torch.where(small, max(least, _DETAIL_OF_SMALL), least)
         found += map(NearDuplicate, *(values[alike].tolist() for values in (*pairs.T, correlation)))
     return sorted(found)
@@ -129,11 +130,12 @@ def _find_candidates(pixels: Tensor) -> Tensor:
 
 def _coarse_views(pixels: Tensor) -> list[Tensor]:
     """Return the whole images and five crops of each, normalized vectors (N, D)."""
-    images, side = pixels.float(), _SIDE - _MARGIN
-    corners = [(top, left) for top in (0, _MARGIN) for left in (0, _MARGIN)]
+    images, margin = pixels.float(), _MARGINS[-1]
+    side = _SIDE - margin
+    corners = [(top, left) for top in (0, margin) for left in (0, margin)]
     crops = [
         functional.avg_pool2d(images[..., top : top + side, left : left + side], side // _COARSE)
-        for top, left in [*corners, (_MARGIN // 2, _MARGIN // 2)]
+        for top, left in [*corners, (margin // 2, margin // 2)]
     ]
     return [_unit(view) for view in [_resize(images, _COARSE), *crops]]
 
@@ -147,14 +149,14 @@ def _details(gray: Tensor) -> Tensor:
     return blur(3) - blur(9)
 
 
-def _correlate_crops(details: Tensor, whole: Tensor) -> Tensor:
+def _correlate_crops(details: Tensor, whole: Tensor, margin: int) -> Tensor:
     """Return the largest correlation (M,) of the crops of details (M, 68, 68) with normalized vectors (M, D)."""
-    side = _SIDE - _MARGIN
+    side = _SIDE - margin
     kernels = whole.reshape(-1, 1, side, side)
     products = functional.conv2d(details[None], kernels, groups=len(details))[0]  # `whole` has the mean 0
     sums, squares = (functional.avg_pool2d(x, side, 1) for x in (details, details**2))
     norms = (squares - sums**2).clamp_min(0).sqrt() * side
-    return (products / norms.clamp_min(1e-6)).flatten(1).amax(1)
+    return (products / norms.clamp_min(1e-3)).flatten(1).amax(1)
 
 
 def _resize(images: Tensor, side: int) -> Tensor:

@@ -136,7 +136,7 @@ def test_wrong_labels_come_from_a_comparison_with_folds(tmp_path):
             tmp_path / "images" / classes[number % 3] / f"{number}.png",
         )
     shared = {"folds": 3, "images": 30, "class_names": classes, "name_image": lambda n: f"{classes[n % 3]}/{n}.png"}
-    folder = make_comparison(tmp_path / "compare", {"softmax": 0.9}, **shared)
+    folder = make_comparison(tmp_path / "compare", {"softmax": 0.7}, **shared)
     findings = check_images(tmp_path / "images", folder)
     assert (findings.variant, findings.predicted) == ("softmax", 30)
     assert findings.wrong_labels

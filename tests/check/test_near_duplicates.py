@@ -14,6 +14,7 @@ CHANGES = {
     "enlarged": lambda image: image.resize((400, 300)),
     "squeezed": lambda image: image.resize((160, 112)),
     "cropped at a corner": lambda image: image.crop((8, 0, 160, 114)),
+    "cropped by a little": lambda image: image.crop((4, 0, 160, 117)),
     "cropped at the sides": lambda image: image.crop((4, 3, 156, 117)),
     "brighter": lambda image: ImageEnhance.Brightness(image).enhance(1.1),
     "darker": lambda image: ImageEnhance.Brightness(image).enhance(0.9),
@@ -57,12 +58,17 @@ def test_images_of_few_pixels_must_be_the_same(tmp_path):
     assert len(find_near_duplicates(larger)) > 10
 
 
-def test_correlations_are_pearsons_of_every_crop():
-    generator = torch.Generator().manual_seed(0)
-    details, images = (torch.randn(3, side, side, generator=generator) for side in (68, 64))
-    found = near_duplicates._correlate_crops(details, near_duplicates._unit(images))
+@pytest.mark.parametrize("margin", [0, 2, 4])
+def test_correlations_are_pearsons_of_every_crop(margin):
+    generator, side = torch.Generator().manual_seed(0), 68 - margin
+    details, images = (torch.randn(3, size, size, generator=generator) for size in (68, side))
+    found = near_duplicates._correlate_crops(details, near_duplicates._unit(images), margin)
     for number in range(3):
-        windows = [details[number, top : top + 64, left : left + 64].flatten() for top in range(5) for left in range(5)]
+        windows = [
+            details[number, top : top + side, left : left + side].flatten()
+            for top in range(margin + 1)
+            for left in range(margin + 1)
+        ]
         expected = max(np.corrcoef(window, images[number].flatten())[0, 1] for window in windows)
         assert found[number].item() == pytest.approx(expected, abs=1e-4)
 
