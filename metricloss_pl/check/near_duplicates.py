@@ -125,7 +125,8 @@ def _find_candidates(pixels: Tensor) -> Tensor:
         values, others = alike.topk(min(_NEIGHBORS, len(pixels)), dim=1)
         rows, columns = (values > _CANDIDATE).nonzero(as_tuple=True)
         pairs.append(torch.stack([start + rows, others[rows, columns]], dim=1))
-    return torch.cat(pairs).sort(dim=1).values.unique(dim=0)
+    found: Tensor = torch.cat(pairs).sort(dim=1).values.unique(dim=0)
+    return found
 
 
 def _coarse_views(pixels: Tensor) -> list[Tensor]:
@@ -161,7 +162,8 @@ def _correlate_crops(details: Tensor, whole: Tensor, margin: int) -> Tensor:
 
 def _resize(images: Tensor, side: int) -> Tensor:
     """Return images (N, side, side) of images (N, H, W)."""
-    return functional.interpolate(images[:, None], (side, side), mode="bilinear", antialias=True)[:, 0]
+    resized: Tensor = functional.interpolate(images[:, None], (side, side), mode="bilinear", antialias=True)
+    return resized[:, 0]
 
 
 def _unit(images: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ def check(
 
 
 def _set_sizes(findings: Findings) -> str:
-    sizes = Counter(entry.split for entry in findings.listing.entries)
+    sizes: Counter[str] = Counter(entry.split for entry in findings.listing.entries)
     if not findings.listing.is_divided:
         return ""
     return f" ({', '.join(f'{sizes[split]:,} {name}' for split, name in SET_NAMES.items() if sizes[split])})"
