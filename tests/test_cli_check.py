@@ -48,6 +48,7 @@ def test_mistakes(tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_wrong_labels_by_a_comparison_of_the_same_folder(tmp_path, monkeypatch, capsys):
     pytest.importorskip("optuna")
     make_folder(tmp_path / "images", images=4, parts=("train", "test"))
