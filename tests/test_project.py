@@ -51,7 +51,8 @@ LAYERS = {
     "cli.suggestions": {"errors", "cli.console", "config_files", "data", "regimes", "callbacks"},
     **{name: {*GROUND, *BASICS, *SHARED, "regimes", "callbacks", *RUNS[:number]} for number, name in enumerate(RUNS)},
     "compare": {*GROUND, *BASICS, *SHARED, *RUNS, "regimes", "callbacks"},
-    "cli": {*GROUND, *BASICS, *SHARED, *RUNS, "schedules", "mixing", "regimes", "callbacks", "compare", ""},
+    "check": {"data", "compare", "errors", "files"},
+    "cli": {*GROUND, *BASICS, *SHARED, *RUNS, "schedules", "mixing", "regimes", "callbacks", "compare", "check", ""},
     "__main__": {"cli"},
 }
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())

@@ -10,6 +10,7 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from metricloss_pl.cli import processes
+from metricloss_pl.cli.check import check
 from metricloss_pl.cli.command_line import MetricLossCLI
 from metricloss_pl.cli.compare import compare
 from metricloss_pl.cli.console import filter_library_messages
@@ -22,6 +23,7 @@ from metricloss_pl.errors import DEBUG_HELP, is_debugging, shell_command
 __all__ = ["main"]
 
 _FUNCTIONS: dict[str, Callable[..., None]] = {
+    "check": check,
     "figure": draw_figure,
     "hierarchy": show_hierarchy,
     "report": show_report,

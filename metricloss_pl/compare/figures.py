@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import numpy as np
 from metricloss_pl import plots
 from metricloss_pl.compare.checks import records, rows, trained, validation_curve
 from metricloss_pl.compare.saliency import grad_cam, overlay
+from metricloss_pl.data import thumbnails
 from metricloss_pl.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ _MAX_POINTS = 1500
 _LEAST_BIN = 10  # images; the accuracy of fewer says little
 _DISAGREEMENTS = 12
 _SALIENCY_MAPS = 4
-_THUMBNAIL = 192  # px
 
 
 @dataclass(frozen=True)
@@ -230,32 +229,14 @@ def _saliency_maps(summary: Summary) -> Iterator[Picture]:
     for number, (image, (predicted, pixels, heat)) in enumerate(zip(shown, found, strict=False)):
         pair = np.concatenate([np.round(255 * pixels).astype(np.uint8), overlay(pixels, heat)], axis=1)
         values = {"name": image["name"], "label": image["label"], "predicted": predicted, "variant": run["variant"]}
-        yield Picture("saliency", f"saliency-{number}.jpg", _jpeg(pair), values)
+        yield Picture("saliency", f"saliency-{number}.jpg", thumbnails.encode_jpeg(pair), values)
 
 
 def thumbnail(root: Any, name: str) -> bytes | None:
     """Return a small JPEG of an image file in the data's folder; None where the name is no such file."""
-    from PIL import Image
-
     try:
         file = Path(os.path.normpath(Path(root, name)))
-        if not file.is_relative_to(os.path.normpath(root)) or not file.is_file():
-            return None
-        with Image.open(file) as picture:
-            if picture.mode.startswith("I"):  # 16 bit
-                small = Image.fromarray((np.asarray(picture) / 257).astype(np.uint8))
-            else:
-                picture.draft("RGB", (2 * _THUMBNAIL, 2 * _THUMBNAIL))
-                small = picture.convert("RGB")
-            small.thumbnail((_THUMBNAIL, _THUMBNAIL))
-            return _jpeg(np.asarray(small.convert("RGB")))
-    except Exception:  # a broken or hostile file can raise nearly anything
+        inside = file.is_relative_to(os.path.normpath(root)) and file.is_file()
+    except (OSError, TypeError, ValueError):  # no folder, or a name that no file can have
         return None
-
-
-def _jpeg(pixels: Array) -> bytes:
-    from PIL import Image
-
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, format="JPEG", quality=85)
-    return stream.getvalue()
+    return thumbnails.thumbnail(file) if inside else None

@@ -136,7 +136,7 @@ def find_unreadable(files: Sequence[Path], in_channels: int) -> dict[Path, str]:
 
     def what_is_wrong(path: Path) -> str | None:
         try:
-            read_image(path, in_channels, small=True)
+            read_image(path, in_channels, small=1)
         except UnreadableImages as error:
             return error.broken[path]
         return None

@@ -17,7 +17,7 @@ from metricloss_pl.data.index_files import read_list
 from metricloss_pl.data.samples import SPLIT_NAMES, Samples, Split, path_identity
 from metricloss_pl.data.splits import group_numbers
 from metricloss_pl.data.test_split import HeldOutDataModule
-from metricloss_pl.errors import UserError, reason
+from metricloss_pl.errors import UserError, plural, reason
 
 _COLUMNS = ("file", "label", "split", "group")  # others are ignored
 
@@ -53,9 +53,10 @@ class ImageListDataModule(HeldOutDataModule):
         super().__post_init__()
         file = Path(self.csv).expanduser()
         self._root = file.parent if self.images_dir is None else Path(self.images_dir).expanduser()
-        self._rows = _read_csv(file, self._root)
-        _check_rows(file, self._rows, trained=self.classes is None)
-        self._found_classes = _sorted_classes(row.label for row in self._rows)
+        self._rows = read_csv(file, self._root)
+        _check_files(self._rows)
+        check_rows(file, self._rows, trained=self.classes is None)
+        self._found_classes = sorted_classes(row.label for row in self._rows)
         self._grouped = len({row.group for row in self._rows}) < len(self._rows)
 
     @property
@@ -112,7 +113,7 @@ class FileListDataModule(HeldOutDataModule):
             [(split, file, roots.get(split, self._folder)) for split, file in self._lists.items()],
             trained=self.classes is None,
         )
-        self._found_classes = _sorted_classes(row.label for row in self._rows)
+        self._found_classes = sorted_classes(row.label for row in self._rows)
 
     @property
     def found_classes(self) -> list[str]:
@@ -151,12 +152,12 @@ def _identity(path: Path, root: Path) -> str:
         return path_identity(text)
 
 
-def _read_csv(file: Path, root: Path) -> list[Row]:
-    """Read and check the lines of a CSV file.
+def read_csv(file: Path, root: Path) -> list[Row]:
+    """Read and check the lines of a CSV file; the images may be missing.
 
     Raises:
         UserError: The list cannot be read or is empty; a column is missing; a line has no file or label, more entries
-            than there are columns, an unknown split, or a file that does not exist.
+            than there are columns, or an unknown split.
     """
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
@@ -198,11 +199,17 @@ def _row(file: Path, line: int, cells: dict[str | None, str | None], root: Path)
     split = text.get("split", "train")
     if split.lower() not in SPLIT_NAMES:
         raise UserError(f"{place}: unknown split {split!r}; {', '.join(SPLIT_NAMES)} are known")
-    path = root / text["file"]
-    if not path.is_file():
-        raise UserError(f"{place}: no file {path}")
     group = text.get("group", "")
-    return Row(place, text["file"], path, text["label"], SPLIT_NAMES[split.lower()], (group, 0 if group else line))
+    path, found_split = root / text["file"], SPLIT_NAMES[split.lower()]
+    return Row(place, text["file"], path, text["label"], found_split, (group, 0 if group else line))
+
+
+def _check_files(rows: list[Row]) -> None:
+    """Check that the image of each line exists."""
+    missing = [row for row in rows if not row.path.is_file()]
+    if missing:
+        more = f", and none for {plural(len(missing) - 1, 'other line')}" if len(missing) > 1 else ""
+        raise UserError(f"{missing[0].place}: no file {missing[0].path}{more}")
 
 
 def read_file_lists(lists: Sequence[tuple[Split, Path, Path]], trained: bool = True) -> list[Row]:
@@ -228,7 +235,7 @@ def read_file_lists(lists: Sequence[tuple[Split, Path, Path]], trained: bool = T
                 which = f"{len(found)} files of that name" if found else "no file"
                 raise UserError(f"{place}: {which} {path}")
             rows.append(Row(place, name, found[0], label, split, ("", len(rows))))
-    _check_rows(lists[0][1], rows, trained)
+    check_rows(lists[0][1], rows, trained)
     return rows
 
 
@@ -241,7 +248,7 @@ def _files_by_name(folder: Path) -> dict[str, list[Path]]:
     return found | {file.name: [file] for file in files}
 
 
-def _check_rows(file: Path, rows: list[Row], trained: bool) -> None:
+def check_rows(file: Path, rows: list[Row], trained: bool) -> None:
     """Check that images are listed once, that groups are in one set, and that each class is trained on."""
     known = {row.label for row in rows if row.split == "train"}
     if trained and not known:
@@ -268,7 +275,7 @@ def _seen_from(row: Row, other: Row) -> str:
     return line if row.place.startswith(f"{file}, ") else other.place
 
 
-def _sorted_classes(labels: Iterable[str]) -> list[str]:
+def sorted_classes(labels: Iterable[str]) -> list[str]:
     """Return the different labels in order: by value if all are whole numbers, else as text."""
     names = set(labels)
     if all(re.fullmatch(r"[+-]?[0-9]{1,18}", name) for name in names):

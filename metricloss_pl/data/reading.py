@@ -177,7 +177,7 @@ def read_head(path: Path, in_channels: int = 3) -> tuple[int, int, bool]:
     return bands.shape[2], bands.shape[1], bands.is_floating_point()
 
 
-def read_image(path: Path, in_channels: int, resize: int | None = None, small: bool = False) -> Tensor:
+def read_image(path: Path, in_channels: int, resize: int | None = None, small: int | None = None) -> Tensor:
     """Decode an image file, and resize the image.
 
     With 1 or 3 channels, gray and color are converted into each other (ITU-R 601-2 luma weights), the EXIF orientation
@@ -190,7 +190,8 @@ def read_image(path: Path, in_channels: int, resize: int | None = None, small: b
         path: The file.
         in_channels: Channels C.
         resize: Shorter side in px (antialiased bilinear, by Pillow). None: unchanged.
-        small: Decode a JPEG at an eighth of its size, which is faster.
+        small: Least side in px of a JPEG that is decoded at a half, quarter or eighth of its size, which is faster.
+            None: all pixels are decoded.
 
     Returns:
         (C, H, W), uint8; or float32 in [0, 1] for images of more than 8 bits (16-bit PNG or TIFF are divided by 65535,
@@ -206,8 +207,8 @@ def read_image(path: Path, in_channels: int, resize: int | None = None, small: b
             raise
         return with_shorter_side(_read_bands(path, in_channels), resize)
     with image:
-        if small:
-            image.draft(None, (1, 1))
+        if small is not None:
+            image.draft(None, (small, small))
         return decode_image(image, in_channels, path, resize)
 
 

@@ -1,0 +1,132 @@
+"""Page with thumbnails of the suspects, and the list of the images that remain."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import os
+from pathlib import Path
+from typing import Any
+
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
+from metricloss_pl.check.findings import Findings
+from metricloss_pl.check.listing import Entry
+from metricloss_pl.data.file_checks import RUN_MARKER, find_files, is_image
+from metricloss_pl.data.samples import SET_NAMES
+from metricloss_pl.data.thumbnails import thumbnail
+from metricloss_pl.errors import UserError
+from metricloss_pl.files import replacing
+
+__all__ = ["check_folder", "write_report"]
+
+_MAX_GROUPS, _MAX_MEMBERS, _MAX_LABELS, _MAX_FILES = 60, 8, 120, 200  # on the page
+
+
+def check_folder(folder: str | Path) -> Path:
+    """Return the folder if a report may be written into it.
+
+    Raises:
+        UserError: It holds images, which would no longer be taken for data beside a report.
+    """
+    folder = Path(folder).expanduser()
+    if folder.is_dir() and not (folder / RUN_MARKER).is_file() and any(map(is_image, find_files(folder).files)):
+        raise UserError(f"--out {folder} holds images: give a folder of its own")
+    return folder
+
+
+def write_report(findings: Findings, folder: str | Path) -> tuple[Path, Path]:
+    """Write `check.html` and `remaining.csv`, the images without the suspects, for `ImageListDataModule`.
+
+    Args:
+        findings: What `check_images` has found.
+        folder: Folder to write into, which is created if needed.
+
+    Returns:
+        Paths of the page and of the list.
+
+    Raises:
+        UserError: The folder holds images.
+    """
+    folder = check_folder(folder)
+    page, remaining = folder / "check.html", folder / "remaining.csv"
+    with (
+        replacing(remaining) as beside,
+        beside.open("w", encoding="utf-8", newline="", errors="surrogateescape") as file,
+    ):
+        csv.writer(file).writerows(_rows(findings, folder))
+    with replacing(page) as beside:
+        beside.write_text(_page(findings), encoding="utf-8", errors="replace")
+    (folder / RUN_MARKER).touch()  # so that it is not taken for data
+    return page, remaining
+
+
+def _rows(findings: Findings, folder: Path) -> list[list[str]]:
+    """Return the lines of the list, whose files start from its folder."""
+    listing = findings.listing
+    columns = ["file", "label", *["split"] * listing.is_divided, *["group"] * listing.is_grouped]
+    rows = [columns]
+    for entry in findings.remaining:
+        cells = {"file": _path_from(folder, entry.path), **entry._asdict()}
+        rows.append([cells[column] for column in columns])
+    return rows
+
+
+def _path_from(folder: Path, file: Path) -> str:
+    try:
+        return Path(os.path.relpath(file, folder)).as_posix()
+    except ValueError:  # on another drive
+        return file.absolute().as_posix()
+
+
+def _page(findings: Findings) -> str:
+    entries = findings.listing.entries
+
+    def image(position: int) -> dict[str, Any]:
+        entry: Entry = entries[position]
+        picture = thumbnail(entry.path)
+        return {
+            "name": entry.name,
+            "label": entry.label,
+            "split": SET_NAMES[entry.split] if findings.listing.is_divided else "",
+            "is_left_out": position in findings.suspects,
+            "url": None if picture is None else f"data:image/jpeg;base64,{base64.b64encode(picture).decode('ascii')}",
+        }
+
+    crossing = [group for group in findings.groups if group.crosses_splits]
+    within = [group for group in findings.groups if not group.crosses_splits]
+    sections = [
+        {
+            "id": id,
+            "title": title,
+            "number": len(groups),
+            "groups": [
+                {
+                    "images": [image(position) for position in group.members[:_MAX_MEMBERS]],
+                    "hidden": max(0, len(group.members) - _MAX_MEMBERS),
+                    "is_exact": group.is_exact,
+                    "labels": group.labels,
+                }
+                for group in groups[:_MAX_GROUPS]
+            ],
+        }
+        for id, title, groups in (
+            ("across", "Duplicates across sets", crossing),
+            ("within", "Duplicates within a set" if findings.listing.is_divided else "Duplicates", within),
+        )
+        if groups
+    ]
+    environment = Environment(
+        loader=ChoiceLoader([PackageLoader("metricloss_pl.check"), PackageLoader("metricloss_pl.compare")]),
+        autoescape=True,
+        undefined=StrictUndefined,
+    )
+    return environment.get_template("check.html.j2").render(
+        findings=findings,
+        sections=sections,
+        wrong_labels=[(image(one.position), one) for one in findings.wrong_labels[:_MAX_LABELS]],
+        broken=[(entries[position].name, why) for position, why in list(findings.broken.items())[:_MAX_FILES]],
+        classes=findings.noted_classes,
+        small=sum(one.is_too_small for one in findings.classes),
+        tests=any(entry.split == "test" for entry in entries),
+    )
