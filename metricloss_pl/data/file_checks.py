@@ -102,13 +102,16 @@ def image_files(folder: str | Path) -> list[Path]:
     return files
 
 
-def list_images(paths: Iterable[str | Path]) -> list[Path]:
+def list_images(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     """List files as they are given, and the images in folders with their subfolders, each once.
+
+    Args:
+        paths: A file or a folder, or several.
 
     Raises:
         UserError: A folder holds no image.
     """
-    given = map(Path, paths)
+    given = map(Path, [paths] if isinstance(paths, (str, Path)) else paths)
     return list(dict.fromkeys(file for path in given for file in (image_files(path) if path.is_dir() else [path])))
 
 

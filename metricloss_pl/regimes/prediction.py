@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from metricloss_pl.callbacks.evaluation import eval_mode
+from metricloss_pl.data.file_checks import list_images
 from metricloss_pl.data.preparation import ImageLike, prepare_batches, prepare_files
 from metricloss_pl.errors import UserError
 
@@ -46,20 +47,24 @@ def predict_images(model: Classifier, images: ImageLike | Iterable[ImageLike], b
     return Predictions([model.class_names[label] for label in probabilities.argmax(1).tolist()], probabilities)
 
 
-def predict_files(model: Classifier, files: Sequence[Path], batch_size: int = 64) -> Iterator[FilePredictions]:
+def predict_files(
+    model: Classifier, paths: str | Path | Iterable[str | Path], batch_size: int = 64
+) -> Iterator[FilePredictions]:
     """Predict image files batch by batch, so that memory does not grow with their number.
 
     Args:
         model: Regime that was trained on an `ImageDataModule`.
-        files: Image files, such as those of `metricloss_pl.data.file_checks.list_images`.
+        paths: Image files, and folders, whose images are predicted with those in their subfolders.
         batch_size: Files per batch, at least 1.
 
     Yields:
         Predictions in the order of the files. Files that cannot be decoded are left out and named.
 
     Raises:
-        UserError: The model does not know how its images were prepared, or images differ in size and it needs one size.
+        UserError: A folder holds no image, the model does not know how its images were prepared, or it needs images of
+            one size.
     """
+    files = list_images(paths)
     for files_of_batch, images, broken in prepare_files(files, **_image_format(model), batch_size=batch_size):
         with eval_mode(model):
             if files_of_batch:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from metricloss_pl.data.file_checks import list_images
 from metricloss_pl.data.reading import UnreadableImages
 from metricloss_pl.errors import UserError
 from metricloss_pl.losses import functional as F
@@ -89,7 +88,7 @@ def _embed(
     """Return the files that can be decoded and their embeddings (N, D); add the others to the broken ones."""
     files, found = [], []
     of_paths: dict[Path, str] = {}
-    for batch in predict_files(model, list_images([paths] if isinstance(paths, (str, Path)) else paths)):
+    for batch in predict_files(model, paths):
         files += batch.files
         found.append(batch.embeddings)
         of_paths |= batch.broken
