@@ -178,8 +178,6 @@ def test_help_of_predict_names_both_forms(capsys):
 
 
 def test_the_share_of_rejected_test_images_is_reported(run, checkpoint):
-    main(["test", f"--ckpt_path={checkpoint}", *QUIET])
-    share = result(run, "test")["metrics"]["test/false_reject_rate"]
     before = load(Path(checkpoint))
     assert before["rejection"]["quantile"] == 0.2
     main(["validate", f"--ckpt_path={checkpoint}", "--reject_quantile=0.8", *QUIET])
@@ -188,8 +186,7 @@ def test_the_share_of_rejected_test_images_is_reported(run, checkpoint):
     assert after["quantile"] == 0.8
     assert after["threshold"] < before["rejection"]["threshold"]
     main(["test", f"--ckpt_path={checkpoint}", *QUIET])
-    more = result(run, "test")["metrics"]["test/false_reject_rate"]
-    assert 0 <= share < more <= 1
+    assert 0.5 < result(run, "test")["metrics"]["test/false_reject_rate"] <= 1
     torch.save(before, checkpoint)
 
 

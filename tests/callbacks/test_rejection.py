@@ -67,7 +67,7 @@ def slow_distances(model, data, split):
     "regime", [SoftmaxClassifier, CosineClassifier, CenterSoftmaxClassifier, StandaloneCenterClassifier]
 )
 def test_threshold_is_the_quantile_of_the_validation_distances(regime, tmp_path):
-    """Of 20 images and at most 20 % it is the ceil(21 * 0.8) = 17th, with the averaged weights of the checkpoint."""
+    """For 20 images and 20 % it is the ceil(21 * 0.8) = 17th, with the averaged weights of the checkpoint."""
     data = digits()
     model = build(regime, embedding_dim="auto" if regime is CosineClassifier else 5)
     averaging = [ExponentialMovingAverage(decay=0.9), BatchNormStatistics(batch_size=30)]
@@ -91,7 +91,7 @@ def test_threshold_is_the_quantile_of_the_validation_distances(regime, tmp_path)
 
 @pytest.mark.parametrize("quantile", [0.05, 0.1, 0.2, 0.3, 1 / 3, 0.5, 0.99])
 def test_new_images_are_rejected_with_the_probability_asked_for_at_most(quantile):
-    """Of n + 1 images in random order, the last one is beyond the one of a rank with probability 1 - rank / (n + 1)."""
+    """The last of n + 1 images in random order is beyond the one of a rank with probability 1 - rank / (n + 1)."""
     exact = Fraction(quantile).limit_denominator(1000)
     least = None
     for images in range(1, 60):
