@@ -17,6 +17,8 @@ if TYPE_CHECKING:
         StandaloneCenterClassifier,
     )
     from metricloss_pl.regimes.loading import load
+    from metricloss_pl.regimes.prediction import predict_files
+    from metricloss_pl.regimes.similar import find_similar
 
 __version__ = "0.1.0.dev0"
 
@@ -32,14 +34,17 @@ __all__ = [
     "SoftmaxClassifier",
     "StandaloneCenterClassifier",
     "StandaloneCenterLoss",
+    "find_similar",
     "load",
+    "predict_files",
 ]
+_FUNCTIONS = {"find_similar": "regimes.similar", "load": "regimes.loading", "predict_files": "regimes.prediction"}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = "regimes.loading" if name == "load" else "losses" if name.endswith("Loss") else "regimes"
+    home = _FUNCTIONS.get(name, "losses" if name.endswith("Loss") else "regimes")
     return getattr(importlib.import_module(f"{__name__}.{home}"), name)
 
 

@@ -41,6 +41,14 @@ def add_run_arguments(parser: LightningArgumentParser) -> None:
     parser.add_argument(
         "--test_after_fit", type=bool, default=False, help="fit: test the best checkpoint once at the end."
     )
+    parser.add_argument(
+        "--reject_quantile",
+        type=float | None,
+        default=None,
+        help="fit: share of images of the known classes, such as 0.05, that predict may call unknown. The threshold, "
+        "on the distance to the nearest class, is fitted on the validation set and kept in the checkpoint. "
+        "validate: writes it into the checkpoint of --ckpt_path.",
+    )
 
 
 def link_facts_of_data(parser: LightningArgumentParser) -> None:

@@ -15,6 +15,7 @@ from metricloss_pl.callbacks.geometry import GeometryMonitor
 from metricloss_pl.callbacks.hierarchy import HierarchyMetrics
 from metricloss_pl.callbacks.lightning_fixes import LightningFixes
 from metricloss_pl.callbacks.predictions import PredictionWriter
+from metricloss_pl.callbacks.rejection import RejectionThreshold
 from metricloss_pl.callbacks.schedule_length import ScheduleLength
 from metricloss_pl.callbacks.seeding import PerStepSeeding
 
@@ -33,6 +34,7 @@ __all__ = [
     "LightningFixes",
     "PerStepSeeding",
     "PredictionWriter",
+    "RejectionThreshold",
     "ScheduleLength",
     "TemperatureScaling",
     "TrainingChecks",

@@ -20,12 +20,42 @@ from metricloss_pl.data import ImageDataModule
 from metricloss_pl.errors import UserError, plural
 from metricloss_pl.files import note_command, replacing, stem_of_result
 
-__all__ = ["PredictionWriter"]
+__all__ = ["PredictionWriter", "columns_of", "row_of"]
+
+
+def columns_of(rejects: bool, class_names: Sequence[str] = ()) -> list[str]:
+    """Return the names of the columns of predictions: with a threshold also `rejected`, and perhaps all classes."""
+    columns = ["file", "class", "probability", "runner_up", "runner_up_probability", *(["rejected"] if rejects else [])]
+    return [*columns, *(f"probability_{name}" for name in class_names)]
+
+
+def row_of(
+    file: str,
+    names: Sequence[str],
+    classes: Sequence[int],
+    probabilities: Sequence[float],
+    rejected: bool | None = None,
+    all_probabilities: Sequence[float] = (),
+) -> list[str]:
+    """Return the row of an image in the columns of `columns_of`.
+
+    Args:
+        file: Name of the image.
+        names: Class names.
+        classes: Labels of the most probable class and its runner-up.
+        probabilities: Their probabilities.
+        rejected: Whether it is of no known class. None: the model has no threshold.
+        all_probabilities: Probabilities of all classes, for their columns.
+    """
+    row = [text for label, p in zip(classes, probabilities, strict=True) for text in (names[label], f"{p:.6f}")]
+    flag = [] if rejected is None else ["true" if rejected else "false"]
+    return [file, *row, *flag, *(f"{p:.6f}" for p in all_probabilities)]
 
 
 class PredictionWriter(BasePredictionWriter):
     """Writer of a CSV file from `predict`: file, class, probability, runner-up and its probability.
 
+    If the model has a threshold of rejection, the column `rejected` says whether an image is of no known class.
     The file has the images of all processes in the order of the data set, each once. On the command line, a file of the
     default name that another command has written is kept, and the new one is named `predictions_2.csv` and so on.
 
@@ -63,9 +93,7 @@ class PredictionWriter(BasePredictionWriter):
                 raise UserError(
                     f"--predictions.path {self.path}: its folder can't be made ({error.strerror})"
                 ) from error
-        self._rows = {"index": [], "probabilities": [], "classes": []}
-        if self.embeddings:
-            self._rows["embeddings"] = []
+        self._rows = {}
 
     def write_on_batch_end(
         self,
@@ -79,18 +107,21 @@ class PredictionWriter(BasePredictionWriter):
     ) -> None:
         # Only the two best are kept, so that memory does not grow with the number of classes.
         probabilities, classes = prediction["probabilities"].float().topk(2, dim=1)
-        seen = sum(len(index) for index in self._rows["index"])
+        seen = sum(len(index) for index in self._rows.get("index", []))
         index = prediction.get("index")
         if index is None:
             index = torch.tensor(batch_indices) if batch_indices else torch.arange(seen, seen + len(classes))
         columns = {"index": index, "probabilities": probabilities, "classes": classes}
-        for name in self._rows:
-            column = columns.get(name, prediction["embeddings"].float())
-            self._rows[name].append(column.cpu())
+        if self.embeddings:
+            columns["embeddings"] = prediction["embeddings"].float()
+        if "rejected" in prediction:
+            columns["rejected"] = prediction["rejected"]
+        for name, column in columns.items():
+            self._rows.setdefault(name, []).append(column.cpu())
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = run_folder(trainer)
-        rows = {name: torch.cat(column).numpy() for name, column in self._rows.items() if column}
+        rows = {name: torch.cat(column).numpy() for name, column in self._rows.items()}
         if trainer.world_size > 1:
             shares: list[Any] | None = [None] * trainer.world_size if trainer.is_global_zero else None
             dist.gather_object(rows, shares)
@@ -123,9 +154,11 @@ class PredictionWriter(BasePredictionWriter):
             beside.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
         ):
             writer = csv.writer(file)
-            writer.writerow(["file", "class", "probability", "runner_up", "runner_up_probability"])
-            for name, (first, second), (p, q) in zip(files, rows["classes"], rows["probabilities"], strict=True):
-                writer.writerow([name, names[first], f"{p:.6f}", names[second], f"{q:.6f}"])
+            rejected = rows.get("rejected")
+            writer.writerow(columns_of(rejected is not None))
+            flags = [None] * len(files) if rejected is None else rejected.tolist()
+            for name, *row in zip(files, rows["classes"], rows["probabilities"], flags, strict=True):
+                writer.writerow(row_of(name, names, *row))
         print(f"predictions  {plural(len(files), 'image')} in {path}")
         if self.embeddings:
             classes = np.array(names)[rows["classes"][:, 0]]

@@ -26,6 +26,7 @@ __all__ = [
     "named_in",
     "option",
     "option_names",
+    "options_first",
     "options_of",
     "prepare",
     "with_shipped_configs",
@@ -132,6 +133,18 @@ def options_of(args: Sequence[str]) -> Iterator[tuple[str, str | None, slice]]:
             yield name, args[place - 1], slice(start, place)
         else:
             yield name, None, slice(start, place)
+
+
+def options_first(args: Sequence[str]) -> list[str]:
+    """Return the arguments with the options before the files, which argparse takes from one place alone."""
+    found = list(options_of(args))
+    return [
+        arg
+        for is_file in (False, True)
+        for name, _, place in found
+        if name.startswith("-") != is_file
+        for arg in args[place]
+    ]
 
 
 def has_own_config(args: Sequence[str]) -> bool:

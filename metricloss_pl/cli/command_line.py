@@ -16,7 +16,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from metricloss_pl._compat import limit_waiting, make_room_for_linked_values
-from metricloss_pl.callbacks import ConfusionMatrixPlot, HierarchyMetrics, PredictionWriter
+from metricloss_pl.callbacks import ConfusionMatrixPlot, HierarchyMetrics, PredictionWriter, RejectionThreshold
 from metricloss_pl.callbacks.run_folder import run_folder
 from metricloss_pl.checkpoints import AtomicCheckpointIO, import_paths, read_checkpoint, trusted_imports
 from metricloss_pl.cli import processes
@@ -232,6 +232,9 @@ class MetricLossCLI(LightningCLI):
             callbacks.append(LearningRateMonitor())
         if (self.is_fit or self.subcommand == "test") and lacks(HierarchyMetrics):
             callbacks.append(HierarchyMetrics())
+        # `validate` changes a checkpoint on request alone, not because the run was trained with a threshold.
+        if self.is_fit or (self.subcommand == "validate" and "--reject_quantile" in option_names(self.arguments)):
+            callbacks += [RejectionThreshold(config.reject_quantile)] if lacks(RejectionThreshold) else []
         best = None
         if given.enable_checkpointing is not False:
             best = config.checkpoint

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ __all__ = ["filter_library_messages", "print_columns", "print_table", "relative_
 # Modules of Lightning that warn of intended settings: no validation images, a resumed run, averaged weights.
 _MODULES = "utilities.data|loops.training_epoch_loop|callbacks.model_checkpoint|callbacks.weight_averaging"
 _PACKAGE = Path(__file__).parent.parent
+_ONE_LINE = 10_000  # columns
 
 
 def print_table(rows: Sequence[tuple[str, str]]) -> None:
@@ -23,7 +25,7 @@ def print_table(rows: Sequence[tuple[str, str]]) -> None:
 
 
 def print_columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows below a header, all columns but the first aligned to the right."""
+    """Print rows below a header, all columns but the first aligned to the right; off a terminal each on one line."""
     from rich.console import Console
     from rich.table import Table
 
@@ -32,7 +34,8 @@ def print_columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         table.add_column(name, justify="right" if number else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    Console(markup=False, emoji=False, highlight=False).print(table, "")
+    width = None if sys.stdout.isatty() else _ONE_LINE
+    Console(markup=False, emoji=False, highlight=False, width=width).print(table, "")
 
 
 def relative_path(path: str | Path) -> str:

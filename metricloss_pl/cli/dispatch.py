@@ -17,7 +17,9 @@ from metricloss_pl.cli.console import filter_library_messages
 from metricloss_pl.cli.errors import format_user_error, hint_of, lightning_refusals
 from metricloss_pl.cli.figure import draw_figure
 from metricloss_pl.cli.hierarchy import show_hierarchy
+from metricloss_pl.cli.predict import is_positional, predict
 from metricloss_pl.cli.report import show_report
+from metricloss_pl.cli.similar import similar
 from metricloss_pl.errors import DEBUG_HELP, is_debugging, shell_command
 
 __all__ = ["main"]
@@ -45,6 +47,10 @@ def main(args: Sequence[str]) -> None:
             function = _FUNCTIONS.get(arguments[0]) if arguments else None
             if arguments[:1] == ["compare"]:
                 compare(arguments[1:])
+            elif arguments[:1] == ["predict"] and is_positional(arguments[1:]):
+                predict(arguments[1:])
+            elif arguments[:1] == ["similar"]:
+                similar(arguments[1:])
             elif function is not None:
                 parser = ArgumentParser(prog=shell_command(arguments[0]), exit_on_error=False, epilog=DEBUG_HELP)
                 parser.add_function_arguments(function, as_positional=True)

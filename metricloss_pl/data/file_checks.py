@@ -102,6 +102,19 @@ def image_files(folder: str | Path) -> list[Path]:
     return files
 
 
+def list_images(paths: str | Path | Iterable[str | Path]) -> list[Path]:
+    """List files as they are given, and the images in folders with their subfolders, each once.
+
+    Args:
+        paths: A file or a folder, or several.
+
+    Raises:
+        UserError: A folder holds no image.
+    """
+    given = map(Path, [paths] if isinstance(paths, (str, Path)) else paths)
+    return list(dict.fromkeys(file for path in given for file in (image_files(path) if path.is_dir() else [path])))
+
+
 def describe_left_out(root: Path, folders: Iterable[Path], beside: Iterable[Path] = ()) -> list[str]:
     """Return warnings about files and links that may have been meant as images but are not used.
 

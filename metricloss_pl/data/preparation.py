@@ -1,12 +1,12 @@
-"""Preparation of images given in Python, as a data module prepares its own."""
+"""Preparation of images given one by one, as a data module prepares its own."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, Union
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, Union
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from metricloss_pl.augment.geometric import crop
 from metricloss_pl.data.file_checks import check_readable
 from metricloss_pl.data.reading import (
     DECODING_THREADS,
+    UnreadableImages,
     channels_tensor,
     decode_image,
     deep_tensor,
@@ -60,24 +61,83 @@ def prepare_batches(
     listed = _as_list(images)
     check_readable([Path(image) for image in listed if isinstance(image, (str, os.PathLike))], in_channels)
     resize = image_size if resize is None else resize
+    names = [f"images[{index}]" for index in range(len(listed))]
 
     def prepared(index: int) -> Tensor:
-        image = prepare(_to_tensor(listed[index], in_channels, f"images[{index}]", resize), in_channels, resize)
-        return image if image_size is None else _crop_center(image, image_size)
+        return _prepare(listed[index], names[index], in_channels, resize, image_size)
 
     for start in range(0, len(listed), batch_size):
+        place = slice(start, start + batch_size)
         with one_thread(), ThreadPoolExecutor(DECODING_THREADS) as pool:
-            batch = list(pool.map(prepared, range(start, min(start + batch_size, len(listed)))))
-        for index, image in enumerate(batch, start):
-            if image.shape != batch[0].shape:
-                size, first = (f"{shape[2]} x {shape[1]} px" for shape in (image.shape, batch[0].shape))
-                raise UserError(
-                    f"images[{index}] has {size} and images[{start}] {first}: the network was trained on images as "
-                    "they are, without image_size, so give images of one size"
-                )
-        if any(image.is_floating_point() for image in batch):
-            batch = [image if image.is_floating_point() else image.float() / 255 for image in batch]
-        yield torch.stack(batch)
+            batch = list(pool.map(prepared, range(len(listed))[place]))
+        yield _stack(batch, names[place])
+
+
+class FileBatch(NamedTuple):
+    """Images of some files, without those that cannot be decoded."""
+
+    files: list[Path]
+    images: Tensor  # (B, C, H, W)
+    broken: dict[Path, str]  # the reason for each file that cannot be decoded
+
+
+def prepare_files(
+    files: Sequence[Path],
+    *,
+    in_channels: int,
+    resize: int | None = None,
+    image_size: int | None = None,
+    batch_size: int = 64,
+) -> Iterator[FileBatch]:
+    """Read, convert, resize and crop image files as `prepare_batches` does, each once, and leave out broken ones.
+
+    Args:
+        files: Image files.
+        in_channels: As for `prepare_batches`.
+        resize: As for `prepare_batches`.
+        image_size: As for `prepare_batches`.
+        batch_size: Files per batch, at least 1. Only the images of one batch are in memory.
+
+    Yields:
+        Batches in the order of the files; one has no images if all of its files are broken.
+
+    Raises:
+        UserError: Images differ in size, and `image_size` is None.
+    """
+    resize = image_size if resize is None else resize
+
+    def prepared(path: Path) -> Tensor | str:
+        try:
+            return _prepare(path, str(path), in_channels, resize, image_size)
+        except UnreadableImages as error:
+            return error.broken.get(path, str(error))
+
+    for start in range(0, len(files), batch_size):
+        some = files[start : start + batch_size]
+        with one_thread(), ThreadPoolExecutor(DECODING_THREADS) as pool:
+            found = dict(zip(some, pool.map(prepared, some), strict=True))
+        images = {path: image for path, image in found.items() if isinstance(image, Tensor)}
+        broken = {path: why for path, why in found.items() if isinstance(why, str)}
+        stacked = _stack(list(images.values()), list(map(str, images))) if images else torch.empty(0, in_channels, 0, 0)
+        yield FileBatch(list(images), stacked, broken)
+
+
+def _prepare(image: ImageLike, name: str, in_channels: int, resize: int | None, image_size: int | None) -> Tensor:
+    tensor = prepare(_to_tensor(image, in_channels, name, resize), in_channels, resize)
+    return tensor if image_size is None else _crop_center(tensor, image_size)
+
+
+def _stack(images: list[Tensor], names: Sequence[str]) -> Tensor:
+    for image, name in zip(images, names, strict=True):
+        if image.shape != images[0].shape:
+            size, first = (f"{shape[2]} x {shape[1]} px" for shape in (image.shape, images[0].shape))
+            raise UserError(
+                f"{name} has {size} and {names[0]} {first}: the network was trained on images as they are, without "
+                "image_size, so give images of one size"
+            )
+    if any(image.is_floating_point() for image in images):
+        images = [image if image.is_floating_point() else image.float() / 255 for image in images]
+    return torch.stack(images)
 
 
 def _as_list(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:

@@ -7,7 +7,7 @@ import functools
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 import torch.distributed as dist
@@ -23,7 +23,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from metricloss_pl import callbacks
 from metricloss_pl.backbones import Backbone
 from metricloss_pl.callbacks.checks import is_log_step
-from metricloss_pl.callbacks.evaluation import eval_mode
+from metricloss_pl.callbacks.rejection import Rejection
 from metricloss_pl.callbacks.schedule_length import check_end
 from metricloss_pl.checkpoints import (
     check_facts,
@@ -35,34 +35,29 @@ from metricloss_pl.checkpoints import (
     where_states_differ,
 )
 from metricloss_pl.class_weights import ClassWeights, given_weights
-from metricloss_pl.data.preparation import ImageLike, prepare_batches
+from metricloss_pl.data.preparation import ImageLike
 from metricloss_pl.errors import UserError, check_choice, check_distinct, plural
 from metricloss_pl.metrics import accuracies
 from metricloss_pl.mixing import Mixing, frozen_batch_statistics
 from metricloss_pl.optimizers import check_optimizer, exempt_norm_and_bias, loss_with_gradients, sgd
 from metricloss_pl.regimes.distillation import Distillation
+from metricloss_pl.regimes.prediction import Predictions, predict_images
 
 if TYPE_CHECKING:
     from metricloss_pl.class_embeddings import Hierarchy
 
-__all__ = ["Classifier", "Predictions"]
+__all__ = ["Classifier"]
 
 _CALLBACKS: tuple[type[Callback], ...] = (
     callbacks.DatasetFacts,
     callbacks.PerStepSeeding,
     callbacks.TrainingChecks,
     callbacks.TemperatureScaling,
+    callbacks.RejectionThreshold,
     callbacks.FoundLearningRate,
     callbacks.ScheduleLength,
     callbacks.LightningFixes,
 )
-
-
-class Predictions(NamedTuple):
-    """Most probable class of each image, and the probabilities (N, C) of all classes, on the CPU."""
-
-    classes: list[str]
-    probabilities: Tensor
 
 
 class Classifier(LightningModule, ABC):
@@ -75,8 +70,9 @@ class Classifier(LightningModule, ABC):
     and standard deviation of the training images, which come from the data module and are kept in the checkpoint.
 
     `configure_callbacks` brings `DatasetFacts`, `PerStepSeeding`, `TrainingChecks`, `TemperatureScaling`,
-    `ScheduleLength`, `FoundLearningRate` and `LightningFixes`. A callback of the same type, or of a subclass, in the
-    Trainer takes the place of each. A subclass that overrides `configure_callbacks` extends the list of `super()`.
+    `RejectionThreshold`, `ScheduleLength`, `FoundLearningRate` and `LightningFixes`. A callback of the same type, or of
+    a subclass, in the Trainer takes the place of each. A subclass that overrides `configure_callbacks` extends the list
+    of `super()`.
 
     Args:
         num_classes: Number of classes C; linked from the data on the command line.
@@ -152,6 +148,7 @@ class Classifier(LightningModule, ABC):
         # Facts of the data and fitted values. They are no buffers, which weight averaging would average.
         self.mean, self.std = torch.zeros(1), torch.ones(1)
         self.temperature = 1.0
+        self.rejection: Rejection | None = None  # threshold of images of no known class
         self.image_format: dict[str, int | None] | None = None  # how the images were prepared
         self.split: dict[str, Any] | None = None  # identifies the training, validation and test set
         self.balance_classes = isinstance(class_weights, str) and class_weights == "balanced"
@@ -239,6 +236,10 @@ class Classifier(LightningModule, ABC):
         """Return softmax(class_scores / T), (B, C), with T fitted on the validation set, or 1 without one."""
         return torch.softmax(class_scores.float() / self.temperature, dim=1)
 
+    def rejects(self, embeddings: Tensor) -> Tensor | None:
+        """Return whether embeddings (B, D) are farther from all classes than the threshold, or None without one."""
+        return None if self.rejection is None else self.rejection.distances(self, embeddings) > self.rejection.threshold
+
     def predict(self, images: ImageLike | Iterable[ImageLike], batch_size: int = 64) -> Predictions:
         """Return the class names and calibrated probabilities of images, prepared as the training images were.
 
@@ -250,17 +251,7 @@ class Classifier(LightningModule, ABC):
         Raises:
             UserError: An image cannot be read, or the model was not trained on an `ImageDataModule`.
         """
-        if self.image_format is None:
-            raise UserError(
-                f"this {type(self).__name__} does not know how its images were prepared, since it was not trained on "
-                "an ImageDataModule: call it with tensors instead"
-            )
-        found = [torch.empty(0, self.num_classes)]
-        with eval_mode(self):
-            for batch in prepare_batches(images, **self.image_format, batch_size=batch_size):  # type: ignore[arg-type]
-                found.append(self.probabilities(self(batch.to(self.device))).cpu())
-        probabilities = torch.cat(found)
-        return Predictions([self.class_names[label] for label in probabilities.argmax(1).tolist()], probabilities)
+        return predict_images(self, images, batch_size)
 
     def configure_callbacks(self) -> list[Callback]:
         """Return the callbacks that every regime needs, without those that the Trainer has already."""
@@ -316,10 +307,12 @@ class Classifier(LightningModule, ABC):
         }
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """Return probabilities and embeddings of a batch: images, or (images, labels[, index])."""
+        """Return probabilities, embeddings and rejections of a batch: images, or (images, labels[, index])."""
         images, *rest = batch if isinstance(batch, (tuple, list)) else [batch]
         embeddings = self.embed_views(images)
         predictions = {"probabilities": self.probabilities(self.class_scores(embeddings)), "embeddings": embeddings}
+        if (rejected := self.rejects(embeddings)) is not None:
+            predictions["rejected"] = rejected
         return {"index": rest[1], **predictions} if len(rest) > 1 else predictions
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -361,6 +354,7 @@ class Classifier(LightningModule, ABC):
             "mean": self.mean.tolist(),
             "std": self.std.tolist(),
             "temperature": self.temperature,
+            "rejection": None if self.rejection is None else self.rejection.plain(),
         }
         if self.balance_classes and self.class_weights is not None:  # given weights are among the hyper-parameters
             checkpoint["class_weights"] = self.class_weights.tolist()
@@ -375,6 +369,7 @@ class Classifier(LightningModule, ABC):
         self.image_format, self.split = checkpoint["image_format"], checkpoint["split"]
         self.mean, self.std = torch.tensor(checkpoint["mean"]), torch.tensor(checkpoint["std"])
         self.temperature = checkpoint["temperature"]
+        self.rejection = Rejection.from_plain(checkpoint.get("rejection"), self.embedding_dim)
         if self.balance_classes and "class_weights" in checkpoint:
             self.class_weights = given_weights(checkpoint["class_weights"], self.class_names)
 
