@@ -13,7 +13,7 @@ import metricloss_pl
 from metricloss_pl.cli import main
 
 ROOT = Path(__file__).parent.parent
-SUBCOMMANDS = ("fit", "validate", "test", "predict", "compare", "report", "figure", "hierarchy", "configs")
+SUBCOMMANDS = ("fit", "validate", "test", "predict", "export", "compare", "report", "figure", "hierarchy", "configs")
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
@@ -55,7 +55,7 @@ def test_answers_without_heavy_imports(program, argument, tmp_path):
     assert f"{' '.join(['python', *program])} " in launched.stdout
 
 
-@pytest.mark.parametrize("subcommand", ["compare", "report", "figure", "hierarchy", "configs"])
+@pytest.mark.parametrize("subcommand", ["export", "compare", "report", "figure", "hierarchy", "configs"])
 def test_help_of_a_subcommand_says_how_it_is_called(subcommand, capsys):
     with pytest.raises(SystemExit) as caught:
         main([subcommand, "--help"])
