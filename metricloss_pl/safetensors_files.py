@@ -43,7 +43,7 @@ def write_safetensors(checkpoint: Mapping[str, Any], file: Path) -> None:
     tensors = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
     with ExitStack() as files:
         weights, settings = (files.enter_context(replacing(path)) for path in (file, file.with_name(CONFIG)))
-        safetensors.save_file(tensors, weights)
+        weights.write_bytes(safetensors.save(tensors))  # save_file makes a file that is private
         settings.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -13,8 +13,8 @@ import torch
 from metricloss_pl.checkpoints import read_model
 from metricloss_pl.cli.run_folder import run_of
 from metricloss_pl.environment import versions
-from metricloss_pl.errors import UserError, check_choice
-from metricloss_pl.export.card import write_card
+from metricloss_pl.errors import UserError, check_choice, shell_command
+from metricloss_pl.export.card import resizing_rule, write_card
 from metricloss_pl.export.graphs import write_graph
 from metricloss_pl.files import replacing
 from metricloss_pl.regimes import Classifier
@@ -95,7 +95,8 @@ def export_model(
             )
     content = read_model(checkpoint)
     with ExitStack() as stack:
-        text = write_card(model, Path(checkpoint), run, file, None if comparison is None else Path(comparison))
+        command = shell_command("export", str(checkpoint), "--format", format, "--out", str(file))
+        text = write_card(model, Path(checkpoint), run, command, None if comparison is None else Path(comparison))
         stack.enter_context(replacing(card)).write_text(text, encoding="utf-8")
         if format == "safetensors":
             shared = {key: value for key, value in content.items() if key not in _OF_TRAINING}
@@ -135,16 +136,12 @@ def _metadata(model: Classifier, input: Input, format: Format) -> dict[str, Any]
     """Return what a graph does not tell by itself."""
     assert model.image_format is not None
     image_size, resize = model.image_format["image_size"], model.image_format["resize"]
-    resize = image_size if resize is None else resize
-    resizing = "none" if resize is None else f"shorter side to {resize} px, bilinear with antialiasing (Pillow)"
-    if image_size is not None:
-        resizing += f"; then the {image_size} x {image_size} px at the center"
     return {
         "class_names": model.class_names,
         "in_channels": model.image_format["in_channels"],
-        "resize": resize,
+        "resize": image_size if resize is None else resize,
         "image_size": image_size,
-        "resizing": resizing,
+        "resizing": resizing_rule(model),
         "input": input,
         "temperature": model.temperature,
         "regime": type(model).__name__,

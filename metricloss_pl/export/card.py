@@ -11,44 +11,46 @@ from typing import Any
 
 import numpy as np
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader
 
+from metricloss_pl.checkpoints import read_model
 from metricloss_pl.cli.run_folder import CONFIG
 from metricloss_pl.compare.filters import FILTERS, escape_markdown
 from metricloss_pl.data.samples import SPLITS
 from metricloss_pl.data.split_file import read_split
-from metricloss_pl.errors import UserError, shell_command
+from metricloss_pl.errors import UserError
 from metricloss_pl.regimes import Classifier
 
-__all__ = ["write_card"]
+__all__ = ["resizing_rule", "write_card"]
 
 _BINS = 10  # of equal width, as in the report of a comparison
 _MISTAKES = 10
 _FEW = 10  # test images of a class, below which its recall says little
 _LEVEL = 0.95
+_OFF = (None, False, [], {})  # settings that are not worth a word
 
 
-def write_card(model: Classifier, checkpoint: Path, run: Path | None, file: Path, comparison: Path | None) -> str:
+def write_card(model: Classifier, checkpoint: Path, run: Path | None, command: str, comparison: Path | None) -> str:
     """Return the card of a model.
 
     Args:
         model: Trained regime.
         checkpoint: File that it was loaded from.
         run: Folder of the run that has written the checkpoint, if it is known.
-        file: Exported file that the card describes.
+        command: Command of the export.
         comparison: Folder of a comparison.
 
     Raises:
         UserError: The comparison cannot be read.
     """
     config = _settings(run)
+    backbone = read_model(checkpoint)["hyper_parameters"].get("backbone", type(model.backbone).__name__)
     results = {} if run is None else _results(run, checkpoint.name)
     images = _images(run)
     tested = {name: scores for name, scores in results.get("classes", {}).items() if scores["images"]}
     facts = {
-        "file": file.name,
         "model": model,
-        "network": _describe(model.hparams.get("backbone", type(model.backbone).__name__)),
+        "network": _describe(backbone),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "images": images,
         "recipe": _recipe(config),
@@ -61,14 +63,28 @@ def write_card(model: Classifier, checkpoint: Path, run: Path | None, file: Path
         "predictions": None if run is None else _predictions(run, results.get("metrics", {}).get("test/accuracy")),
         "data": config.get("data", {}),
         "comparison": None if comparison is None else _comparison(comparison),
-        "again": shell_command("export", str(checkpoint), "--out", str(file)),
+        "resizing": resizing_rule(model),
+        "again": command,
     }
     environment = Environment(
         loader=PackageLoader("metricloss_pl.export"), autoescape=True, finalize=escape_markdown, trim_blocks=True,
-        lstrip_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True,
+        lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     environment.filters.update(FILTERS, short_name=_short_name)
     return environment.get_template("model_card.md.j2").render(facts)
+
+
+def resizing_rule(model: Classifier) -> str:
+    """Return how images are resized before a model sees them."""
+    assert model.image_format is not None
+    image_size, resize = (
+        model.image_format["image_size"],
+        model.image_format["resize"] or model.image_format["image_size"],
+    )
+    if resize is None:
+        return "images as they are, all of one size"
+    rule = f"shorter side resized to {resize} px (bilinear with antialiasing, by Pillow)"
+    return rule if image_size is None else f"{rule}, then the {image_size} x {image_size} px at the center"
 
 
 def _settings(run: Path | None) -> dict[str, Any]:
@@ -179,7 +195,9 @@ def _describe(value: Any) -> str:
     if not isinstance(value, Mapping):
         return str(value)
     settings = (value.get("init_args") or {}) if "class_path" in value else value
-    given = ", ".join(f"{key} {_describe(item)}" for key, item in settings.items() if item not in (None, False, [], {}))
+    given = ", ".join(
+        f"{key} {_describe(item)}" for key, item in settings.items() if item not in _OFF and key != "last_epoch"
+    )
     if "class_path" not in value:
         return given
     return f"{_short_name(value['class_path'], '.')} ({given})" if given else _short_name(value["class_path"], ".")
