@@ -77,10 +77,8 @@ def write_card(model: Classifier, checkpoint: Path, run: Path | None, command: s
 def resizing_rule(model: Classifier) -> str:
     """Return how images are resized before a model sees them."""
     assert model.image_format is not None
-    image_size, resize = (
-        model.image_format["image_size"],
-        model.image_format["resize"] or model.image_format["image_size"],
-    )
+    image_size = model.image_format["image_size"]
+    resize = model.image_format["resize"] or image_size
     if resize is None:
         return "images as they are, all of one size"
     rule = f"shorter side resized to {resize} px (bilinear with antialiasing, by Pillow)"
@@ -101,12 +99,8 @@ def _results(run: Path, checkpoint: str) -> dict[str, Any]:
     fit, *tests = [_read_json(file) for file in (run / "result.json", *sorted(run.glob("test*.json")))]
     for facts in (fit, *tests):
         if "test/accuracy" in facts.get("metrics", {}) and Path(facts.get("checkpoint", "")).name == checkpoint:
-            tested = {
-                "metrics": facts["metrics"],
-                "classes": facts.get("classes", {}),
-                "tested_by": facts.get("command"),
-            }
-            return {**fit, **tested}
+            tested_by = None if facts is fit else facts.get("command")
+            return {**fit, "metrics": facts["metrics"], "classes": facts.get("classes", {}), "tested_by": tested_by}
     return {**fit, "metrics": {}, "classes": {}}
 
 
