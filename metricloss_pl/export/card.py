@@ -27,7 +27,7 @@ _BINS = 10  # of equal width, as in the report of a comparison
 _MISTAKES = 10
 _FEW = 10  # test images of a class, below which its recall says little
 _LEVEL = 0.95
-_OFF = (None, False, [], {})  # settings that are not worth a word
+_OFF: tuple[Any, ...] = (None, False, [], {})  # settings that are not worth a word
 
 
 def write_card(model: Classifier, checkpoint: Path, run: Path | None, command: str, comparison: Path | None) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from metricloss_pl import regimes
-from metricloss_pl.backbones import CifarResNet, PreActResNet, TimmBackbone, TinyConvNet, TorchvisionBackbone
+from metricloss_pl.backbones import CifarResNet, TimmBackbone, TinyConvNet, TorchvisionBackbone
 from metricloss_pl.backbones.whitened import WhitenedConvNet
 from metricloss_pl.data import DigitsDataModule
 from metricloss_pl.data.preparation import prepare_batches
@@ -26,17 +26,19 @@ STANDALONE, PROBE, MARGIN = "StandaloneCenterClassifier", "LinearProbeClassifier
 BACKBONES = {
     "tiny": lambda: TinyConvNet(in_channels=1, width=8),
     "whitened": lambda: WhitenedConvNet(in_channels=1, width=8),
-    "resnet20": lambda: CifarResNet(in_channels=1),
-    "preact": lambda: PreActResNet(in_channels=1),
+    "resnet8": lambda: CifarResNet(in_channels=1, depth=8),
     "torchvision": lambda: TorchvisionBackbone("resnet18", in_channels=1, small_stem=True),
     "timm": lambda: TimmBackbone("efficientnet_lite0", in_channels=1),
 }
 FAST = [
-    *((SOFTMAX, "tiny"), (COSINE, "whitened"), (CENTER, "resnet20")),
-    *((STANDALONE, "tiny"), (PROBE, "preact"), (MARGIN, "tiny")),
+    *((SOFTMAX, "tiny"), (COSINE, "whitened"), (CENTER, "resnet8")),
+    *((STANDALONE, "tiny"), (PROBE, "resnet8"), (MARGIN, "tiny")),
 ]
-SLOW = [(regime, name) for regime in (SOFTMAX, COSINE, CENTER, STANDALONE, MARGIN) for name in list(BACKBONES)[:2]]
-SLOW += [(regime, name) for regime in (SOFTMAX, COSINE, CENTER, STANDALONE, MARGIN) for name in ("torchvision", "timm")]
+ALL = [
+    (regime, name)
+    for regime in (SOFTMAX, COSINE, CENTER, STANDALONE, MARGIN)
+    for name in ("tiny", "whitened", "torchvision", "timm")
+]
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +107,7 @@ def test_onnx_gives_the_probabilities_of_digits(regime, backbone, data, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("regime", "backbone"), [pair for pair in SLOW if pair not in FAST])
+@pytest.mark.parametrize(("regime", "backbone"), [pair for pair in ALL if pair not in FAST])
 def test_onnx_gives_the_probabilities_of_digits_for_every_pair(regime, backbone, data, tmp_path):
     check(trained(regime, backbone, data), data, tmp_path / "model.onnx")
 
@@ -155,8 +157,8 @@ def test_a_network_that_depends_on_the_size_needs_it(data, tmp_path):
     """WhitenedConvNet pools by a factor of the size, which a graph has fixed."""
     model = as_they_are(trained(SOFTMAX, "whitened", data))
     with pytest.raises(UserError, match="--image_size"):
-        graphs.write_graph(model, tmp_path / "a.onnx", metadata={})
-    assert graphs.write_graph(model, tmp_path / "a.onnx", image_size=70, metadata={}) <= 1e-4
+        graphs.write_graph(model, tmp_path / "a.pt2", onnx=False, metadata={})
+    assert graphs.write_graph(model, tmp_path / "a.pt2", onnx=False, image_size=70, metadata={}) <= 1e-4
 
 
 def test_a_graph_that_differs_is_refused(model, tmp_path, monkeypatch):
@@ -166,7 +168,7 @@ def test_a_graph_that_differs_is_refused(model, tmp_path, monkeypatch):
             graphs, "_reader", lambda *args, by=shift: lambda images: [one + by for one in read(*args)(images)]
         )
         with pytest.raises(UserError, match="TinyConvNet gives other results"):
-            graphs.write_graph(model, tmp_path / "a.onnx", metadata={})
+            graphs.write_graph(model, tmp_path / "a.pt2", onnx=False, metadata={})
 
 
 class Branching(nn.Module):
