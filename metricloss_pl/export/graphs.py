@@ -21,6 +21,7 @@ __all__ = ["MOST_DIFFERENCE", "write_graph"]
 
 MOST_DIFFERENCE = 1e-4  # of probabilities, between a graph and its network
 _SIDES = (32, 28, 64, 224)  # tried in turn for a network of images as they are, whose size is not recorded
+_MOST_IMAGES = 2**20  # per batch; older versions of torch refuse some networks without a limit
 
 Graph = Callable[[Tensor], list[Tensor]]
 
@@ -76,7 +77,7 @@ def write_graph(
     assert model.image_format is not None
     size = model.image_format["image_size"] or image_size
     images = _example(model, dtype, size)
-    sizes: dict[int, Any] = {0: torch.export.Dim("batch")}
+    sizes: dict[int, Any] = {0: torch.export.Dim("batch", max=_MOST_IMAGES)}
     if size is None:
         sizes |= dict.fromkeys((2, 3), torch.export.Dim.AUTO)  # fixed for a network that takes one size alone
     network = type(model.backbone).__name__
