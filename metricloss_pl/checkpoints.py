@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import math
 import os
 import sys
@@ -20,6 +21,7 @@ import metricloss_pl
 from metricloss_pl._compat import import_paths_limited_to
 from metricloss_pl.errors import UserError, cause_outside, reason, shell_command
 from metricloss_pl.files import UNREADABLE_PICKLE, replacing
+from metricloss_pl.safetensors_files import is_safetensors, read_safetensors
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -31,6 +33,7 @@ __all__ = [
     "passed_arguments",
     "plain_settings",
     "read_checkpoint",
+    "read_model",
     "trusted_imports",
     "where_classes_differ",
     "where_states_differ",
@@ -137,6 +140,15 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(
             f"checkpoint {path} can't be read ({type(error).__name__}): it is truncated, or no checkpoint"
         ) from error
+    return _checked(checkpoint, path)
+
+
+def read_model(path: str | Path) -> dict[str, Any]:
+    """Return the content of a checkpoint, or of a file of safetensors or its folder, as `read_checkpoint` does."""
+    return _checked(read_safetensors(path), path) if is_safetensors(path) else read_checkpoint(path)
+
+
+def _checked(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Any]:
     types = {"state_dict": dict, "hyper_parameters": dict, "class_names": list}
     if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(k), kind) for k, kind in types.items()):
         raise UserError(f"checkpoint {path} holds no regime of metricloss_pl: give a file that `fit` has written")
@@ -194,7 +206,7 @@ def load_trusted(
 
     Args:
         load: The bound method.
-        path: Checkpoint file.
+        path: Checkpoint file; or file of safetensors, or its folder.
         args: Further positional arguments of the method.
         settings: Further keyword arguments, and settings that replace those in the checkpoint.
         classes: Classes of the user's own that the settings may name, also if they have moved to another module.
@@ -202,16 +214,21 @@ def load_trusted(
     Raises:
         UserError: The file cannot be read, names other classes, or has settings that do not fit.
     """
-    named, changed, classes = {}, {}, list(classes)
+    named, changed, classes, source = {}, {}, list(classes), path
     if isinstance(path, (str, Path)) and "://" not in str(path):
-        saved = read_checkpoint(path)["hyper_parameters"]
+        content = read_model(path)
+        saved = content["hyper_parameters"]
         named = with_given_classes(saved, classes)
         changed = {name: value for name, value in named.items() if value != saved[name]}
+        if is_safetensors(path):  # Lightning reads files of torch
+            source = io.BytesIO()
+            torch.save(content, source)
+            source.seek(0)
     given = import_paths(classes)
     others = import_paths(settings) | given | {name for name in import_paths(named) if import_paths(name) & given}
     try:
         with trusted_imports(f"checkpoint {path}", others):
-            return load(path, *args, **{**changed, **settings})
+            return load(source, *args, **{**changed, **settings})
     except ArgumentError as error:
         raise UserError(f"checkpoint {path} has settings that do not fit: {reason(error)}") from error
     except ValueError as error:  # jsonargparse wraps the exception of a constructor in its own

@@ -95,6 +95,15 @@ def test_the_wheel_alone_runs_everything_from_an_empty_folder(scripts, tmp_path)
     [rows] = tmp_path.glob("runs/**/predictions*.csv")
     assert len(rows.read_text().splitlines()) == 1 + 6
 
+    program("export", checkpoint, "--out", "digits.onnx")
+    assert "| 9 |" in (tmp_path / "digits_card.md").read_text()
+    predicted = run([str(scripts / "python"), "predict.py", "images/cat/0.png"], tmp_path)
+    assert predicted.startswith("images/cat/0.png\t")
+    (tmp_path / "shared").mkdir()
+    program("export", checkpoint, "--format", "safetensors", "--out", "shared")
+    again = "import metricloss_pl; print(*metricloss_pl.load('shared').predict('images/cat/0.png').classes)"
+    assert run([str(scripts / "python"), "-c", again], tmp_path).split() == [predicted.split("\t")[1]]
+
     compared = ["--include=[softmax, cosine]", "--seeds=[0]", "--sizes=[5]", "--steps=20", "--n_parallel=1"]
     program("compare", "--config", "digits.yaml", *compared, "--tuning.trials=1")
     folder = tmp_path / "runs" / "compare" / "digits"

@@ -37,7 +37,8 @@ LAYERS = {
     "schedules": {"errors"},
     "mixing": {"errors"},
     "config_files": {"errors", "files"},
-    "checkpoints": {"_compat", "errors", "files", ""},
+    "safetensors_files": {"errors", "files"},
+    "checkpoints": {"_compat", "errors", "files", "safetensors_files", ""},
     **dict.fromkeys(GROUND[1:], BASICS),
     "data": {*BASICS, "augment"},
     "class_weights": {"data", "errors"},
@@ -52,7 +53,11 @@ LAYERS = {
     **{name: {*GROUND, *BASICS, *SHARED, "regimes", "callbacks", *RUNS[:number]} for number, name in enumerate(RUNS)},
     "compare": {*GROUND, *BASICS, *SHARED, *RUNS, "regimes", "callbacks"},
     "check": {"data", "compare", "errors", "files"},
-    "cli": {*GROUND, *BASICS, *SHARED, *RUNS, "schedules", "mixing", "regimes", "callbacks", "compare", "check", ""},
+    "export": {*GROUND, *BASICS, *SHARED, *RUNS, "safetensors_files", "regimes", "callbacks", "compare"},
+    "cli": {
+        *(*GROUND, *BASICS, *SHARED, *RUNS, "schedules", "mixing", "regimes", "callbacks"),
+        *("compare", "check", "export", ""),
+    },
     "__main__": {"cli"},
 }
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())

@@ -15,6 +15,7 @@ from metricloss_pl.cli.command_line import MetricLossCLI
 from metricloss_pl.cli.compare import compare
 from metricloss_pl.cli.console import filter_library_messages
 from metricloss_pl.cli.errors import format_user_error, hint_of, lightning_refusals
+from metricloss_pl.cli.export import export_checkpoint
 from metricloss_pl.cli.figure import draw_figure
 from metricloss_pl.cli.hierarchy import show_hierarchy
 from metricloss_pl.cli.predict import is_positional, predict
@@ -26,6 +27,7 @@ __all__ = ["main"]
 
 _FUNCTIONS: dict[str, Callable[..., None]] = {
     "check": check,
+    "export": export_checkpoint,
     "figure": draw_figure,
     "hierarchy": show_hierarchy,
     "report": show_report,

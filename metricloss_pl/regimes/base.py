@@ -141,9 +141,8 @@ class Classifier(LightningModule, ABC):
         self.backbone = backbone.to(memory_format=torch.channels_last)
         self.embedding = nn.Identity() if embedding_dim is None else nn.Linear(num_features, embedding_dim)
         self.embedding_dim = num_features if embedding_dim is None else embedding_dim
-        self.optimizer = optimizer
+        self.optimizer, self.lr_scheduler, self.lr_scheduler_interval = optimizer, lr_scheduler, lr_scheduler_interval
         self.learning_rate: float | None = None  # in place of the optimizer's; set by LearningRateFinder
-        self.lr_scheduler, self.lr_scheduler_interval = lr_scheduler, lr_scheduler_interval
         self.decay_norm_and_bias, self.batch_mixing, self.distillation = decay_norm_and_bias, batch_mixing, distillation
         # Facts of the data and fitted values. They are no buffers, which weight averaging would average.
         self.mean, self.std = torch.zeros(1), torch.ones(1)
@@ -217,7 +216,8 @@ class Classifier(LightningModule, ABC):
         """Return images (B, C, H, W), integers or floats in [0, 1], as the backbone takes them."""
         scale = 1.0 if images.is_floating_point() else float(torch.iinfo(images.dtype).max)
         dtype = next(self.parameters()).dtype
-        self.mean, self.std = self.mean.to(images.device), self.std.to(images.device)
+        if self.mean.device != images.device:  # older versions of torch export no assignment
+            self.mean, self.std = self.mean.to(images.device), self.std.to(images.device)
         mean, std = (values.to(dtype).view(-1, 1, 1) for values in (self.mean, self.std))
         return ((images.to(dtype) / scale - mean) / std).contiguous(memory_format=torch.channels_last)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from metricloss_pl import backbones, mixing, regimes, schedules  # noqa: F401  a checkpoint may name their classes
-from metricloss_pl.checkpoints import read_checkpoint, with_given_classes
+from metricloss_pl.checkpoints import read_model, with_given_classes
 from metricloss_pl.errors import UserError
 from metricloss_pl.regimes import Classifier
 
@@ -18,7 +18,8 @@ def load(path: str | Path, classes: Iterable[type] = ()) -> Classifier:
     """Load a trained regime onto the CPU, ready for `predict`.
 
     Args:
-        path: Checkpoint that `fit` has written, such as `runs/digits_cosine/version_0/checkpoints/best.ckpt`.
+        path: Checkpoint that `fit` has written, such as `runs/digits_cosine/version_0/checkpoints/best.ckpt`; or the
+            folder or file that `export --format safetensors` has written.
         classes: Classes of your own that the checkpoint names, such as the regime or its backbone. They may have moved
             to another module.
 
@@ -30,7 +31,7 @@ def load(path: str | Path, classes: Iterable[type] = ()) -> Classifier:
             own, and so lacks the backbone's settings.
     """
     classes = list(classes)
-    class_path = with_given_classes(read_checkpoint(path)["hyper_parameters"].get("_class_path"), classes)
+    class_path = with_given_classes(read_model(path)["hyper_parameters"].get("_class_path"), classes)
     if class_path is None:
         raise UserError(
             f"checkpoint {path} was not written on the command line, and lacks the settings of the backbone: load it "
