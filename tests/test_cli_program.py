@@ -13,7 +13,9 @@ import metricloss_pl
 from metricloss_pl.cli import main
 
 ROOT = Path(__file__).parent.parent
-SUBCOMMANDS = ("fit", "validate", "test", "predict", "similar", "export", "check", "compare", "report", "figure", "hierarchy", "configs")
+TRAINER = ("fit", "validate", "test")
+FUNCTIONS = ("predict", "similar", "export", "check", "compare", "report", "figure", "hierarchy", "configs")
+SUBCOMMANDS = (*TRAINER, *FUNCTIONS)
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
@@ -55,7 +57,7 @@ def test_answers_without_heavy_imports(program, argument, tmp_path):
     assert f"{' '.join(['python', *program])} " in launched.stdout
 
 
-@pytest.mark.parametrize("subcommand", SUBCOMMANDS[3:])
+@pytest.mark.parametrize("subcommand", FUNCTIONS)
 def test_help_of_a_subcommand_says_how_it_is_called(subcommand, capsys):
     with pytest.raises(SystemExit) as caught:
         main([subcommand, "--help"])
