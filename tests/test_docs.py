@@ -26,7 +26,7 @@ FITS = {" ".join(words): words for block in BLOCKS for words in block.commands i
 PARSED = [words for words in FITS.values() if "--config" in words and "--print_config" not in words]
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
 PUBLIC = ("losses", "losses.functional", "regimes", "class_embeddings", "backbones", "data", "augment", "mixing")
-PUBLIC += ("schedules", "callbacks", "metrics", "plots", "compare")
+PUBLIC += ("schedules", "callbacks", "metrics", "plots", "compare", "check", "export")
 
 
 @pytest.fixture(scope="module")
