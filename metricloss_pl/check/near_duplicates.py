@@ -87,7 +87,7 @@ def find_near_duplicates(thumbnails: Thumbnails, least: float = _DETAIL) -> list
 
     Args:
         thumbnails: N images.
-        least: Least correlation of the details. The default was chosen by `results/check_duplicates.py`.
+        least: Least correlation of the details; `results/check_duplicates.py` measures what it finds.
 
     Returns:
         Sorted pairs.
