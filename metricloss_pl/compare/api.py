@@ -38,7 +38,7 @@ class Comparison:
         """Return a row per size and variant, with estimates, intervals and tests."""
         from metricloss_pl.compare.summary import Summary
 
-        return Summary.read(self.folder).table
+        return Summary(self.folder).table
 
     def report(self) -> Path:
         """Write the report from the stored results, and return its page."""

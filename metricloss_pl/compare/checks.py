@@ -1,31 +1,18 @@
-"""Verdict and checks of a comparison as codes and values; the sentences are in the templates."""
+"""Checks of a comparison as codes and values; the sentences are in the templates."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
-if TYPE_CHECKING:
-    import pandas as pd
+import numpy as np
+import pandas as pd
 
-    from metricloss_pl.compare.summary import Summary
+from metricloss_pl.compare.summary import Summary, rows
 
-__all__ = [
-    "Check",
-    "Search",
-    "averaged",
-    "class_counts",
-    "is_known",
-    "kinds",
-    "records",
-    "rows",
-    "run_checks",
-    "searches",
-    "trained",
-    "validation_curve",
-]
+__all__ = ["Check", "run_checks"]
 
 _SEVERITIES = ("error", "warning", "note")
 _FEW_TEST_IMAGES = 100  # below, one image is more than one percentage point
@@ -63,36 +50,6 @@ def run_checks(summary: Summary) -> list[Check]:
     return sorted(found, key=lambda check: _SEVERITIES.index(check.severity))
 
 
-def kinds(summary: Summary, *names: str) -> list[str]:
-    """Return the variants of some kinds, in their order."""
-    return [variant for variant in summary.variants if summary.plan["variants"][variant]["kind"] in names]
-
-
-def trained(summary: Summary) -> list[str]:
-    """Return the variants that are no trivial baselines."""
-    return [variant for variant in summary.variants if summary.plan["variants"][variant]["kind"] != "trivial"]
-
-
-def rows(table: pd.DataFrame, variants: list[str]) -> list[dict[str, Any]]:
-    """Return the rows of some variants that have an accuracy, as dictionaries."""
-    return [row for row in records(table) if row["variant"] in variants and is_known(row["accuracy"])]
-
-
-def records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return the rows of a table as dictionaries."""
-    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
-
-
-def averaged(summary: Summary) -> pd.DataFrame:
-    """Return one row per variant: the mean over the training-set sizes where there are several."""
-    return summary.overall if len(summary.sizes) > 1 else summary.table
-
-
-def is_known(value: Any) -> bool:
-    """Return whether a cell of a table holds a number."""
-    return value is not None and not math.isnan(value)
-
-
 def _failed_and_missing(summary: Summary) -> Iterator[Check]:
     table = summary.table
     failed = table[table["n_failed"] > 0]
@@ -113,38 +70,28 @@ def _plan_warnings(summary: Summary) -> Iterator[Check]:
 
 
 def _test_images(summary: Summary) -> Iterator[Check]:
-    counts = class_counts(summary)
-    if counts is None:
+    if summary.labels.empty:
         return
-    if (total := int(counts["n"].sum())) < _FEW_TEST_IMAGES:
+    counts = pd.Series(np.bincount(summary.labels, minlength=len(summary.class_names)), summary.class_names)
+    if (total := int(counts.sum())) < _FEW_TEST_IMAGES:
         yield Check("few_test_images", "warning", {"images": total, "folds": summary.plan["folds"]})
-    few = counts[counts["n"] < _FEW_PER_CLASS]
-    if len(few):
-        names = list(few["class"].head(3))
-        yield Check("few_images_per_class", "note", {"classes": names, "number": len(few), "below": _FEW_PER_CLASS})
-    if summary.metric == "accuracy" and (smallest := counts["n"].min()) > 0:
-        ratio = counts["n"].max() / smallest
-        if ratio > _IMBALANCE:
-            yield Check("class_imbalance", "warning", {"ratio": float(ratio)})
-
-
-def class_counts(summary: Summary) -> pd.DataFrame | None:
-    """Return the test images per class, `class` and `n`; None where no run has finished."""
-    for row in reversed(rows(summary.table, summary.variants)):
-        return summary.per_class(row["variant"], row["size"])[["class", "n"]]
-    return None
+    few = list(counts.index[counts < _FEW_PER_CLASS])
+    if few:
+        yield Check("few_images_per_class", "note", {"classes": few[:3], "number": len(few), "below": _FEW_PER_CLASS})
+    if summary.metric == "accuracy" and counts.min() > 0 and counts.max() / counts.min() > _IMBALANCE:
+        yield Check("class_imbalance", "warning", {"ratio": float(counts.max() / counts.min())})
 
 
 def _repetitions(summary: Summary) -> Iterator[Check]:
-    planned = [row["n_planned"] for row in records(summary.table) if row["variant"] in trained(summary)]
-    if planned and min(planned) < _FEW_SEEDS:
-        yield Check("few_repetitions", "warning", {"repetitions": min(planned)})
+    planned = summary.table.loc[summary.table["variant"].isin(summary.trained), "n_planned"].min()
+    if planned < _FEW_SEEDS:  # False for NaN
+        yield Check("few_repetitions", "warning", {"repetitions": int(planned)})
 
 
 def _noisy_selection(summary: Summary) -> Iterator[Check]:
     subsets = [subset for subset in summary.plan["data"]["subsets"] if subset["kind"] == "trial"]
     images = {(subset["size"], subset["split"], subset["fold"]): subset["val"] for subset in subsets}
-    found, few = [search for search in searches(summary) if len(search.trials) > 1], []
+    found, few = [search for search in summary.searches if len(search.trials) > 1], []
     for search in found:
         number = images.get((search.size, search.split, search.fold), math.inf)
         (first, _), (second, _) = search.trials[:2]
@@ -155,45 +102,9 @@ def _noisy_selection(summary: Summary) -> Iterator[Check]:
         yield Check("noisy_selection", "warning", values)
 
 
-class Search(NamedTuple):
-    """Trials among which one is chosen.
-
-    Args:
-        variant: Variant that is tuned.
-        size: Training images per class.
-        split: Subsample.
-        fold: Fold.
-        trials: Scores and results of the trials that ended well, the best first.
-    """
-
-    variant: str
-    size: int | None
-    split: int
-    fold: int | None
-    trials: list[tuple[float, dict[str, Any]]]
-
-    @property
-    def best(self) -> dict[str, Any]:
-        """Result of the trial with the highest score."""
-        return self.trials[0][1]
-
-
-def searches(summary: Summary) -> list[Search]:
-    """Return the searches of all variants that have a trial which ended well."""
-    found: dict[tuple[Any, ...], Search] = {}
-    for run in summary.results.values():
-        score = run["metrics"].get(f"val/{summary.metric}")
-        if (run["kind"], run["status"]) == ("trial", "ok") and score is not None:
-            place = run["variant"], run["size"], run["split"], run["fold"]
-            found.setdefault(place, Search(*place, [])).trials.append((score, run))
-    for search in found.values():
-        search.trials.sort(key=lambda trial: -trial[0])
-    return list(found.values())
-
-
 def _edge_of_range(summary: Summary) -> Iterator[Check]:
     items: dict[tuple[str, str, str], dict[str, Any]] = {}
-    for search in searches(summary):
+    for search in summary.searches:
         for name, space in summary.plan["variants"][search.variant]["space"].items():
             tried, best = {run["settings"][name] for _, run in search.trials}, search.best["settings"][name]
             if "low" not in space or len(tried) < _FEWEST_VALUES:
@@ -210,8 +121,8 @@ def _edge_of_range(summary: Summary) -> Iterator[Check]:
 
 
 def _trained_too_short(summary: Summary) -> Iterator[Check]:
-    found = rows(summary.table, kinds(summary, "regime", "factory", "fine_tuned"))
-    rising = [row for row in found if _late_rise(validation_curve(summary, row["variant"], row["size"])[1]) > _RISE]
+    found = rows(summary.table, summary.kinds("regime", "factory", "fine_tuned"))
+    rising = [row for row in found if _late_rise(summary.validation_curve(row["variant"], row["size"])) > _RISE]
     unfitted = [row for row in found if row["train_accuracy"] < _FITTED]  # False for NaN
     if rising or unfitted:
         lowest = min((row["train_accuracy"] for row in unfitted), default=None)
@@ -230,31 +141,16 @@ def _places(found: list[dict[str, Any]]) -> dict[tuple[int | None, ...], list[st
     return places
 
 
-def validation_curve(summary: Summary, variant: str, size: int | None) -> tuple[list[int], list[float]]:
-    """Return epochs and mean validation accuracies of the final runs, or else of the best trials; empty without."""
-    best = [search.best for search in searches(summary) if (search.variant, search.size) == (variant, size)]
-    for runs in (summary.final_results(variant, size), best):
-        values: dict[int, list[float]] = {}
-        for run in runs:
-            history = run["history"]
-            for epoch, value in zip(history.get("epoch", ()), history.get("val/accuracy", ()), strict=False):
-                if value is not None:
-                    values.setdefault(epoch, []).append(value)
-        if values:
-            return sorted(values), [sum(values[epoch]) / len(values[epoch]) for epoch in sorted(values)]
-    return [], []
-
-
-def _late_rise(curve: list[float]) -> float:
+def _late_rise(curve: pd.Series) -> float:
     """Return the rise between the means of the last two fifths of a curve; 0 for fewer than five values."""
     fifth = len(curve) // 5
-    return sum(curve[-fifth:]) / fifth - sum(curve[-2 * fifth : -fifth]) / fifth if fifth else 0.0
+    return float(curve.iloc[-fifth:].mean() - curve.iloc[-2 * fifth : -fifth].mean()) if fifth else 0.0
 
 
 def _not_above_trivial(summary: Summary) -> Iterator[Check]:
-    trivial, metric = rows(summary.table, kinds(summary, "trivial")), summary.metric
+    trivial, metric = rows(summary.table, summary.kinds("trivial")), summary.metric
     found, beaten_by = [], {}
-    for row in rows(summary.table, trained(summary)):
+    for row in rows(summary.table, summary.trained):
         for other in trivial:
             if other["size"] == row["size"] and other[metric] >= row["low"]:
                 beaten_by[other["variant"]] = other
@@ -264,7 +160,7 @@ def _not_above_trivial(summary: Summary) -> Iterator[Check]:
 
 
 def _large_gap(summary: Summary) -> Iterator[Check]:
-    found = [row for row in rows(summary.table, trained(summary)) if row["gap"] > _LARGE_GAP]  # False for NaN
+    found = [row for row in rows(summary.table, summary.trained) if row["gap"] > _LARGE_GAP]  # False for NaN
     if found:
         yield Check("large_gap", "note", {"places": _places(found), "largest": max(row["gap"] for row in found)})
 
@@ -276,7 +172,7 @@ def _unequal_budgets(summary: Summary) -> Iterator[Check]:
     if len(set(trials.values())) > 1:
         yield Check("unequal_budgets", "warning", {"what": "trials", "numbers": trials})
     for size in summary.sizes:
-        finals = {variant: summary.final_results(variant, size) for variant in kinds(summary, "regime", "factory")}
+        finals = {variant: summary.final_results(variant, size) for variant in summary.kinds("regime", "factory")}
         steps = {variant: max(run["steps"] for run in runs) for variant, runs in finals.items() if runs}
         if len(set(steps.values())) > 1:
             yield Check("unequal_budgets", "warning", {"what": "steps", "numbers": steps})

@@ -71,7 +71,7 @@ def expand(config: ComparisonConfig, decisive: Mapping[str, Any], data: str) -> 
 
     def key(variant: str, *decisions: Any) -> str:
         length = None if config.variants[variant].category in FIXED_LENGTH else (config.steps, config.epochs)
-        decides = [decisive[variant], data, config.folds, length, decisions]
+        decides = [variant, decisive[variant], data, config.folds, length, decisions]
         return hashlib.blake2b(json.dumps(decides, sort_keys=True).encode(), digest_size=10).hexdigest()
 
     for size in config.sizes:

@@ -13,9 +13,8 @@ from markupsafe import Markup, escape
 
 from metricloss_pl import plots
 from metricloss_pl.compare import checks, figures, verdict
-from metricloss_pl.compare.checks import is_known, records
-from metricloss_pl.compare.filters import FILTERS, escape_markdown, number, short
-from metricloss_pl.compare.summary import Summary
+from metricloss_pl.compare.filters import FILTERS, escape_markdown, is_known, number, short
+from metricloss_pl.compare.summary import Summary, at_size
 from metricloss_pl.files import replacing
 
 __all__ = ["write_report"]
@@ -39,7 +38,7 @@ def write_report(folder: Path) -> Path:
         UserError: There is no sound plan in the folder.
     """
     folder = Path(folder)
-    summary = Summary.read(folder)
+    summary = Summary(folder)
     pictures = figures.draw(summary)
     classes = _classes(summary)
     context = {**_answers(summary), **_tables(summary, classes), "pictures": pictures}
@@ -84,9 +83,8 @@ def _tables(summary: Summary, classes: pd.DataFrame) -> dict[str, Any]:
     size = figures.shown_size(summary)
     shown = figures.with_results(summary, size)
     styles = plots.series_styles(summary.variants)
-    cells = {label: records(group) for label, group in classes.groupby("class", sort=False)} if shown else {}
+    cells = {label: group.to_dict("records") for label, group in classes.groupby("class", sort=False)}
     hardest = sorted(cells, key=lambda label: sum(cell["recall"] for cell in cells[label]))
-    counts = checks.class_counts(summary)
     return {
         "summary": summary,
         "plan": summary.plan,
@@ -96,10 +94,10 @@ def _tables(summary: Summary, classes: pd.DataFrame) -> dict[str, Any]:
         "other": "accuracy" if summary.metric == "balanced_accuracy" else "balanced_accuracy",
         "size": size,
         "shown": shown,
-        "overall": records(summary.overall) if len(summary.sizes) > 1 else [],
-        "tables": [(size, records(figures.at_size(summary.table, size))) for size in summary.sizes],
+        "overall": summary.overall.to_dict("records") if len(summary.sizes) > 1 else [],
+        "tables": [(size, at_size(summary.table, size).to_dict("records")) for size in summary.sizes],
         "methods": sorted(set(summary.table["method"].dropna())),
-        "test_images": None if counts is None else int(counts["n"].sum()),
+        "test_images": len(summary.labels),
         "class_rows": [(label, cells[label][0]["n"], cells[label]) for label in hardest[:_MAX_CLASS_ROWS]],
         "hidden_classes": max(0, len(hardest) - _MAX_CLASS_ROWS),
         "calibration": {variant: summary.calibration(variant, size) for variant in shown},
@@ -133,7 +131,7 @@ def _classes(summary: Summary) -> pd.DataFrame:
 def _chosen(summary: Summary) -> dict[str, list[str]]:
     """Return the settings of the best trials, per variant, one text per training-set size."""
     texts: dict[str, list[list[str]]] = {}
-    for search in checks.searches(summary):
+    for search in summary.searches:
         space = summary.plan["variants"][search.variant]["space"]
         text = ", ".join(f"{short(name)} {number(search.best['settings'][name])}" for name in space)
         cells = texts.setdefault(search.variant, [[] for _ in summary.sizes])

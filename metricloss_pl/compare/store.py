@@ -98,12 +98,12 @@ class Store:
         return result if name is None or (self.folder / name).is_file() else None
 
     def write_result(self, result: Result, predictions: Predictions | None = None) -> None:
-        """Replace the result of a run, its predictions first.
+        """Replace the result of a run, its predictions first; without new ones it keeps those that it names.
 
         Raises:
             UserError: There is no room for them.
         """
-        name = None
+        name = result.get("predictions")
         if predictions is not None:
             name = f"predictions/{result['key']}.npz"
             arrays = {k: v for k, v in predictions._asdict().items() if v is not None}

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from metricloss_pl.compare.checks import Check, averaged, is_known, kinds, records, rows, trained
+from metricloss_pl.compare.checks import Check
+from metricloss_pl.compare.filters import is_known
 from metricloss_pl.compare.statistics import LEVEL
-
-if TYPE_CHECKING:
-    from metricloss_pl.compare.summary import Summary
+from metricloss_pl.compare.summary import Summary, rows
 
 __all__ = ["find_headline", "find_next_steps", "find_rival", "kept_checkpoint"]
 
@@ -25,10 +24,11 @@ def find_headline(summary: Summary) -> dict[str, Any]:
     The codes are `no_results`, `single`, `no_test`, `not_significant` and `significant`. The headline is about the
     networks that the comparison trains; trivial baselines and the pre-trained rival are in the table.
     """
-    compared = kinds(summary, "regime", "factory")
+    compared = summary.kinds("regime", "factory")
     if summary.baseline not in compared or len(compared) < 2:
-        compared = trained(summary)
-    known = rows(averaged(summary), compared)
+        compared = summary.trained
+    known = rows(summary.overall, compared)
+    metric = summary.metric
     others = [row for row in known if row["variant"] != summary.baseline]
     tested = [row for row in others if is_known(row["p_adjusted"])]
     shown = [row for row in tested if row["p_adjusted"] <= LEVEL]
@@ -41,7 +41,7 @@ def find_headline(summary: Summary) -> dict[str, Any]:
         code = "no_test"
     else:
         code = "significant" if shown else "not_significant"
-    failed = {row["variant"] for row in records(averaged(summary)) if row["n_failed"]}
+    failed = set(summary.overall.loc[summary.overall["n_failed"] > 0, "variant"])
     return {
         "code": code,
         "better": [row for row in shown if row["difference"] > 0],
@@ -49,23 +49,17 @@ def find_headline(summary: Summary) -> dict[str, Any]:
         "tested": tested,
         "untested": [name for name in compared if name not in {row["variant"] for row in tested} | {summary.baseline}],
         "partial": bool(failed & {summary.baseline, *(row["variant"] for row in shown)}),
-        "highest": _highest(known, summary.metric),
+        "highest": [row for row in known if round(row[metric], 3) == max(round(one[metric], 3) for one in known)],
         "detectable": [row["minimum_detectable"] for row in tested if is_known(row["minimum_detectable"])],
         "size_tests": int(summary.table["p"].notna().sum()) if len(summary.sizes) > 1 else 0,
         "size_shown": [row for row in single if row["p_adjusted"] <= LEVEL],
     }
 
 
-def _highest(known: list[dict[str, Any]], metric: str) -> list[dict[str, Any]]:
-    """Return the rows of the highest metric, as rounded for the reader."""
-    rounded = [round(row[metric], 3) for row in known]
-    return [row for row, value in zip(known, rounded, strict=True) if value == max(rounded)]
-
-
 def find_rival(summary: Summary) -> dict[str, Any] | None:
     """Return the best variant trained from scratch, that on frozen features, and their difference in accuracy."""
-    frozen = rows(averaged(summary), kinds(summary, "linear_probe"))
-    scratch = rows(averaged(summary), [name for name in kinds(summary, "regime", "factory") if _is_new(summary, name)])
+    frozen = rows(summary.overall, summary.kinds("linear_probe"))
+    scratch = rows(summary.overall, [name for name in summary.kinds("regime", "factory") if _is_new(summary, name)])
     if not frozen or not scratch:
         return None
     ours, theirs = (max(group, key=lambda row: row[summary.metric]) for group in (scratch, frozen))

@@ -19,7 +19,7 @@ SOUND = {"images": 300, "trials": 6, "variants": {"softmax": 0.92, "cosine": 0.9
 
 def summary_of(folder: Path, **settings: Any) -> Summary:
     """Return the tables of a simulated comparison in which no rule finds anything, but for the settings."""
-    return Summary.read(make_comparison(folder, **(SOUND | settings)))
+    return Summary(make_comparison(folder, **(SOUND | settings)))
 
 
 def found(summary: Summary) -> dict[str, checks.Check]:
@@ -33,7 +33,7 @@ def edit(folder: Path, kind: str, change: Callable[[dict[str, Any]], None]) -> S
         if result["kind"] == kind:
             change(result)
             file.write_text(json.dumps(result))
-    return Summary.read(folder)
+    return Summary(folder)
 
 
 def set_rate(summary: Summary, chosen: float) -> Summary:

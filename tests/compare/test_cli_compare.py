@@ -32,7 +32,7 @@ def no_report(monkeypatch):
 @pytest.fixture
 def free(monkeypatch):
     """No step is measured."""
-    cost = Cost(0.1, 0.0, 0.1, 5, 5, 5, 0.1, accelerator=False)
+    cost = Cost(0.1, 0.0, 0.1, 5, 5, 0.1)
     monkeypatch.setattr(driver, "measure", lambda task: cost)
 
 

@@ -15,8 +15,10 @@ from metricloss_pl.cli import main
 from metricloss_pl.compare import api, driver
 from metricloss_pl.compare.api import run_comparison
 from metricloss_pl.compare.config import Range, Tuning, Variant
-from metricloss_pl.compare.dataset import for_each
+from metricloss_pl.compare.dataset import naming
 from metricloss_pl.compare.executor import LocalPool
+from metricloss_pl.compare.plan import expand
+from metricloss_pl.compare.runner import Outcome, Task, execute
 from metricloss_pl.compare.store import Store
 from metricloss_pl.data import DigitsDataModule
 from metricloss_pl.errors import UserError
@@ -157,6 +159,32 @@ def test_another_best_run_is_trained_again_for_its_checkpoint(complete, tmp_path
     assert {**kept, "seconds": 0} == {**before, "folder": kept["folder"], "checkpoint": kept["checkpoint"]}
 
 
+def test_a_best_run_that_is_not_the_first_is_trained_again_too(complete, tmp_path, monkeypatch, capsys):
+    """Its result stays if that fails."""
+    folder, config = shutil.copytree(complete, tmp_path / "copy"), small(("softmax",), seeds=[0, 1])
+    run_comparison(config, str(folder))
+    first, second = [found for found in Store(folder).results().values() if found["kind"] == "final"]
+    Store(folder).write_result({**first, "status": "failed", "reason": "no memory", "predictions": None})
+    with monkeypatch.context() as patch:
+        patch.setattr(driver, "execute", lambda task: Outcome({**second, "status": "failed", "reason": "full"}, None))
+        run_comparison(config, str(folder))
+    assert Store(folder).results()[second["key"]] == second
+    assert "no checkpoint: full" in capsys.readouterr().out
+    run_comparison(config, str(folder))
+    found = Store(folder).results()[second["key"]]
+    assert (folder / found["checkpoint"]).is_file()
+    assert found["metrics"] == second["metrics"]
+
+
+def test_the_baseline_may_be_any_variant(tmp_path):
+    """The images of its trials and of all its seeds are listed."""
+    made = driver.Driver(small(baseline="cosine", seeds=[0, 1]).checked(), Store(tmp_path), 1, None, "none")
+    made.prepare(retry_failed=False)
+    places = [(one["kind"], one["seed"]) for one in made.summary.subsets]
+    assert places == [("final", 0), ("final", 1), ("trial", 0)]
+    assert made.seconds(made.runs) > 0
+
+
 def test_a_missing_result_is_computed_again_as_it_was(complete, tmp_path):
     folder = shutil.copytree(complete, tmp_path / "copy")
     runs = Store(folder).results()
@@ -219,14 +247,8 @@ def test_trials_see_no_test_image_and_folds_test_each_image_once(tmp_path, monke
     # Without folds the test set is not even listed in a trial.
     official = {"train": "train", "val": "val"}
     monkeypatch.setattr(DigitsDataModule, "read", lambda self, split: read(self, official[split]))
-    made = driver.Driver(small(("softmax",), trials=1).checked(), Store(tmp_path / "x"), 1, None, "none")
-    monkeypatch.setattr(driver, "summarize", lambda config: None)
-    from metricloss_pl.compare.dataset import task_of
-    from metricloss_pl.compare.plan import expand
-    from metricloss_pl.compare.runner import execute
-
-    run = expand(made.config, {"softmax": 0}, "")[0]
-    assert execute(task_of(made.config, run)).result["status"] == "ok"
+    config = small(("softmax",), trials=1).checked()
+    assert execute(Task(expand(config, {"softmax": 0}, "")[0], config)).result["status"] == "ok"
 
 
 def test_half_precision_scores_like_the_test(tmp_path, monkeypatch):
@@ -268,10 +290,6 @@ def test_a_search_without_a_good_trial_fails_by_name(tmp_path):
 @pytest.mark.parametrize(("metric", "status"), [("accuracy", "ok"), ("balanced_accuracy", "pruned")])
 def test_a_trial_is_stopped_by_the_metric_of_the_plan(metric, status, tmp_path):
     """All images are the same and nine of ten of one class, which all are taken for: 0.5 is the balanced accuracy."""
-    from metricloss_pl.compare.dataset import task_of
-    from metricloss_pl.compare.plan import expand
-    from metricloss_pl.compare.runner import execute
-
     for name, images in (("common", 54), ("rare", 6)):
         for image in range(images):
             make_image(tmp_path / "images" / name / f"{image}.png", 8, seed=0)
@@ -285,7 +303,7 @@ def test_a_trial_is_stopped_by_the_metric_of_the_plan(metric, status, tmp_path):
     seen = dict.fromkeys(("val/accuracy", "val/balanced_accuracy"), 0.7)
     history = {"epoch": [1, 2, 3, 4], **{name: [value] * 4 for name, value in seen.items()}}
     past = {"status": "ok", "settings": {"model.optimizer.lr": 0.025}, "metrics": seen, "history": history}
-    found = execute(replace(task_of(config, trial), before=(past | {"planned_epochs": 4},) * 3)).result
+    found = execute(Task(trial, config, before=(past | {"planned_epochs": 4},) * 3)).result
     assert found["status"] == status, found["reason"]
     assert found["history"]["val/accuracy"][-1] > 0.7
     assert found["history"]["val/balanced_accuracy"][-1] == 0.5
@@ -333,12 +351,12 @@ def test_a_variant_is_refused_before_anything_runs(case, tmp_path):
         (
             {"tuning": Tuning(1, space={"data.batch_size": Range(choices=[8, "many"])}), "overrides": {}},
             {},
-            "^the range of data.batch_size holds many: .*",
+            "^the ranges hold data.batch_size many: .*",
         ),
         (
             {"tuning": Tuning(1, space={"model.embedding_dim": Range(4, 16)})},
             {},
-            "the range of model.embedding_dim holds 4.0: only integers are possible: give choices",
+            "the ranges hold model.embedding_dim 4.0: .*integers need choices",
         ),
         ({}, {"n_parallel": 0}, "n_parallel is 0"),
         ({}, {"keep_checkpoints": "some"}, "keep_checkpoints is 'some'"),
@@ -372,23 +390,11 @@ def test_tuning_without_optuna_is_refused(monkeypatch, tmp_path):
         run_comparison(small(), str(tmp_path / "results"))
 
 
-@pytest.mark.parametrize(
-    ("mistakes", "message"),
-    [
-        ({"a": "no folder", "b": "no folder", "c": "no folder"}, "no folder"),
-        ({"a": "no folder", "b": "no folder"}, "variant a: no folder"),
-        ({"c": "no head"}, "variant c: no head"),
-    ],
-)
-def test_a_mistake_names_its_variant_unless_all_make_it(mistakes, message):
-    def do(variant: str) -> str:
-        if variant in mistakes:
-            raise UserError(mistakes[variant])
-        return variant.upper()
-
-    with pytest.raises(UserError) as refused:
-        for_each("abc", do)
-    assert str(refused.value) == message
+def test_a_mistake_names_its_variant_if_there_are_several():
+    for names, line in ((("softmax", "cosine"), "variant softmax: no folder"), (("softmax",), "no folder")):
+        with pytest.raises(UserError) as refused, naming(small(names), "softmax"):
+            raise UserError("no folder")
+        assert str(refused.value) == line
 
 
 @pytest.mark.slow

@@ -22,7 +22,6 @@ from metricloss_pl.compare.runner import Outcome, Task, empty_result
 from metricloss_pl.compare.store import Store
 from metricloss_pl.errors import UserError
 from tests.compare.small import small
-from tests.compare.stranger import my_factory
 from tests.compare.test_compare import assert_equal
 from tests.systems import needs_signals
 
@@ -31,7 +30,7 @@ pytest.importorskip("optuna")
 
 def task(number: int, folder: Path) -> Task:
     run = Run("final", str(number), None, 0, 0, None, None, f"key{number}", ())
-    return Task(run, my_factory, "factory", {}, small().tuning, features_dir=folder)
+    return Task(run, small(), features_dir=folder)
 
 
 def note(task: Task) -> Outcome:
