@@ -80,7 +80,8 @@ def summarize(config: ComparisonConfig) -> DatasetSummary:
         UserError: A variant can't be run, or not be compared with the baseline.
     """
     digests: dict[Path, bytes] = {}  # each file is read once
-    found, fractions = {}, {}
+    found: dict[str, DatasetSummary] = {}
+    fractions: dict[str, float | None] = {}  # of validation images
     for name in config.variants:
         with naming(config, name):
             found[name], fractions[name] = _look(config, name, digests)
@@ -157,14 +158,14 @@ def _look(config: ComparisonConfig, variant: str, digests: dict[Path, bytes]) ->
 
 def _source(factory: Factory, module: LightningModule, data: LightningDataModule) -> dict[str, Any]:
     """Return what is known of a factory that decides its results: its values, the network, and digests of sources."""
-    values = [getattr(factory, "__defaults__", None), getattr(factory, "__closure__", None) or ()]
-    values[1] = [cell.cell_contents for cell in values[1]]
+    closure = [cell.cell_contents for cell in getattr(factory, "__closure__", None) or ()]
+    values = [getattr(factory, "__defaults__", None), getattr(factory, "__dict__", None), closure]
     sources = {}
     for item in (getattr(factory, "func", factory), type(module), type(data)):  # a partial has a `func`
         with contextlib.suppress(OSError, TypeError):  # no source is known
             sources[item.__qualname__] = _hash(inspect.getsource(item))
     known = {"factory": repr(factory), "values": repr(values), "module": repr(module)}
-    return {"sources": sources} | {name: re.sub(r" at 0x[0-9a-f]+", "", text) for name, text in known.items()}
+    return {"sources": sources} | {name: re.sub(r" at 0x[0-9a-fA-F]+", "", text) for name, text in known.items()}
 
 
 def _hash(text: str) -> str:
@@ -184,7 +185,8 @@ def check_subsets(config: ComparisonConfig, runs: Sequence[Run], summary: Datase
     """
     subsets: list[dict[str, Any]] = []
     fixed: dict[tuple[str, int | None], dict[str, Any]] = {}
-    seen, finals = set(), [run for run in runs if run.kind == "final"]
+    seen = set()
+    finals = [run for run in runs if run.kind == "final"]
     # A final run decides what is `auto` in the trials of its size; the subsets are those of the baseline.
     for run in sorted([*finals, *runs], key=lambda run: run.variant != config.baseline):
         decisive = summary.decisive[run.variant]

@@ -244,7 +244,7 @@ class Driver:
         if best is not None and self.keep == "best" and not self.results[best]["folder"]:
             run = next(run for run in self.runs if run.key == best)
             print(f"{run.label}: trained again, since its checkpoint was not kept", flush=True)
-            task = self._task(run, is_kept=True)
+            task = replace(self._task(run, is_kept=True), fixed=self.results[best]["settings"])
             if (outcome := execute(task)).result["status"] == "ok":
                 self._store(task, outcome)
             else:  # the result stays

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from metricloss_pl import plots
-from metricloss_pl.compare import checks, figures, verdict
+from metricloss_pl.compare import checks, figures
 from metricloss_pl.compare.filters import FILTERS, escape_markdown, is_known, number, short
 from metricloss_pl.compare.summary import Summary, at_size
 from metricloss_pl.files import replacing
@@ -69,13 +69,13 @@ def _earlier_figures(report: Path) -> list[Path]:
 
 def _answers(summary: Summary) -> dict[str, Any]:
     found = checks.run_checks(summary)
-    headline, rival = verdict.find_headline(summary), verdict.find_rival(summary)
+    headline, rival = checks.find_headline(summary), checks.find_rival(summary)
     return {
         "headline": headline,
         "rival": rival,
         "checks": found,
-        "steps": verdict.find_next_steps(summary, headline, rival, found),
-        "winner": verdict.kept_checkpoint(summary),
+        "steps": checks.find_next_steps(summary, headline, rival, found),
+        "winner": checks.kept_checkpoint(summary),
     }
 
 
@@ -84,7 +84,8 @@ def _tables(summary: Summary, classes: pd.DataFrame) -> dict[str, Any]:
     shown = figures.with_results(summary, size)
     styles = plots.series_styles(summary.variants)
     cells = {label: group.to_dict("records") for label, group in classes.groupby("class", sort=False)}
-    hardest = sorted(cells, key=lambda label: sum(cell["recall"] for cell in cells[label]))
+    recalls = {label: sum(cell["recall"] for cell in cells[label]) for label in cells}
+    hardest = sorted(cells, key=lambda label: (not is_known(recalls[label]), recalls[label]))  # without images last
     return {
         "summary": summary,
         "plan": summary.plan,

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from metricloss_pl.compare import budget
-from metricloss_pl.compare.budget import Cost, check_memory, duration, measure, shorter, total_seconds
+from metricloss_pl.compare.budget import Cost, check_memory, measure, shorter, total_seconds
 from metricloss_pl.compare.config import Tuning, Variant
 from metricloss_pl.compare.plan import expand
 from metricloss_pl.compare.runner import Task
@@ -83,11 +83,6 @@ def test_more_memory_than_there_is_is_refused(monkeypatch):
     check_memory({("a", None): COST}, 2)
     with pytest.raises(UserError, match=r"3 runs at a time need about 4.5 GB of memory, and there are 3.1"):
         check_memory({("a", None): COST}, 3)
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(3.21, "3.2 s"), (45, "45 s"), (720, "12 min"), (12240, "3.4 h")])
-def test_durations(seconds, text):
-    assert duration(seconds) == text
 
 
 @pytest.mark.parametrize("variant", ["softmax", "stranger"])

@@ -145,6 +145,13 @@ def test_ranges_are_drawn_uniformly():
     assert [Range(choices=[8, 16, 32]).at(share) for share in (0.0, 0.34, 0.99)] == [8, 16, 32]
 
 
+LENGTH = "trainer.max_epochs"
+
+
+def of_a(overrides=(), **settings):
+    return {"variants": {"a": Variant("a.yaml", dict(overrides), **settings)}}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -177,25 +184,13 @@ def test_ranges_are_drawn_uniformly():
         ({"overrides": {"seed_everything": 5}}, "^overrides has seed_everything, .*: give seeds instead"),
         ({"overrides": {"trainer.max_epochs": 5}}, "^overrides has trainer.max_epochs, .*: give epochs instead"),
         (
-            {"variants": {"a": Variant("a.yaml", {"data.init_args.val_fraction": 0.5})}},
-            "^variant a: overrides has data.val_fraction, .*: give tuning.val_fraction instead",
+            of_a({"data.init_args.val_fraction": 0.5}),
+            "^variant a: overrides has data.val_fraction, .*: give tuning.val",
         ),
-        (
-            {"variants": {"a": Variant("a.yaml", {"trainer.max_epochs": 9})}, "steps": 50, "epochs": None},
-            "^variant a: overrides has trainer.max_epochs, and steps is 50",
-        ),
-        (
-            {"variants": {"a": Variant("a.yaml", space={"trainer.max_epochs": Range(choices=[1, 40])})}},
-            "^variant a: space has trainer.max_epochs, .*: give epochs instead",
-        ),
-        (
-            {"overrides": {"model.init_args.optimizer.init_args.lr": 0.1}},
-            "^variant softmax: overrides give model.init_args.optimizer.init_args.lr, and tuning chooses it",
-        ),
-        (
-            {"variants": {"a": Variant("a.yaml", {"model.optimizer.lr": 0.1})}},
-            "^variant a: overrides give model.optimizer.lr, and tuning chooses it",
-        ),
+        ({**of_a({LENGTH: 9}), "steps": 50, "epochs": None}, f"^variant a: overrides has {LENGTH}, and steps is 50"),
+        (of_a(space={LENGTH: Range(choices=[1, 40])}), f"^variant a: space has {LENGTH}, .*: give epochs instead"),
+        ({"overrides": {"model.init_args.optimizer.lr": 0.1}}, "^variant softmax: overrides give model.init_args.opti"),
+        (of_a({"model.optimizer.lr": 0.1}), "^variant a: overrides give model.optimizer.lr, and tuning chooses it"),
         ({"variants": {"a": Variant()}}, "^variant a needs either config, a run file, or factory"),
         ({"variants": {"a": Variant("a.yaml", factory=factory)}}, "^variant a needs either config"),
         ({"variants": {"a": Variant(factory=factory, overrides={"x": 1})}}, "^variant a has overrides"),
