@@ -101,6 +101,7 @@ class Driver:
         config, summary, tuning = self.config, self.summary, self.config.tuning
         finals = sum(run.kind == "final" for run in self.runs)
         validated = _ends(one["val"] for one in summary.subsets if one["kind"] == "trial")
+        steps = _ends(cost.steps for cost in self.costs.values() if cost.training)
         fixed: dict[str, list[int]] = {}
         for found in summary.fixed.values():
             for name, value in found.items():
@@ -116,7 +117,7 @@ class Driver:
              f"{', fold' if config.folds else ''}, on {validated} validation images" if tuning.trials
              else "none: values as given"),
             ("resolved", ", ".join(f"{name} {_ends(values)}" for name, values in fixed.items())),
-            ("training", f"{_ends(cost.steps for cost in self.costs.values() if cost.training)} steps per run"),
+            ("training", f"{steps} steps per run" if steps else ""),
             ("done", f"{len(self.results)} of {len(self.runs)} runs"),
         ]  # fmt: skip
         if self.missing:
@@ -126,7 +127,7 @@ class Driver:
                 rows += [("" if number else "shorter", line) for number, line in enumerate(ways)]
             rows.append(("memory", f"about {max(cost.gigabytes for cost in self.costs.values()):.1f} GB per run"))
         rows.append(("folder", relative_path(self.store.folder)))
-        print_table([row for row in rows if row[1] not in ("", " steps per run")])
+        print_table([row for row in rows if row[1]])
         for warning in summary.warnings:
             print(f"warning: {warning}")
         if self.others:
