@@ -27,7 +27,7 @@ def compare(arguments: Sequence[str]) -> None:
     Raises:
         UserError: There is an unknown setting, or the comparison can't be run.
     """
-    from metricloss_pl.compare.api import run_comparison
+    from metricloss_pl.compare import api
     from metricloss_pl.compare.config import ComparisonConfig
 
     parser = ArgumentParser(
@@ -40,7 +40,7 @@ def compare(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="Comparison, as YAML.")
     names = parser.add_class_arguments(ComparisonConfig)
-    parser.add_function_arguments(run_comparison, skip={"config", "command"})
+    parser.add_function_arguments(api.compare, skip={"variants", "command", *names})
     given = with_shipped_configs(arguments, "compare")
     for argument in given:
         if setting := re.match(r"--((?:data|model|trainer)\.[\w.]+)", argument):
@@ -75,6 +75,6 @@ def compare(arguments: Sequence[str]) -> None:
         name = images.name if images.is_dir() else images.stem
         described["name"] = name + own if described["data_root"] else stem
     try:
-        run_comparison(ComparisonConfig(**described), **settings, command=shell_command("compare", *arguments))
+        api.compare(ComparisonConfig(**described), **settings, command=shell_command("compare", *arguments))
     except KeyboardInterrupt as error:  # its line has been printed
         raise SystemExit(128 + signal.SIGINT) from error

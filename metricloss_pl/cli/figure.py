@@ -80,7 +80,7 @@ def _embeddings(results: str | None, samples_per_class: int | None) -> Figure:
         raise UserError("--results is missing: embeddings are drawn from the folder of a comparison")
     if not (Path(results) / "plan.json").is_file():
         raise UserError(f"--results {results} is no folder of a comparison: compare makes them, as runs/compare/<data>")
-    comparison = Summary.read(results)
+    comparison = Summary(results)
     size = comparison.sizes[-1] if samples_per_class is None else samples_per_class
     if size not in comparison.sizes:
         known = ", ".join("all" if n is None else str(n) for n in comparison.sizes)

@@ -21,7 +21,7 @@ from metricloss_pl.files import FilePath
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Comparison", "compare", "run_comparison"]
+__all__ = ["Comparison", "compare"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Comparison:
         """Return a row per size and variant, with estimates, intervals and tests."""
         from metricloss_pl.compare.summary import Summary
 
-        return Summary.read(self.folder).table
+        return Summary(self.folder).table
 
     def report(self) -> Path:
         """Write the report from the stored results, and return its page."""
@@ -48,7 +48,7 @@ class Comparison:
 
 
 def compare(
-    variants: Mapping[str, Variant | FilePath | Factory],
+    variants: Mapping[str, Variant | FilePath | Factory] | ComparisonConfig,
     output_dir: str | Path | None = None,
     n_parallel: int = 1,
     cluster: str | None = None,
@@ -56,6 +56,7 @@ def compare(
     keep_checkpoints: KeepCheckpoints = "best",
     dry_run: bool = False,
     retry_failed: bool = False,
+    command: str | None = None,
     **config: Any,
 ) -> Comparison:
     """Compare classifiers on the same images: equal tuning, several seeds, one test of each run.
@@ -66,52 +67,7 @@ def compare(
         variants: Compared classifiers by name: run files, or factories, which are functions from the settings of a run
             to a LightningModule, a LightningDataModule and a dictionary of Trainer arguments. The settings are `seed`,
             `split`, `fold`, `folds`, `samples_per_class`, `val_fraction` and the tuned values by name. The module
-            returns class scores (B, C) from `predict_step`, or from `forward`.
-        output_dir: Folder of the results. None: `runs/compare/<name>`.
-        n_parallel: Runs at a time, each in a process of its own.
-        cluster: Address of a Ray cluster that executes the runs, or `auto`. None: this machine.
-        pretrained: Pre-trained network, whose features and fine-tuning are added as variants. None: no such variants.
-        keep_checkpoints: Runs that leave checkpoint, log and figures: the `best` one on validation images, `all` final
-            ones, or `none`.
-        dry_run: Print the plan with its time and memory, and run nothing.
-        retry_failed: Repeat final runs that have failed.
-        config: Arguments of `ComparisonConfig`, such as `seeds`, `sizes`, `tuning` and `baseline`.
-
-    Raises:
-        UserError: The plan can't be run; nothing has been run then.
-    """
-    described = {
-        name: given if isinstance(given, Variant)
-        else Variant(factory=given) if callable(given) else Variant(config=str(given))
-        for name, given in variants.items()
-    }  # fmt: skip
-    return run_comparison(
-        ComparisonConfig(described, **config),
-        output_dir=None if output_dir is None else str(output_dir),
-        n_parallel=n_parallel,
-        cluster=cluster,
-        pretrained=pretrained,
-        keep_checkpoints=keep_checkpoints,
-        dry_run=dry_run,
-        retry_failed=retry_failed,
-    )
-
-
-def run_comparison(
-    config: ComparisonConfig,
-    output_dir: str | None = None,
-    n_parallel: int = 1,
-    cluster: str | None = None,
-    pretrained: str | None = None,
-    keep_checkpoints: KeepCheckpoints = "best",
-    dry_run: bool = False,
-    retry_failed: bool = False,
-    command: str | None = None,
-) -> Comparison:
-    """Do the runs of a comparison that are missing, and write its report.
-
-    Args:
-        config: Comparison.
+            returns class scores (B, C) from `predict_step`, or from `forward`. Or a whole configuration.
         output_dir: Folder of the results. None: `runs/compare/<name>`.
         n_parallel: Runs at a time, each in a process of its own; they take turns with the GPUs, if there are any.
         cluster: Address of a Ray cluster that executes the runs, or `auto` for the one that this machine belongs to.
@@ -123,20 +79,30 @@ def run_comparison(
         dry_run: Print the plan with its time and memory, and run nothing.
         retry_failed: Repeat final runs that have failed, and their trials if none of them succeeded.
         command: Command of the user, for the report.
+        config: Arguments of `ComparisonConfig`, such as `seeds`, `sizes`, `tuning` and `baseline`.
 
     Raises:
         UserError: The plan can't be run; nothing has been run then.
     """
+    if isinstance(variants, ComparisonConfig):
+        plan = variants
+    else:
+        described = {
+            name: given if isinstance(given, Variant)
+            else Variant(factory=given) if callable(given) else Variant(config=str(given))
+            for name, given in variants.items()
+        }  # fmt: skip
+        plan = ComparisonConfig(described, **config)
     if n_parallel < 1:
         raise UserError(f"n_parallel is {n_parallel}: at least 1 is needed")
     check_choice("keep_checkpoints", keep_checkpoints, KeepCheckpoints)
     with silence_lightning():
-        config = (config if pretrained is None else with_pretrained(config, pretrained)).checked()
-        config = with_trivial(config) if config.trivial else config
-    if config.tuning.trials:
+        plan = (plan if pretrained is None else with_pretrained(plan, pretrained)).checked()
+        plan = with_trivial(plan) if plan.trivial else plan
+    if plan.tuning.trials:
         check_optuna()
-    store = Store(output_dir or Path("runs", "compare", config.name or "comparison"))
-    driver = Driver(config, store, n_parallel, cluster, keep_checkpoints)
+    store = Store(output_dir or Path("runs", "compare", plan.name or "comparison"))
+    driver = Driver(plan, store, n_parallel, cluster, keep_checkpoints)
     with silence_lightning():
         driver.prepare(retry_failed)
     driver.announce()

@@ -107,7 +107,7 @@ class TrivialFactory:
 
     def __call__(self, settings: Mapping[str, Any]) -> tuple[TrivialClassifier, ImageDataModule, dict[str, Any]]:
         """Return classifier, data and Trainer arguments."""
-        data = self.base.data(settings)
+        data = self.base(settings)[1]
         arguments = {"max_epochs": 1, "limit_train_batches": 1, "accelerator": "cpu"}
         return self.model(data.num_classes, settings["seed"]), data, arguments
 

@@ -17,6 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from metricloss_pl.cli.errors import lightning_refusals
 from metricloss_pl.compare.config import FIXED_LENGTH, ComparisonConfig
+from metricloss_pl.compare.filters import duration
 from metricloss_pl.compare.plan import Run
 from metricloss_pl.compare.runner import Task, build, count_epochs, make_trainer, steps_per_epoch
 from metricloss_pl.compare.scoring import score
@@ -25,7 +26,7 @@ from metricloss_pl.data import ImageDataModule
 from metricloss_pl.environment import peak_memory
 from metricloss_pl.errors import UserError
 
-__all__ = ["Cost", "Costs", "check_memory", "duration", "measure", "shorter", "total_seconds"]
+__all__ = ["Cost", "Costs", "check_memory", "measure", "shorter", "total_seconds"]
 
 _STEPS = 6  # measured
 _WORTH = 0.95  # share of the time that a change must get below to be named
@@ -56,19 +57,17 @@ class Cost:
         around: Seconds of everything else, such as reading the data.
         steps: Optimizer steps.
         epochs: Epochs.
-        images: Training images.
         gigabytes: Peak memory, on the accelerator if there is one.
         accelerator: Whether it is an accelerator's.
     """
 
-    training: float
-    scoring: float
-    around: float
-    steps: int
-    epochs: int
-    images: int
-    gigabytes: float
-    accelerator: bool
+    training: float = 0.0
+    scoring: float = 0.0
+    around: float = 0.0
+    steps: int = 1
+    epochs: int = 1
+    gigabytes: float = 0.0
+    accelerator: bool = False
 
 
 Costs = Mapping[tuple[str, int | None], Cost]  # by variant and size
@@ -82,23 +81,23 @@ def measure(task: Task) -> Cost:
     Raises:
         UserError: It can't be trained.
     """
-    if task.kind == "trivial":
-        return Cost(0.0, 0.0, 0.0, 1, 1, 0, 0.0, False)
-    begin, fixed = time.perf_counter(), task.kind in FIXED_LENGTH
+    kind = task.variant.category
+    if kind == "trivial":
+        return Cost()
+    begin = time.perf_counter()
     module, data, arguments = build(task, {})
     epochs, steps = count_epochs(task, data, arguments), steps_per_epoch(data, arguments)
     timer = BatchTimer()
     # Without the checks of the loss, since the learning rate of the run file may diverge, and trials choose another.
     trainer = make_trainer({**arguments, "limit_train_batches": _STEPS, "log_every_n_steps": 0}, [timer], 1)
-    if fixed:
+    if kind in FIXED_LENGTH:
         data.setup("fit")
     else:
         with lightning_refusals():
             trainer.fit(module, data, weights_only=True)
     around, scoring = time.perf_counter() - begin - sum(timer.seconds), 0.0
-    images = 0
     if isinstance(data, ImageDataModule):
-        start, images = time.perf_counter(), len(data.samples("train"))
+        start = time.perf_counter()
         module.to(trainer.strategy.root_device)
         scored = score(trainer, module, islice(data.train_eval_dataloader(), _STEPS))
         scoring = (time.perf_counter() - start) / len(scored.labels)
@@ -110,7 +109,6 @@ def measure(task: Task) -> Cost:
         around=max(0.0, around),
         steps=epochs * steps,
         epochs=epochs,
-        images=images,
         gigabytes=(torch.cuda.max_memory_reserved() if accelerator else peak_memory()) / 1e9,
         accelerator=accelerator,
     )
@@ -210,16 +208,17 @@ def _ways(config: ComparisonConfig) -> list[tuple[str, Callable[[Run], bool], fl
     """Return flags, each with the runs that it leaves and the share of their steps."""
     ways: list[tuple[str, Callable[[Run], bool], float]] = []
     kinds = {name: variant.category for name, variant in config.variants.items()}
-    compared = [name for name, kind in kinds.items() if kind == "regime"]
+
+    def include(names: list[str]) -> None:
+        kept = [name for name, kind in kinds.items() if name in names and kind != "trivial"]
+        flag = f'--include "[{",".join(kept)}]"'
+        ways.append((flag, lambda run: run.variant in kept or kinds[run.variant] == "trivial", 1.0))
+
     if "fine_tuned" in kinds.values():
-        fast = [name for name, kind in kinds.items() if kind not in ("fine_tuned", "trivial")]
-        ways.append((f'--include "[{",".join(fast)}]"', lambda run: kinds[run.variant] != "fine_tuned", 1.0))
-    if len(compared) > 2:
-        others = {name for name in compared if name != config.baseline}
-        pair = [name for name in compared if name not in others][:1] + [n for n in compared if n in others][:1]
-        pair += [name for name, kind in kinds.items() if kind == "linear_probe"]
-        left = {*pair, *(name for name, kind in kinds.items() if kind == "trivial")}
-        ways.append((f'--include "[{",".join(pair)}]"', lambda run: run.variant in left, 1.0))
+        include([name for name, kind in kinds.items() if kind != "fine_tuned"])
+    others = [name for name, kind in kinds.items() if kind == "regime" and name != config.baseline]
+    if len(others) > 1:
+        include([str(config.baseline), others[0], *(name for name, kind in kinds.items() if kind == "linear_probe")])
     if trials := config.tuning.trials // 2:
         ways.append((f"--tuning.trials {trials}", lambda run: run.trial is None or run.trial < trials, 1.0))
     if len(config.seeds) > 2:
@@ -234,10 +233,3 @@ def _ways(config: ComparisonConfig) -> list[tuple[str, Callable[[Run], bool], fl
     elif config.epochs is not None and config.epochs > 1:
         ways.append((f"--epochs {config.epochs // 2}", lambda run: True, 0.5))
     return ways
-
-
-def duration(seconds: float) -> str:
-    """Return seconds, minutes or hours: "45 s", "12 min", "3.4 h"."""
-    if seconds < 120:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

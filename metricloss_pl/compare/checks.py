@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+import shlex
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
-if TYPE_CHECKING:
-    import pandas as pd
+import numpy as np
+import pandas as pd
 
-    from metricloss_pl.compare.summary import Summary
+from metricloss_pl.compare.filters import is_known
+from metricloss_pl.compare.statistics import LEVEL
+from metricloss_pl.compare.summary import Summary, rows
 
-__all__ = [
-    "Check",
-    "Search",
-    "averaged",
-    "class_counts",
-    "is_known",
-    "kinds",
-    "records",
-    "rows",
-    "run_checks",
-    "searches",
-    "trained",
-    "validation_curve",
-]
+__all__ = ["Check", "find_headline", "find_next_steps", "find_rival", "kept_checkpoint", "run_checks"]
 
+_WANTED = 0.02  # difference that a next comparison should be able to detect
+_PRETRAINED = ("weights", "pretrained")  # settings of a backbone that does not start at random
 _SEVERITIES = ("error", "warning", "note")
 _FEW_TEST_IMAGES = 100  # below, one image is more than one percentage point
 _FEW_PER_CLASS = 5
@@ -63,36 +55,6 @@ def run_checks(summary: Summary) -> list[Check]:
     return sorted(found, key=lambda check: _SEVERITIES.index(check.severity))
 
 
-def kinds(summary: Summary, *names: str) -> list[str]:
-    """Return the variants of some kinds, in their order."""
-    return [variant for variant in summary.variants if summary.plan["variants"][variant]["kind"] in names]
-
-
-def trained(summary: Summary) -> list[str]:
-    """Return the variants that are no trivial baselines."""
-    return [variant for variant in summary.variants if summary.plan["variants"][variant]["kind"] != "trivial"]
-
-
-def rows(table: pd.DataFrame, variants: list[str]) -> list[dict[str, Any]]:
-    """Return the rows of some variants that have an accuracy, as dictionaries."""
-    return [row for row in records(table) if row["variant"] in variants and is_known(row["accuracy"])]
-
-
-def records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return the rows of a table as dictionaries."""
-    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
-
-
-def averaged(summary: Summary) -> pd.DataFrame:
-    """Return one row per variant: the mean over the training-set sizes where there are several."""
-    return summary.overall if len(summary.sizes) > 1 else summary.table
-
-
-def is_known(value: Any) -> bool:
-    """Return whether a cell of a table holds a number."""
-    return value is not None and not math.isnan(value)
-
-
 def _failed_and_missing(summary: Summary) -> Iterator[Check]:
     table = summary.table
     failed = table[table["n_failed"] > 0]
@@ -113,38 +75,28 @@ def _plan_warnings(summary: Summary) -> Iterator[Check]:
 
 
 def _test_images(summary: Summary) -> Iterator[Check]:
-    counts = class_counts(summary)
-    if counts is None:
+    if summary.labels.empty:
         return
-    if (total := int(counts["n"].sum())) < _FEW_TEST_IMAGES:
+    counts = pd.Series(np.bincount(summary.labels, minlength=len(summary.class_names)), summary.class_names)
+    if (total := int(counts.sum())) < _FEW_TEST_IMAGES:
         yield Check("few_test_images", "warning", {"images": total, "folds": summary.plan["folds"]})
-    few = counts[counts["n"] < _FEW_PER_CLASS]
-    if len(few):
-        names = list(few["class"].head(3))
-        yield Check("few_images_per_class", "note", {"classes": names, "number": len(few), "below": _FEW_PER_CLASS})
-    if summary.metric == "accuracy" and (smallest := counts["n"].min()) > 0:
-        ratio = counts["n"].max() / smallest
-        if ratio > _IMBALANCE:
-            yield Check("class_imbalance", "warning", {"ratio": float(ratio)})
-
-
-def class_counts(summary: Summary) -> pd.DataFrame | None:
-    """Return the test images per class, `class` and `n`; None where no run has finished."""
-    for row in reversed(rows(summary.table, summary.variants)):
-        return summary.per_class(row["variant"], row["size"])[["class", "n"]]
-    return None
+    few = list(counts.index[counts < _FEW_PER_CLASS])
+    if few:
+        yield Check("few_images_per_class", "note", {"classes": few[:3], "number": len(few), "below": _FEW_PER_CLASS})
+    if summary.metric == "accuracy" and counts.min() > 0 and counts.max() / counts.min() > _IMBALANCE:
+        yield Check("class_imbalance", "warning", {"ratio": float(counts.max() / counts.min())})
 
 
 def _repetitions(summary: Summary) -> Iterator[Check]:
-    planned = [row["n_planned"] for row in records(summary.table) if row["variant"] in trained(summary)]
-    if planned and min(planned) < _FEW_SEEDS:
-        yield Check("few_repetitions", "warning", {"repetitions": min(planned)})
+    planned = summary.table.loc[summary.table["variant"].isin(summary.trained), "n_planned"].min()
+    if planned < _FEW_SEEDS:  # False for NaN
+        yield Check("few_repetitions", "warning", {"repetitions": int(planned)})
 
 
 def _noisy_selection(summary: Summary) -> Iterator[Check]:
     subsets = [subset for subset in summary.plan["data"]["subsets"] if subset["kind"] == "trial"]
     images = {(subset["size"], subset["split"], subset["fold"]): subset["val"] for subset in subsets}
-    found, few = [search for search in searches(summary) if len(search.trials) > 1], []
+    found, few = [search for search in summary.searches if len(search.trials) > 1], []
     for search in found:
         number = images.get((search.size, search.split, search.fold), math.inf)
         (first, _), (second, _) = search.trials[:2]
@@ -155,45 +107,9 @@ def _noisy_selection(summary: Summary) -> Iterator[Check]:
         yield Check("noisy_selection", "warning", values)
 
 
-class Search(NamedTuple):
-    """Trials among which one is chosen.
-
-    Args:
-        variant: Variant that is tuned.
-        size: Training images per class.
-        split: Subsample.
-        fold: Fold.
-        trials: Scores and results of the trials that ended well, the best first.
-    """
-
-    variant: str
-    size: int | None
-    split: int
-    fold: int | None
-    trials: list[tuple[float, dict[str, Any]]]
-
-    @property
-    def best(self) -> dict[str, Any]:
-        """Result of the trial with the highest score."""
-        return self.trials[0][1]
-
-
-def searches(summary: Summary) -> list[Search]:
-    """Return the searches of all variants that have a trial which ended well."""
-    found: dict[tuple[Any, ...], Search] = {}
-    for run in summary.results.values():
-        score = run["metrics"].get(f"val/{summary.metric}")
-        if (run["kind"], run["status"]) == ("trial", "ok") and score is not None:
-            place = run["variant"], run["size"], run["split"], run["fold"]
-            found.setdefault(place, Search(*place, [])).trials.append((score, run))
-    for search in found.values():
-        search.trials.sort(key=lambda trial: -trial[0])
-    return list(found.values())
-
-
 def _edge_of_range(summary: Summary) -> Iterator[Check]:
     items: dict[tuple[str, str, str], dict[str, Any]] = {}
-    for search in searches(summary):
+    for search in summary.searches:
         for name, space in summary.plan["variants"][search.variant]["space"].items():
             tried, best = {run["settings"][name] for _, run in search.trials}, search.best["settings"][name]
             if "low" not in space or len(tried) < _FEWEST_VALUES:
@@ -210,8 +126,8 @@ def _edge_of_range(summary: Summary) -> Iterator[Check]:
 
 
 def _trained_too_short(summary: Summary) -> Iterator[Check]:
-    found = rows(summary.table, kinds(summary, "regime", "factory", "fine_tuned"))
-    rising = [row for row in found if _late_rise(validation_curve(summary, row["variant"], row["size"])[1]) > _RISE]
+    found = rows(summary.table, summary.kinds("regime", "factory", "fine_tuned"))
+    rising = [row for row in found if _late_rise(summary.validation_curve(row["variant"], row["size"])) > _RISE]
     unfitted = [row for row in found if row["train_accuracy"] < _FITTED]  # False for NaN
     if rising or unfitted:
         lowest = min((row["train_accuracy"] for row in unfitted), default=None)
@@ -230,31 +146,16 @@ def _places(found: list[dict[str, Any]]) -> dict[tuple[int | None, ...], list[st
     return places
 
 
-def validation_curve(summary: Summary, variant: str, size: int | None) -> tuple[list[int], list[float]]:
-    """Return epochs and mean validation accuracies of the final runs, or else of the best trials; empty without."""
-    best = [search.best for search in searches(summary) if (search.variant, search.size) == (variant, size)]
-    for runs in (summary.final_results(variant, size), best):
-        values: dict[int, list[float]] = {}
-        for run in runs:
-            history = run["history"]
-            for epoch, value in zip(history.get("epoch", ()), history.get("val/accuracy", ()), strict=False):
-                if value is not None:
-                    values.setdefault(epoch, []).append(value)
-        if values:
-            return sorted(values), [sum(values[epoch]) / len(values[epoch]) for epoch in sorted(values)]
-    return [], []
-
-
-def _late_rise(curve: list[float]) -> float:
+def _late_rise(curve: pd.Series) -> float:
     """Return the rise between the means of the last two fifths of a curve; 0 for fewer than five values."""
     fifth = len(curve) // 5
-    return sum(curve[-fifth:]) / fifth - sum(curve[-2 * fifth : -fifth]) / fifth if fifth else 0.0
+    return float(curve.iloc[-fifth:].mean() - curve.iloc[-2 * fifth : -fifth].mean()) if fifth else 0.0
 
 
 def _not_above_trivial(summary: Summary) -> Iterator[Check]:
-    trivial, metric = rows(summary.table, kinds(summary, "trivial")), summary.metric
+    trivial, metric = rows(summary.table, summary.kinds("trivial")), summary.metric
     found, beaten_by = [], {}
-    for row in rows(summary.table, trained(summary)):
+    for row in rows(summary.table, summary.trained):
         for other in trivial:
             if other["size"] == row["size"] and other[metric] >= row["low"]:
                 beaten_by[other["variant"]] = other
@@ -264,7 +165,7 @@ def _not_above_trivial(summary: Summary) -> Iterator[Check]:
 
 
 def _large_gap(summary: Summary) -> Iterator[Check]:
-    found = [row for row in rows(summary.table, trained(summary)) if row["gap"] > _LARGE_GAP]  # False for NaN
+    found = [row for row in rows(summary.table, summary.trained) if row["gap"] > _LARGE_GAP]  # False for NaN
     if found:
         yield Check("large_gap", "note", {"places": _places(found), "largest": max(row["gap"] for row in found)})
 
@@ -276,7 +177,7 @@ def _unequal_budgets(summary: Summary) -> Iterator[Check]:
     if len(set(trials.values())) > 1:
         yield Check("unequal_budgets", "warning", {"what": "trials", "numbers": trials})
     for size in summary.sizes:
-        finals = {variant: summary.final_results(variant, size) for variant in kinds(summary, "regime", "factory")}
+        finals = {variant: summary.final_results(variant, size) for variant in summary.kinds("regime", "factory")}
         steps = {variant: max(run["steps"] for run in runs) for variant, runs in finals.items() if runs}
         if len(set(steps.values())) > 1:
             yield Check("unequal_budgets", "warning", {"what": "steps", "numbers": steps})
@@ -294,3 +195,117 @@ _RULES: tuple[Callable[[Summary], Iterator[Check]], ...] = (
     _unequal_budgets,
     _large_gap,
 )
+
+
+# ------------------------------------------------------------------------------------------------------------- verdict
+
+
+def find_headline(summary: Summary) -> dict[str, Any]:
+    """Return the code of the headline and its values.
+
+    The codes are `no_results`, `single`, `no_test`, `not_significant` and `significant`. The headline is about the
+    networks that the comparison trains; trivial baselines and the pre-trained rival are in the table.
+    """
+    compared = summary.kinds("regime", "factory")
+    if summary.baseline not in compared or len(compared) < 2:
+        compared = summary.trained
+    known = rows(summary.overall, compared)
+    metric = summary.metric
+    others = [row for row in known if row["variant"] != summary.baseline]
+    tested = [row for row in others if is_known(row["p_adjusted"])]
+    shown = [row for row in tested if row["p_adjusted"] <= LEVEL]
+    single = [row for row in rows(summary.table, compared) if is_known(row["p_adjusted"])]
+    if len(compared) < 2:
+        code = "single"
+    elif not known:
+        code = "no_results"
+    elif not tested:
+        code = "no_test"
+    else:
+        code = "significant" if shown else "not_significant"
+    failed = set(summary.overall.loc[summary.overall["n_failed"] > 0, "variant"])
+    return {
+        "code": code,
+        "better": [row for row in shown if row["difference"] > 0],
+        "worse": [row for row in shown if row["difference"] <= 0],
+        "tested": tested,
+        "untested": [name for name in compared if name not in {row["variant"] for row in tested} | {summary.baseline}],
+        "partial": bool(failed & {summary.baseline, *(row["variant"] for row in shown)}),
+        "highest": [row for row in known if round(row[metric], 3) == max(round(one[metric], 3) for one in known)],
+        "detectable": [row["minimum_detectable"] for row in tested if is_known(row["minimum_detectable"])],
+        "size_tests": int(summary.table["p"].notna().sum()) if len(summary.sizes) > 1 else 0,
+        "size_shown": [row for row in single if row["p_adjusted"] <= LEVEL],
+    }
+
+
+def find_rival(summary: Summary) -> dict[str, Any] | None:
+    """Return the best variant trained from scratch, that on frozen features, and their difference in accuracy."""
+    frozen = rows(summary.overall, summary.kinds("linear_probe"))
+    scratch = rows(summary.overall, [name for name in summary.kinds("regime", "factory") if _is_new(summary, name)])
+    if not frozen or not scratch:
+        return None
+    ours, theirs = (max(group, key=lambda row: row[summary.metric]) for group in (scratch, frozen))
+    difference = ours[summary.metric] - theirs[summary.metric]
+    estimate = summary.difference(ours["variant"], theirs["variant"], summary.sizes)
+    low, high = (math.nan, math.nan) if estimate is None else estimate.interval
+    if difference < 0:
+        low, high = -high, -low  # of the distance, as that is what the sentence names
+    return {"scratch": ours, "frozen": theirs, "difference": difference, "low": low, "high": high}
+
+
+def _is_new(summary: Summary, variant: str) -> bool:
+    """Return whether the settings of a variant name no pre-trained weights."""
+    settings = summary.plan["variants"][variant]["settings"]
+    return not any(value for name, value in settings.items() if name.rpartition(".")[2] in _PRETRAINED)
+
+
+def find_next_steps(
+    summary: Summary, headline: dict[str, Any], rival: dict[str, Any] | None, found: Iterable[Check]
+) -> list[dict[str, Any]]:
+    """Return the codes and values of what to do next, the most useful first."""
+    codes = {check.code for check in found}
+    steps: list[dict[str, Any]] = []
+    if "failed_runs" in codes:
+        steps.append({"code": "repair"})
+    if "missing_runs" in codes:
+        steps.append({"code": "resume"})
+    if steps:
+        return steps
+    if rival is not None and rival["difference"] < -_WANTED:
+        steps.append({"code": "use_frozen", "variant": rival["frozen"]["variant"]})
+    if "not_above_trivial" in codes:
+        steps.append({"code": "learn_more"})
+    elif "trained_too_short" in codes:
+        steps.append({"code": "train_longer"})
+    elif "edge_of_range" in codes:
+        steps.append({"code": "widen_range"})
+    if headline["code"] == "no_test" or (headline["code"] == "not_significant" and "few_repetitions" in codes):
+        steps.append({"code": "more_seeds"})
+    elif headline["code"] == "not_significant":
+        steps.append({"code": "take_simplest", **_more_data(summary, headline["tested"])})
+    elif headline["better"]:
+        best = max(headline["better"], key=lambda row: row["difference"])
+        steps.append({"code": "use_best", "variant": best["variant"]})
+    return steps
+
+
+def _more_data(summary: Summary, tested: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return by which factor, and of what, a comparison must grow to detect the wanted difference; empty if it can."""
+    widest = max(tested, key=lambda row: row["minimum_detectable"])
+    factor = round((widest["minimum_detectable"] / _WANTED) ** 2)
+    estimate = summary.difference(widest["variant"], summary.baseline, summary.sizes)
+    if factor < 2 or estimate is None:
+        return {}
+    return {"wanted": _WANTED, "factor": factor, "source": "seeds" if estimate.share > 0.5 else "images"}
+
+
+def kept_checkpoint(summary: Summary) -> dict[str, Any] | None:
+    """Return the checkpoint of the winner and the command that predicts with it, None for a module of the user."""
+    run = summary.best_run
+    if run is None:
+        return None
+    checkpoint = str(summary.store.folder / run["checkpoint"])
+    program = (summary.plan["command"] or "metricloss compare").partition(" compare")[0]
+    command = f"{program} predict --ckpt_path {shlex.quote(checkpoint)} --data.predict_dir new_images"
+    is_named = summary.plan["variants"][run["variant"]]["config"] is not None
+    return {"variant": run["variant"], "path": checkpoint, "command": command if is_named else None}

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule, LightningModule
 from torch import Tensor
@@ -27,9 +29,7 @@ from metricloss_pl.data.folds import FoldDataModule
 from metricloss_pl.data.samples import Samples
 from metricloss_pl.errors import UserError, plural
 
-__all__ = ["DatasetSummary", "check_subsets", "factory_of", "for_each", "summarize", "task_of"]
-
-T = TypeVar("T")
+__all__ = ["DatasetSummary", "check_subsets", "naming", "summarize"]
 
 
 @dataclass(frozen=True)
@@ -70,14 +70,6 @@ class DatasetSummary:
         return next((found["data.image_size"] for found in self.fixed.values() if "data.image_size" in found), None)
 
 
-def factory_of(config: ComparisonConfig, variant: str) -> Factory:
-    """Return the factory of a variant."""
-    chosen = config.variants[variant]
-    if chosen.factory is not None:
-        return chosen.factory
-    return RunFileFactory(str(chosen.config), config.resolved_overrides(variant))
-
-
 def summarize(config: ComparisonConfig) -> DatasetSummary:
     """Build every variant once, and return the facts about its images.
 
@@ -87,102 +79,97 @@ def summarize(config: ComparisonConfig) -> DatasetSummary:
     Raises:
         UserError: A variant can't be run, or not be compared with the baseline.
     """
-    known: dict[Path, bytes] = {}  # each file is read once
-
-    def look(variant: str) -> tuple[DatasetSummary, Any]:
-        factory = factory_of(config, variant)
-        if isinstance(factory, RunFileFactory) and config.trials(variant):
-            _check_ranges(factory, config.space(variant))
-        seed, fold = config.seeds[0], None if config.folds is None else 0
-        module, data, _ = build(task_of(config, Run("trial", variant, None, seed, seed, fold, 0, "", ())), {})
-        decisive = factory.decisive({}) if hasattr(factory, "decisive") else _source(factory, module, data)
-        if (hierarchy := getattr(module, "class_hierarchy", None)) is not None:
-            decisive["hierarchy"] = list(hierarchy.lines())
-        if not isinstance(data, ImageDataModule):
-            return _summarize_other(data, decisive), None
-        source = data.source if isinstance(data, FoldDataModule) else data
-        sets = {name: samples for name, samples in source.official_sets().items() if samples is not None}
-        if config.folds is None and "test" not in sets:
-            raise UserError(f"{type(data).__name__} has no test set: give folds, so that each image is tested")
-        total = sum(map(len, sets.values()))
-        summary = DatasetSummary(
-            name=type(source).__name__,
-            root=_root([sets["test"]] if config.folds is None else sets.values()),
-            class_names=list(data.class_names),
-            n_images=total,
-            n_tested=len(sets["test"]) if config.folds is None else total,
-            digest=" ".join(_digest(samples, known) for samples in sets.values()),
-            decisive=decisive,
-            labels=sets["test"].labels.tolist() if "test" in sets else [],
-        )
-        return summary, data.val_fraction
-
-    found = for_each(config.variants, look)
+    digests: dict[Path, bytes] = {}  # each file is read once
+    found: dict[str, DatasetSummary] = {}
+    fractions: dict[str, float | None] = {}  # of validation images
+    for name in config.variants:
+        with naming(config, name):
+            found[name], fractions[name] = _look(config, name, digests)
     baseline = str(config.baseline)
-    shared, fraction = found[baseline]
-    by_position = not all(summary.digest for summary, _ in found.values())
-    for name, (summary, own) in found.items():
-        own_images, images = (
-            (one.labels,) if by_position else (one.digest, one.class_names) for one in (summary, shared)
-        )
-        if own_images != images:
+    shared, fraction = found[baseline], fractions[baseline]
+    by_position = not all(summary.digest for summary in found.values())
+    for name, own in found.items():
+        same = own.labels == shared.labels if by_position else own.digest == shared.digest
+        if not same or (not by_position and own.class_names != shared.class_names):
             raise UserError(
-                f"variant {name} has other images or classes than {baseline} ({summary.name} with "
-                f"{plural(summary.n_tested, 'test image')}, {shared.name} with {shared.n_tested}): variants are "
+                f"variant {name} has other images or classes than {baseline} ({own.name} with "
+                f"{plural(own.n_tested, 'test image')}, {shared.name} with {shared.n_tested}): variants are "
                 "compared on the same images"
             )
         as_given = config.trials(name) and config.tuning.val_fraction is None
-        if as_given and None not in (own, fraction) and own != fraction:
+        if as_given and None not in (fractions[name], fraction) and fractions[name] != fraction:
             raise UserError(
-                f"variant {name} has data.val_fraction {own}, and {baseline} {fraction}: give tuning.val_fraction, so "
-                "that all are tuned on as many images"
+                f"variant {name} has data.val_fraction {fractions[name]}, and {baseline} {fraction}: give "
+                "tuning.val_fraction, so that all are tuned on as many images"
             )
-    decisive = {name: summary.decisive for name, (summary, _) in found.items()}
+    decisive = {name: summary.decisive for name, summary in found.items()}
     if not by_position:
         return replace(shared, decisive=decisive)
-    named = next((summary for summary, _ in found.values() if summary.digest), shared)
-    labels = hashlib.blake2b(json.dumps(shared.labels).encode(), digest_size=10).hexdigest()
-    return replace(named, decisive=decisive, digest=labels, root=None, by_position=True)
+    named = next((summary for summary in found.values() if summary.digest), shared)
+    return replace(named, decisive=decisive, digest=_hash(json.dumps(shared.labels)), root=None, by_position=True)
 
 
-def _summarize_other(data: LightningDataModule, decisive: Any) -> DatasetSummary:
-    """Return the facts that any data module gives: the labels of its test set."""
-    data.setup("test")
-    labels = [int(label) for batch in data.test_dataloader() for label in labels_of(batch)]
-    names = [str(label) for label in range(max(labels, default=0) + 1)]
-    return DatasetSummary(type(data).__name__, None, names, len(labels), len(labels), "", decisive, labels)
+@contextlib.contextmanager
+def naming(config: ComparisonConfig, variant: str) -> Iterator[None]:
+    """Let the line on a user's mistake name the variant, if there are several."""
+    try:
+        yield
+    except Exception as error:
+        line = format_user_error(error)
+        if line is None or len(config.variants) == 1:
+            raise
+        raise UserError(f"variant {variant}: {line}") from error
 
 
-def _source(factory: Factory, module: LightningModule, data: LightningDataModule) -> Any:
-    """Return the names of a factory and of what it builds, and a digest of their source code as far as it is known."""
-    found = []
-    for item in (factory, type(module), type(data)):
-        name = f"{getattr(item, '__module__', '')}.{getattr(item, '__qualname__', repr(item))}"
-        try:
-            source = inspect.getsource(item)
-        except (OSError, TypeError):
-            source = ""
-        found.append([name, hashlib.blake2b(source.encode(), digest_size=10).hexdigest()])
-    return found
-
-
-def task_of(config: ComparisonConfig, run: Run, fixed: Mapping[str, Any] | None = None) -> Task:
-    """Return the task of a run, as far as the configuration decides it."""
-    chosen, space = config.variants[run.variant], config.space(run.variant)
-    # A run file has values of its own before any trial; a factory is given the middle of each range.
-    middle = {} if chosen.factory is None else {name: values.at(0.5) for name, values in space.items()}
-    return Task(
-        run=run,
-        factory=factory_of(config, run.variant),
-        kind=chosen.category,
-        space=space,
-        tuning=config.tuning,
-        metric=config.metric,
-        folds=config.folds,
-        epochs=config.epochs if chosen.config is None else None,
-        steps=config.steps,
-        fixed={**middle, **(fixed or {})},
+def _look(config: ComparisonConfig, variant: str, digests: dict[Path, bytes]) -> tuple[DatasetSummary, float | None]:
+    """Return the facts about the images of a variant, and the share of its validation images."""
+    seed, fold = config.seeds[0], None if config.folds is None else 0
+    kind: Literal["trial", "final"] = "trial" if config.trials(variant) else "final"
+    task = Task(Run(kind, variant, None, seed, seed, fold, None, "", ()), config)
+    factory = task.factory
+    if isinstance(factory, RunFileFactory) and config.trials(variant):
+        _check_ranges(factory, task.space)
+    module, data, _ = build(task, {})
+    decisive = factory.decisive({}) if hasattr(factory, "decisive") else _source(factory, module, data)
+    if (hierarchy := getattr(module, "class_hierarchy", None)) is not None:
+        decisive["hierarchy"] = list(hierarchy.lines())
+    if not isinstance(data, ImageDataModule):  # which has but loaders
+        data.setup("test")
+        labels = [int(label) for batch in data.test_dataloader() for label in labels_of(batch)]
+        names = [str(label) for label in range(max(labels, default=0) + 1)]
+        return DatasetSummary(type(data).__name__, None, names, len(labels), len(labels), "", decisive, labels), None
+    source = data.source if isinstance(data, FoldDataModule) else data
+    sets = {name: samples for name, samples in source.official_sets().items() if samples is not None}
+    if config.folds is None and "test" not in sets:
+        raise UserError(f"{type(data).__name__} has no test set: give folds, so that each image is tested")
+    total = sum(map(len, sets.values()))
+    summary = DatasetSummary(
+        name=type(source).__name__,
+        root=_root([sets["test"]] if config.folds is None else sets.values()),
+        class_names=list(data.class_names),
+        n_images=total,
+        n_tested=len(sets["test"]) if config.folds is None else total,
+        digest=" ".join(_digest(samples, digests) for samples in sets.values()),
+        decisive=decisive,
+        labels=sets["test"].labels.tolist() if "test" in sets else [],
     )
+    return summary, data.val_fraction
+
+
+def _source(factory: Factory, module: LightningModule, data: LightningDataModule) -> dict[str, Any]:
+    """Return what is known of a factory that decides its results: its values, the network, and digests of sources."""
+    closure = [cell.cell_contents for cell in getattr(factory, "__closure__", None) or ()]
+    values = [getattr(factory, "__defaults__", None), getattr(factory, "__dict__", None), closure]
+    sources = {}
+    for item in (getattr(factory, "func", factory), type(module), type(data)):  # a partial has a `func`
+        with contextlib.suppress(OSError, TypeError):  # no source is known
+            sources[item.__qualname__] = _hash(inspect.getsource(item))
+    known = {"factory": repr(factory), "values": repr(values), "module": repr(module)}
+    return {"sources": sources} | {name: re.sub(r" at 0x[0-9a-fA-F]+", "", text) for name, text in known.items()}
+
+
+def _hash(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
 
 
 def check_subsets(config: ComparisonConfig, runs: Sequence[Run], summary: DatasetSummary) -> DatasetSummary:
@@ -200,38 +187,23 @@ def check_subsets(config: ComparisonConfig, runs: Sequence[Run], summary: Datase
     fixed: dict[tuple[str, int | None], dict[str, Any]] = {}
     seen = set()
     finals = [run for run in runs if run.kind == "final"]
-
-    def divide(variant: str) -> None:
-        for run in [*finals, *runs]:  # a final run decides what is `auto` in the trials of its size
-            decisive = summary.decisive[variant]
-            own = json.dumps(decisive["data"] if isinstance(decisive, dict) else variant)
-            place = (own, run.kind, run.size, run.split, run.fold)
-            if run.variant != variant or (place in seen and (variant, run.size) in fixed):
-                continue
-            module, data, _ = build(task_of(config, run, fixed.get((variant, run.size))), {})
-            if isinstance(data, ImageDataModule):
-                fixed.setdefault((variant, run.size), _resolve_sizes(module, data))
-                if run.kind == "trial" and not data.has_validation:
-                    raise UserError("data.val_fraction is 0, and trials are validated: give tuning.val_fraction")
-                train, val = data.divide()
-                test = data.official("test")
-                counts = [0 if samples is None else len(samples) for samples in (train, val, test)]
-            else:
-                fixed[variant, run.size] = {}
-                counts = _count(data, run.kind == "trial", summary.n_tested)
-            seen.add(place)
+    # A final run decides what is `auto` in the trials of its size; the subsets are those of the baseline.
+    for run in sorted([*finals, *runs], key=lambda run: run.variant != config.baseline):
+        decisive = summary.decisive[run.variant]
+        place = (json.dumps(decisive.get("data", run.variant)), run.kind, run.size, run.split, run.fold)
+        if place in seen and (run.variant, run.size) in fixed:
+            continue
+        seen.add(place)
+        with naming(config, run.variant):
+            own, counts = _divide(Task(run, config, fixed.get((run.variant, run.size), {})), summary.n_tested)
+        fixed.setdefault((run.variant, run.size), own)
+        if run.variant == config.baseline:
             where = {name: run.metadata[name] for name in ("kind", "size", "split", "seed", "fold")}
-            if variant == config.baseline:
-                subsets.append({**where, "train": counts[0], "val": counts[1], "test": counts[2]})
-
-    for_each(config.variants, divide)
-    for variant in config.variants:  # one size of the images for all training-set sizes
-        size = fixed[variant, config.sizes[-1]].get("data.image_size")
-        for (name, _), found in fixed.items():
-            if name == variant and size is not None:
-                found["data.image_size"] = size
+            subsets.append({**where, **dict(zip(("train", "val", "test"), counts, strict=True))})
+    for (variant, _), own in fixed.items():  # one size of the images for all training-set sizes
+        own |= {k: v for k, v in fixed[variant, config.sizes[-1]].items() if k == "data.image_size"}
     largest = next(run for run in finals if run.variant == config.baseline and run.size == config.sizes[-1])
-    data = build(task_of(config, largest), {})[1]
+    data = build(Task(largest, config), {})[1]
     warnings = []
     if isinstance(data, ImageDataModule):
         data.samples_per_class = None  # all images
@@ -240,6 +212,19 @@ def check_subsets(config: ComparisonConfig, runs: Sequence[Run], summary: Datase
         duplicates = data.duplicates() if isinstance(data, FoldDataModule) else find_duplicates(sets)
         warnings = data.left_out() + describe_duplicates(duplicates, data.class_names)
     return replace(summary, subsets=subsets, fixed=fixed, warnings=warnings)
+
+
+def _divide(task: Task, tested: int) -> tuple[dict[str, Any], list[int]]:
+    """Return the settings of a run that are `auto`, and the numbers of its training, validation and test images."""
+    module, data, _ = build(task, {})
+    if not isinstance(data, ImageDataModule):
+        data.setup("fit")
+        loaders = [data.train_dataloader(), data.val_dataloader() if task.run.kind == "trial" else None]
+        return {}, [*(len(getattr(loader, "dataset", ())) for loader in loaders), tested]
+    sizes = _resolve_sizes(module, data)
+    if task.run.kind == "trial" and not data.has_validation:
+        raise UserError("data.val_fraction is 0, and trials are validated: give tuning.val_fraction")
+    return sizes, [0 if samples is None else len(samples) for samples in (*data.divide(), data.official("test"))]
 
 
 def _resolve_sizes(module: LightningModule, data: ImageDataModule) -> dict[str, Any]:
@@ -253,26 +238,18 @@ def _resolve_sizes(module: LightningModule, data: ImageDataModule) -> dict[str, 
     return sizes
 
 
-def _count(data: LightningDataModule, has_validation: bool, tested: int) -> list[int]:
-    data.setup("fit")
-    loaders = [data.train_dataloader(), data.val_dataloader() if has_validation else None]
-    return [len(getattr(loader, "dataset", ())) for loader in loaders] + [tested]
-
-
 def _check_ranges(factory: RunFileFactory, space: Mapping[str, Range]) -> None:
     """Refuse a range with a value that its setting can't have."""
-    most = max((len(values.ends) for values in space.values()), default=0)
-    together = [
-        {name: values.ends[min(n, len(values.ends) - 1)] for name, values in space.items()} for n in range(most)
-    ]
-    if not any(_mistake(factory.parse, settings) for settings in together):
-        return
-    for name, values in space.items():
-        for value in values.ends:
-            if line := _mistake(factory.parse, {name: value}):
-                if values.choices is None and not _mistake(factory.parse, {name: round(float(value))}):
-                    line = "only integers are possible: give choices instead of low and high"
-                raise UserError(f"the range of {name} holds {value}: {line}")
+    for number in range(max((len(values.ends) for values in space.values()), default=0)):
+        given = {name: values.ends[min(number, len(values.ends) - 1)] for name, values in space.items()}
+        try:
+            factory.plain(given)
+        except Exception as error:
+            line = format_user_error(error)
+            if line is None:
+                raise
+            listed = ", ".join(f"{name} {value}" for name, value in given.items())
+            raise UserError(f"the ranges hold {listed}: {line} (integers need choices, not low and high)") from error
 
 
 def _digest(images: Samples, known: dict[Path, bytes]) -> str:
@@ -308,34 +285,3 @@ def _root(sets: Iterable[Samples]) -> str | None:
         root = path.removesuffix(os.sep + os.path.normpath(name))
     leads = all(os.path.normpath(os.path.join(root, name)) == path for path, name in files)
     return root if leads else None
-
-
-def for_each(variants: Iterable[str], do: Callable[[str], T]) -> dict[str, T]:
-    """Return what a function returns for each variant.
-
-    Raises:
-        UserError: A user's mistake; it names the variant, unless all variants share it.
-    """
-    names, given = list(variants), {}
-    for name in names:
-        try:
-            given[name] = do(name)
-        except Exception as error:
-            line = format_user_error(error)
-            if line is None:
-                raise
-            shared = not given and all(_mistake(do, other) == line for other in names if other != name)
-            raise UserError(line if shared else f"variant {name}: {line}") from error
-    return given
-
-
-def _mistake(do: Callable[[Any], Any], argument: Any) -> str | None:
-    """Return the line on the user's mistake that a function makes with an argument, or None."""
-    try:
-        do(argument)
-    except Exception as error:
-        line = format_user_error(error)
-        if line is None:
-            raise
-        return line
-    return None

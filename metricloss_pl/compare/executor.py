@@ -29,17 +29,14 @@ Run = Callable[[Task], Outcome]
 
 
 class Executor(Protocol):
-    """Place where runs are executed."""
+    """Place where runs are executed: `free` of them can be submitted now, `wait` returns the next that has ended."""
 
     @property
-    def free(self) -> int:
-        """Number of runs that can be submitted now."""
+    def free(self) -> int: ...
 
-    def submit(self, task: Task) -> None:
-        """Begin a run."""
+    def submit(self, task: Task) -> None: ...
 
-    def wait(self) -> tuple[Task, Outcome]:
-        """Return the next run that has ended."""
+    def wait(self) -> tuple[Task, Outcome]: ...
 
     def close(self) -> None:
         """Cancel what is running."""
@@ -49,23 +46,21 @@ class InProcess:
     """This process, one run at a time."""
 
     def __init__(self, execute: Run = execute) -> None:
-        self._execute = execute
-        self._task: Task | None = None
+        self._execute, self._tasks = execute, list[Task]()
 
     @property
     def free(self) -> int:
-        return int(self._task is None)
+        return 1 - len(self._tasks)
 
     def submit(self, task: Task) -> None:
-        self._task = task
+        self._tasks.append(task)
 
     def wait(self) -> tuple[Task, Outcome]:
-        assert self._task is not None
-        task, self._task = self._task, None
+        task = self._tasks.pop()
         return task, self._execute(task)
 
     def close(self) -> None:
-        """There is nothing to cancel."""
+        pass
 
 
 class LocalPool:
@@ -202,10 +197,10 @@ class RayCluster:
 
     def wait(self) -> tuple[Task, Outcome]:
         (done, *_), _ = self._ray.wait(list(self._running), num_returns=1)
-        task = self._running.pop(done)
+        task, lost = self._running.pop(done), self._ray.exceptions
         try:
             outcome, files = self._ray.get(done)
-        except (self._ray.exceptions.WorkerCrashedError, self._ray.exceptions.NodeDiedError):
+        except (lost.WorkerCrashedError, lost.NodeDiedError, lost.ObjectLostError, lost.OutOfMemoryError):
             return task, _lost(task)
         if files is not None and task.folder is not None:
             with tarfile.open(fileobj=io.BytesIO(files)) as packed:

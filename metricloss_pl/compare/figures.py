@@ -9,23 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from metricloss_pl import plots
-from metricloss_pl.compare.checks import records, rows, trained, validation_curve
 from metricloss_pl.compare.saliency import grad_cam, overlay
+from metricloss_pl.compare.summary import Summary, at_size, rows
 from metricloss_pl.data import thumbnails
 from metricloss_pl.errors import UserError
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.figure import Figure
-    from numpy.typing import NDArray
 
-    from metricloss_pl.compare.summary import Summary
+__all__ = ["Picture", "disagreements", "draw", "shown_size", "with_results"]
 
-    Array = NDArray[Any]
-
-__all__ = ["Picture", "draw", "shown_size"]
+Array = NDArray[Any]
 
 _MAX_CONFUSION_CLASSES = 30
 _MAX_POINTS = 1500
@@ -96,58 +93,49 @@ def _figures(summary: Summary, styles: Any) -> Iterator[tuple[str, Figure, dict[
 
 def shown_size(summary: Summary) -> int | None:
     """Return the largest training-set size that has results, which the figures of one size show."""
-    known = summary.table[summary.table["accuracy"].notna()]
-    sizes = [size for size in summary.sizes if len(at_size(known, size))]
+    sizes = [row["size"] for row in rows(summary.table, summary.variants)]
     return sizes[-1] if sizes else summary.sizes[-1]
-
-
-def at_size(table: pd.DataFrame, size: int | None) -> pd.DataFrame:
-    """Return the rows of a table at a training-set size."""
-    return table[table["size"].isna() if size is None else table["size"] == size]
 
 
 def accuracies(summary: Summary) -> dict[str, tuple[Array, Array, Array]]:
     """Return mean metric and ends of its interval (S,) over the sizes, per variant that is no trivial baseline."""
     series = {}
-    table = summary.table[summary.table["variant"].isin(trained(summary))]
-    for variant, group in table.groupby("variant", sort=False):
-        ends = [at_size(group, size)[[summary.metric, "low", "high"]].astype(float) for size in summary.sizes]
-        values = np.array([found.to_numpy()[0] if len(found) else [np.nan] * 3 for found in ends])
-        if not np.isnan(values[:, 0]).all():
-            series[str(variant)] = (values[:, 0], values[:, 1], values[:, 2])
+    for variant in summary.trained:  # of which the table has one row per size
+        own = summary.table.loc[summary.table["variant"] == variant, [summary.metric, "low", "high"]].to_numpy(float)
+        if not np.isnan(own[:, 0]).all():
+            series[variant] = (own[:, 0], own[:, 1], own[:, 2])
     return series
 
 
 def learning_curves(summary: Summary, size: int | None) -> tuple[dict[str, tuple[Array, Array]], dict[str, float]]:
     """Return epochs and validation accuracies, and the test accuracy, per variant."""
     curves, ends = {}, {}
-    for row in rows(at_size(summary.table, size), trained(summary)):
-        epochs, values = validation_curve(summary, row["variant"], size)
-        if len(epochs) > 1:
-            curves[row["variant"]] = (np.array(epochs), np.array(values))
+    for row in rows(at_size(summary.table, size), summary.trained):
+        curve = summary.validation_curve(row["variant"], size)
+        if len(curve) > 1:
+            curves[row["variant"]] = (curve.index.to_numpy(), curve.to_numpy())
             ends[row["variant"]] = row["accuracy"]
     return curves, ends
 
 
 def learning_rates(summary: Summary) -> dict[str, tuple[Array, Array]]:
     """Return learning rates and scores of the trials, per variant that tunes its learning rate."""
-    found = {}
-    for variant in summary.variants if len(summary.trials) else ():
-        space = summary.plan["variants"][variant]["space"]
+    found: dict[str, list[tuple[float, float]]] = {}
+    for search in summary.searches:
+        space = summary.plan["variants"][search.variant]["space"]
         name = next((name for name in space if name.rpartition(".")[2] == "lr" and "center" not in name), None)
-        if name is not None:
-            own = summary.trials[summary.trials["variant"] == variant].dropna(subset=[name, "score"])
-            if len(own):
-                own = own.sort_values(name)
-                found[variant] = (own[name].to_numpy(float), own["score"].to_numpy(float))
-    return found
+        tried = [(float(run["settings"][name]), score) for score, run in search.trials if name is not None]
+        found.setdefault(search.variant, []).extend(tried)
+    return {
+        variant: (np.array(sorted(found[variant]))[:, 0], np.array(sorted(found[variant]))[:, 1])
+        for variant in summary.variants
+        if found.get(variant)
+    }
 
 
 def with_results(summary: Summary, size: int | None) -> list[str]:
     """Return the variants that have results at a size, without trivial baselines."""
-    table = at_size(summary.table, size)
-    done = set(table[table["accuracy"].notna()]["variant"])
-    return [variant for variant in trained(summary) if variant in done]
+    return [row["variant"] for row in rows(at_size(summary.table, size), summary.trained)]
 
 
 def recalls(summary: Summary, size: int | None) -> dict[str, Array]:
@@ -190,20 +178,8 @@ def embeddings(summary: Summary, size: int | None) -> dict[str, tuple[Array, Arr
 
 
 def disagreements(summary: Summary) -> list[dict[str, Any]]:
-    """Return the images on which the variants differ most: name, label, and per variant the runs by prediction."""
-    names = summary.class_names
-    return [
-        {
-            "name": str(image["name"]),
-            "label": names[image["label"]],
-            "variants": {
-                variant: {"predicted": {names[label]: runs for label, runs in predicted.items()},
-                          "right": image["right"][variant], "runs": image["runs"][variant]}
-                for variant, predicted in image["predicted"].items()
-            },
-        }
-        for image in records(summary.disagreements(shown_size(summary), _DISAGREEMENTS))
-    ]  # fmt: skip
+    """Return the images on which the variants differ most, as `Summary.disagreements` does."""
+    return summary.disagreements(shown_size(summary), _DISAGREEMENTS)
 
 
 def _thumbnails(summary: Summary) -> Iterator[Picture]:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import base64
+import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
 
-from metricloss_pl.compare.checks import is_known
-from metricloss_pl.compare.figures import Picture
+if TYPE_CHECKING:
+    from metricloss_pl.compare.figures import Picture
 
-__all__ = ["FILTERS", "escape_markdown"]
+__all__ = ["FILTERS", "duration", "escape_markdown", "is_known"]
 
 _MINUS, _FIXED_SPACE = "\u2212", "\u00a0"
+
+
+def is_known(value: Any) -> bool:
+    """Return whether a cell of a table holds a number."""
+    return value is not None and not math.isnan(value)
 
 
 def escape_markdown(value: Any) -> Markup:
@@ -25,14 +31,14 @@ def escape_markdown(value: Any) -> Markup:
     return Markup(re.sub(r"([\\`*_<>|\[\]#])", r"\\\1", re.sub(r"\s+", " ", str(value))))
 
 
-def percent(value: float | None, digits: int = 1) -> str:
+def percent(value: Any, digits: int = 1) -> str:
     """Return a fraction as percentage."""
-    return f"{100 * value:.{digits}f}".replace("-", _MINUS) if value is not None and is_known(value) else ""
+    return f"{100 * value:.{digits}f}".replace("-", _MINUS) if is_known(value) else ""
 
 
-def points(value: float | None) -> str:
+def points(value: Any) -> str:
     """Return a difference as signed percentage points."""
-    if value is None or not is_known(value):
+    if not is_known(value):
         return ""
     text = f"{100 * value:+.1f}"
     return text[1:] if float(text) == 0 else text.replace("-", _MINUS)
@@ -43,9 +49,9 @@ def p_value(value: float) -> str:
     return f"<{_FIXED_SPACE}0.001" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
 
 
-def duration(seconds: float | None) -> str:
-    """Return seconds as seconds, minutes or hours."""
-    if seconds is None or not is_known(seconds):
+def duration(seconds: Any) -> str:
+    """Return seconds, minutes or hours: "45 s", "12 min", "3.4 h"."""
+    if not is_known(seconds):
         return ""
     if seconds < 120:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"

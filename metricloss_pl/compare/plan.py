@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from metricloss_pl.compare.config import FIXED_LENGTH, ComparisonConfig
+from metricloss_pl.compare.store import FORMAT
 
 __all__ = ["Run", "expand"]
 
@@ -71,7 +72,7 @@ def expand(config: ComparisonConfig, decisive: Mapping[str, Any], data: str) -> 
 
     def key(variant: str, *decisions: Any) -> str:
         length = None if config.variants[variant].category in FIXED_LENGTH else (config.steps, config.epochs)
-        decides = [decisive[variant], data, config.folds, length, decisions]
+        decides = [FORMAT, variant, decisive[variant], data, config.folds, length, decisions]
         return hashlib.blake2b(json.dumps(decides, sort_keys=True).encode(), digest_size=10).hexdigest()
 
     for size in config.sizes:

@@ -12,10 +12,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from metricloss_pl import plots
-from metricloss_pl.compare import checks, figures, verdict
-from metricloss_pl.compare.checks import is_known, records
-from metricloss_pl.compare.filters import FILTERS, escape_markdown, number, short
-from metricloss_pl.compare.summary import Summary
+from metricloss_pl.compare import checks, figures
+from metricloss_pl.compare.filters import FILTERS, escape_markdown, is_known, number, short
+from metricloss_pl.compare.summary import Summary, at_size
 from metricloss_pl.files import replacing
 
 __all__ = ["write_report"]
@@ -39,7 +38,7 @@ def write_report(folder: Path) -> Path:
         UserError: There is no sound plan in the folder.
     """
     folder = Path(folder)
-    summary = Summary.read(folder)
+    summary = Summary(folder)
     pictures = figures.draw(summary)
     classes = _classes(summary)
     context = {**_answers(summary), **_tables(summary, classes), "pictures": pictures}
@@ -70,13 +69,13 @@ def _earlier_figures(report: Path) -> list[Path]:
 
 def _answers(summary: Summary) -> dict[str, Any]:
     found = checks.run_checks(summary)
-    headline, rival = verdict.find_headline(summary), verdict.find_rival(summary)
+    headline, rival = checks.find_headline(summary), checks.find_rival(summary)
     return {
         "headline": headline,
         "rival": rival,
         "checks": found,
-        "steps": verdict.find_next_steps(summary, headline, rival, found),
-        "winner": verdict.kept_checkpoint(summary),
+        "steps": checks.find_next_steps(summary, headline, rival, found),
+        "winner": checks.kept_checkpoint(summary),
     }
 
 
@@ -84,9 +83,9 @@ def _tables(summary: Summary, classes: pd.DataFrame) -> dict[str, Any]:
     size = figures.shown_size(summary)
     shown = figures.with_results(summary, size)
     styles = plots.series_styles(summary.variants)
-    cells = {label: records(group) for label, group in classes.groupby("class", sort=False)} if shown else {}
-    hardest = sorted(cells, key=lambda label: sum(cell["recall"] for cell in cells[label]))
-    counts = checks.class_counts(summary)
+    cells = {label: group.to_dict("records") for label, group in classes.groupby("class", sort=False)}
+    recalls = {label: sum(cell["recall"] for cell in cells[label]) for label in cells}
+    hardest = sorted(cells, key=lambda label: (not is_known(recalls[label]), recalls[label]))  # without images last
     return {
         "summary": summary,
         "plan": summary.plan,
@@ -96,10 +95,10 @@ def _tables(summary: Summary, classes: pd.DataFrame) -> dict[str, Any]:
         "other": "accuracy" if summary.metric == "balanced_accuracy" else "balanced_accuracy",
         "size": size,
         "shown": shown,
-        "overall": records(summary.overall) if len(summary.sizes) > 1 else [],
-        "tables": [(size, records(figures.at_size(summary.table, size))) for size in summary.sizes],
+        "overall": summary.overall.to_dict("records") if len(summary.sizes) > 1 else [],
+        "tables": [(size, at_size(summary.table, size).to_dict("records")) for size in summary.sizes],
         "methods": sorted(set(summary.table["method"].dropna())),
-        "test_images": None if counts is None else int(counts["n"].sum()),
+        "test_images": len(summary.labels),
         "class_rows": [(label, cells[label][0]["n"], cells[label]) for label in hardest[:_MAX_CLASS_ROWS]],
         "hidden_classes": max(0, len(hardest) - _MAX_CLASS_ROWS),
         "calibration": {variant: summary.calibration(variant, size) for variant in shown},
@@ -133,7 +132,7 @@ def _classes(summary: Summary) -> pd.DataFrame:
 def _chosen(summary: Summary) -> dict[str, list[str]]:
     """Return the settings of the best trials, per variant, one text per training-set size."""
     texts: dict[str, list[list[str]]] = {}
-    for search in checks.searches(summary):
+    for search in summary.searches:
         space = summary.plan["variants"][search.variant]["space"]
         text = ", ".join(f"{short(name)} {number(search.best['settings'][name])}" for name in space)
         cells = texts.setdefault(search.variant, [[] for _ in summary.sizes])

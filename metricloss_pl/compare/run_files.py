@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from metricloss_pl.cli.command_line import MetricLossCLI
@@ -24,7 +23,7 @@ from metricloss_pl.errors import UserError
 from metricloss_pl.regimes import Classifier
 from metricloss_pl.run_options import RESULT_INVARIANT
 
-__all__ = ["RunFileFactory"]
+__all__ = ["RunFileFactory", "listed"]
 
 # The plan's settings, by the names that run files have for them.
 _FLAGS = {"seed": "seed_everything", "split": "data.seed", "samples_per_class": "data.samples_per_class"}
@@ -63,9 +62,8 @@ class _RunFile(MetricLossCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Collect the arguments of the Trainer."""
         self.trainer_arguments = dict(self.config_init.trainer)
-        given = self.trainer_arguments["callbacks"]
-        callbacks = list(given) if isinstance(given, list) else [given] if given else []
-        self.trainer_arguments["callbacks"] = [*callbacks, SaveConfig(self.parser, self.given), SplitRecord()]
+        own = SaveConfig(self.parser, self.given), SplitRecord()
+        self.trainer_arguments["callbacks"] = [*listed(self.trainer_arguments["callbacks"]), *own]
 
 
 class _Parsed(_RunFile):
@@ -95,10 +93,6 @@ class RunFileFactory:
         cli = self._read(_RunFile, settings)
         return cli.model, _in_fold(cli.datamodule, settings), cli.trainer_arguments
 
-    def data(self, settings: Mapping[str, Any]) -> ImageDataModule:
-        """Return the data."""
-        return self(settings)[1]
-
     def decisive(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Return everything in the run file that decides a result, with the digests of files in place of their paths.
 
@@ -107,8 +101,8 @@ class RunFileFactory:
         """
         plain = self.plain(settings)
         model, data, trainer = (plain[block] for block in ("model", "data", "trainer"))
-        callbacks = [one for one in _listed(trainer["callbacks"]) if not one["class_path"].endswith(_OBSERVERS)]
-        for name in (*RESULT_INVARIANT, *(flag.removeprefix("data.") for flag in _FLAGS.values()), "val_fraction"):
+        callbacks = [one for one in listed(trainer["callbacks"]) if not one["class_path"].endswith(_OBSERVERS)]
+        for name in (*RESULT_INVARIANT, *(flag.removeprefix("data.") for flag in _FLAGS.values())):
             data.get("init_args", {}).pop(name, None)
         for name in _WITHOUT_EFFECT:
             trainer.pop(name, None)
@@ -116,19 +110,14 @@ class RunFileFactory:
         return {name: _with_digests(value) for name, value in decisive.items()}
 
     def plain(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the parsed config as plain values."""
-        parsed = self._read(_Parsed, settings)
-        plain: dict[str, Any] = json.loads(parsed.parser.dump(parsed.given, format="json", skip_none=False))
-        return plain
-
-    def parse(self, settings: Mapping[str, Any]) -> Namespace:
-        """Return the parsed config.
+        """Return the parsed config as plain values.
 
         Raises:
             UserError: There is no such file or setting, or a value is of another type or out of its range.
         """
-        config: Namespace = self._read(_Parsed, settings).given
-        return config
+        parsed = self._read(_Parsed, settings)
+        plain: dict[str, Any] = json.loads(parsed.parser.dump(parsed.given, format="json", skip_none=False))
+        return plain
 
     def _read(self, kind: type[_RunFile], settings: Mapping[str, Any]) -> _RunFile:
         file = find_config(self.config)
@@ -139,11 +128,8 @@ class RunFileFactory:
         named = {_FLAGS.get(name, name): value for name, value in settings.items() if name in _FLAGS or "." in name}
         if settings.get("val_fraction") is not None:
             named["data.val_fraction"] = settings["val_fraction"]
-        texts = {
-            name: value if isinstance(value, str) else json.dumps(value)
-            for name, value in {**self.overrides, **named}.items()
-        }
-        flags = [f"--{name}={text}" for name, text in texts.items()]
+        given = {**self.overrides, **named}.items()
+        flags = [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in given]
         return kind(args=["--config", file, *flags], run=False, save_config_callback=None)
 
 
@@ -153,7 +139,8 @@ def _in_fold(data: ImageDataModule, settings: Mapping[str, Any]) -> ImageDataMod
     return FoldDataModule.of(data, settings["folds"], settings["fold"], settings["split"])
 
 
-def _listed(value: Any) -> list[Any]:
+def listed(value: Any) -> list[Any]:
+    """Return a list as it is, another value as a list of one, and None as an empty one."""
     return [] if value is None else value if isinstance(value, list) else [value]
 
 

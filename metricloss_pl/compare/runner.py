@@ -7,7 +7,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,8 +23,9 @@ from metricloss_pl.cli.errors import format_user_error, lightning_refusals
 from metricloss_pl.cli.run_folder import CHECKPOINTS, LAST, LastCheckpoint, RunFolder
 from metricloss_pl.cli.saved_config import SaveConfigAndSummary
 from metricloss_pl.cli.split import SplitRecord
-from metricloss_pl.compare.config import FIXED_LENGTH, Factory, Kind, Metric, Range, Tuning
+from metricloss_pl.compare.config import FIXED_LENGTH, ComparisonConfig, Factory, Range, Variant
 from metricloss_pl.compare.plan import Run
+from metricloss_pl.compare.run_files import RunFileFactory, listed
 from metricloss_pl.compare.scoring import HistoryCallback, score, val_loader
 from metricloss_pl.compare.search import Search, best_trial
 from metricloss_pl.compare.store import Predictions, Result
@@ -56,14 +57,7 @@ class Task:
 
     Args:
         run: The run.
-        factory: Factory of its variant.
-        kind: Kind of its variant.
-        space: Ranges of its variant.
-        tuning: Search for the settings.
-        metric: Metric that chooses among trials.
-        folds: Number of folds. None: the data's own test set.
-        epochs: Epochs. None: those of the Trainer arguments.
-        steps: Optimizer steps instead, in whole epochs.
+        config: Comparison, as `ComparisonConfig.checked` returns it.
         fixed: Settings by dotted name that were `auto`.
         before: Results of the runs that it needs, in their order.
         folder: Folder to write as `fit` does. None: the run leaves no files.
@@ -74,15 +68,8 @@ class Task:
     """
 
     run: Run
-    factory: Factory
-    kind: Kind
-    space: Mapping[str, Range]
-    tuning: Tuning
-    metric: Metric = "accuracy"
-    folds: int | None = None
-    epochs: int | None = None
-    steps: int | None = None
-    fixed: Mapping[str, Any] | None = None
+    config: ComparisonConfig
+    fixed: Mapping[str, Any] = field(default_factory=dict)
     before: tuple[Result, ...] = ()
     folder: Path | None = None
     features_dir: Path | None = None
@@ -90,19 +77,30 @@ class Task:
     by_position: bool = False
     threads: int = 1
 
+    @property
+    def variant(self) -> Variant:
+        """Variant of the run."""
+        return self.config.variants[self.run.variant]
+
+    @property
+    def space(self) -> dict[str, Range]:
+        """Ranges of the variant."""
+        return self.config.space(self.run.variant)
+
+    @property
+    def factory(self) -> Factory:
+        """Factory of the variant."""
+        if self.variant.factory is not None:
+            return self.variant.factory
+        return RunFileFactory(str(self.variant.config), self.config.resolved_overrides(self.run.variant))
+
     def settings(self, tuned: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the settings of the run for its factory."""
-        is_trial = self.run.kind == "trial"
-        return {
-            "seed": self.run.seed,
-            "split": self.run.split,
-            "fold": self.run.fold,
-            "folds": self.folds,
-            "samples_per_class": self.run.size,
-            "val_fraction": self.tuning.val_fraction if is_trial else 0.0,
-            **(self.fixed or {}),
-            **tuned,
-        }
+        """Return the settings by dotted name: those that were `auto`, and tuned ones.
+
+        A run file has values of its own before any trial; a factory is given the middle of each range.
+        """
+        ranges = {} if self.variant.factory is None else self.space
+        return {name: values.at(0.5) for name, values in ranges.items()} | {**self.fixed, **tuned}
 
 
 class Outcome(NamedTuple):
@@ -114,12 +112,13 @@ class Outcome(NamedTuple):
 
 def execute(task: Task) -> Outcome:
     """Do a run, of which failing is a result as well."""
-    begin, run, result = time.perf_counter(), task.run, empty_result(task.run)
+    begin, result = time.perf_counter(), empty_result(task.run)
     predictions, threads = None, torch.get_num_threads()
     torch.set_num_threads(task.threads)
+    _remove(task.folder)  # what an attempt left whose process has died
     try:
         with silence_lightning():
-            if run.kind == "trial":
+            if task.run.kind == "trial":
                 _trial(task, result)
             else:
                 predictions = _final(task, result)
@@ -128,8 +127,7 @@ def execute(task: Task) -> Outcome:
         if result["reason"] is None:  # a bug
             traceback.print_exc()
             result["reason"] = f"{type(error).__name__}: {reason(error)}"
-        if task.folder is not None:
-            shutil.rmtree(task.folder, ignore_errors=True)
+        _remove(task.folder)
     finally:
         torch.set_num_threads(threads)
     if torch.cuda.is_available():  # otherwise the next run may find no memory
@@ -137,6 +135,11 @@ def execute(task: Task) -> Outcome:
         torch.cuda.empty_cache()
     result["seconds"] = round(time.perf_counter() - begin, 3)
     return Outcome(result, predictions)
+
+
+def _remove(folder: Path | None) -> None:
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def empty_result(run: Run) -> Result:
@@ -149,9 +152,10 @@ def empty_result(run: Run) -> Result:
 
 
 def _trial(task: Task, result: Result) -> None:
-    search = Search(task.tuning, task.space, task.run.trial or 0, task.before, task.metric)
-    result["settings"] = {**(task.fixed or {}), **search.settings}
-    judge = f"val/{task.metric}"
+    metric = task.config.metric
+    search = Search(task.config.tuning, task.space, task.run.trial or 0, task.before, metric)
+    result["settings"] = task.settings(search.settings)
+    judge = f"val/{metric}"
     module, data, arguments = build(task, search.settings)
     epochs = result["planned_epochs"] = count_epochs(task, data, arguments)
     history = HistoryCallback(epochs, True, lambda values: search.is_hopeless(values["epoch"] / epochs, values[judge]))
@@ -173,12 +177,12 @@ def _final(task: Task, result: Result) -> Predictions:
     tuned: dict[str, Any] = {}
     temperature = 1.0
     if task.before:
-        best = best_trial(task.before, task.metric)
+        best = best_trial(task.before, task.config.metric)
         if best is None:
             raise UserError(f"none of {plural(len(task.before), 'trial')} has succeeded: {task.before[0]['reason']}")
         tuned = {name: best["settings"][name] for name in task.space}
         temperature = best["metrics"]["val/temperature"]
-    result["settings"] = {**(task.fixed or {}), **tuned}
+    result["settings"] = task.settings(tuned)
     module, data, arguments = build(task, tuned)
     epochs = result["planned_epochs"] = count_epochs(task, data, arguments)
     history = HistoryCallback(epochs, False, lambda values: False, temperature)
@@ -209,7 +213,14 @@ def build(task: Task, tuned: Mapping[str, Any]) -> tuple[LightningModule, Lightn
         UserError: The factory returns something else, or arguments with which runs could not be compared.
     """
     seed_everything(task.run.seed, verbose=False)
-    built = task.factory(task.settings(tuned))
+    run, config = task.run, task.config
+    built = task.factory(
+        {
+            "seed": run.seed, "split": run.split, "fold": run.fold, "folds": config.folds,
+            "samples_per_class": run.size, "val_fraction": config.tuning.val_fraction if run.kind == "trial" else 0.0,
+            **task.settings(tuned),
+        }
+    )  # fmt: skip
     kinds = (LightningModule, LightningDataModule, dict)
     if not (isinstance(built, tuple) and len(built) == 3 and all(map(isinstance, built, kinds))):
         raise UserError("a factory returns (LightningModule, LightningDataModule, dict of Trainer arguments)")
@@ -218,13 +229,12 @@ def build(task: Task, tuned: Mapping[str, Any]) -> tuple[LightningModule, Lightn
     for name, complete in _COMPLETE.items():
         value = arguments.get(name, complete[0])
         one_batch = type(value) is int and value == 1  # 1.0 is all
-        if task.kind != "trivial" and (value not in complete or one_batch):
+        if task.variant.category != "trivial" and (value not in complete or one_batch):
             raise UserError(
                 f"trainer.{name} is {value}: compared runs use all images of their sets, for as many epochs "
                 "or steps as the plan says; leave it out"
             )
-    given = arguments.get("callbacks") or []
-    arguments["callbacks"] = given if isinstance(given, list) else [given]
+    arguments["callbacks"] = listed(arguments.get("callbacks"))
     for callback in arguments["callbacks"]:
         if isinstance(callback, (EarlyStopping, Timer)):
             raise UserError(
@@ -243,14 +253,18 @@ def count_epochs(task: Task, data: LightningDataModule, arguments: Mapping[str, 
     Raises:
         UserError: The Trainer arguments count steps, or have no length.
     """
-    if task.kind in FIXED_LENGTH:
+    if task.variant.category in FIXED_LENGTH:
         return 1
     epochs, most = arguments.get("max_epochs"), arguments.get("max_steps", -1)
     if most != -1:
         raise UserError(f"trainer.max_steps is {most}: a comparison counts epochs; leave it out, and give epochs")
-    epochs = (task.tuning.epochs if task.run.kind == "trial" else None) or task.epochs or epochs
-    if task.steps is not None:
-        epochs = max(1, round(task.steps / steps_per_epoch(data, arguments)))
+    config = task.config
+    if task.variant.factory is not None:  # a run file has been given those of the plan
+        epochs = config.epochs or epochs
+    if task.run.kind == "trial":
+        epochs = config.tuning.epochs or epochs
+    if config.steps is not None:
+        epochs = max(1, round(config.steps / steps_per_epoch(data, arguments)))
     if epochs is None or epochs < 1:
         raise UserError(f"trainer.max_epochs is {epochs}: a comparison counts epochs; give epochs")
     return int(epochs)
@@ -288,7 +302,7 @@ def make_trainer(
     if given.get("devices") in (None, "auto", -1, "-1"):
         given["devices"] = 1
     if folder is not None:
-        given["plugins"] = [*_listed(given.get("plugins")), AtomicCheckpointIO()]
+        given["plugins"] = [*listed(given.get("plugins")), AtomicCheckpointIO()]
     given |= {
         "max_epochs": epochs,
         "logger": False,
@@ -345,7 +359,3 @@ def _fit(
                 callback.provide(trainer, module, split)
     trainer.limit_val_batches = 1.0
     return trainer
-
-
-def _listed(value: Any) -> list[Any]:
-    return [] if value is None else value if isinstance(value, list) else [value]

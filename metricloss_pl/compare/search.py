@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from metricloss_pl.compare.config import MAX_SPACE, Metric, Range, Tuning
+from metricloss_pl.compare.config import Metric, Range, Tuning
 from metricloss_pl.compare.store import Result
 from metricloss_pl.errors import UserError
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["MEASUREMENTS", "Search", "best_run", "best_trial", "check_optuna", "score_of"]
 
 MEASUREMENTS = 10  # of a training, at shares of its length, since epochs depend on the batch size
-_DESIGN_SEED = 0
+_DIMENSIONS = 16  # of the first trials' design: other numbers of settings do not change it
 _JUDGES = 3  # complete trials before the median stops one
 
 
@@ -136,7 +136,7 @@ def _design(space: Mapping[str, Range], trial: int) -> dict[str, Any]:
     """Return a point of a scrambled Halton sequence, whose first dimensions are the same for any number of them."""
     from scipy.stats import qmc
 
-    shares = qmc.Halton(MAX_SPACE, scramble=True, seed=_DESIGN_SEED).random(trial + 1)[trial]
+    shares = qmc.Halton(max(_DIMENSIONS, len(space)), scramble=True, seed=0).random(trial + 1)[trial]
     return {name: values.at(float(share)) for (name, values), share in zip(space.items(), shares, strict=False)}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping
@@ -16,17 +17,9 @@ from metricloss_pl.files import UNREADABLE_PICKLE, replacing
 
 __all__ = ["FORMAT", "Predictions", "Result", "Store"]
 
-FORMAT = 2  # of plan.json
+FORMAT = 2  # of plan.json and of results, whose keys depend on it
 
 Result = dict[str, Any]
-_PLAN = {
-    "baseline": str, "metric": str, "variants": dict, "sizes": list, "seeds": list, "tuning": dict, "data": dict,
-    "warnings": list, "environment": dict, "runs": dict,
-}  # fmt: skip
-_RESULT = {
-    "key": str, "status": str, "settings": dict, "metrics": dict, "history": dict, "steps": int, "epochs": int,
-    "seconds": float | int, "images": dict, "warnings": list,
-}  # fmt: skip
 
 
 class Predictions(NamedTuple):
@@ -66,9 +59,6 @@ class Store:
             raise UserError(f"{file} is no plan of a comparison ({reason(error)}): run compare again") from error
         if plan.get("format") != FORMAT:
             raise UserError(f"{file} is of format {plan.get('format')}, not {FORMAT}: run compare again")
-        missing = [name for name, kind in _PLAN.items() if not isinstance(plan.get(name), kind)]
-        if missing:
-            raise UserError(f"{file} lacks {', '.join(missing)}: run compare again")
         return plan
 
     def write_plan(self, plan: Mapping[str, Any]) -> None:
@@ -82,28 +72,22 @@ class Store:
         Args:
             planned: Description of each run by key. None: those in plan.json.
         """
-        planned = self.plan()["runs"] if planned is None else planned
-        found = {key: self._result(key, described) for key, described in planned.items()}
-        return {key: result for key, result in found.items() if result is not None}
-
-    def _result(self, key: str, planned: Mapping[str, Any]) -> Result | None:
-        try:
-            result = _read(self.folder / "runs" / f"{key}.json")
-        except (OSError, ValueError):
-            return None
-        is_sound = all(isinstance(result.get(name), kind) for name, kind in _RESULT.items())
-        if not is_sound or result["key"] != key or not planned.items() <= result.items():
-            return None
-        name = result.get("predictions")
-        return result if name is None or (self.folder / name).is_file() else None
+        found = {}
+        for key, described in (self.plan()["runs"] if planned is None else planned).items():
+            with contextlib.suppress(OSError, ValueError):
+                result = _read(self.folder / "runs" / f"{key}.json")
+                is_there = result.get("predictions") is None or (self.folder / result["predictions"]).is_file()
+                if is_there and {**described, "key": key}.items() <= result.items():
+                    found[key] = result
+        return found
 
     def write_result(self, result: Result, predictions: Predictions | None = None) -> None:
-        """Replace the result of a run, its predictions first.
+        """Replace the result of a run, its predictions first; without new ones it keeps those that it names.
 
         Raises:
             UserError: There is no room for them.
         """
-        name = None
+        name = result.get("predictions")
         if predictions is not None:
             name = f"predictions/{result['key']}.npz"
             arrays = {k: v for k, v in predictions._asdict().items() if v is not None}

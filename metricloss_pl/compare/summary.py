@@ -16,7 +16,7 @@ from metricloss_pl.compare.search import best_run
 from metricloss_pl.compare.statistics import Estimate
 from metricloss_pl.compare.store import Store
 
-__all__ = ["Calibration", "Summary"]
+__all__ = ["Calibration", "Search", "Summary", "at_size", "rows"]
 
 Size = int | None
 IMAGE, RUN = ["name", "occurrence"], ["split", "seed", "fold"]  # levels of a table of images and runs
@@ -37,8 +37,26 @@ class Calibration(NamedTuple):
     bins: pd.DataFrame  # confidence, accuracy, n
 
 
+class Search(NamedTuple):
+    """Trials among which one is chosen."""
+
+    variant: str
+    size: Size
+    split: int
+    fold: int | None
+    trials: list[tuple[float, dict[str, Any]]]  # scores and results of those that ended well, the best first
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """Result of the trial with the highest score."""
+        return self.trials[0][1]
+
+
 class Summary:
     """Tables of a comparison. Accuracies are fractions; NaN stands for what is not known.
+
+    Args:
+        folder: Folder of the comparison, which may be incomplete.
 
     Attributes:
         plan: Content of plan.json.
@@ -48,12 +66,15 @@ class Summary:
         baseline: Variant to which the others are compared.
         metric: `accuracy` or `balanced_accuracy`: the subject of intervals, differences and p-values.
         class_names: Names by label.
+
+    Raises:
+        UserError: It holds no sound plan. The tables raise one if a file of predictions is damaged.
     """
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self.plan = store.plan()
-        self.results = store.results()
+    def __init__(self, folder: str | Path) -> None:
+        self.store = Store(folder)
+        self.plan = self.store.plan()
+        self.results = self.store.results(self.plan["runs"])
         self.sizes: list[Size] = self.plan["sizes"]
         self.variants = list(self.plan["variants"])
         self.baseline: str = self.plan["baseline"]
@@ -61,14 +82,14 @@ class Summary:
         self.class_names: list[str] = self.plan["data"]["class_names"]
         self._finals: dict[tuple[str, Size], dict[str, pd.DataFrame]] = {}
 
-    @classmethod
-    def read(cls, folder: str | Path) -> Summary:
-        """Read a comparison's folder.
+    def kinds(self, *names: str) -> list[str]:
+        """Return the variants of some kinds, in their order."""
+        return [variant for variant in self.variants if self.plan["variants"][variant]["kind"] in names]
 
-        Raises:
-            UserError: It holds no sound plan, or a file of predictions is damaged.
-        """
-        return cls(Store(folder))
+    @property
+    def trained(self) -> list[str]:
+        """Variants that are no trivial baselines."""
+        return [variant for variant in self.variants if variant not in self.kinds("trivial")]
 
     def final_results(self, variant: str, size: Size) -> list[dict[str, Any]]:
         """Return the results of the final runs of a variant at a size that ended well."""
@@ -77,6 +98,12 @@ class Summary:
             for run in self.results.values()
             if (run["kind"], run["variant"], run["size"], run["status"]) == ("final", variant, size, "ok")
         ]
+
+    @property
+    def best_run(self) -> dict[str, Any] | None:
+        """Result of the run to use further, chosen on validation images only; None if its checkpoint is not kept."""
+        key = best_run(self.plan, self.results)
+        return self.results[key] if key is not None and self.results[key]["checkpoint"] else None
 
     # ------------------------------------------------------------------------------------------------------ the tables
 
@@ -93,8 +120,8 @@ class Summary:
 
     @cached_property
     def overall(self) -> pd.DataFrame:
-        """One row per variant, with the mean over the sizes; without rows where there is one size only."""
-        return self._table([self.sizes] if len(self.sizes) > 1 else []).drop(columns="size")
+        """One row per variant, with the mean over the sizes; `table` where there is one size only."""
+        return self._table([self.sizes]) if len(self.sizes) > 1 else self.table
 
     def _table(self, groups: Sequence[Sequence[Size]]) -> pd.DataFrame:
         rows, differences = [], []
@@ -103,7 +130,9 @@ class Summary:
                 row, difference = self._row(variant, sizes)
                 rows.append(row)
                 differences.append(difference)
-        table = _with_none(pd.DataFrame(rows, columns=COLUMNS), rows)
+        table = pd.DataFrame(rows, columns=COLUMNS)
+        for name in ("size", "method"):  # None, not NaN
+            table[name] = pd.Series([row.get(name) for row in rows], dtype=object)
         tested = table["p"].notna()
         table.loc[tested, "p_adjusted"] = statistics.holm(table.loc[tested, "p"].tolist())
         table["minimum_detectable"] = [
@@ -230,25 +259,18 @@ class Summary:
         from sklearn.metrics import precision_recall_fscore_support
 
         labels, probabilities = self._pooled(variant, size)
-        rates: Any = np.full((3, len(self.class_names)), np.nan)
+        rates = ["recall", "low", "high", "precision", "f1"]
+        found = pd.DataFrame({"class": self.class_names, "n": 0, **dict.fromkeys(rates, np.nan)})
         if len(labels):
-            rates = precision_recall_fscore_support(
-                labels, probabilities.argmax(axis=1), labels=range(len(self.class_names)), zero_division=np.nan
+            found["precision"], found["recall"], found["f1"], _ = precision_recall_fscore_support(
+                labels, probabilities.argmax(axis=1), labels=range(len(found)), zero_division=np.nan
             )
-        precision, recall, f1 = rates[:3]
         correct, cells = self.correct(variant, size), [self.final_results(variant, size)]
-        rows = []
-        for label, name in enumerate(self.class_names):
-            own = correct[self.labels.reindex(correct.index) == label]
-            estimate = None
-            if not own.empty:
-                estimate = self._estimated(statistics.accuracy, self._over_sizes([own]), cells)
-            low, high = (np.nan, np.nan) if estimate is None else estimate.interval
-            rows.append(
-                {"class": name, "n": len(own), "recall": recall[label], "low": low, "high": high,
-                 "precision": precision[label], "f1": f1[label]}
-            )  # fmt: skip
-        return pd.DataFrame(rows)
+        for label, own in correct.groupby(self.labels.reindex(correct.index)):
+            found.loc[label, "n"] = len(own)
+            if (estimate := self._estimated(statistics.accuracy, self._over_sizes([own]), cells)) is not None:
+                found.loc[label, ["low", "high"]] = estimate.interval
+        return found
 
     def auc(self, variant: str, size: Size) -> float:
         """Return the mean over runs of the area under the ROC curve of class 1; NaN unless there are two classes."""
@@ -284,74 +306,76 @@ class Summary:
         from sklearn.metrics import confusion_matrix
 
         labels, probabilities = self._pooled(variant, size)
+        classes = range(len(self.class_names))
         if not len(labels):
-            return np.zeros((len(self.class_names),) * 2)
-        found: np.ndarray = confusion_matrix(
-            labels, probabilities.argmax(axis=1), labels=range(len(self.class_names)), normalize="true"
-        )
+            return np.zeros((len(classes),) * 2)
+        found: np.ndarray = confusion_matrix(labels, probabilities.argmax(axis=1), labels=classes, normalize="true")
         return found
 
-    def disagreements(self, size: Size, n: int) -> pd.DataFrame:
+    def disagreements(self, size: Size, n: int) -> list[dict[str, Any]]:
         """Return the images that some variants recognize in more of their runs than others, at most n.
 
-        Trivial baselines do not count. Columns: `name`, `label`, and, each a dictionary by variant, `predicted` (number
-        of runs by predicted label, the most frequent first), `right` and `runs` (numbers of runs).
+        Trivial baselines do not count. Each image has its `name`, its `label`, which is a class name, and `variants`:
+        by name `predicted` (number of runs by predicted class, the most frequent first), `right` and `runs` (numbers of
+        runs).
         """
-        trained = [name for name in self.variants if self.plan["variants"][name]["kind"] != "trivial"]
-        every = {variant: self._of_finals(variant, size) for variant in trained}
+        every = {variant: self._of_finals(variant, size) for variant in self.trained}
         tables = {variant: found for variant, found in every.items() if not found["correct"].empty}
         shares = pd.DataFrame({variant: found["correct"].mean(axis=1) for variant, found in tables.items()}).dropna()
         spread = (shares.max(axis=1) - shares.min(axis=1)).sort_values(ascending=False, kind="stable")
-        rows = []
-        for image in spread[spread > 0].index[:n]:
-            rows.append({
-                "name": image[0],
-                "label": int(self.labels[image]),
-                "predicted": {name: _counted(found["predicted"].loc[image].dropna()) for name, found in tables.items()},
-                "right": {name: int(found["correct"].loc[image].sum()) for name, found in tables.items()},
-                "runs": {name: int(found["correct"].loc[image].count()) for name, found in tables.items()},
-            })  # fmt: skip
-        return pd.DataFrame(rows, columns=["name", "label", "predicted", "right", "runs"])
+        return [
+            {
+                "name": str(image[0]),
+                "label": self.class_names[self.labels[image]],
+                "variants": {
+                    variant: {
+                        "predicted": self._counted(found["predicted"].loc[image].dropna()),
+                        "right": int(found["correct"].loc[image].sum()),
+                        "runs": int(found["correct"].loc[image].count()),
+                    }
+                    for variant, found in tables.items()
+                },
+            }
+            for image in spread[spread > 0].index[:n]
+        ]
 
-    # ------------------------------------------------------------------------------------------------ trials, histories
+    def _counted(self, labels: pd.Series) -> dict[str, int]:
+        """Return how often each class occurs, the most frequent first."""
+        counts = Counter(labels.astype(int).tolist())
+        return {self.class_names[label]: n for label, n in sorted(counts.items(), key=lambda item: (-item[1], item[0]))}
 
     @cached_property
-    def trials(self) -> pd.DataFrame:
-        """One row per trial with a result: variant, size, split, fold, trial, score, status and the tuned settings."""
-        columns = ["variant", "size", "split", "fold", "trial", "score", "status"]
-        rows = [
-            run | run["settings"] | {"score": run["metrics"].get(f"val/{self.metric}")}
-            for run in self.results.values()
-            if run["kind"] == "trial"
-        ]
-        tuned = dict.fromkeys(name for row in rows for name in row["settings"])
-        return _with_none(pd.DataFrame(rows, columns=[*columns, *tuned]), rows)
+    def searches(self) -> list[Search]:
+        """Searches of all variants that have a trial which ended well."""
+        found: dict[tuple[Any, ...], Search] = {}
+        for run in self.results.values():
+            score = run["metrics"].get(f"val/{self.metric}")
+            if (run["kind"], run["status"]) == ("trial", "ok") and score is not None:
+                place = run["variant"], run["size"], run["split"], run["fold"]
+                found.setdefault(place, Search(*place, [])).trials.append((score, run))
+        for search in found.values():
+            search.trials.sort(key=lambda trial: -trial[0])
+        return list(found.values())
 
-    @cached_property
-    def history(self) -> pd.DataFrame:
-        """Logged values of the final runs: variant, size, split, seed, fold, epoch, name and value."""
-        rows = [
-            {**run, "epoch": epoch, "name": name, "value": value}
-            for run in self.results.values()
-            if run["kind"] == "final"
-            for name, values in run["history"].items()
-            if name != "epoch"
-            for epoch, value in zip(run["history"]["epoch"], values, strict=True)
-            if value is not None
-        ]
-        return _with_none(pd.DataFrame(rows, columns=["variant", "size", *RUN, "epoch", "name", "value"]), rows)
-
-    @property
-    def best_run(self) -> dict[str, Any] | None:
-        """Result of the run to use further, chosen on validation images only; None if its checkpoint is not kept."""
-        key = best_run(self.plan, self.results)
-        return self.results[key] if key is not None and self.results[key]["checkpoint"] else None
+    def validation_curve(self, variant: str, size: Size) -> pd.Series:
+        """Return mean validation accuracies by epoch: of the final runs, or else of the best trials; empty without."""
+        best = [search.best for search in self.searches if (search.variant, search.size) == (variant, size)]
+        for runs in (self.final_results(variant, size), best):
+            histories = [run["history"] for run in runs if "val/accuracy" in run["history"]]
+            if histories:
+                curves = [pd.Series(one["val/accuracy"], one["epoch"], dtype=float) for one in histories]
+                return pd.concat(curves, axis=1).mean(axis=1).dropna().sort_index()
+        return pd.Series(dtype=float)
 
 
-def _counted(labels: pd.Series) -> dict[int, int]:
-    """Return how often each label occurs, the most frequent first."""
-    counts = Counter(labels.astype(int).tolist())
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+def at_size(table: pd.DataFrame, size: Size) -> pd.DataFrame:
+    """Return the rows of a table at a training-set size."""
+    return table[table["size"].isna() if size is None else table["size"] == size]
+
+
+def rows(table: pd.DataFrame, variants: Sequence[str]) -> list[dict[Any, Any]]:
+    """Return the rows of some variants that have an accuracy, as dictionaries."""
+    return table[table["accuracy"].notna() & table["variant"].isin(variants)].to_dict("records")
 
 
 def _aligned(columns: dict[tuple[int, int, int], pd.Series]) -> pd.DataFrame:
@@ -360,13 +384,6 @@ def _aligned(columns: dict[tuple[int, int, int], pd.Series]) -> pd.DataFrame:
         index, runs = (pd.MultiIndex.from_arrays([[]] * len(names), names=names) for names in (IMAGE, RUN))
         return pd.DataFrame(index=index, columns=runs, dtype=float)
     return pd.concat(columns, axis=1, names=RUN)
-
-
-def _with_none(table: pd.DataFrame, rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """Return the table with None, not NaN, where a size, a fold or a method is None."""
-    for name in table.columns.intersection(["size", "fold", "method"]):
-        table[name] = pd.Series([row.get(name) for row in rows], dtype=object)
-    return table
 
 
 def _mean(cells: Sequence[Sequence[dict[str, Any]]], metric: str) -> float:

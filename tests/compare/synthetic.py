@@ -27,13 +27,8 @@ def correctness(
 ) -> np.ndarray:
     """Return which images (N,) a training classifies correctly, at an expected share of `accuracy`.
 
-    Args:
-        accuracy: Expected accuracy over all trainings.
-        common: Difficulty (N,) of each image, standard normal, shared by all variants.
-        own: Difficulty (N,) of each image for this variant, standard normal, shared by its trainings.
-        image_correlation: Share of the variance that is due to `common`.
-        variant_correlation: Share of the variance that is due to `own`.
-        training_std: Standard deviation of the training's own effect, in probits.
+    Images have a difficulty `common` to all variants and one of this variant, `own`, each standard normal with a share
+    of the variance (the correlations); `training_std` is that of the training's own effect, in probits.
     """
     rest = np.sqrt(1 - image_correlation - variant_correlation)
     latent = np.sqrt(image_correlation) * common + np.sqrt(variant_correlation) * own
@@ -69,22 +64,10 @@ def make_comparison(
     Args:
         folder: Folder to write.
         variants: Expected accuracy of each variant, or one per size; the first is the baseline.
-        sizes: Training images per class, ascending, None last.
-        seeds: Seeds of the final runs.
-        splits: Number of subsamples.
-        folds: Number of folds; each image is then tested once per seed.
         trials: Trials per variant, size and fold, tuning a learning rate.
-        images: Number of test images.
-        class_names: Names of the classes.
         labels: Labels of the test images. None: all classes in turn.
-        image_correlation: As for `correctness`.
-        variant_correlation: As for `correctness`.
-        training_std: As for `correctness`.
-        epochs: Epochs of each run.
-        embedding_dim: Width of the embeddings.
         kinds: Kinds of variants that are not regimes.
         name_image: Function from the number of a test image to its name.
-        seed: Seed of the simulation.
         missing: Function that tells from the description of a run whether it has not been done.
         failing: Function that tells from the description of a run whether it has failed.
         plan: Entries of plan.json that replace the usual ones.

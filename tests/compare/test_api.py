@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -99,3 +100,28 @@ def no_pairs(settings):
 def test_batches_without_labels_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"a batch is Tensor: \(inputs, labels\)"):
         compare({"mine": no_pairs}, tmp_path)
+
+
+def make(width):
+    def factory(settings):
+        model = MyClassifier(0.1)
+        model.network[1] = torch.nn.Linear(64, width)
+        model.network[3] = torch.nn.Linear(width, 10)
+        return model, MyDigits(5, settings["val_fraction"]), {"max_epochs": 1, "accelerator": "cpu"}
+
+    return factory
+
+
+def with_rate(settings, lr):
+    return MyClassifier(lr), MyDigits(5), {"max_epochs": 1, "accelerator": "cpu"}
+
+
+def test_factories_that_differ_by_a_value_are_different_variants(tmp_path):
+    """Also for a second start, which repeats nothing else; without tuning no factory is asked for a validation set."""
+    rates = {f"rate {lr}": partial(with_rate, lr=lr) for lr in (0.1, 0.2)}
+    found = compare({"narrow": make(8), "wide": make(16), **rates}, tmp_path, seeds=[0])
+    assert found.table()["n_runs"].tolist() == [1] * 4
+    before = Store(tmp_path).results()
+    compare({"narrow": make(8), "wide": make(24), **rates}, tmp_path, seeds=[0])
+    after = Store(tmp_path).results()
+    assert {run["variant"] for key, run in after.items() if before.get(key) != run} == {"wide"}

@@ -14,9 +14,8 @@ from metricloss_pl.compare.baselines import (
     with_trivial,
 )
 from metricloss_pl.compare.config import ComparisonConfig, Variant
-from metricloss_pl.compare.dataset import task_of
 from metricloss_pl.compare.plan import Run
-from metricloss_pl.compare.runner import execute
+from metricloss_pl.compare.runner import Task, build, execute
 from tests.callbacks.runs import digits, trainer
 from tests.compare.small import small
 
@@ -125,10 +124,10 @@ def test_baselines_have_the_images_of_the_baseline():
     config = with_trivial(small(trials=1, folds=3, sizes=[None]).checked())
     assert list(config.variants) == ["softmax", "cosine", "majority", "color_and_edges"]
     runs = [Run("final", name, None, 0, 0, 1, None, name, ()) for name in ("majority", "color_and_edges", "cosine")]
-    tasks = [task_of(config, run) for run in runs]
+    tasks = [Task(run, config) for run in runs]
     outcomes = [execute(task) for task in tasks[:2]]
     assert [outcome.result["reason"] for outcome in outcomes] == [None] * 2
-    data = tasks[2].factory(tasks[2].settings({}))[1]
+    data = build(tasks[2], {})[1]
     data.setup("test")
     for outcome in outcomes:
         assert outcome.predictions.names.tolist() == data.samples("test").names

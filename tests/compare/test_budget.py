@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from metricloss_pl.compare import budget
-from metricloss_pl.compare.budget import Cost, check_memory, duration, measure, shorter, total_seconds
+from metricloss_pl.compare.budget import Cost, check_memory, measure, shorter, total_seconds
 from metricloss_pl.compare.config import Tuning, Variant
-from metricloss_pl.compare.dataset import task_of
 from metricloss_pl.compare.plan import expand
+from metricloss_pl.compare.runner import Task
 from metricloss_pl.errors import UserError
 from tests.compare.small import RATES, small
 from tests.compare.stranger import my_factory
 
-COST = Cost(10.0, 0.01, 2.0, 100, 20, 50, 1.5, accelerator=False)
+COST = Cost(10.0, 0.01, 2.0, 100, 20, 1.5, accelerator=False)
 
 
 def planned(**changes):
@@ -47,7 +49,7 @@ def test_the_time_of_a_final_run_and_of_several_at_a_time(monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     for n_parallel, expected in ((1, 4 * one), (2, 2 * one), (8, 2 * one)):
         assert total_seconds(config, runs, costs, subsets, n_parallel) == pytest.approx(expected)
-    on_gpu = {at: Cost(10.0, 0.01, 2.0, 100, 20, 50, 1.5, accelerator=True) for at in costs}
+    on_gpu = {at: replace(COST, accelerator=True) for at in costs}
     assert total_seconds(config, runs, on_gpu, subsets, 4) == pytest.approx(one)
     assert total_seconds(config, runs, costs, subsets, 1, share=0.5) == pytest.approx(4 * (one - 5))
 
@@ -83,11 +85,6 @@ def test_more_memory_than_there_is_is_refused(monkeypatch):
         check_memory({("a", None): COST}, 3)
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(3.21, "3.2 s"), (45, "45 s"), (720, "12 min"), (12240, "3.4 h")])
-def test_durations(seconds, text):
-    assert duration(seconds) == text
-
-
 @pytest.mark.parametrize("variant", ["softmax", "stranger"])
 def test_a_few_steps_are_measured_and_nothing_is_tested(variant, monkeypatch):
     from metricloss_pl.data import DigitsDataModule
@@ -97,7 +94,7 @@ def test_a_few_steps_are_measured_and_nothing_is_tested(variant, monkeypatch):
     config = small((variant,), **{"sizes": [20], "tuning": Tuning(), "epochs": 3, **own}).checked()
     for data in (DigitsDataModule, MyDigits):
         monkeypatch.setattr(data, "test_dataloader", None)
-    found = measure(task_of(config, expand(config, {variant: 0}, "")[0]))
+    found = measure(Task(expand(config, {variant: 0}, "")[0], config))
     batches = 200 // 25 if variant == "softmax" else -(-200 // 16)
     assert (found.epochs, found.steps, found.accelerator) == (3, 3 * batches, False)
     assert 0 < found.training < 30

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from metricloss_pl.compare import checks, verdict
+from metricloss_pl.compare import checks
 from metricloss_pl.compare.summary import Summary
 from tests.compare.synthetic import make_comparison
 
@@ -19,7 +19,7 @@ SOUND = {"images": 300, "trials": 6, "variants": {"softmax": 0.92, "cosine": 0.9
 
 def summary_of(folder: Path, **settings: Any) -> Summary:
     """Return the tables of a simulated comparison in which no rule finds anything, but for the settings."""
-    return Summary.read(make_comparison(folder, **(SOUND | settings)))
+    return Summary(make_comparison(folder, **(SOUND | settings)))
 
 
 def found(summary: Summary) -> dict[str, checks.Check]:
@@ -33,7 +33,7 @@ def edit(folder: Path, kind: str, change: Callable[[dict[str, Any]], None]) -> S
         if result["kind"] == kind:
             change(result)
             file.write_text(json.dumps(result))
-    return Summary.read(folder)
+    return Summary(folder)
 
 
 def set_rate(summary: Summary, chosen: float) -> Summary:
@@ -69,36 +69,30 @@ def test_failed_and_missing_runs(tmp_path):
     assert severities == sorted(severities, key=["error", "warning", "note"].index)
 
 
-def test_warnings_of_the_plan(tmp_path):
-    assert found(summary_of(tmp_path, warnings=["3 images"]))["plan"].values == {"text": "3 images"}
-
-
-@pytest.mark.parametrize(("images", "few"), [(90, True), (110, False)])
-def test_few_test_images(tmp_path, images, few):
-    codes = found(summary_of(tmp_path, images=images))
-    assert ("few_test_images" in codes) == few
-    assert not few or codes["few_test_images"].values == {"images": 90, "folds": None}
+TWO = {"class_names": ["a", "b"]}
 
 
 @pytest.mark.parametrize(
-    ("counts", "metric", "codes"),
+    ("settings", "expected"),
     [
-        ((100, 100), "accuracy", set()),
-        ((90, 29), "accuracy", {"class_imbalance"}),
-        ((90, 31), "accuracy", set()),
-        ((90, 29), "balanced_accuracy", set()),
-        ((190, 4), "balanced_accuracy", {"few_images_per_class"}),
+        ({"warnings": ["3 images"]}, {"plan": {"text": "3 images"}}),
+        ({"images": 90}, {"few_test_images": {"images": 90, "folds": None}}),
+        ({"images": 110}, {}),
+        ({"seeds": (0, 1)}, {"few_repetitions": {"repetitions": 2}}),
+        ({**TWO, "labels": np.repeat([0, 1], (100, 100))}, {}),
+        ({**TWO, "labels": np.repeat([0, 1], (90, 29))}, {"class_imbalance": {"ratio": 90 / 29}}),
+        ({**TWO, "labels": np.repeat([0, 1], (90, 31))}, {}),
+        ({**TWO, "labels": np.repeat([0, 1], (90, 29)), "metric": "balanced_accuracy"}, {}),
+        (
+            {**TWO, "labels": np.repeat([0, 1], (190, 4)), "metric": "balanced_accuracy"},
+            {"few_images_per_class": {"classes": ["b"], "number": 1, "below": 5}},
+        ),
     ],
 )
-def test_images_per_class(tmp_path, counts, metric, codes):
-    labels = np.repeat([0, 1], counts)
-    summary = summary_of(tmp_path, class_names=["a", "b"], labels=labels, metric=metric)
-    assert found(summary).keys() & {"class_imbalance", "few_images_per_class"} == codes
-
-
-@pytest.mark.parametrize(("seeds", "few"), [((0, 1), True), ((0, 1, 2), False)])
-def test_few_repetitions(tmp_path, seeds, few):
-    assert ("few_repetitions" in found(summary_of(tmp_path, seeds=seeds))) == few
+def test_too_few_images_or_seeds(tmp_path, settings, expected):
+    rules = {"plan", "few_test_images", "few_repetitions", "class_imbalance", "few_images_per_class"}
+    codes = found(summary_of(tmp_path, **settings))
+    assert {code: check.values for code, check in codes.items() if code in rules} == expected
 
 
 @pytest.mark.parametrize(("images", "lead", "noisy"), [(50, 5, True), (50, 6, False), (60, 5, False)])
@@ -176,19 +170,13 @@ def test_large_gap(tmp_path):
 
 
 def test_unequal_budgets(tmp_path):
+    """A trial less, or more steps."""
     summary = summary_of(tmp_path)
     key = next(key for key, run in summary.plan["runs"].items() if run["trial"] == 5 and run["variant"] == "cosine")
     del summary.plan["runs"][key]
     assert found(summary)["unequal_budgets"].values == {"what": "trials", "numbers": {"softmax": 6, "cosine": 5}}
-
-
-def test_unequal_steps(tmp_path):
-    summary_of(tmp_path)
-
-    def change(result):
-        result["steps"] = 300 if result["variant"] == "cosine" else 200
-
-    values = found(edit(tmp_path, "final", change))["unequal_budgets"].values
+    longer = edit(tmp_path, "final", lambda result: result.update(steps=300 if result["variant"] == "cosine" else 200))
+    values = found(longer)["unequal_budgets"].values
     assert values == {"what": "steps", "numbers": {"softmax": 200, "cosine": 300}}
 
 
@@ -206,7 +194,7 @@ def test_unequal_steps(tmp_path):
     ],
 )
 def test_codes_of_the_headline(tmp_path, settings, code):
-    assert verdict.find_headline(summary_of(tmp_path, **settings))["code"] == code
+    assert checks.find_headline(summary_of(tmp_path, **settings))["code"] == code
 
 
 def test_values_of_the_headline(tmp_path):
@@ -216,7 +204,7 @@ def test_values_of_the_headline(tmp_path):
         missing=lambda run: run["variant"] == "gone" and run["kind"] == "final",
         failing=lambda run: run["variant"] == "softmax" and run["size"] == 5 and run["seed"] == 4,
     )  # fmt: skip
-    headline = verdict.find_headline(summary)
+    headline = checks.find_headline(summary)
     assert [row["variant"] for row in headline["better"]] == ["cosine"]
     assert [row["variant"] for row in headline["worse"]] == ["center"]
     assert headline["untested"] == ["gone"]
@@ -232,9 +220,9 @@ def test_the_headline_is_about_the_trained_networks(tmp_path):
     variants = {"softmax": 0.7, "cosine": 0.7, "probe": 0.95, "majority": 0.1}
     kinds = {"probe": "linear_probe", "majority": "trivial"}
     summary = summary_of(tmp_path, variants=variants, kinds=kinds)
-    assert verdict.find_headline(summary)["code"] == "not_significant"
+    assert checks.find_headline(summary)["code"] == "not_significant"
     only = summary_of(tmp_path / "only", variants={"softmax": 0.7, "probe": 0.95}, kinds=kinds)
-    assert [row["variant"] for row in verdict.find_headline(only)["better"]] == ["probe"]
+    assert [row["variant"] for row in checks.find_headline(only)["better"]] == ["probe"]
 
 
 @pytest.mark.parametrize(("probe", "sign"), [(0.95, -1), (0.5, 1)])
@@ -242,7 +230,7 @@ def test_the_rival(tmp_path, probe, sign):
     variants = {"softmax": 0.7, "cosine": 0.75, "fine": 0.9, "probe": probe}
     kinds = {"fine": "fine_tuned", "probe": "linear_probe"}
     summary = summary_of(tmp_path, variants=variants, kinds=kinds)
-    rival = verdict.find_rival(summary)
+    rival = checks.find_rival(summary)
     scratch = max(("softmax", "cosine"), key=lambda name: np.nanmean(summary.correct(name, 20)))
     expected = np.nanmean(summary.correct(scratch, 20)) - np.nanmean(summary.correct("probe", 20))
     assert (rival["scratch"]["variant"], rival["frozen"]["variant"]) == (scratch, "probe")
@@ -253,10 +241,10 @@ def test_the_rival(tmp_path, probe, sign):
 
 def test_a_network_with_pretrained_weights_is_not_from_scratch(tmp_path):
     summary = summary_of(tmp_path, variants={"softmax": 0.7, "probe": 0.9}, kinds={"probe": "linear_probe"})
-    assert verdict.find_rival(summary) is not None
+    assert checks.find_rival(summary) is not None
     summary.plan["variants"]["softmax"]["settings"] = {"model.backbone.init_args.weights": "DEFAULT"}
-    assert verdict.find_rival(summary) is None
-    assert verdict.find_rival(summary_of(tmp_path / "none")) is None
+    assert checks.find_rival(summary) is None
+    assert checks.find_rival(summary_of(tmp_path / "none")) is None
 
 
 @pytest.mark.parametrize(
@@ -275,33 +263,33 @@ def test_a_network_with_pretrained_weights_is_not_from_scratch(tmp_path):
 )
 def test_next_steps(tmp_path, settings, codes):
     summary = set_rate(summary_of(tmp_path, **settings), 0.03)
-    headline, rival = verdict.find_headline(summary), verdict.find_rival(summary)
+    headline, rival = checks.find_headline(summary), checks.find_rival(summary)
     assert [
-        step["code"] for step in verdict.find_next_steps(summary, headline, rival, checks.run_checks(summary))
+        step["code"] for step in checks.find_next_steps(summary, headline, rival, checks.run_checks(summary))
     ] == codes
 
 
 @pytest.mark.parametrize(("spread", "source"), [(0.8, "seeds"), (0.02, "images")])
 def test_growth_that_detects_two_points(tmp_path, spread, source):
     summary = summary_of(tmp_path, training_std=spread, seeds=range(6))
-    headline = verdict.find_headline(summary)
-    [step] = verdict.find_next_steps(summary, headline, None, [])
+    headline = checks.find_headline(summary)
+    [step] = checks.find_next_steps(summary, headline, None, [])
     assert step["factor"] == round((headline["detectable"][0] / 0.02) ** 2)
     assert step["source"] == source
 
 
 def test_the_checkpoint_that_is_kept(tmp_path):
-    assert verdict.kept_checkpoint(summary_of(tmp_path / "a b")) is None
+    assert checks.kept_checkpoint(summary_of(tmp_path / "a b")) is None
 
     def change(result):
         result["checkpoint"] = f"trained/{result['key']}/last.ckpt"
 
     summary = edit(tmp_path / "a b", "final", change)
     path = str(tmp_path / "a b" / "trained" / summary.best_run["key"] / "last.ckpt")
-    found = verdict.kept_checkpoint(summary)
+    found = checks.kept_checkpoint(summary)
     assert found["path"] == path
     assert found["command"] == f"metricloss predict --ckpt_path '{path}' --data.predict_dir new_images"
     summary.plan["command"] = "python cli.py compare --config digits.yaml"
-    assert verdict.kept_checkpoint(summary)["command"].startswith("python cli.py predict ")
+    assert checks.kept_checkpoint(summary)["command"].startswith("python cli.py predict ")
     summary.plan["variants"][found["variant"]]["config"] = None
-    assert verdict.kept_checkpoint(summary)["command"] is None
+    assert checks.kept_checkpoint(summary)["command"] is None

@@ -32,7 +32,7 @@ def no_report(monkeypatch):
 @pytest.fixture
 def free(monkeypatch):
     """No step is measured."""
-    cost = Cost(0.1, 0.0, 0.1, 5, 5, 5, 0.1, accelerator=False)
+    cost = Cost(0.1, 0.0, 0.1, 5, 5, 0.1)
     monkeypatch.setattr(driver, "measure", lambda task: cost)
 
 
@@ -153,10 +153,10 @@ def test_a_flag_for_epochs_replaces_steps(flags, epochs, steps, tmp_path, monkey
     config.write_text(f"variants: {{softmax: {{config: {CONFIGS / 'digits_softmax.yaml'}}}}}\nsteps: 400\n")
     described = []
 
-    def note(config, output_dir: str | None = None, command: str | None = None):
-        described.append(config)
+    def note(variants, output_dir: str | None = None, command: str | None = None):
+        described.append(variants)
 
-    monkeypatch.setattr(api, "run_comparison", note)
+    monkeypatch.setattr(api, "compare", note)
     main(["compare", "--config", str(config), *flags])
     assert [(one.epochs, one.steps) for one in described] == [(epochs, steps)]
 

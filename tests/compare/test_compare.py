@@ -13,10 +13,12 @@ import torch
 
 from metricloss_pl.cli import main
 from metricloss_pl.compare import api, driver
-from metricloss_pl.compare.api import run_comparison
+from metricloss_pl.compare.api import compare
 from metricloss_pl.compare.config import Range, Tuning, Variant
-from metricloss_pl.compare.dataset import for_each
+from metricloss_pl.compare.dataset import naming
 from metricloss_pl.compare.executor import LocalPool
+from metricloss_pl.compare.plan import expand
+from metricloss_pl.compare.runner import Outcome, Task, execute
 from metricloss_pl.compare.store import Store
 from metricloss_pl.data import DigitsDataModule
 from metricloss_pl.errors import UserError
@@ -37,7 +39,7 @@ def complete(tmp_path_factory):
     """Folder of the small comparison."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(api.Comparison, "report", lambda self: self.folder / "report.html")
-        return run_comparison(small(), str(tmp_path_factory.mktemp("complete"))).folder
+        return compare(small(), str(tmp_path_factory.mktemp("complete"))).folder
 
 
 def content(folder: Path) -> tuple[dict, dict]:
@@ -133,11 +135,11 @@ def test_a_second_start_runs_nothing(complete, monkeypatch, capsys):
     plan = Store(complete).plan()
     for name in ("InProcess", "check_subsets", "measure"):  # nor are images decoded again
         monkeypatch.setattr(driver, name, None)
-    run_comparison(small(name="other"), str(complete))
+    compare(small(name="other"), str(complete))
     assert content(complete)[0] == before[0]
     assert "6 of 6 runs" in capsys.readouterr().out
     assert Store(complete).plan() == {**plan, "name": "other"}
-    run_comparison(small(), str(complete))
+    compare(small(), str(complete))
     assert Store(complete).plan() == plan
 
 
@@ -149,12 +151,38 @@ def test_another_best_run_is_trained_again_for_its_checkpoint(complete, tmp_path
         if found["kind"] == "trial":
             found["metrics"]["val/accuracy"] = 0.5
             file.write_text(json.dumps(found))
-    run_comparison(small(baseline="cosine"), str(folder))
+    compare(small(baseline="cosine"), str(folder))
     [kept] = [found for found in Store(folder).results().values() if found["folder"]]
     assert kept["variant"] == "cosine"
     assert [path.name for path in (folder / "trained").iterdir()] == [Path(kept["folder"]).name]
     before = content(complete)[0][kept["key"]]
     assert {**kept, "seconds": 0} == {**before, "folder": kept["folder"], "checkpoint": kept["checkpoint"]}
+
+
+def test_a_best_run_that_is_not_the_first_is_trained_again_too(complete, tmp_path, monkeypatch, capsys):
+    """Its result stays if that fails."""
+    folder, config = shutil.copytree(complete, tmp_path / "copy"), small(("softmax",), seeds=[0, 1])
+    compare(config, str(folder))
+    first, second = [found for found in Store(folder).results().values() if found["kind"] == "final"]
+    Store(folder).write_result({**first, "status": "failed", "reason": "no memory", "predictions": None})
+    with monkeypatch.context() as patch:
+        patch.setattr(driver, "execute", lambda task: Outcome({**second, "status": "failed", "reason": "full"}, None))
+        compare(config, str(folder))
+    assert Store(folder).results()[second["key"]] == second
+    assert "no checkpoint: full" in capsys.readouterr().out
+    compare(config, str(folder))
+    found = Store(folder).results()[second["key"]]
+    assert (folder / found["checkpoint"]).is_file()
+    assert found["metrics"] == second["metrics"]
+
+
+def test_the_baseline_may_be_any_variant(tmp_path):
+    """The images of its trials and of all its seeds are listed."""
+    made = driver.Driver(small(baseline="cosine", seeds=[0, 1]).checked(), Store(tmp_path), 1, None, "none")
+    made.prepare(retry_failed=False)
+    places = [(one["kind"], one["seed"]) for one in made.summary.subsets]
+    assert places == [("final", 0), ("final", 1), ("trial", 0)]
+    assert made.seconds(made.runs) > 0
 
 
 def test_a_missing_result_is_computed_again_as_it_was(complete, tmp_path):
@@ -163,18 +191,18 @@ def test_a_missing_result_is_computed_again_as_it_was(complete, tmp_path):
     first, last = [next(key for key, run in runs.items() if run["kind"] == kind) for kind in ("trial", "final")]
     (folder / "runs" / f"{first}.json").write_text('{"key"')
     (folder / "predictions" / f"{last}.npz").unlink()
-    run_comparison(small(), str(folder))
+    compare(small(), str(folder))
     assert_equal(folder, complete)
 
 
 @pytest.mark.slow
 def test_processes_give_what_one_process_gives(complete, tmp_path):
-    run_comparison(small(), str(tmp_path), n_parallel=2)
+    compare(small(), str(tmp_path), n_parallel=2)
     assert_equal(tmp_path, complete)
 
 
 def test_a_variant_alone_gives_what_it_gives_among_others(complete, tmp_path):
-    run_comparison(small(("cosine",)), str(tmp_path), keep_checkpoints="none")
+    compare(small(("cosine",)), str(tmp_path), keep_checkpoints="none")
     alone, among = content(tmp_path), content(complete)
     assert len(alone[0]) == 3
     for key, found in alone[0].items():
@@ -186,7 +214,7 @@ def test_a_variant_alone_gives_what_it_gives_among_others(complete, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("keep", "number"), [("all", 2), ("none", 0)])
 def test_checkpoints_are_kept_as_asked_for(keep, number, tmp_path):
-    run_comparison(small(trials=0, tuning=Tuning()), str(tmp_path), keep_checkpoints=keep)
+    compare(small(trials=0, tuning=Tuning()), str(tmp_path), keep_checkpoints=keep)
     kept = [found["checkpoint"] for found in Store(tmp_path).results().values() if found["checkpoint"]]
     assert len(kept) == len(list(tmp_path.glob("trained/*"))) == number
     assert all((tmp_path / name).is_file() for name in kept)
@@ -195,7 +223,7 @@ def test_checkpoints_are_kept_as_asked_for(keep, number, tmp_path):
 
 def test_steps_are_the_same_at_every_size_in_whole_epochs(tmp_path):
     config = small(("softmax",), tuning=Tuning(), sizes=[5, 20], steps=6, epochs=None)
-    run_comparison(config, str(tmp_path), keep_checkpoints="none")
+    compare(config, str(tmp_path), keep_checkpoints="none")
     lengths = [(found["epochs"], found["steps"]) for found in Store(tmp_path).results().values()]
     assert lengths == [(3, 6), (1, 8)]  # of batches of 25
 
@@ -205,7 +233,7 @@ def test_trials_see_no_test_image_and_folds_test_each_image_once(tmp_path, monke
     tested: list[str] = []
     read = DigitsDataModule.read
     config = small(("softmax",), trials=1, folds=3, sizes=[None], steps=3, epochs=None)
-    run_comparison(config, str(tmp_path), keep_checkpoints="none")
+    compare(config, str(tmp_path), keep_checkpoints="none")
     store = Store(tmp_path)
     plan = store.plan()
     for key, found in store.results().items():
@@ -219,19 +247,13 @@ def test_trials_see_no_test_image_and_folds_test_each_image_once(tmp_path, monke
     # Without folds the test set is not even listed in a trial.
     official = {"train": "train", "val": "val"}
     monkeypatch.setattr(DigitsDataModule, "read", lambda self, split: read(self, official[split]))
-    made = driver.Driver(small(("softmax",), trials=1).checked(), Store(tmp_path / "x"), 1, None, "none")
-    monkeypatch.setattr(driver, "summarize", lambda config: None)
-    from metricloss_pl.compare.dataset import task_of
-    from metricloss_pl.compare.plan import expand
-    from metricloss_pl.compare.runner import execute
-
-    run = expand(made.config, {"softmax": 0}, "")[0]
-    assert execute(task_of(made.config, run)).result["status"] == "ok"
+    config = small(("softmax",), trials=1).checked()
+    assert execute(Task(expand(config, {"softmax": 0}, "")[0], config)).result["status"] == "ok"
 
 
 def test_half_precision_scores_like_the_test(tmp_path, monkeypatch):
     overrides = {"trainer.precision": "bf16-mixed", "trainer.accelerator": "cpu"}
-    run_comparison(small(("softmax",), tuning=Tuning(), overrides=overrides, epochs=3), str(tmp_path))
+    compare(small(("softmax",), tuning=Tuning(), overrides=overrides, epochs=3), str(tmp_path))
     [found] = Store(tmp_path).results().values()
     monkeypatch.chdir(tmp_path)
     main(["test", f"--ckpt_path={tmp_path / found['checkpoint']}", *QUIET])
@@ -244,7 +266,7 @@ def test_a_run_that_diverges_is_recorded_and_the_others_go_on(tmp_path, capsys):
     diverging = Variant(str(CONFIGS / "digits_cosine.yaml"), {"model.optimizer.lr": 1e30})
     config = small(("softmax",), tuning=Tuning())
     config = replace(config, variants={"diverging": diverging, **config.variants})
-    run_comparison(config, str(tmp_path))
+    compare(config, str(tmp_path))
     status = {run["variant"]: (run["status"], run["metrics"] == {}) for run in Store(tmp_path).results().values()}
     assert status == {"diverging": ("failed", True), "softmax": ("ok", False)}
     out = capsys.readouterr().out
@@ -252,14 +274,14 @@ def test_a_run_that_diverges_is_recorded_and_the_others_go_on(tmp_path, capsys):
     assert "--retry_failed true" in out
     failed = next(key for key, run in Store(tmp_path).results().items() if run["status"] == "failed")
     before = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "runs").iterdir()}
-    run_comparison(config, str(tmp_path), retry_failed=True)
+    compare(config, str(tmp_path), retry_failed=True)
     after = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "runs").iterdir()}
     assert {name for name in before if before[name] != after[name]} == {f"{failed}.json"}
 
 
 def test_a_search_without_a_good_trial_fails_by_name(tmp_path):
     tuning = Tuning(1, space={"model.optimizer.lr": Range(1e29, 1e30)}, val_fraction=0.4)
-    run_comparison(small(("softmax",), tuning=tuning, epochs=2), str(tmp_path))
+    compare(small(("softmax",), tuning=tuning, epochs=2), str(tmp_path))
     trial, final = Store(tmp_path).results().values()
     assert (trial["status"], final["status"], final["predictions"]) == ("failed", "failed", None)
     assert final["reason"].startswith("none of 1 trial has succeeded: ")
@@ -268,10 +290,6 @@ def test_a_search_without_a_good_trial_fails_by_name(tmp_path):
 @pytest.mark.parametrize(("metric", "status"), [("accuracy", "ok"), ("balanced_accuracy", "pruned")])
 def test_a_trial_is_stopped_by_the_metric_of_the_plan(metric, status, tmp_path):
     """All images are the same and nine of ten of one class, which all are taken for: 0.5 is the balanced accuracy."""
-    from metricloss_pl.compare.dataset import task_of
-    from metricloss_pl.compare.plan import expand
-    from metricloss_pl.compare.runner import execute
-
     for name, images in (("common", 54), ("rare", 6)):
         for image in range(images):
             make_image(tmp_path / "images" / name / f"{image}.png", 8, seed=0)
@@ -285,7 +303,7 @@ def test_a_trial_is_stopped_by_the_metric_of_the_plan(metric, status, tmp_path):
     seen = dict.fromkeys(("val/accuracy", "val/balanced_accuracy"), 0.7)
     history = {"epoch": [1, 2, 3, 4], **{name: [value] * 4 for name, value in seen.items()}}
     past = {"status": "ok", "settings": {"model.optimizer.lr": 0.025}, "metrics": seen, "history": history}
-    found = execute(replace(task_of(config, trial), before=(past | {"planned_epochs": 4},) * 3)).result
+    found = execute(Task(trial, config, before=(past | {"planned_epochs": 4},) * 3)).result
     assert found["status"] == status, found["reason"]
     assert found["history"]["val/accuracy"][-1] > 0.7
     assert found["history"]["val/balanced_accuracy"][-1] == 0.5
@@ -321,7 +339,7 @@ def test_a_variant_is_refused_before_anything_runs(case, tmp_path):
     config = small(("softmax", "cosine") if message.startswith("variant") else ("cosine",), tuning=Tuning())
     config.variants["cosine"] = Variant(str(CONFIGS / "digits_cosine.yaml"), overrides)
     with pytest.raises(UserError, match=f"^{message}"):
-        run_comparison(config, str(tmp_path / "results"))
+        compare(config, str(tmp_path / "results"))
     assert not (tmp_path / "results").exists()
 
 
@@ -333,12 +351,12 @@ def test_a_variant_is_refused_before_anything_runs(case, tmp_path):
         (
             {"tuning": Tuning(1, space={"data.batch_size": Range(choices=[8, "many"])}), "overrides": {}},
             {},
-            "^the range of data.batch_size holds many: .*",
+            "^the ranges hold data.batch_size many: .*",
         ),
         (
             {"tuning": Tuning(1, space={"model.embedding_dim": Range(4, 16)})},
             {},
-            "the range of model.embedding_dim holds 4.0: only integers are possible: give choices",
+            "the ranges hold model.embedding_dim 4.0: .*integers need choices",
         ),
         ({}, {"n_parallel": 0}, "n_parallel is 0"),
         ({}, {"keep_checkpoints": "some"}, "keep_checkpoints is 'some'"),
@@ -348,7 +366,7 @@ def test_a_variant_is_refused_before_anything_runs(case, tmp_path):
 )
 def test_a_plan_that_cannot_be_run_is_refused(changes, settings, message, tmp_path):
     with pytest.raises(UserError, match=message):
-        run_comparison(small(("softmax",), **{"trials": 0, **changes}), str(tmp_path / "results"), **settings)
+        compare(small(("softmax",), **{"trials": 0, **changes}), str(tmp_path / "results"), **settings)
     assert not (tmp_path / "results").exists()
 
 
@@ -361,34 +379,22 @@ def test_trials_need_equally_many_validation_images(tmp_path):
         variants[name] = Variant(str(file))
     config = small(variants=variants, tuning=Tuning(1, space=RATES))
     with pytest.raises(UserError, match=r"^variant fifth has data.val_fraction 0.2, and none 0.0: give tuning.val_f"):
-        run_comparison(config, str(tmp_path / "results"))
+        compare(config, str(tmp_path / "results"))
     with pytest.raises(UserError, match=r"^data.val_fraction is 0, and trials are validated: give tuning"):
-        run_comparison(replace(config, include=["none"]), str(tmp_path / "results"))
+        compare(replace(config, include=["none"]), str(tmp_path / "results"))
 
 
 def test_tuning_without_optuna_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'pip install "metricloss_pl\[compare\]".* --tuning.trials 0'):
-        run_comparison(small(), str(tmp_path / "results"))
+        compare(small(), str(tmp_path / "results"))
 
 
-@pytest.mark.parametrize(
-    ("mistakes", "message"),
-    [
-        ({"a": "no folder", "b": "no folder", "c": "no folder"}, "no folder"),
-        ({"a": "no folder", "b": "no folder"}, "variant a: no folder"),
-        ({"c": "no head"}, "variant c: no head"),
-    ],
-)
-def test_a_mistake_names_its_variant_unless_all_make_it(mistakes, message):
-    def do(variant: str) -> str:
-        if variant in mistakes:
-            raise UserError(mistakes[variant])
-        return variant.upper()
-
-    with pytest.raises(UserError) as refused:
-        for_each("abc", do)
-    assert str(refused.value) == message
+def test_a_mistake_names_its_variant_if_there_are_several():
+    for names, line in ((("softmax", "cosine"), "variant softmax: no folder"), (("softmax",), "no folder")):
+        with pytest.raises(UserError) as refused, naming(small(names), "softmax"):
+            raise UserError("no folder")
+        assert str(refused.value) == line
 
 
 @pytest.mark.slow

@@ -15,14 +15,13 @@ from pathlib import Path
 import pytest
 
 from metricloss_pl.compare import api
-from metricloss_pl.compare.api import run_comparison
+from metricloss_pl.compare.api import compare
 from metricloss_pl.compare.executor import InProcess, LocalPool, RayCluster
 from metricloss_pl.compare.plan import Run
 from metricloss_pl.compare.runner import Outcome, Task, empty_result
 from metricloss_pl.compare.store import Store
 from metricloss_pl.errors import UserError
 from tests.compare.small import small
-from tests.compare.stranger import my_factory
 from tests.compare.test_compare import assert_equal
 from tests.systems import needs_signals
 
@@ -31,7 +30,7 @@ pytest.importorskip("optuna")
 
 def task(number: int, folder: Path) -> Task:
     run = Run("final", str(number), None, 0, 0, None, None, f"key{number}", ())
-    return Task(run, my_factory, "factory", {}, small().tuning, features_dir=folder)
+    return Task(run, small(), features_dir=folder)
 
 
 def note(task: Task) -> Outcome:
@@ -140,7 +139,7 @@ def no_report(monkeypatch):
 @pytest.mark.usefixtures("no_report")
 def test_a_driver_killed_at_any_moment_loses_only_runs_in_progress(tmp_path):
     """Also with its processes; the same command then ends with the results of a comparison that was not killed."""
-    expected = run_comparison(small(sizes=[5, 8]), str(tmp_path / "expected"), keep_checkpoints="none").folder
+    expected = compare(small(sizes=[5, 8]), str(tmp_path / "expected"), keep_checkpoints="none").folder
     flags = ["--config", "small.yaml", "--output_dir", "killed", "--keep_checkpoints", "none", "--n_parallel", "2"]
     variants = {name: {"config": str(variant.config)} for name, variant in small().variants.items()}
     space = {"model.optimizer.lr": {"low": 0.005, "high": 0.5, "log": True}}
@@ -194,7 +193,7 @@ def test_a_cluster_of_two_machines_of_which_one_is_lost(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     config = replace(small(sizes=[5], seeds=[0, 1]))
-    expected = run_comparison(config, str(tmp_path / "expected")).folder
+    expected = compare(config, str(tmp_path / "expected")).folder
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 1})
     try:
         node = cluster.add_node(num_cpus=1, num_gpus=1)
@@ -208,7 +207,7 @@ def test_a_cluster_of_two_machines_of_which_one_is_lost(tmp_path, monkeypatch):
                 cluster.remove_node(node, allow_graceful=False)
 
         monkeypatch.setattr(Store, "write_result", lose_a_machine)
-        run_comparison(config, str(tmp_path / "cluster"), cluster=cluster.address)
+        compare(config, str(tmp_path / "cluster"), cluster=cluster.address)
     finally:
         ray.shutdown()
         cluster.shutdown()

@@ -20,7 +20,7 @@ def summary(tmp_path_factory):
         tmp_path_factory.mktemp("figures"), VARIANTS, sizes=(5, 20, None), trials=4, images=80, class_names="abcd",
         kinds={"forest": "trivial"}, missing=lambda run: run["size"] is None and run["kind"] == "final",
     )  # fmt: skip
-    return Summary.read(folder)
+    return Summary(folder)
 
 
 def finals(summary, variant, size):
@@ -44,7 +44,7 @@ def test_accuracies(summary):
 
 
 def test_learning_curves_are_those_of_the_final_runs_or_of_the_best_trials(tmp_path):
-    summary = Summary.read(make_comparison(tmp_path, VARIANTS, images=40, class_names="ab", trials=4))
+    summary = Summary(make_comparison(tmp_path, VARIANTS, images=40, class_names="ab", trials=4))
     for number, run in enumerate(finals(summary, "cosine", None)):
         summary.results[run["key"]]["history"] = {"epoch": [1, 2], "val/accuracy": [0.1 * number, 0.5]}
     curves, ends = figures.learning_curves(summary, None)
@@ -60,7 +60,7 @@ def test_learning_curves_are_those_of_the_final_runs_or_of_the_best_trials(tmp_p
 
 
 def test_no_learning_curves_without_a_history_of_accuracies(tmp_path):
-    summary = Summary.read(make_comparison(tmp_path, images=40, class_names="ab"))
+    summary = Summary(make_comparison(tmp_path, images=40, class_names="ab"))
     assert figures.learning_curves(summary, None) == ({}, {})
 
 
@@ -106,20 +106,3 @@ def test_embeddings_are_those_of_one_run(summary):
     centered = stored.embeddings.astype(float) - stored.embeddings.astype(float).mean(axis=0)
     largest = np.linalg.svd(centered, compute_uv=False)[:2]
     np.testing.assert_allclose(np.linalg.norm(points, axis=0), largest, rtol=1e-6)
-
-
-def test_disagreements(summary):
-    found = figures.disagreements(summary)
-    assert 0 < len(found) <= 12
-    for image in found:
-        label = image["label"]
-        for variant, own in image["variants"].items():
-            predictions = [summary.store.predictions(run["key"]) for run in finals(summary, variant, 20)]
-            place = predictions[0].names.tolist().index(image["name"])
-            predicted = ["abcd"[run.probabilities[place].argmax()] for run in predictions]
-            assert own["predicted"] == {name: predicted.count(name) for name in own["predicted"]}
-            assert sum(own["predicted"].values()) == own["runs"] == 3
-            assert own["right"] == predicted.count(label)
-            assert list(own["predicted"].values()) == sorted(own["predicted"].values(), reverse=True)
-    spread = [max(own["right"] for own in image["variants"].values()) for image in found]
-    assert spread[0] == 3

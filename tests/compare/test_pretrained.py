@@ -13,10 +13,10 @@ from metricloss_pl.backbones import TorchvisionBackbone
 from metricloss_pl.compare import pretrained
 from metricloss_pl.compare.budget import measure, shorter, total_seconds
 from metricloss_pl.compare.config import Tuning, Variant
-from metricloss_pl.compare.dataset import summarize, task_of
+from metricloss_pl.compare.dataset import summarize
 from metricloss_pl.compare.plan import expand
 from metricloss_pl.compare.pretrained import find_backbone, with_pretrained
-from metricloss_pl.compare.runner import execute
+from metricloss_pl.compare.runner import Task, build, execute
 from metricloss_pl.errors import UserError
 from metricloss_pl.losses import functional as F
 from tests.backbones.conftest import calls  # noqa: F401
@@ -122,7 +122,7 @@ def test_the_probe_is_that_of_scikit_learn(comparison, weights, tmp_path, monkey
         if run.variant != "linear_probe":
             continue
         before = tuple(results[key] for key in run.needs)
-        task = replace(task_of(config, run), before=before, features_dir=tmp_path)
+        task = Task(run, config, before=before, features_dir=tmp_path)
         results[run.key], predictions[run.key] = execute(task)
     assert {result["status"] for result in results.values()} == {"ok"}
     values = {result["settings"]["model.C"] for result in results.values() if result["kind"] == "trial"}
@@ -134,7 +134,7 @@ def test_the_probe_is_that_of_scikit_learn(comparison, weights, tmp_path, monkey
     assert sum(seen) <= 2 * 50 + tested  # two draws of 50 images
     assert len(list(tmp_path.iterdir())) == 1
 
-    _, data, _ = task_of(config, runs[-1]).factory({"seed": 0, "split": 0, "samples_per_class": 5, "val_fraction": 0.0})
+    _, data, _ = build(Task(next(run for run in runs if run.kind == "final"), config), {})
     data.setup("fit"), data.setup("test")
     backbone = TorchvisionBackbone(NAME, 1, weights).eval()
     sets = []
@@ -154,7 +154,7 @@ def test_the_probe_is_that_of_scikit_learn(comparison, weights, tmp_path, monkey
 def test_fine_tuning_trains_all_layers(comparison, tmp_path):
     config, runs = comparison
     run = next(run for run in runs if run.variant == "fine_tuned_softmax")
-    outcome = execute(task_of(config, run))
+    outcome = execute(Task(run, config))
     assert (outcome.result["status"], outcome.result["reason"]) == ("ok", None)
     assert 1e-4 <= outcome.result["settings"]["model.optimizer.lr"] <= 3e-3
 
@@ -162,7 +162,7 @@ def test_fine_tuning_trains_all_layers(comparison, tmp_path):
 def test_a_dry_run_counts_features_once(comparison):
     config, runs = comparison
     run = next(run for run in runs if run.variant == "linear_probe" and run.kind == "final")
-    cost = measure(task_of(config, run))
+    cost = measure(Task(run, config))
     assert cost.training == 0 < cost.scoring
     costs = {(name, 5): replace(cost, around=1.0, scoring=0.1, training=100.0) for name in config.variants}
     subsets = [{"kind": kind, "size": 5, "train": 50, "val": 10, "test": 40} for kind in ("final", "trial")]

@@ -16,6 +16,7 @@ from metricloss_pl.compare import filters
 from metricloss_pl.compare.figures import thumbnail
 from metricloss_pl.compare.report import write_report
 from metricloss_pl.compare.store import Store
+from metricloss_pl.compare.summary import Summary
 from metricloss_pl.errors import UserError
 from tests.compare.golden import __main__ as golden
 from tests.compare.synthetic import make_comparison
@@ -153,6 +154,18 @@ def test_every_kind_of_comparison_has_a_report(settings, words, tmp_path, undraw
     widths = [line.count("|") - line.count("\\|") for line in text.splitlines() if line.startswith("|")]
     rules = [line.count("|") for line in text.splitlines() if line.startswith("| ---")]
     assert set(widths) == set(rules)
+
+
+def test_the_hardest_classes_come_first_and_those_without_images_last(tmp_path, undrawn):
+    folder = make_comparison(tmp_path, class_names="fbcaed", labels=[0, 2, 3, 5] * 10)
+    write_report(folder)
+    order = re.findall(r"^\| (\w) \| \d", (folder / "report.md").read_text(encoding="utf-8"), flags=re.M)
+    tables = [
+        Summary(folder).per_class(variant, None).set_index("class")["recall"] for variant in Summary(folder).variants
+    ]
+    assert order[4:] == ["b", "e"]
+    assert sum(tables)[order[:4]].is_monotonic_increasing
+    assert sum(tables)[["f", "c", "a", "d"]].nunique() > 2
 
 
 def test_disagreements_show_images_of_the_data_folder_alone(tmp_path, undrawn):

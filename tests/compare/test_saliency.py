@@ -83,7 +83,7 @@ def test_pictures_of_the_kept_network(tmp_path, monkeypatch):
     plan = json.loads((folder / "plan.json").read_text())
     plan["data"]["root"] = str(data)
     (folder / "plan.json").write_text(json.dumps(plan))
-    summary = Summary.read(folder)
+    summary = Summary(folder)
     assert list(figures._saliency_maps(summary)) == []  # no checkpoint is kept
     for run in summary.results.values():
         run["checkpoint"] = "last.ckpt"

@@ -71,12 +71,6 @@ def test_the_median_judges_from_a_fifth_of_the_training_and_after_three_trials()
     assert not search(3, before[:2]).is_hopeless(0.2, 0.1)
 
 
-def test_successive_halving_continues_with_the_better_half():
-    before = [result(value, history=[value], epochs=10) for value in (0.8, 0.7, 0.6)]
-    assert search(3, before, pruner="successive_halving").is_hopeless(0.1, 0.65)
-    assert not search(3, before, pruner="successive_halving").is_hopeless(0.1, 0.75)
-
-
 def test_pruned_trials_are_learned_from():
     pruned = [[result(0, "pruned", history=[0.1] * 2, lr=rate)] * 4 for rate in (0.9, 0.0015)]
     first, second = (search(8, [result(0.5, lr=0.03)] * 4 + some).settings["lr"] for some in pruned)

@@ -32,7 +32,7 @@ def test_a_comparison_is_read_as_it_was_written(folder):
     assert predictions.names[0] == "test 0"
 
 
-@pytest.mark.parametrize("damage", ["empty", "half", "other key", "other plan", "no predictions", "list", "no metrics"])
+@pytest.mark.parametrize("damage", ["empty", "half", "other key", "other plan", "no predictions", "list"])
 def test_an_incomplete_result_is_ignored(folder, damage):
     store = Store(folder)
     key = next(key for key, run in store.plan()["runs"].items() if run["kind"] == "final")
@@ -44,7 +44,6 @@ def test_an_incomplete_result_is_ignored(folder, damage):
         "other key": json.dumps(result | {"key": "x"}),
         "other plan": json.dumps(result | {"seed": 77}),
         "list": "[1]",
-        "no metrics": json.dumps({name: value for name, value in result.items() if name != "metrics"}),
     }
     if damage == "no predictions":
         (folder / "predictions" / f"{key}.npz").unlink()
@@ -69,7 +68,6 @@ def test_a_number_that_is_not_finite_becomes_null(folder):
         ("{", "no plan of a comparison"),
         ("[]", "no plan of a comparison"),
         ('{"format": 1}', "is of format 1, not 2"),
-        ('{"format": 2}', "lacks baseline, metric"),
     ],
 )
 def test_a_folder_without_a_sound_plan_is_refused(tmp_path, content, message):

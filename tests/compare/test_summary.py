@@ -58,17 +58,17 @@ def check_row(row, accuracy, difference, tests):
 
 @pytest.mark.parametrize("metric", ["accuracy", "balanced_accuracy"])
 def test_rows_beside_loops(tmp_path, metric):
-    summary = Summary.read(make(tmp_path, metric))
+    summary = Summary(make(tmp_path, metric))
     labels = np.array(LABELS) if metric == "balanced_accuracy" else None
     assert list(summary.table.columns) == TABLE
-    assert list(summary.overall.columns) == TABLE[1:]
+    assert list(summary.overall.columns) == TABLE
     assert list(zip(summary.table["size"], summary.table["variant"], strict=True)) == [
         (size, variant) for size in (10, None) for variant in "abc"
     ]
     rows = [*summary.table.to_dict("records"), *summary.overall.to_dict("records")]
-    for row in map(pd.Series, rows):
-        sizes = [row["size"]] if "size" in row else [10, None]
-        variant, tests = row["variant"], 4 if "size" in row else 2
+    for number, row in enumerate(map(pd.Series, rows)):
+        sizes = [row["size"]] if number < 6 else [10, None]
+        variant, tests = row["variant"], 4 if number < 6 else 2
         seeds = (0, 1) if variant == "b" and 10 in sizes else (0, 1, 2)  # the third one has failed
         own, base = (
             np.mean([correct(tmp_path, name, size, seeds) for size in sizes], axis=0) for name in (variant, "a")
@@ -90,20 +90,20 @@ def test_rows_beside_loops(tmp_path, metric):
 
 
 def test_one_size_has_no_average(tmp_path):
-    summary = Summary.read(make_comparison(tmp_path, {"a": 0.8, "b": 0.8}))
-    assert summary.overall.empty
+    summary = Summary(make_comparison(tmp_path, {"a": 0.8, "b": 0.8}))
+    assert summary.overall is summary.table
     assert (summary.sizes, summary.variants, summary.baseline, summary.metric) == ([None], ["a", "b"], "a", "accuracy")
 
 
 def test_a_planted_difference_is_found_and_a_planted_tie_is_not(tmp_path):
-    summary = Summary.read(make_comparison(tmp_path, {"base": 0.75, "tie": 0.75, "better": 0.85}, seeds=range(5)))
+    summary = Summary(make_comparison(tmp_path, {"base": 0.75, "tie": 0.75, "better": 0.85}, seeds=range(5)))
     table = summary.table.set_index("variant")
     assert table.loc["better", "p_adjusted"] <= 0.05 < table.loc["tie", "p_adjusted"]
     assert table.loc["tie", "difference_low"] < 0 < table.loc["tie", "difference_high"]
 
 
 def test_one_seed_has_accuracies_alone(tmp_path):
-    table = Summary.read(make_comparison(tmp_path, {"a": 0.8, "b": 0.9}, seeds=(3,))).table
+    table = Summary(make_comparison(tmp_path, {"a": 0.8, "b": 0.9}, seeds=(3,))).table
     assert table["method"].tolist() == ["one_repetition"] * 2
     assert table["difference"].notna().tolist() == [False, True]
     assert (
@@ -114,7 +114,7 @@ def test_one_seed_has_accuracies_alone(tmp_path):
 @pytest.mark.parametrize("seeds", [(0,), (0, 1)])
 def test_folds_are_repetitions_with_their_seeds_averaged(tmp_path, seeds):
     folder = make_comparison(tmp_path, {"a": 0.7, "b": 0.8}, seeds=seeds, folds=4, images=90)
-    store, row = Store(folder), Summary.read(folder).table.iloc[1]
+    store, row = Store(folder), Summary(folder).table.iloc[1]
     values = np.full((90, 4), np.nan)
     for fold in range(4):
         shares = {"a": [], "b": []}
@@ -136,7 +136,7 @@ def test_splits_are_repetitions_with_their_seeds_averaged(tmp_path):
     for key, run in store.results().items():
         found = store.predictions(key)
         tables[run["variant"]][:, run["split"]] += (found.probabilities.argmax(axis=1) == found.labels) / 2
-    row = Summary.read(folder).table.iloc[1]
+    row = Summary(folder).table.iloc[1]
     expected = statistics.difference(tables["b"] - tables["a"])
     assert (row["difference_low"], row["difference_high"]) == pytest.approx(expected.interval)
     assert row["std"] == pytest.approx(tables["b"].mean(axis=0).std(ddof=1))
@@ -149,7 +149,7 @@ def test_test_sets_that_differ_by_seed(tmp_path):
         found, half = store.predictions(key), np.random.default_rng(run["seed"]).permutation(80)[:40]
         images = {"train": 100, "val": 20, "test": 40}
         store.write_result({**run, "images": images}, type(found)(*(values[half] for values in found[:3])))
-    row = Summary.read(folder).table.iloc[1]
+    row = Summary(folder).table.iloc[1]
     assert row["method"] == "corrected_resampled_t"
     values = np.full((80, 3), np.nan)
     for seed in range(3):
@@ -168,7 +168,7 @@ def test_a_run_without_partner_is_in_no_difference(tmp_path):
         tmp_path, {"a": 0.7, "b": 0.8}, seeds=range(4),
         missing=lambda run: (run["variant"], run["seed"]) in [("a", 0), ("b", 3)],
     )  # fmt: skip
-    row = Summary.read(folder).table.iloc[1]
+    row = Summary(folder).table.iloc[1]
     expected = correct(folder, "b", None, (1, 2)) - correct(folder, "a", None, (1, 2))
     assert row["difference"] == pytest.approx(expected.mean())
     assert row["accuracy"] == pytest.approx(correct(folder, "b", None, (0, 1, 2)).mean())
@@ -181,14 +181,14 @@ def test_a_run_that_is_missing_at_one_size_is_in_no_mean_over_sizes(tmp_path, si
         missing=lambda run: (run["variant"], run["size"], run["seed"]) == ("b", size, 1),
     )  # fmt: skip
     own, base = (np.mean([correct(folder, name, n, (0, 2)) for n in (10, None)], axis=0) for name in "ba")
-    row = Summary.read(folder).overall.iloc[1]
+    row = Summary(folder).overall.iloc[1]
     assert (row["difference"], row["p"]) == pytest.approx((np.mean(own - base), statistics.difference(own - base).p))
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("only", [None, "b"])
 def test_a_comparison_that_has_just_begun(tmp_path, only):
-    summary = Summary.read(
+    summary = Summary(
         make_comparison(
             tmp_path, {"a": 0.7, "b": 0.8}, (10, None), trials=1, missing=lambda run: run["variant"] != only
         )
@@ -199,20 +199,18 @@ def test_a_comparison_that_has_just_begun(tmp_path, only):
     assert summary.per_class("a", None)[["recall", "low", "precision"]].isna().all(axis=None)
     assert summary.calibration("a", None) is None
     assert not summary.confusion("a", None).any()
-    assert summary.disagreements(None, 5).empty
-    assert len(summary.trials) == 2 * (only == "b")
-    assert list(summary.trials.columns)[:7] == ["variant", "size", "split", "fold", "trial", "score", "status"]
-    assert len(summary.history) == (0 if only is None else 60)
+    assert summary.disagreements(None, 5) == []
+    assert len(summary.searches) <= 2 * (only == "b")
     assert summary.best_run is None
 
 
 def test_a_folder_without_a_plan(tmp_path):
     with pytest.raises(UserError, match=r"plan\.json"):
-        Summary.read(tmp_path)
+        Summary(tmp_path)
 
 
 def test_classes_beside_scikit_learn(tmp_path):
-    summary = Summary.read(make(tmp_path))
+    summary = Summary(make(tmp_path))
     runs, hits = finals(tmp_path, "b", None), correct(tmp_path, "b", None)
     labels = np.concatenate([run.labels for run in runs])
     predicted = np.concatenate([run.probabilities for run in runs]).argmax(axis=1)
@@ -235,7 +233,7 @@ def test_classes_beside_scikit_learn(tmp_path):
 
 
 def test_calibration_beside_loops(tmp_path):
-    found = Summary.read(make(tmp_path)).calibration("b", None)
+    found = Summary(make(tmp_path)).calibration("b", None)
     runs = finals(tmp_path, "b", None)
     labels = np.concatenate([run.labels for run in runs])
     p = np.concatenate([run.probabilities for run in runs]).astype(float)
@@ -258,12 +256,12 @@ def test_calibration_beside_loops(tmp_path):
 
 
 def test_a_perfect_variant_has_a_calibration(tmp_path):
-    found = Summary.read(make_comparison(tmp_path, {"a": 1.0 - 1e-12, "b": 0.5}, images=20)).calibration("a", None)
+    found = Summary(make_comparison(tmp_path, {"a": 1.0 - 1e-12, "b": 0.5}, images=20)).calibration("a", None)
     assert found.bins["accuracy"].tolist() == [1.0] * len(found.bins)
 
 
 def test_area_under_the_curve_of_two_classes(tmp_path):
-    summary = Summary.read(make_comparison(tmp_path / "two", {"a": 0.7, "b": 0.8}, class_names=["no", "yes"]))
+    summary = Summary(make_comparison(tmp_path / "two", {"a": 0.7, "b": 0.8}, class_names=["no", "yes"]))
     areas = []
     for run in finals(tmp_path / "two", "b", None):
         positive = run.probabilities[:, 1]
@@ -271,57 +269,50 @@ def test_area_under_the_curve_of_two_classes(tmp_path):
         areas.append(np.mean((pairs > 0) + 0.5 * (pairs == 0)))
     assert summary.auc("b", None) == pytest.approx(np.mean(areas))
     one = make_comparison(tmp_path / "one", {"a": 0.7, "b": 0.8}, class_names=["no", "yes"], labels=[1] * 20)
-    assert np.isnan(Summary.read(one).auc("b", None))
-    assert np.isnan(Summary.read(make(tmp_path / "four")).auc("b", None))
+    assert np.isnan(Summary(one).auc("b", None))
+    assert np.isnan(Summary(make(tmp_path / "four")).auc("b", None))
 
 
 def test_trivial_baselines_are_in_no_test_and_in_no_disagreement(tmp_path):
-    summary = Summary.read(
+    summary = Summary(
         make_comparison(tmp_path, {"a": 0.8, "b": 0.9, "majority": 0.1}, kinds={"majority": "trivial"}, seeds=range(5))
     )
     table = summary.table.set_index("variant")
     assert table.loc["majority", "difference_high"] < 0
     assert table.loc["majority", ["p", "p_adjusted", "minimum_detectable"]].isna().all()
     assert table.loc["b", "p_adjusted"] == table.loc["b", "p"]  # the only test
-    assert list(summary.disagreements(None, 1)["right"][0]) == ["a", "b"]
+    assert list(summary.disagreements(None, 1)[0]["variants"]) == ["a", "b"]
 
 
 def test_disagreements_beside_loops(tmp_path):
-    summary = Summary.read(make(tmp_path))
+    summary = Summary(make(tmp_path))
     tables = {variant: correct(tmp_path, variant, None) for variant in "abc"}
     spread = np.ptp([values.mean(axis=1) for values in tables.values()], axis=0)
     order = [k for k in np.argsort(-spread, kind="stable") if spread[k] > 0]
     assert 10 < len(order) < 60
-    found = summary.disagreements(None, 10).to_dict("records")
+    found = summary.disagreements(None, 10)
     assert [row["name"] for row in found] == [f"{k // 2}.png" for k in order[:10]]
     for k, row in zip(order, found, strict=False):
-        assert row["label"] == LABELS[k]
+        assert row["label"] == "wxyz"[LABELS[k]]
         for variant, values in tables.items():
-            assert (row["right"][variant], row["runs"][variant]) == (values[k].sum(), 3)
-            predicted = [int(run.probabilities[k].argmax()) for run in finals(tmp_path, variant, None)]
-            assert row["predicted"][variant] == {label: predicted.count(label) for label in predicted}
-            assert list(row["predicted"][variant].values()) == sorted(row["predicted"][variant].values(), reverse=True)
+            own = row["variants"][variant]
+            assert (own["right"], own["runs"]) == (values[k].sum(), 3)
+            predicted = ["wxyz"[run.probabilities[k].argmax()] for run in finals(tmp_path, variant, None)]
+            assert own["predicted"] == {name: predicted.count(name) for name in predicted}
+            assert list(own["predicted"].values()) == sorted(own["predicted"].values(), reverse=True)
     assert len(summary.disagreements(None, 100)) == len(order)
 
 
-def test_trials_and_histories_are_what_is_stored(tmp_path):
-    summary, results = Summary.read(make(tmp_path)), Store(tmp_path).results()
-    stored = [run for run in results.values() if run["kind"] == "trial"]
-    assert len(stored) == 24
-    for row, run in zip(summary.trials.to_dict("records"), stored, strict=True):
-        assert all(row[name] == run[name] for name in ("variant", "size", "split", "fold", "trial", "status"))
-        assert row["model.optimizer.lr"] == run["settings"]["model.optimizer.lr"]
-        score = run["metrics"].get("val/accuracy")
-        assert row["score"] == score if score is not None else np.isnan(row["score"])
-    history = summary.history
-    own = history[(history["variant"] == "b") & (history["seed"] == 1) & (history["name"] == "train/loss")]
-    (run,) = (r for r in results.values() if (r["kind"], r["variant"], r["seed"], r["size"]) == ("final", "b", 1, 10))
-    of_size = own[own["size"] == 10]
-    assert (of_size["epoch"].tolist(), of_size["value"].tolist()) == (
-        run["history"]["epoch"],
-        run["history"]["train/loss"],
-    )
-    assert len(own) == 2 * len(of_size)
+def test_searches_have_their_successful_trials_the_best_first(tmp_path):
+    summary, stored = Summary(make(tmp_path)), Store(tmp_path).results().values()
+    assert {(found.variant, found.size) for found in summary.searches} == {(v, n) for v in "abc" for n in (10, None)}
+    for found in summary.searches:
+        own = [
+            run for run in stored if (run["kind"], run["variant"], run["size"]) == ("trial", found.variant, found.size)
+        ]
+        scores = sorted((run["metrics"]["val/accuracy"] for run in own if run["status"] == "ok"), reverse=True)
+        assert [score for score, _ in found.trials] == scores
+        assert found.best["metrics"]["val/accuracy"] == scores[0]
 
 
 def test_the_best_run_is_that_of_validation(tmp_path):
@@ -333,11 +324,11 @@ def test_the_best_run_is_that_of_validation(tmp_path):
                 run["variant"] == "a"
             )
             store.write_result(run)
-    assert Summary.read(tmp_path).best_run is None  # no checkpoint is kept
+    assert Summary(tmp_path).best_run is None  # no checkpoint is kept
     for run in store.results().values():
         if run["kind"] == "final":
             store.write_result(
                 {**run, "checkpoint": "last.ckpt"}, store.predictions(run["key"]) if run["predictions"] else None
             )
-    best = Summary.read(tmp_path).best_run
+    best = Summary(tmp_path).best_run
     assert (best["variant"], best["size"], best["seed"], best["checkpoint"]) == ("c", None, 0, "last.ckpt")
