@@ -170,4 +170,4 @@ def _unit(images: Tensor) -> Tensor:
     """Return images as vectors (N, D) of mean 0 and norm 1; 0 where an image has a single color."""
     vectors = images.flatten(1)
     vectors = vectors - vectors.mean(1, keepdim=True)
-    return vectors / vectors.norm(dim=1, keepdim=True).clamp_min(1e-3)
+    return functional.normalize(vectors, eps=1e-3)

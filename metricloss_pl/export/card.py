@@ -204,12 +204,11 @@ def _short_name(path: str, separator: str = "/") -> str:
 def _comparison(folder: Path) -> Any:
     """Return the tables of a comparison."""
     try:
-        from metricloss_pl.compare.checks import records
-        from metricloss_pl.compare.summary import Summary
+        from metricloss_pl.compare.summary import Summary, rows
     except ImportError as error:
         raise UserError(
             f'--comparison needs {error.name}, which is not installed: pip install "metricloss_pl[compare]"'
         ) from error
-    summary = Summary.read(folder)
-    rows = [row for row in records(summary.table) if row["n_runs"]]
-    return {"name": summary.plan["name"], "metric": summary.metric, "baseline": summary.baseline, "rows": rows}
+    summary = Summary(folder)
+    found = rows(summary.table, summary.variants)
+    return {"name": summary.plan["name"], "metric": summary.metric, "baseline": summary.baseline, "rows": found}

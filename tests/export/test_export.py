@@ -283,7 +283,7 @@ def test_the_card_shows_the_comparison(planted, tmp_path):
     card = export_model(checkpoint, "safetensors", comparison=folder).card.read_text(encoding="utf-8")
     from metricloss_pl.compare.summary import Summary
 
-    table = Summary.read(folder).table.set_index("variant")
+    table = Summary(folder).table.set_index("variant")
     for variant in ("softmax", "cosine"):
         values = [100 * table.loc[variant, column] for column in ("accuracy", "low", "high")]
         assert cells(card, variant)[2] == "{:.1f} ({:.1f} to {:.1f})".format(*values)
