@@ -97,7 +97,10 @@ def write_graph(
         shapes = [(count, *images.shape[1:]) for count in (1, 3)]
         if any(isinstance(length, torch.SymInt) for length in _input_shape(program)[2:]):
             shapes.append((1, images.shape[1], 2 * images.shape[2], 3 * images.shape[3]))
-        difference = _largest_difference(outputs, _reader(file, onnx), dtype, shapes)
+        try:
+            difference = _largest_difference(outputs, _reader(file, onnx), dtype, shapes)
+        except AssertionError:  # a guard of torch.export: the graph holds for some sizes only
+            difference = math.nan
     if not difference <= MOST_DIFFERENCE:
         advice = ", or give --image_size" if size is None else ""
         raise UserError(
