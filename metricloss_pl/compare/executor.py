@@ -184,7 +184,8 @@ class RayCluster:
         room = self.gpus if self.gpus else int(resources.get("CPU", 1)) // threads
         self._slots = max(1, room if runs is None else min(runs, room))
         options = {"num_cpus": threads, "num_gpus": 1 if self.gpus else 0, "max_retries": 1}
-        self._remote: Any = ray.remote(**options)(_execute_remotely)  # type: ignore[call-overload]
+        remote: Any = ray.remote  # untyped where Ray is not installed
+        self._remote = remote(**options)(_execute_remotely)
         self._execute = execute
         self._running: dict[Any, Task] = {}
 
