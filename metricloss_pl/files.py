@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from metricloss_pl.errors import UserError, reason
 
@@ -22,6 +23,7 @@ __all__ = [
     "note_command",
     "read_lines",
     "replacing",
+    "sha256",
     "stem_of_result",
 ]
 
@@ -153,11 +155,17 @@ def stem_of_result(folder: Path, stem: str, command: str | None) -> str:
     )
 
 
-def note_command(result: Path, command: str | None) -> None:
-    """Write the command beside its result, for `stem_of_result`."""
+def note_command(result: Path, command: str | None, **facts: Any) -> None:
+    """Write the command, and other facts, beside its result, for `stem_of_result`."""
     if command is not None:
         with replacing(result.with_suffix(".json")) as beside:
-            beside.write_text(json.dumps({"command": command}) + "\n", encoding="utf-8")
+            beside.write_text(json.dumps({"command": command, **facts}) + "\n", encoding="utf-8")
+
+
+def sha256(path: str | Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal digits."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _command_of(file: Path) -> str | None:

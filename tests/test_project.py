@@ -34,6 +34,7 @@ LAYERS = {
     "errors": set(),
     "files": {"errors"},
     "download": {"errors"},
+    "formatting": set(),
     "schedules": {"errors"},
     "mixing": {"errors"},
     "config_files": {"errors", "files"},
@@ -51,12 +52,12 @@ LAYERS = {
     "cli.errors": {"errors", "files"},
     "cli.suggestions": {"errors", "cli.console", "config_files", "data", "regimes", "callbacks"},
     **{name: {*GROUND, *BASICS, *SHARED, "regimes", "callbacks", *RUNS[:number]} for number, name in enumerate(RUNS)},
-    "compare": {*GROUND, *BASICS, *SHARED, *RUNS, "regimes", "callbacks"},
+    "compare": {*GROUND, *BASICS, *SHARED, *RUNS, "regimes", "callbacks", "formatting"},
     "check": {"data", "compare", "errors", "files"},
-    "export": {*GROUND, *BASICS, *SHARED, *RUNS, "safetensors_files", "regimes", "callbacks", "compare"},
+    "export": {*GROUND, *BASICS, *SHARED, "safetensors_files", "regimes", "callbacks", "compare", "formatting"},
     "cli": {
         *(*GROUND, *BASICS, *SHARED, *RUNS, "schedules", "mixing", "regimes", "callbacks"),
-        *("compare", "check", "export", ""),
+        *("compare", "check", "export", "formatting", ""),
     },
     "__main__": {"cli"},
 }

@@ -18,7 +18,7 @@ from metricloss_pl.callbacks.evaluation import check_model
 from metricloss_pl.callbacks.run_folder import run_folder
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.errors import UserError, plural
-from metricloss_pl.files import note_command, replacing, stem_of_result
+from metricloss_pl.files import note_command, replacing, sha256, stem_of_result
 
 __all__ = ["PredictionWriter", "columns_of", "row_of"]
 
@@ -135,7 +135,7 @@ class PredictionWriter(BasePredictionWriter):
         try:
             self._write(path, rows, _files(trainer, rows["index"]), check_model(self, pl_module).class_names)
             if self.path is None:
-                note_command(path, self.command)
+                note_command(path, self.command, **_checkpoint_of(trainer))
         except OSError as error:
             raise UserError(f"predictions can't be written to {path} ({error.strerror}): give another path") from error
 
@@ -165,6 +165,12 @@ class PredictionWriter(BasePredictionWriter):
             with replacing(path.with_suffix(".npz")) as beside:
                 np.savez(beside, embeddings=rows["embeddings"], files=np.array(files), classes=classes)
             print(f"embeddings   {path.with_suffix('.npz')}")
+
+
+def _checkpoint_of(trainer: Trainer) -> dict[str, str]:
+    """Return the digest of the checkpoint that predicts."""
+    checkpoint = trainer.ckpt_path
+    return {"checkpoint_sha256": sha256(checkpoint)} if checkpoint and Path(checkpoint).is_file() else {}
 
 
 def _files(trainer: Trainer, index: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""Folder of a run."""
+"""Folder of a run, and the run that a checkpoint belongs to."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from pathlib import Path
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-__all__ = ["RunFolderCallback", "run_folder"]
+from metricloss_pl.callbacks.best import callback_states, recorded_id
+
+__all__ = ["CHECKPOINTS", "CONFIG", "LAST", "RunFolderCallback", "run_folder", "run_of"]
+
+CONFIG = "config.yaml"
+CHECKPOINTS = "checkpoints"
+LAST = "last.ckpt"
 
 
 class RunFolderCallback(Callback):
@@ -35,3 +41,22 @@ def run_folder(trainer: Trainer) -> Path:
         version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
         path = os.path.join(logger.save_dir or trainer.default_root_dir, str(logger.name), version)
     return Path(trainer.strategy.broadcast(path))
+
+
+def run_of(checkpoint: str | Path) -> Path | None:
+    """Return the folder of the run that has written a checkpoint, if it is there.
+
+    The checkpoint is in its `checkpoints`, or where `dirpath` told the run to write it.
+    """
+    path = Path(checkpoint)
+    for file in (path.absolute(), path.resolve()):
+        for folder in file.parents:
+            if folder.name == CHECKPOINTS and (folder.parent / CONFIG).is_file():
+                return folder.parent
+    states = callback_states(path)
+    named = Path(states.get("RunFolder", {}).get("folder", ""))
+    folders = [Path(state["dirpath"]) for state in states.values() if state.get("dirpath")]
+    if not (named / CONFIG).is_file() or not any(folder in path.resolve().parents for folder in folders):
+        return None
+    # Another run may have taken the place of the one that was there.
+    return named if recorded_id(callback_states(named / CHECKPOINTS / LAST)) == recorded_id(states) else None

@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 from lightning.pytorch.utilities import rank_zero_warn
 
+from metricloss_pl.callbacks.run_folder import CHECKPOINTS, CONFIG, LAST, run_of
 from metricloss_pl.checkpoints import import_paths, is_trusted_run, read_checkpoint
 from metricloss_pl.cli.console import relative_path
-from metricloss_pl.cli.run_folder import CHECKPOINTS, CONFIG, LAST, run_of
 from metricloss_pl.config_files import BLOCKS, CONFIG_FLAGS, find_config, is_yaml, read_yaml
 from metricloss_pl.errors import UserError, shell_command
 from metricloss_pl.run_options import LINKED, RESULT_INVARIANT, check_settings

@@ -17,7 +17,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 
 from metricloss_pl._compat import limit_waiting, make_room_for_linked_values
 from metricloss_pl.callbacks import ConfusionMatrixPlot, HierarchyMetrics, PredictionWriter, RejectionThreshold
-from metricloss_pl.callbacks.run_folder import run_folder
+from metricloss_pl.callbacks.run_folder import run_folder, run_of
 from metricloss_pl.checkpoints import AtomicCheckpointIO, import_paths, read_checkpoint, trusted_imports
 from metricloss_pl.cli import processes
 from metricloss_pl.cli.arguments import (
@@ -41,7 +41,7 @@ from metricloss_pl.cli.parser import Parser
 from metricloss_pl.cli.progress import ExpectedTime, ProgressLines
 from metricloss_pl.cli.record import RunRecord
 from metricloss_pl.cli.results import SettingsLog, report_results
-from metricloss_pl.cli.run_folder import LastCheckpoint, RunFolder, follow_moved_run, run_of
+from metricloss_pl.cli.run_folder import LastCheckpoint, RunFolder, follow_moved_run
 from metricloss_pl.cli.saved_config import SaveConfigAndSummary, drop_object_defaults
 from metricloss_pl.cli.split import SplitRecord, choose_images
 from metricloss_pl.cli.subcommands import DESCRIPTIONS

@@ -73,8 +73,8 @@ def _draw_losses(figure: str) -> Figure:
 def _embeddings(results: str | None, samples_per_class: int | None) -> Figure:
     from metricloss_pl import plots
     from metricloss_pl.compare.figures import embeddings
-    from metricloss_pl.compare.filters import at_size
     from metricloss_pl.compare.summary import Summary
+    from metricloss_pl.formatting import at_size
 
     if results is None:
         raise UserError("--results is missing: embeddings are drawn from the folder of a comparison")

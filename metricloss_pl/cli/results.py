@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,16 +14,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from metricloss_pl.callbacks.best import BALANCED
-from metricloss_pl.callbacks.run_folder import run_folder
+from metricloss_pl.callbacks.run_folder import CONFIG, run_folder, run_of
 from metricloss_pl.checkpoints import is_trusted_run
 from metricloss_pl.cli.console import print_columns, print_table, relative_path
 from metricloss_pl.cli.record import ClassScores, RunRecord
-from metricloss_pl.cli.run_folder import CONFIG, run_of
 from metricloss_pl.cli.saved_config import describe_few
 from metricloss_pl.data.samples import SET_NAMES, Split
 from metricloss_pl.environment import versions
 from metricloss_pl.errors import plural, shell_command
-from metricloss_pl.files import replacing, stem_of_result
+from metricloss_pl.files import replacing, sha256, stem_of_result
 from metricloss_pl.metrics import chance_accuracy
 
 __all__ = ["SettingsLog", "report_results"]
@@ -134,6 +134,8 @@ def report_results(
         facts["classes"] = {name: scores._asdict() for name, scores in zip(class_names, record.classes, strict=True)}
     if checkpoint:
         facts["checkpoint"] = relative_path(checkpoint)
+        if Path(checkpoint).is_file():
+            facts["checkpoint_sha256"] = sha256(checkpoint)
         rows.append(("checkpoint", relative_path(checkpoint)))
     if subcommand == "fit" and checkpoint and not any(name.startswith("test/") for name in metrics):
         settings = config.as_dict()

@@ -17,16 +17,12 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
 from metricloss_pl._compat import is_in_resumed_epoch, validates_after
-from metricloss_pl.callbacks.best import callback_states, recorded_id, resumed_state
-from metricloss_pl.callbacks.run_folder import RunFolderCallback, run_folder
+from metricloss_pl.callbacks.best import recorded_id, resumed_state
+from metricloss_pl.callbacks.run_folder import CHECKPOINTS, CONFIG, LAST, RunFolderCallback, run_folder
 from metricloss_pl.cli.console import relative_path
 from metricloss_pl.errors import UserError, shell_command
 
-__all__ = ["CHECKPOINTS", "CONFIG", "LAST", "LastCheckpoint", "RunFolder", "follow_moved_run", "run_of"]
-
-CONFIG = "config.yaml"
-CHECKPOINTS = "checkpoints"
-LAST = "last.ckpt"
+__all__ = ["LastCheckpoint", "RunFolder", "follow_moved_run"]
 
 
 class RunFolder(RunFolderCallback):
@@ -183,25 +179,6 @@ class LastCheckpoint(Checkpoint):
         if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero and self.path.is_file():
             command = shell_command("fit", "--resume", relative_path(run_folder(trainer)))
             print(f"\ncontinue from {relative_path(self.path)} with: {command}")
-
-
-def run_of(checkpoint: str | Path) -> Path | None:
-    """Return the folder of the run that has written a checkpoint, if it is there.
-
-    The checkpoint is in its `checkpoints`, or where `dirpath` told the run to write it.
-    """
-    path = Path(checkpoint)
-    for file in (path.absolute(), path.resolve()):
-        for folder in file.parents:
-            if folder.name == CHECKPOINTS and (folder.parent / CONFIG).is_file():
-                return folder.parent
-    states = callback_states(path)
-    named = Path(states.get(RunFolder.__name__, {}).get("folder", ""))
-    folders = [Path(state["dirpath"]) for state in states.values() if state.get("dirpath")]
-    if not (named / CONFIG).is_file() or not any(folder in path.resolve().parents for folder in folders):
-        return None
-    # Another run may have taken the place of the one that was there.
-    return named if recorded_id(callback_states(named / CHECKPOINTS / LAST)) == recorded_id(states) else None
 
 
 def follow_moved_run(config: Namespace, checkpoint: Mapping[str, Any], given: Collection[str]) -> None:

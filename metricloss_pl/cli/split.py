@@ -9,9 +9,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from metricloss_pl.callbacks.run_folder import run_folder
+from metricloss_pl.callbacks.run_folder import run_folder, run_of
 from metricloss_pl.cli.console import relative_path
-from metricloss_pl.cli.run_folder import run_of
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.data.samples import Split
 from metricloss_pl.data.split_file import count_known, digest_of_split, fingerprint_of, has_fingerprint

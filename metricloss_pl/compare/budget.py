@@ -17,7 +17,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from metricloss_pl.cli.errors import lightning_refusals
 from metricloss_pl.compare.config import FIXED_LENGTH, ComparisonConfig
-from metricloss_pl.compare.filters import duration
 from metricloss_pl.compare.plan import Run
 from metricloss_pl.compare.runner import Task, build, count_epochs, make_trainer, steps_per_epoch
 from metricloss_pl.compare.scoring import score
@@ -25,6 +24,7 @@ from metricloss_pl.compare.search import MEASUREMENTS
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.environment import peak_memory
 from metricloss_pl.errors import UserError
+from metricloss_pl.formatting import duration
 
 __all__ = ["Cost", "Costs", "check_memory", "measure", "shorter", "total_seconds"]
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from metricloss_pl.compare.filters import is_known
 from metricloss_pl.compare.statistics import LEVEL
 from metricloss_pl.compare.summary import Summary, rows
+from metricloss_pl.formatting import is_known
 
 __all__ = ["Check", "find_headline", "find_next_steps", "find_rival", "kept_checkpoint", "run_checks"]
 

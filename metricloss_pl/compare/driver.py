@@ -21,13 +21,13 @@ from metricloss_pl.compare.budget import Cost, check_memory, measure, shorter, t
 from metricloss_pl.compare.config import ComparisonConfig, KeepCheckpoints, Range
 from metricloss_pl.compare.dataset import DatasetSummary, check_subsets, naming, summarize
 from metricloss_pl.compare.executor import Executor, InProcess, LocalPool, RayCluster
-from metricloss_pl.compare.filters import duration
 from metricloss_pl.compare.plan import Run, expand
 from metricloss_pl.compare.runner import Outcome, Task, execute
 from metricloss_pl.compare.search import best_run
 from metricloss_pl.compare.store import FORMAT, Result, Store
 from metricloss_pl.environment import collect_environment
 from metricloss_pl.errors import UserError, plural, shell_command
+from metricloss_pl.formatting import duration
 
 __all__ = ["Driver"]
 

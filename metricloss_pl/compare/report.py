@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +14,9 @@ from markupsafe import Markup, escape
 
 from metricloss_pl import plots
 from metricloss_pl.compare import checks, figures
-from metricloss_pl.compare.filters import FILTERS, escape_markdown, is_known, number, short
 from metricloss_pl.compare.summary import Summary, at_size
 from metricloss_pl.files import replacing
+from metricloss_pl.formatting import FILTERS, escape_markdown, is_known, number, short
 
 __all__ = ["write_report"]
 
@@ -140,6 +141,11 @@ def _chosen(summary: Summary) -> dict[str, list[str]]:
     return {variant: ["; ".join(dict.fromkeys(cell)) for cell in cells] for variant, cells in texts.items()}
 
 
+def _data_url(picture: figures.Picture) -> Markup:
+    """Return an image as a URL that holds it."""
+    return Markup(f"data:{picture.mime};base64,{base64.b64encode(picture.content).decode('ascii')}")
+
+
 def _environment(escape_text: Callable[[Any], Markup]) -> Environment:
     """Return the templates' environment, which escapes every value for one format.
 
@@ -149,6 +155,6 @@ def _environment(escape_text: Callable[[Any], Markup]) -> Environment:
         loader=PackageLoader("metricloss_pl.compare"), autoescape=True, finalize=escape_text, undefined=StrictUndefined,
         keep_trailing_newline=True,
     )  # fmt: skip
-    environment.filters.update(FILTERS)
+    environment.filters.update(FILTERS, data_url=_data_url)
     environment.tests.update(known=is_known, unknown=lambda value: not is_known(value))
     return environment

@@ -17,10 +17,11 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, LearningRateMonitor, ProgressBar, Timer
 
 from metricloss_pl.callbacks import CachedFeatures, EmbeddingPlot, GeometryMonitor, PredictionWriter
+from metricloss_pl.callbacks.run_folder import CHECKPOINTS, LAST
 from metricloss_pl.checkpoints import AtomicCheckpointIO, check_finite
 from metricloss_pl.cli.console import silence_lightning
 from metricloss_pl.cli.errors import format_user_error, lightning_refusals
-from metricloss_pl.cli.run_folder import CHECKPOINTS, LAST, LastCheckpoint, RunFolder
+from metricloss_pl.cli.run_folder import LastCheckpoint, RunFolder
 from metricloss_pl.cli.saved_config import SaveConfigAndSummary
 from metricloss_pl.cli.split import SplitRecord
 from metricloss_pl.compare.config import FIXED_LENGTH, ComparisonConfig, Factory, Range, Variant

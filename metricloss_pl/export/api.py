@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from contextlib import ExitStack
 from importlib.resources import files
@@ -10,8 +11,8 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from metricloss_pl.callbacks.run_folder import run_of
 from metricloss_pl.checkpoints import read_model
-from metricloss_pl.cli.run_folder import run_of
 from metricloss_pl.environment import versions
 from metricloss_pl.errors import UserError, check_choice, shell_command
 from metricloss_pl.export.card import resizing_rule, write_card
@@ -19,7 +20,7 @@ from metricloss_pl.export.graphs import write_graph
 from metricloss_pl.files import replacing
 from metricloss_pl.regimes import Classifier
 from metricloss_pl.regimes.loading import load
-from metricloss_pl.safetensors_files import CONFIG, is_safetensors, write_safetensors
+from metricloss_pl.safetensors_files import config_beside, is_safetensors, write_safetensors
 
 __all__ = ["ExportedFiles", "Format", "Input", "export_model"]
 
@@ -54,12 +55,13 @@ def export_model(
     comparison: str | Path | None = None,
     classes: Iterable[type] = (),
 ) -> ExportedFiles:
-    """Export a trained regime, complete or not at all, with a model card beside it.
+    """Export a trained regime, each file complete or not at all, with a model card beside it.
 
     `onnx` and `torch_export` write a graph from images (B, C, H, W) to calibrated probabilities (B, C), which
     normalizes by itself and takes any number of images. The graph is compared with the network on random images. Beside
     an ONNX file, `predict.py` predicts photos with onnxruntime, numpy and Pillow alone. `safetensors` writes weights
-    and `config.json`, to be read by `metricloss_pl.load`.
+    and `config.json`, to be read by `metricloss_pl.load`. Beside a model of another name, say `birds`, these files
+    are `birds_predict.py` and `birds_config.json`.
 
     Args:
         checkpoint: Checkpoint that `fit` has written, or a model exported as safetensors.
@@ -86,7 +88,10 @@ def export_model(
             "ImageDataModule: export its module by torch.export or torch.onnx.export"
         )
     file = _file(Path(checkpoint), run, format, out)
-    beside = {"onnx": file.with_name(_SCRIPT), "safetensors": file.with_name(CONFIG)}.get(format)
+    beside = {
+        "onnx": file.with_name(_SCRIPT if file.stem == _STEM else f"{file.stem}_{_SCRIPT}"),
+        "safetensors": config_beside(file),
+    }.get(format)
     card, difference = file.with_name(f"{file.stem}_card.md"), None
     for path in (card, beside):
         if path is not None and path.is_file() and _MARK not in path.read_text(encoding="utf-8", errors="replace"):
@@ -113,9 +118,9 @@ def export_model(
                 metadata=_metadata(model, input, format),
             )
         if format == "onnx" and beside is not None:
-            script = (files("metricloss_pl.export") / "templates" / _SCRIPT).read_text(encoding="utf-8")
-            script = script.replace(f'"{_STEM}.onnx"', repr(file.name).replace("'", '"'))
-            stack.enter_context(replacing(beside)).write_text(script, encoding="utf-8")
+            program = (files("metricloss_pl.export") / "templates" / _SCRIPT).read_text(encoding="utf-8")
+            program = program.replace(f'"{_STEM}.onnx"', json.dumps(file.name, ensure_ascii=False))
+            stack.enter_context(replacing(beside)).write_text(program, encoding="utf-8")
     return ExportedFiles(file, beside, card, difference)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,12 +14,13 @@ import numpy as np
 import yaml
 from jinja2 import Environment, PackageLoader
 
+from metricloss_pl.callbacks.run_folder import CONFIG
 from metricloss_pl.checkpoints import read_model
-from metricloss_pl.cli.run_folder import CONFIG
-from metricloss_pl.compare.filters import FILTERS, escape_markdown
 from metricloss_pl.data.samples import SPLITS
 from metricloss_pl.data.split_file import read_split
 from metricloss_pl.errors import UserError
+from metricloss_pl.files import sha256
+from metricloss_pl.formatting import FILTERS, escape_markdown
 from metricloss_pl.regimes import Classifier
 
 __all__ = ["resizing_rule", "write_card"]
@@ -27,7 +29,10 @@ _BINS = 10  # of equal width, as in the report of a comparison
 _MISTAKES = 10
 _FEW = 10  # test images of a class, below which its recall says little
 _LEVEL = 0.95
-_OFF: tuple[Any, ...] = (None, False, [], {})  # settings that are not worth a word
+_APART = {  # settings of a regime that the recipe names by themselves, or that follow from them
+    *("backbone", "num_features", "optimizer", "lr_scheduler", "lr_scheduler_interval", "decay_norm_and_bias"),
+    *("class_weights", "batch_mixing", "distillation"),
+}
 
 
 def write_card(model: Classifier, checkpoint: Path, run: Path | None, command: str, comparison: Path | None) -> str:
@@ -45,8 +50,8 @@ def write_card(model: Classifier, checkpoint: Path, run: Path | None, command: s
     """
     config = _settings(run)
     backbone = read_model(checkpoint)["hyper_parameters"].get("backbone", type(model.backbone).__name__)
-    results = {} if run is None else _results(run, checkpoint.name)
     images = _images(run)
+    results = {} if run is None else _results(run, sha256(checkpoint), images.get("test", Counter()))
     tested = {name: scores for name, scores in results.get("classes", {}).items() if scores["images"]}
     facts = {
         "model": model,
@@ -60,7 +65,7 @@ def write_card(model: Classifier, checkpoint: Path, run: Path | None, command: s
             (name, scores["images"], *_share(scores["recall"], scores["images"])) for name, scores in tested.items()
         ],
         "few": [name for name, scores in tested.items() if scores["images"] < _FEW],
-        "predictions": None if run is None else _predictions(run, results.get("metrics", {}).get("test/accuracy")),
+        "predictions": None if run is None else _predictions(run, sha256(checkpoint)),
         "data": config.get("data", {}),
         "comparison": None if comparison is None else _comparison(comparison),
         "resizing": resizing_rule(model),
@@ -94,11 +99,16 @@ def _settings(run: Path | None) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _results(run: Path, checkpoint: str) -> dict[str, Any]:
-    """Return the facts that `fit`, or else `test`, has noted about a checkpoint; the command is that of `fit`."""
+def _results(run: Path, digest: str, images: Counter[str]) -> dict[str, Any]:
+    """Return the facts that `fit`, or else `test`, has noted about a checkpoint; the command is that of `fit`.
+
+    A test on other images than those of the split is left out.
+    """
     fit, *tests = [_read_json(file) for file in (run / "result.json", *sorted(run.glob("test*.json")))]
     for facts in (fit, *tests):
-        if "test/accuracy" in facts.get("metrics", {}) and Path(facts.get("checkpoint", "")).name == checkpoint:
+        tested = Counter({name: scores["images"] for name, scores in facts.get("classes", {}).items()})
+        is_of_split = not images or tested == images
+        if "test/accuracy" in facts.get("metrics", {}) and is_of_split and facts.get("checkpoint_sha256") == digest:
             tested_by = None if facts is fit else facts.get("command")
             return {**fit, "metrics": facts["metrics"], "classes": facts.get("classes", {}), "tested_by": tested_by}
     return {**fit, "metrics": {}, "classes": {}}
@@ -137,21 +147,18 @@ def _test(metrics: Mapping[str, float], classes: Mapping[str, Mapping[str, Any]]
     return {"images": images, "accuracy": _share(others.pop("accuracy"), images), "others": others}
 
 
-def _predictions(run: Path, accuracy: float | None) -> dict[str, Any] | None:
-    """Return calibration error and most confident mistakes from the predictions for the test set.
-
-    They are left out if their accuracy is another one: then they are of another checkpoint or other images.
-    """
-    file = run / "predictions_test.csv"
-    if accuracy is None or not file.is_file() or not (run / "split.csv").is_file():
+def _predictions(run: Path, digest: str) -> dict[str, Any] | None:
+    """Return calibration error and most confident mistakes from a checkpoint's predictions for the whole test set."""
+    files = [file for file in run.glob("predictions_test*.csv") if _digest_beside(file) == digest]
+    if not files or not (run / "split.csv").is_file():
         return None
-    labels = {row.file: row.label for row in read_split(run / "split.csv")}
-    with file.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
-        rows = [row for row in csv.DictReader(lines) if row["file"] in labels]
+    labels = {row.file: row.label for row in read_split(run / "split.csv") if row.split == "test"}
+    with files[0].open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    if not rows or {row["file"] for row in rows} != set(labels):
+        return None
     confidence = np.array([float(row["probability"]) for row in rows])
     correct = np.array([row["class"] == labels[row["file"]] for row in rows])
-    if not rows or abs(correct.mean() - accuracy) > 0.5 / len(rows):
-        return None
     bins = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
     error = sum(abs((confidence - correct)[bins == number].sum()) for number in range(_BINS)) / len(rows)
     wrong = sorted(
@@ -161,13 +168,19 @@ def _predictions(run: Path, accuracy: float | None) -> dict[str, Any] | None:
     return {"error": float(error), "confidence": float(confidence.mean()), "mistakes": mistakes[:_MISTAKES]}
 
 
+def _digest_beside(file: Path) -> str | None:
+    """Return the digest of the checkpoint that has made predictions."""
+    digest: str | None = _read_json(file.with_suffix(".json")).get("checkpoint_sha256")
+    return digest
+
+
 def _recipe(config: Mapping[str, Any]) -> dict[str, str]:
     """Return the settings of a training that describe it."""
     model, data, trainer = (config.get(block) or {} for block in ("model", "data", "trainer"))
     model, data = model.get("init_args") or {}, data.get("init_args") or {}
     weights = ((model.get("backbone") or {}).get("init_args") or {}).get("weights")
     found = {
-        "loss and head": {key: model[key] for key in model if key.endswith("_weight") or key in ("loss", "loss_args")},
+        "loss and head": {key: value for key, value in model.items() if key not in _APART},
         "pretrained weights": weights and _short_name(weights),
         "optimizer": model.get("optimizer"),
         "learning-rate schedule": model.get("lr_scheduler"),
@@ -175,6 +188,7 @@ def _recipe(config: Mapping[str, Any]) -> dict[str, str]:
         "batch size": data.get("batch_size"),
         "augmentation": data.get("augment"),
         "mixing": model.get("batch_mixing"),
+        "distillation": model.get("distillation"),
         "class weights": model.get("class_weights"),
         "precision": trainer.get("precision"),
         "seed": config.get("seed_everything"),
@@ -187,14 +201,17 @@ def _describe(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(_describe, value))
     if not isinstance(value, Mapping):
-        return str(value)
+        return _short_name(value) if isinstance(value, str) and os.path.isabs(value) else str(value)
     settings = (value.get("init_args") or {}) if "class_path" in value else value
-    given = ", ".join(
-        f"{key} {_describe(item)}" for key, item in settings.items() if item not in _OFF and key != "last_epoch"
-    )
+    given = ", ".join(f"{key} {_describe(item)}" for key, item in settings.items() if _is_on(key, item))
     if "class_path" not in value:
         return given
     return f"{_short_name(value['class_path'], '.')} ({given})" if given else _short_name(value["class_path"], ".")
+
+
+def _is_on(key: str, value: Any) -> bool:
+    """Return whether a setting is worth a word; a weight of 0 is."""
+    return value is not None and value is not False and value not in ([], {}) and key != "last_epoch"
 
 
 def _short_name(path: str, separator: str = "/") -> str:

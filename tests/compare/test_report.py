@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from metricloss_pl.compare import filters
+from metricloss_pl import formatting
 from metricloss_pl.compare.figures import thumbnail
 from metricloss_pl.compare.report import write_report
 from metricloss_pl.compare.store import Store
@@ -209,26 +209,26 @@ def test_a_folder_without_a_plan(tmp_path):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (filters.percent(0.97314), "97.3"),
-        (filters.percent(float("nan")), ""),
-        (filters.points(0.0123), "+1.2"),
-        (filters.points(-0.0123), "\u22121.2"),
-        (filters.points(-0.0001), "0.0"),
-        (filters.p_value(0.0004), "<\u00a00.001"),
-        (filters.p_value(0.0451), "0.045"),
-        (filters.p_value(0.452), "0.45"),
-        (filters.duration(3.14), "3.1 s"),
-        (filters.duration(119.0), "119 s"),
-        (filters.duration(150.0), "2 min"),
-        (filters.duration(9000.0), "2.5 h"),
-        (filters.size_name(1), "1 image per class"),
-        (filters.at_size(None), "with all images"),
-        (filters.listed(["a", "b", "c"]), "a, b and c"),
-        (filters.place(0.5, 0.25, 1.25), "25.0"),
-        (filters.place(0.5, 0.5, 0.5), "50.0"),
-        (filters.with_flags("<b> --folds 5"), "&lt;b&gt; <code>--folds 5</code>"),
-        (filters.escape_markdown("a|b_c\n`d`"), r"a\|b\_c \`d\`"),
-        (filters.escape_markdown(filters.escape_markdown("*")), r"\*"),
+        (formatting.percent(0.97314), "97.3"),
+        (formatting.percent(float("nan")), ""),
+        (formatting.points(0.0123), "+1.2"),
+        (formatting.points(-0.0123), "\u22121.2"),
+        (formatting.points(-0.0001), "0.0"),
+        (formatting.p_value(0.0004), "<\u00a00.001"),
+        (formatting.p_value(0.0451), "0.045"),
+        (formatting.p_value(0.452), "0.45"),
+        (formatting.duration(3.14), "3.1 s"),
+        (formatting.duration(119.0), "119 s"),
+        (formatting.duration(150.0), "2 min"),
+        (formatting.duration(9000.0), "2.5 h"),
+        (formatting.size_name(1), "1 image per class"),
+        (formatting.at_size(None), "with all images"),
+        (formatting.listed(["a", "b", "c"]), "a, b and c"),
+        (formatting.place(0.5, 0.25, 1.25), "25.0"),
+        (formatting.place(0.5, 0.5, 0.5), "50.0"),
+        (formatting.with_flags("<b> --folds 5"), "&lt;b&gt; <code>--folds 5</code>"),
+        (formatting.escape_markdown("a|b_c\n`d`"), r"a\|b\_c \`d\`"),
+        (formatting.escape_markdown(formatting.escape_markdown("*")), r"\*"),
     ],
 )
 def test_filters(text, expected):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import math
+import os
 import re
 import runpy
 import shutil
@@ -20,7 +22,7 @@ from PIL import Image
 import metricloss_pl
 from metricloss_pl.cli import main
 from metricloss_pl.errors import UserError
-from metricloss_pl.export import export_model
+from metricloss_pl.export import card, export_model
 from metricloss_pl.safetensors_files import read_safetensors, write_safetensors
 from tests.compare.synthetic import make_comparison
 from tests.helpers import make_folder
@@ -75,13 +77,13 @@ def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     """Folder of an exported graph."""
     folder = tmp_path_factory.mktemp("exported")
     main(["export", str(checkpoint), "--out", str(folder / "birds.onnx")])
-    assert {file.name for file in folder.iterdir()} == {"birds.onnx", "birds_card.md", "predict.py"}
+    assert {file.name for file in folder.iterdir()} == {"birds.onnx", "birds_card.md", "birds_predict.py"}
     return folder
 
 
 def test_the_script_predicts_as_the_package(exported, checkpoint, photos):
     model = metricloss_pl.load(checkpoint)
-    predict = runpy.run_path(str(exported / "predict.py"))["predict"]
+    predict = runpy.run_path(str(exported / "birds_predict.py"))["predict"]
     for photo in photos[:-1]:
         want = model.predict(photo).probabilities[0].numpy()
         np.testing.assert_allclose(predict(photo), want, atol=1e-4, rtol=0)
@@ -105,7 +107,7 @@ def test_the_script_crops_as_the_package(checkpoint, photos, tmp_path):
 
 
 def test_the_script_is_short_and_needs_three_packages(exported, photos, tmp_path):
-    script = exported / "predict.py"
+    script = exported / "birds_predict.py"
     assert len(script.read_text(encoding="utf-8").splitlines()) <= 60
     program = "import runpy, sys; runpy.run_path(sys.argv[1])['predict'](sys.argv[2]); print(*sys.modules)"
     command = [sys.executable, "-c", program, str(script), str(photos[0])]
@@ -141,6 +143,33 @@ def test_shared_weights_give_the_same_scores(checkpoint, photos, tmp_path):
     assert "torch" in config["versions"]
     again = export_model(tmp_path, "safetensors", tmp_path / "more" / "again.safetensors")
     assert again.model.read_bytes() == files.model.read_bytes()
+
+
+def test_several_models_share_a_folder(checkpoint, tmp_path):
+    """Each with its own settings and script; files of different models are told apart."""
+    content = torch.load(checkpoint, weights_only=True)
+    torch.save({**content, "temperature": 3.0}, tmp_path / "b.ckpt")
+    files = [
+        export_model(path, "safetensors", tmp_path / f"{name}.safetensors")
+        for path, name in ((checkpoint, "model"), (tmp_path / "b.ckpt", "it's"))
+    ]
+    assert [file.beside.name for file in files] == ["config.json", "it's_config.json"]
+    temperatures = [metricloss_pl.load(path).temperature for path in (checkpoint, tmp_path / "b.ckpt")]
+    assert temperatures[1] == 3
+    assert [metricloss_pl.load(file.model).temperature for file in files] == temperatures
+    weights = torch.load(checkpoint, weights_only=True)["state_dict"]
+    torch.save({**content, "state_dict": {name: value * 2 for name, value in weights.items()}}, tmp_path / "c.ckpt")
+    other = export_model(tmp_path / "c.ckpt", "safetensors", tmp_path / "other.safetensors")
+    shutil.copy(other.beside, files[0].beside)
+    with pytest.raises(UserError, match=r"config\.json"):
+        metricloss_pl.load(tmp_path)
+
+
+def test_the_script_names_its_model(checkpoint, photos, tmp_path):
+    for name in ("model", "it's"):
+        files = export_model(checkpoint, out=tmp_path / f"{name}.onnx")
+        assert runpy.run_path(str(files.beside))["predict"](photos[0]).shape == (2,)
+    assert {file.name for file in tmp_path.glob("*.py")} == {"predict.py", "it's_predict.py"}
 
 
 def test_shared_weights_are_guarded_as_checkpoints(checkpoint, tmp_path):
@@ -232,6 +261,9 @@ def planted(run: Path, tmp_path: Path) -> Path:
         "dog [wild]": {"images": 8, "recall": 6 / 8, "f1": 0.8},
     }
     (copy / "result.json").write_text(json.dumps(result))
+    digest = hashlib.sha256((copy / "checkpoints" / "best.ckpt").read_bytes()).hexdigest()
+    assert result["checkpoint_sha256"] == digest
+    (copy / "predictions_test.json").write_text(json.dumps({"checkpoint_sha256": digest}))
     return copy
 
 
@@ -296,12 +328,41 @@ def test_the_card_leaves_out_what_is_not_known(run, checkpoint, planted, tmp_pat
     titles = [line for line in card.splitlines() if line.startswith("## ")]
     assert titles == ["## Data", "## Calibration", "## Limits", "## Reproduce"]
     assert "cat" in card
-    last = shutil.copy(planted / "checkpoints" / "best.ckpt", planted / "checkpoints" / "other.ckpt")
-    card = export_model(last, "safetensors").card.read_text(encoding="utf-8")
+    content = torch.load(checkpoint, weights_only=True)
+    torch.save(content | {"temperature": 2.0}, planted / "checkpoints" / "other.ckpt")
+    card = export_model(planted / "checkpoints" / "other.ckpt", "safetensors").card.read_text(encoding="utf-8")
     assert "## Training" in card
     assert "## Results" not in card
-    text = (planted / "predictions_test.csv").read_text().replace("cat/5.png,cat,0.9,dog", "cat/5.png,dog,0.9,dog")
+    assert "mistakes" not in card
+    text = (planted / "predictions_test.csv").read_text().replace("cat/5.png", "another.png")
     (planted / "predictions_test.csv").write_text(text)
     card = export_model(planted / "checkpoints" / "best.ckpt", "safetensors").card.read_text(encoding="utf-8")
     assert "## Results" in card
     assert "mistakes" not in card
+    with (planted / "split.csv").open("a") as file:
+        file.write("more.png,cat,test\n")
+    card = export_model(planted / "checkpoints" / "best.ckpt", "safetensors").card.read_text(encoding="utf-8")
+    assert "## Results" not in card
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        ({"ce_weight": 0, "head": "none", "backbone": {"class_path": "a.B"}}, "ce_weight 0, head none"),
+        ({"label_smoothing": 0.1, "embedding_dim": None, "class_weights": "balanced"}, "label_smoothing 0.1"),
+        ({"hierarchy": os.path.abspath("tree.txt")}, "hierarchy tree.txt"),
+    ],
+)  # fmt: skip
+def test_the_recipe_names_the_settings_of_the_loss(settings, wanted):
+    recipe = card._recipe({"model": {"class_path": "CosineClassifier", "init_args": settings}})
+    assert recipe["loss and head"] == wanted
+
+
+def test_predictions_record_their_checkpoint(checkpoint, run, tmp_path):
+    """So that the card takes those of its checkpoint alone."""
+    copy = shutil.copytree(run, tmp_path / "version_0")
+    main(["predict", "--ckpt_path", str(copy / "checkpoints" / "best.ckpt"), "--trainer.enable_progress_bar=false"])
+    facts = json.loads((copy / "predictions_test.json").read_text())
+    assert facts["checkpoint_sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    text = export_model(copy / "checkpoints" / "best.ckpt", "safetensors").card.read_text(encoding="utf-8")
+    assert "calibration error" in text

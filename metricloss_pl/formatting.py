@@ -1,18 +1,14 @@
-"""Filters of the report's templates: values as text, and text escaped for Markdown."""
+"""Filters of the templates of reports and model cards: values as text, and text escaped for Markdown."""
 
 from __future__ import annotations
 
-import base64
 import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from markupsafe import Markup, escape
-
-if TYPE_CHECKING:
-    from metricloss_pl.compare.figures import Picture
 
 __all__ = ["FILTERS", "duration", "escape_markdown", "is_known"]
 
@@ -104,11 +100,6 @@ def with_flags(text: str) -> Markup:
     return Markup(re.sub(r"--[a-z_.]{1,30}(?: \d+)?", r"<code>\g<0></code>", str(escape(text))))
 
 
-def data_url(picture: Picture) -> Markup:
-    """Return an image as a URL that holds it."""
-    return Markup(f"data:{picture.mime};base64,{base64.b64encode(picture.content).decode('ascii')}")
-
-
 def one_line(text: str) -> Markup:
     """Return text on one line, not escaped: for a block of code in Markdown."""
     return Markup(" ".join(text.split()))
@@ -122,7 +113,7 @@ def tail(name: str) -> str:
 FILTERS: Mapping[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
-        at_size, counted, data_url, duration, ends, listed, number, one_line, p_value, percent, place, points, short,
+        at_size, counted, duration, ends, listed, number, one_line, p_value, percent, place, points, short,
         size_name, tail, with_flags,
     )
 }  # fmt: skip
