@@ -94,10 +94,14 @@ def test_the_wheel_alone_runs_everything_from_an_empty_folder(scripts, tmp_path)
     program("predict", "--ckpt_path", checkpoint, "--data.predict_dir", "images/cat", *QUIET)
     [rows] = tmp_path.glob("runs/**/predictions*.csv")
     assert len(rows.read_text().splitlines()) == 1 + 6
+    program("predict", checkpoint, "images/cat", "images/dog/0.png", "--csv", "photos.csv")
+    assert len((tmp_path / "photos.csv").read_text().splitlines()) == 1 + 7
+    program("check", "images", "--out", "checked")
+    assert (tmp_path / "checked" / "check.html").is_file()
 
     program("export", checkpoint, "--out", "digits.onnx")
     assert "| 9 |" in (tmp_path / "digits_card.md").read_text()
-    predicted = run([str(scripts / "python"), "predict.py", "images/cat/0.png"], tmp_path)
+    predicted = run([str(scripts / "python"), "digits_predict.py", "images/cat/0.png"], tmp_path)
     assert predicted.startswith("images/cat/0.png\t")
     (tmp_path / "shared").mkdir()
     program("export", checkpoint, "--format", "safetensors", "--out", "shared")
