@@ -73,8 +73,8 @@ def _rows(findings: Findings, folder: Path) -> list[list[str]]:
 
 
 def _path_from(folder: Path, file: Path) -> str:
-    try:
-        return Path(os.path.relpath(file, folder)).as_posix()
+    try:  # links to folders are resolved, since `..` leads from where they lead to
+        return Path(os.path.relpath(file.parent.resolve() / file.name, folder.resolve())).as_posix()
     except ValueError:  # on another drive
         return file.absolute().as_posix()
 
