@@ -20,18 +20,28 @@ from metricloss_pl.files import replacing
 
 __all__ = ["check_folder", "write_report"]
 
+_ANY_NAME: Any = {"encoding": "utf-8", "errors": "surrogateescape"}
 _MAX_GROUPS, _MAX_MEMBERS, _MAX_LABELS, _MAX_FILES = 60, 8, 120, 200  # on the page
 
 
-def check_folder(folder: str | Path) -> Path:
+def check_folder(folder: str | Path, source: Path | None = None) -> Path:
     """Return the folder if a report may be written into it.
 
+    Args:
+        folder: The folder.
+        source: What the report is about, if it may not replace that of another folder or list.
+
     Raises:
-        UserError: It holds images, which would no longer be taken for data beside a report.
+        UserError: It holds the report of another source, or images, which would no longer be taken for data beside a
+            report.
     """
     folder = Path(folder).expanduser()
-    if folder.is_dir() and not (folder / RUN_MARKER).is_file() and any(map(is_image, find_files(folder).files)):
-        raise UserError(f"--out {folder} holds images: give a folder of its own")
+    marker = folder / RUN_MARKER
+    if marker.is_file():
+        if source is not None and (other := marker.read_text(**_ANY_NAME)) not in ("", _absolute(source)):
+            raise UserError(f"{folder} holds the check of {other}: give another folder with --out")
+    elif folder.is_dir() and any(map(is_image, find_files(folder).files)):
+        raise UserError(f"{folder} holds images: give a folder of its own with --out")
     return folder
 
 
@@ -57,7 +67,8 @@ def write_report(findings: Findings, folder: str | Path) -> tuple[Path, Path]:
         csv.writer(file).writerows(_rows(findings, folder))
     with replacing(page) as beside:
         beside.write_text(_page(findings), encoding="utf-8", errors="replace")
-    (folder / RUN_MARKER).touch()  # so that it is not taken for data
+    # Of any content, so that the folder is not taken for data.
+    (folder / RUN_MARKER).write_text(_absolute(findings.source), **_ANY_NAME)
     return page, remaining
 
 
@@ -70,6 +81,10 @@ def _rows(findings: Findings, folder: Path) -> list[list[str]]:
         cells = {"file": _path_from(folder, entry.path), **entry._asdict()}
         rows.append([cells[column] for column in columns])
     return rows
+
+
+def _absolute(source: Path) -> str:
+    return str(source.expanduser().resolve())
 
 
 def _path_from(folder: Path, file: Path) -> str:
