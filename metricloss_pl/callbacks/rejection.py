@@ -32,10 +32,10 @@ class _Regime(Protocol):
 
 
 class Rejection(NamedTuple):
-    """Distance to the nearest class beyond which an image is of no known class."""
+    """Distance to the nearest class above which an image is rejected as unknown."""
 
     threshold: float
-    quantile: float  # of new images of the known classes, at most this share is expected beyond
+    quantile: float  # expected share of rejected images of known classes, at most
     class_means: Tensor | None  # (K, D) of the training images, for a regime without class anchors
 
     def distances(self, model: _Regime, embeddings: Tensor) -> Tensor:
