@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import json
 import os
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from metricloss_pl.errors import UserError, reason
 
@@ -23,6 +24,7 @@ __all__ = [
     "read_lines",
     "replacing",
     "stem_of_result",
+    "writing_csv",
 ]
 
 if TYPE_CHECKING:
@@ -115,6 +117,16 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise no_room(path, error) from error
     finally:
         beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing_csv(path: str | Path) -> Iterator[Any]:
+    """Yield a `csv.writer` whose file replaces a path at the end, as with `replacing`."""
+    with (
+        replacing(path) as beside,
+        beside.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,  # names may be no UTF-8
+    ):
+        yield csv.writer(file)
 
 
 def is_no_room(error: OSError) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import csv
 import os
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from metricloss_pl.data.file_checks import RUN_MARKER, find_files, is_image
 from metricloss_pl.data.samples import SET_NAMES
 from metricloss_pl.data.thumbnails import thumbnail
 from metricloss_pl.errors import UserError
-from metricloss_pl.files import replacing
+from metricloss_pl.files import replacing, writing_csv
 
 __all__ = ["check_folder", "write_report"]
 
@@ -60,11 +59,8 @@ def write_report(findings: Findings, folder: str | Path) -> tuple[Path, Path]:
     """
     folder = check_folder(folder)
     page, remaining = folder / "check.html", folder / "remaining.csv"
-    with (
-        replacing(remaining) as beside,
-        beside.open("w", encoding="utf-8", newline="", errors="surrogateescape") as file,
-    ):
-        csv.writer(file).writerows(_rows(findings, folder))
+    with writing_csv(remaining) as writer:
+        writer.writerows(_rows(findings, folder))
     with replacing(page) as beside:
         beside.write_text(_page(findings), encoding="utf-8", errors="replace")
     # Of any content, so that the folder is not taken for data.
