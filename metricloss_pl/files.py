@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import hashlib
 import json
@@ -25,6 +26,7 @@ __all__ = [
     "replacing",
     "sha256",
     "stem_of_result",
+    "writing_csv",
 ]
 
 if TYPE_CHECKING:
@@ -117,6 +119,16 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise no_room(path, error) from error
     finally:
         beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing_csv(path: str | Path) -> Iterator[Any]:
+    """Yield a `csv.writer` whose file replaces a path at the end, as with `replacing`."""
+    with (
+        replacing(path) as beside,
+        beside.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,  # names may be no UTF-8
+    ):
+        yield csv.writer(file)
 
 
 def is_no_room(error: OSError) -> bool:

@@ -42,10 +42,27 @@ def test_mistakes(tmp_path, capsys, monkeypatch):
         (["images", f"--comparison={whole}"], "--folds 5"),
         (["images", "--in_channels=0"], "in_channels is 0"),
         (["images/a"], "no subfolders"),
-        (["images", "--out=images/a"], "--out images/a"),
+        (["images", "--out=images/a"], "holds images"),
     ):
         assert words in refusal_of(capsys, "check", *arguments)
     assert not (tmp_path / "runs").exists()
+    save(picture(0), tmp_path / "runs" / "check" / "images" / "0.png")
+    assert "holds images" in refusal_of(capsys, "check", "images", "--in_channels=0")  # at once
+
+
+def test_a_report_is_not_replaced_by_that_of_another_folder_of_the_same_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for number, place in enumerate(("first", "second")):
+        save(picture(number), tmp_path / place / "images" / "a" / f"{place}.png")
+    remaining = tmp_path / "runs/check/images/remaining.csv"
+    for _ in range(2):
+        main(["check", "first/images"])
+    line = refusal_of(capsys, "check", "second/images")
+    assert str(tmp_path / "first" / "images") in line
+    assert "--out" in line
+    assert "first.png" in remaining.read_text()
+    main(["check", "second/images", "--out=runs/check/images"])
+    assert "second.png" in remaining.read_text()
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from metricloss_pl.cli import main
 from metricloss_pl.data import preparation
 from metricloss_pl.errors import UserError
 from tests.command_line import QUIET, SMALL, fit, load, refusal_of, result
+from tests.systems import make_link
 
 
 @pytest.fixture(scope="module")
@@ -233,6 +234,10 @@ def test_similar_from_python(checkpoint, photos, tmp_path, capsys):
     copy, other = found.neighbors
     assert (copy.file, copy.distance) == (query, pytest.approx(0, abs=1e-6))
     assert other.file != query
+    make_link(tmp_path / "gallery" / "link.png", query)
+    for asked in (query, tmp_path / "gallery" / "link.png"):
+        found = metricloss_pl.find_similar(model, asked, tmp_path / "gallery", k=9)
+        assert {neighbor.file.name for neighbor in found.neighbors} == {"13.png", "23.png"}
     with pytest.raises(UserError, match="k is 0"):
         metricloss_pl.find_similar(model, query, photos, k=0)
     lines = failure_of(capsys, "similar", checkpoint, str(query), str(tmp_path / "gallery"))

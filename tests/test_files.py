@@ -8,7 +8,7 @@ import torch
 from jsonargparse import ArgumentParser
 
 from metricloss_pl.errors import UserError
-from metricloss_pl.files import FilePath, replacing
+from metricloss_pl.files import FilePath, replacing, writing_csv
 
 
 @pytest.fixture
@@ -47,3 +47,11 @@ def test_files_that_can_not_be_written(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"table\.csv can't be written"), replacing(tmp_path / "table.csv") as beside:
         beside.write_text("new")
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_a_csv_file_keeps_names_of_any_bytes(tmp_path):
+    table = tmp_path / "table.csv"
+    with writing_csv(table) as writer:
+        writer.writerow(["\udcff.png", 'a,"b'])
+    assert table.read_bytes() == b'\xff.png,"a,""b"\r\n'
+    assert list(tmp_path.iterdir()) == [table]

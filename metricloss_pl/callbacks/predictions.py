@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +17,7 @@ from metricloss_pl.callbacks.evaluation import check_model
 from metricloss_pl.callbacks.run_folder import run_folder
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.errors import UserError, plural
-from metricloss_pl.files import note_command, replacing, sha256, stem_of_result
+from metricloss_pl.files import note_command, replacing, sha256, stem_of_result, writing_csv
 
 __all__ = ["PredictionWriter", "columns_of", "row_of"]
 
@@ -149,11 +148,7 @@ class PredictionWriter(BasePredictionWriter):
         return path
 
     def _write(self, path: Path, rows: dict[str, Any], files: list[str], names: list[str]) -> None:
-        with (
-            replacing(path) as beside,
-            beside.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
-        ):
-            writer = csv.writer(file)
+        with writing_csv(path) as writer:
             rejected = rows.get("rejected")
             writer.writerow(columns_of(rejected is not None))
             flags = [None] * len(files) if rejected is None else rejected.tolist()

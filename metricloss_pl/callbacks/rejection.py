@@ -22,7 +22,9 @@ from metricloss_pl.metrics import EmbeddingGeometry
 __all__ = ["Rejection", "RejectionThreshold"]
 
 
-class _HasAnchors(Protocol):
+class _Regime(Protocol):
+    embedding_dim: int
+
     @property
     def class_anchors(self) -> Tensor | None: ...
 
@@ -30,13 +32,13 @@ class _HasAnchors(Protocol):
 
 
 class Rejection(NamedTuple):
-    """Distance to the nearest class beyond which an image is of no known class."""
+    """Distance to the nearest class above which an image is rejected as unknown."""
 
     threshold: float
-    quantile: float  # of new images of the known classes, at most this share is expected beyond
+    quantile: float  # expected share of rejected images of known classes, at most
     class_means: Tensor | None  # (K, D) of the training images, for a regime without class anchors
 
-    def distances(self, model: _HasAnchors, embeddings: Tensor) -> Tensor:
+    def distances(self, model: _Regime, embeddings: Tensor) -> Tensor:
         """Return the Euclidean distance (B,) of embeddings (B, D) to the nearest class, among `metric_embeddings`."""
         points = model.metric_embeddings(embeddings).float()
         classes = model.class_anchors if self.class_means is None else self.class_means
@@ -49,11 +51,11 @@ class Rejection(NamedTuple):
         return {**self._asdict(), "class_means": None if means is None else means.cpu()}
 
     @classmethod
-    def from_plain(cls, content: Any, embedding_dim: int) -> Self | None:
-        """Return what a checkpoint holds; None for one without a threshold.
+    def from_plain(cls, content: Any, model: _Regime) -> Self | None:
+        """Return what a checkpoint of a regime holds; None for one without a threshold.
 
         Raises:
-            UserError: The content is of another kind.
+            UserError: The content is of another kind, or does not fit the regime.
         """
         if content is None:
             return None
@@ -61,8 +63,11 @@ class Rejection(NamedTuple):
             found = cls(**content)
             means = found.class_means
             is_right = math.isfinite(found.threshold) and 0 < found.quantile < 1
-            if means is not None:
-                is_right &= means.ndim == 2 and means.shape[1] == embedding_dim and bool(means.isfinite().all())
+            if means is None:
+                is_right &= model.class_anchors is not None
+            else:
+                is_right &= means.ndim == 2 and means.shape[1] == model.embedding_dim and len(means) > 0
+                is_right &= bool(means.isfinite().all())
         except (TypeError, AttributeError):
             is_right = False
         if not is_right:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from metricloss_pl.check.listing import Entry, Listing, list_images
+from metricloss_pl.check.listing import Entry, Listing, list_entries
 from metricloss_pl.check.near_duplicates import Thumbnails, find_near_duplicates, read_thumbnails
 from metricloss_pl.check.wrong_labels import OutOfFold, find_wrong_labels, read_out_of_fold
 from metricloss_pl.data.file_checks import digest_files
@@ -153,7 +153,7 @@ def check_images(
     if in_channels < 1:
         raise UserError(f"in_channels is {in_channels}: at least 1 is needed")
     predictions = None if comparison is None else read_out_of_fold(comparison)
-    listing = list_images(source, images_dir)
+    listing = list_entries(source, images_dir)
     thumbnails, broken = read_thumbnails([entry.path for entry in listing.entries], in_channels)
     sound = [position for position in range(len(listing.entries)) if position not in broken]
     contents = _find_contents(listing.entries, sound)

@@ -12,7 +12,7 @@ from metricloss_pl.data.lists import check_rows, read_csv, sorted_classes
 from metricloss_pl.data.samples import Split
 from metricloss_pl.errors import UserError
 
-__all__ = ["Entry", "Listing", "list_images"]
+__all__ = ["Entry", "Listing", "list_entries"]
 
 
 class Entry(NamedTuple):
@@ -35,7 +35,7 @@ class Listing(NamedTuple):
     warnings: list[str]  # about unused files
 
 
-def list_images(source: str | Path, images_dir: str | Path | None = None) -> Listing:
+def list_entries(source: str | Path, images_dir: str | Path | None = None) -> Listing:
     """List the images of a folder, as `ImageFolderDataModule` does, or of a CSV file, as `ImageListDataModule`.
 
     Files that do not exist are listed, too, and classes need no images.

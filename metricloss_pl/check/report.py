@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import csv
 import os
 from pathlib import Path
 from typing import Any
@@ -16,22 +15,32 @@ from metricloss_pl.data.file_checks import RUN_MARKER, find_files, is_image
 from metricloss_pl.data.samples import SET_NAMES
 from metricloss_pl.data.thumbnails import thumbnail
 from metricloss_pl.errors import UserError
-from metricloss_pl.files import replacing
+from metricloss_pl.files import replacing, writing_csv
 
 __all__ = ["check_folder", "write_report"]
 
+_ANY_NAME: Any = {"encoding": "utf-8", "errors": "surrogateescape"}
 _MAX_GROUPS, _MAX_MEMBERS, _MAX_LABELS, _MAX_FILES = 60, 8, 120, 200  # on the page
 
 
-def check_folder(folder: str | Path) -> Path:
+def check_folder(folder: str | Path, source: Path | None = None) -> Path:
     """Return the folder if a report may be written into it.
 
+    Args:
+        folder: The folder.
+        source: What the report is about, if it may not replace that of another folder or list.
+
     Raises:
-        UserError: It holds images, which would no longer be taken for data beside a report.
+        UserError: It holds the report of another source, or images, which would no longer be taken for data beside a
+            report.
     """
     folder = Path(folder).expanduser()
-    if folder.is_dir() and not (folder / RUN_MARKER).is_file() and any(map(is_image, find_files(folder).files)):
-        raise UserError(f"--out {folder} holds images: give a folder of its own")
+    marker = folder / RUN_MARKER
+    if marker.is_file():
+        if source is not None and (other := marker.read_text(**_ANY_NAME)) not in ("", _absolute(source)):
+            raise UserError(f"{folder} holds the check of {other}: give another folder with --out")
+    elif folder.is_dir() and any(map(is_image, find_files(folder).files)):
+        raise UserError(f"{folder} holds images: give a folder of its own with --out")
     return folder
 
 
@@ -50,14 +59,12 @@ def write_report(findings: Findings, folder: str | Path) -> tuple[Path, Path]:
     """
     folder = check_folder(folder)
     page, remaining = folder / "check.html", folder / "remaining.csv"
-    with (
-        replacing(remaining) as beside,
-        beside.open("w", encoding="utf-8", newline="", errors="surrogateescape") as file,
-    ):
-        csv.writer(file).writerows(_rows(findings, folder))
+    with writing_csv(remaining) as writer:
+        writer.writerows(_rows(findings, folder))
     with replacing(page) as beside:
         beside.write_text(_page(findings), encoding="utf-8", errors="replace")
-    (folder / RUN_MARKER).touch()  # so that it is not taken for data
+    # Of any content, so that the folder is not taken for data.
+    (folder / RUN_MARKER).write_text(_absolute(findings.source), **_ANY_NAME)
     return page, remaining
 
 
@@ -72,9 +79,13 @@ def _rows(findings: Findings, folder: Path) -> list[list[str]]:
     return rows
 
 
+def _absolute(source: Path) -> str:
+    return str(source.expanduser().resolve())
+
+
 def _path_from(folder: Path, file: Path) -> str:
-    try:
-        return Path(os.path.relpath(file, folder)).as_posix()
+    try:  # links to folders are resolved, since `..` leads from where they lead to
+        return Path(os.path.relpath(file.parent.resolve() / file.name, folder.resolve())).as_posix()
     except ValueError:  # on another drive
         return file.absolute().as_posix()
 

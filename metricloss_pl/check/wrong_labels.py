@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from metricloss_pl.compare.store import Predictions, Store
+from metricloss_pl.compare.store import Store
 from metricloss_pl.errors import UserError
 
 __all__ = ["OutOfFold", "find_wrong_labels", "read_out_of_fold"]
@@ -56,6 +56,9 @@ class OutOfFold(NamedTuple):
 def read_out_of_fold(folder: str | Path) -> OutOfFold:
     """Return the predictions of the most accurate variant of a comparison with folds.
 
+    If the comparison is unfinished, it is one of the variants that have predicted the most images, the most accurate on
+    those that all of these have predicted.
+
     Raises:
         UserError: The folder holds no comparison, or one without folds or finished runs.
     """
@@ -66,23 +69,24 @@ def read_out_of_fold(folder: str | Path) -> OutOfFold:
             f"--comparison {folder} has no folds, so its networks were trained on most of the images: run compare with "
             "--folds 5"
         )
-    runs: dict[str, list[Predictions]] = {}
+    labels: dict[str, int] = {}
+    rows: dict[str, dict[str, list[NDArray[np.floating]]]] = {}  # by variant and image
     for key, run in store.results().items():
         is_final = (run["kind"], run["size"], run["status"]) == ("final", plan["sizes"][-1], "ok")
         if is_final and plan["variants"][run["variant"]]["kind"] != _TRIVIAL:
-            runs.setdefault(run["variant"], []).append(store.predictions(key))
-    if not runs:
+            for name, label, row in zip(*store.predictions(key)[:3], strict=True):
+                labels[str(name)] = int(label)
+                rows.setdefault(run["variant"], {}).setdefault(str(name), []).append(row)
+    if not rows:
         raise UserError(f"--comparison {folder} has no finished final run: run compare again to complete it")
 
-    def accuracy(variant: str) -> float:
-        return float(np.concatenate([run.probabilities.argmax(1) == run.labels for run in runs[variant]]).mean())
+    most = max(map(len, rows.values()))
+    candidates = [variant for variant, of_variant in rows.items() if len(of_variant) == most]
+    shared = set.intersection(*(set(rows[variant]) for variant in candidates))
 
-    variant = max(runs, key=accuracy)
-    labels: dict[str, int] = {}
-    found: dict[str, list[NDArray[np.floating]]] = {}
-    for predictions in runs[variant]:
-        for name, label, row in zip(*predictions[:3], strict=True):
-            labels[str(name)] = int(label)
-            found.setdefault(str(name), []).append(row)
-    means = {name: (labels[name], np.mean(rows, axis=0)) for name, rows in found.items()}
+    def hits(variant: str) -> float:
+        return sum(float(np.mean([row.argmax() == labels[name] for row in rows[variant][name]])) for name in shared)
+
+    variant = max(candidates, key=hits)
+    means = {name: (labels[name], np.mean(found, axis=0)) for name, found in rows[variant].items()}
     return OutOfFold(variant, plan["data"]["class_names"], means)

@@ -30,20 +30,23 @@ def check(
 
     Args:
         images: Folder of images, one folder per class, also within `train`, `val` and `test`; or a CSV list of images.
-        out: Folder to write `check.html` and `remaining.csv` into. Default: `runs/check/` and the name of the images.
+        out: Folder to write `check.html` and `remaining.csv` into. Default: `runs/check/` and the name of the images,
+            which must not hold the check of other images.
         comparison: Folder of a comparison of these images with folds (`compare --folds 5`), whose predictions tell
             which labels are likely to be wrong.
         images_dir: Folder that the files of a CSV list start from. Default: the folder of the list.
         in_channels: Channels of the images; gray (1) and color (3) are converted into each other.
 
     Raises:
-        UserError: The images or the comparison cannot be found, or do not belong together.
+        UserError: The images or the comparison cannot be found, or do not belong together, or the folder of the report
+            holds something else.
     """
     from metricloss_pl.check import check_images, write_report
     from metricloss_pl.check.report import check_folder
 
-    name = Path(images).expanduser().resolve()
-    folder = Path("runs", "check", name.name if name.is_dir() else name.stem) if out is None else check_folder(out)
+    source = Path(images).expanduser().resolve()
+    default = Path("runs", "check", source.name if source.is_dir() else source.stem)
+    folder = check_folder(default, source) if out is None else check_folder(out)
     findings = check_images(images, comparison, images_dir, in_channels)
     page, csv = write_report(findings, folder)
     entries, groups, classes = findings.listing.entries, findings.groups, findings.classes

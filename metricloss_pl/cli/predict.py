@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,15 +11,15 @@ from jsonargparse import ArgumentParser
 from metricloss_pl.callbacks.predictions import columns_of, row_of
 from metricloss_pl.cli.arguments import options_first
 from metricloss_pl.cli.console import print_columns, print_table, relative_path
-from metricloss_pl.data.file_checks import describe_left_out, list_images
+from metricloss_pl.data.file_checks import list_images, warn_of_unused
 from metricloss_pl.data.reading import UnreadableImages
 from metricloss_pl.errors import DEBUG_HELP, UserError, plural, shell_command
-from metricloss_pl.files import replacing
+from metricloss_pl.files import writing_csv
 from metricloss_pl.regimes import Classifier
 from metricloss_pl.regimes.loading import load
 from metricloss_pl.regimes.prediction import FilePredictions, predict_files
 
-__all__ = ["is_positional", "predict", "warn_of_unused"]
+__all__ = ["is_positional", "predict"]
 
 _MOST_LINES = 20  # on the screen beside a CSV file
 _COLUMNS = ("file", "class", "probability", "runner-up", "its probability")
@@ -76,13 +74,6 @@ def predict(arguments: Sequence[str]) -> None:
     _predict_files(load(given.checkpoint), files, given.csv, given.all_probabilities)
 
 
-def warn_of_unused(paths: Sequence[str]) -> None:
-    """Warn of files in folders that may have been meant as images."""
-    for folder in filter(Path.is_dir, map(Path, paths)):
-        for line in describe_left_out(folder, [folder]):
-            warnings.warn(f"{folder}: {line}", stacklevel=2)
-
-
 def _predict_files(model: Classifier, files: Sequence[Path], target: str | None, all_probabilities: bool) -> None:
     names = model.class_names
     broken: dict[Path, str] = {}
@@ -90,9 +81,7 @@ def _predict_files(model: Classifier, files: Sequence[Path], target: str | None,
     with ExitStack() as stack:
         writer = None
         if target is not None:
-            beside = stack.enter_context(replacing(target))
-            table = beside.open("w", newline="", encoding="utf-8", errors="surrogateescape")
-            writer = csv.writer(stack.enter_context(table))
+            writer = stack.enter_context(writing_csv(target))
             writer.writerow(columns_of(model.rejection is not None, names if all_probabilities else ()))
         for batch in predict_files(model, files):
             broken |= batch.broken

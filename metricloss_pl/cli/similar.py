@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 
 from jsonargparse import ArgumentParser
 
 from metricloss_pl.cli.arguments import options_first
 from metricloss_pl.cli.console import print_columns, print_table, relative_path
-from metricloss_pl.cli.predict import warn_of_unused
+from metricloss_pl.data.file_checks import warn_of_unused
 from metricloss_pl.data.reading import UnreadableImages
 from metricloss_pl.errors import DEBUG_HELP, plural, shell_command
-from metricloss_pl.files import replacing
+from metricloss_pl.files import writing_csv
 from metricloss_pl.regimes.loading import load
 from metricloss_pl.regimes.similar import find_similar
 
@@ -55,11 +54,8 @@ def similar(arguments: Sequence[str]) -> None:
     found = find_similar(load(given.checkpoint), given.queries, given.gallery, given.k)
     rows = [[n.query.as_posix(), str(n.rank), n.file.as_posix(), f"{n.distance:.6f}"] for n in found.neighbors]
     if given.csv is not None:
-        with (
-            replacing(given.csv) as beside,
-            beside.open("w", newline="", encoding="utf-8", errors="surrogateescape") as table,
-        ):
-            csv.writer(table).writerows([_COLUMNS, *rows])
+        with writing_csv(given.csv) as writer:
+            writer.writerows([_COLUMNS, *rows])
     print_columns(_COLUMNS, [[*row[:3], f"{float(row[3]):.4f}"] for row in rows])
     if given.csv is not None:
         print_table([("similar", f"{plural(len(rows), 'row')} in {relative_path(given.csv)}")])

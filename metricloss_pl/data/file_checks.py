@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -130,6 +131,13 @@ def describe_left_out(root: Path, folders: Iterable[Path], beside: Iterable[Path
         *not_used("file", "of unknown type", "convert to .jpg or .png, or remove", unread, root),
         *_describe_unusable(root, [*found, *(find_files(folder, deep=False) for folder in beside)]),
     ]
+
+
+def warn_of_unused(paths: Iterable[str]) -> None:
+    """Warn of files in folders that may have been meant as images."""
+    for folder in filter(Path.is_dir, map(Path, paths)):
+        for line in describe_left_out(folder, [folder]):
+            warnings.warn(f"{folder}: {line}", stacklevel=2)
 
 
 def _describe_unusable(root: Path, found: Iterable[Found]) -> list[str]:

@@ -20,6 +20,7 @@ from metricloss_pl.regimes import Classifier
 __all__ = ["MOST_DIFFERENCE", "write_graph"]
 
 MOST_DIFFERENCE = 1e-4  # of probabilities, between a graph and its network
+_OUTPUTS = ("probabilities", "embeddings")
 _SIDES = (32, 28, 64, 224)  # tried in turn for a network of images as they are, whose size is not recorded
 _MOST_IMAGES = 2**20  # per batch; older versions of torch refuse some networks without a limit
 
@@ -158,7 +159,7 @@ def _random_images(dtype: torch.dtype, *shape: int) -> Tensor:
 def _write_onnx(
     program: torch.export.ExportedProgram, file: Path, embeddings: bool, metadata: Mapping[str, Any]
 ) -> None:
-    names = ["probabilities", "embeddings"] if embeddings else ["probabilities"]
+    names = _OUTPUTS if embeddings else _OUTPUTS[:1]
     exported = torch.onnx.export(program, dynamo=True, input_names=["images"], output_names=names, verbose=False)
     assert exported is not None
     for name, value in metadata.items():
@@ -184,15 +185,17 @@ def _input_shape(program: torch.export.ExportedProgram) -> Any:
 def _largest_difference(
     outputs: nn.Module, graph: Graph, dtype: torch.dtype, shapes: Iterable[tuple[int, ...]]
 ) -> float:
-    """Return the largest difference between graph and network on random images, nan if a value is none.
+    """Return the largest difference between graph and network on random images, NaN if any value is NaN.
 
     Embeddings, which may have any scale, count by their difference in tenths of the largest value.
     """
     largest = 0.0
     for shape in shapes:
         images = _random_images(dtype, *shape)
-        for name, found, want in zip(("probabilities", "embeddings"), graph(images), outputs(images), strict=False):
-            scale = 1.0 if name == "probabilities" else 10 * want.abs().max().item()
+        wanted = outputs(images)
+        for name, found, want in zip(_OUTPUTS[: len(wanted)], graph(images), wanted, strict=True):
+            largest_value = want.abs().max().clamp_min(torch.finfo(want.dtype).tiny).item()  # they may all be 0
+            scale = 1.0 if name == "probabilities" else 10 * largest_value
             difference = (found - want).abs().max().item() / scale
             largest = difference if math.isnan(difference) else max(largest, difference)
     return largest

@@ -369,7 +369,7 @@ class Classifier(LightningModule, ABC):
         self.image_format, self.split = checkpoint["image_format"], checkpoint["split"]
         self.mean, self.std = torch.tensor(checkpoint["mean"]), torch.tensor(checkpoint["std"])
         self.temperature = checkpoint["temperature"]
-        self.rejection = Rejection.from_plain(checkpoint.get("rejection"), self.embedding_dim)
+        self.rejection = Rejection.from_plain(checkpoint.get("rejection"), self)
         if self.balance_classes and "class_weights" in checkpoint:
             self.class_weights = given_weights(checkpoint["class_weights"], self.class_names)
 

@@ -53,7 +53,7 @@ def find_similar(
     Args:
         model: Regime that was trained on an `ImageDataModule`.
         queries: Files, or folders of images.
-        gallery: Files, or folders of images. A query in the gallery is no neighbor of itself.
+        gallery: Files, or folders of images. A query in the gallery is no neighbor of itself, nor are links to it.
         k: Neighbors per query, at least 1; at most as many as there are.
 
     Returns:
@@ -67,14 +67,16 @@ def find_similar(
     broken: dict[Path, str] = {}
     asked, wanted = _embed(model, queries, broken)
     files, points = _embed(model, gallery, broken)
-    own = {path: index for index, path in enumerate(file.resolve() for file in files)}
+    places: dict[Path, list[int]] = {}  # several for a file and links to it
+    for index, file in enumerate(files):
+        places.setdefault(file.resolve(), []).append(index)
     neighbors = []
     for start in range(0, len(asked), _ROWS):
         distances = F.squared_distances(wanted[start : start + _ROWS], points).sqrt()
         for query, row in zip(asked[start : start + _ROWS], distances, strict=True):
-            if (itself := own.get(query.resolve())) is not None:
-                row[itself] = torch.inf
-            count = min(k, len(files) - (itself is not None))
+            itself = places.get(query.resolve(), [])
+            row[itself] = torch.inf
+            count = min(k, len(files) - len(itself))
             nearest = row.sort(stable=True).indices[:count].tolist()
             neighbors += [
                 Neighbor(query, rank, files[index], row[index].item()) for rank, index in enumerate(nearest, 1)

@@ -147,10 +147,18 @@ def test_a_threshold_belongs_to_the_weights(tmp_path):
         {"threshold": math.inf, "quantile": 0.1, "class_means": None},
         {"threshold": "1", "quantile": 0.1, "class_means": None},
         {"threshold": 1.0, "quantile": 0.1, "class_means": torch.zeros(10, 3)},
+        {"threshold": 1.0, "quantile": 0.1, "class_means": torch.zeros(0, 10)},
     ):
         torch.save({**content, "rejection": wrong}, tmp_path / "wrong.ckpt")
         with pytest.raises(UserError, match="rejection"):
             CosineClassifier.load_from_checkpoint(tmp_path / "wrong.ckpt", **own)
+
+    fit(tmp_path, model=build(SoftmaxClassifier), data=data, max_epochs=1).save_checkpoint(tmp_path / "b.ckpt")
+    content = torch.load(tmp_path / "b.ckpt", weights_only=True)
+    content["rejection"] = {"threshold": 1.0, "quantile": 0.1, "class_means": None}  # as of a regime with anchors
+    torch.save(content, tmp_path / "wrong.ckpt")
+    with pytest.raises(UserError, match="rejection"):
+        SoftmaxClassifier.load_from_checkpoint(tmp_path / "wrong.ckpt", **own)
 
 
 def test_the_threshold_does_not_depend_on_the_number_of_processes(tmp_path):

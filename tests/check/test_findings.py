@@ -11,6 +11,7 @@ from metricloss_pl.data import ImageListDataModule
 from metricloss_pl.errors import UserError
 from tests.check.pictures import picture, save
 from tests.compare.synthetic import make_comparison
+from tests.systems import make_link
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +97,16 @@ def test_a_folder_without_sets_has_no_column_for_them(tmp_path):
     assert remaining.read_text().splitlines() == ["file,label", "../a/0.png,a", "../a/2.png,a", "../b/1.png,b"]
     assert [(one.name, one.images) for one in findings.classes] == [("a", 2), ("b", 1), ("empty", 0)]
     assert len(check_images(tmp_path / "images").listing.entries) == 3  # `out` holds no data
+
+
+def test_the_list_is_read_from_a_folder_behind_a_link(tmp_path):
+    save(picture(0), tmp_path / "disk" / "a" / "0.png")
+    (tmp_path / "scratch" / "deep" / "runs").mkdir(parents=True)
+    make_link(tmp_path / "runs", tmp_path / "scratch" / "deep" / "runs")
+    make_link(tmp_path / "images", tmp_path / "disk")
+    _, remaining = write_report(check_images(tmp_path / "images"), tmp_path / "runs" / "out")
+    [file] = ImageListDataModule(csv=str(remaining), image_size=16).list_split("train").files
+    assert file.samefile(tmp_path / "disk" / "a" / "0.png")
 
 
 @pytest.mark.parametrize(

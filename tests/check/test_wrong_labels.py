@@ -78,6 +78,27 @@ def test_predictions_are_those_of_the_best_variant_averaged_over_its_runs(tmp_pa
     np.testing.assert_allclose(mean, (rows[0] + rows[1]) / 2, rtol=1e-6)
 
 
+def test_an_unfinished_comparison_ranks_variants_on_the_same_images(tmp_path):
+    def begun(run):
+        return run["variant"] == "cosine" and run["fold"] != 0
+
+    ahead = make_comparison(tmp_path / "ahead", {"softmax": 0.5, "cosine": 0.99}, folds=3, images=60, missing=begun)
+    found = read_out_of_fold(ahead)
+    assert (found.variant, len(found.predictions)) == ("softmax", 60)
+
+    right = {("softmax", 0): 10, ("softmax", 1): 0, ("cosine", 0): 0, ("cosine", 2): 20}  # of 20 images per fold
+    both = make_comparison(
+        tmp_path / "both", {"softmax": 0.5, "cosine": 0.5}, folds=3, images=60, seeds=(0,),
+        missing=lambda run: (run["variant"], run["fold"]) not in right,
+    )  # fmt: skip
+    store = Store(both)
+    for key, run in store.results().items():
+        old = store.predictions(key)
+        shift = np.arange(len(old.labels)) >= right[run["variant"], run["fold"]]
+        store.write_result(run, old._replace(probabilities=np.eye(10)[(old.labels + shift) % 10]))
+    assert read_out_of_fold(both).variant == "softmax"
+
+
 def test_comparisons_that_say_nothing(tmp_path):
     with pytest.raises(UserError, match="--folds"):
         read_out_of_fold(make_comparison(tmp_path / "whole"))

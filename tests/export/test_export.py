@@ -124,6 +124,9 @@ def test_the_script_is_short_and_needs_three_packages(exported, photos, tmp_path
     assert all(float(row[2]) >= float(row[4]) for row in rows)
     assert "bad.png" in done.stderr
     assert "f.png" in done.stderr
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "usage" in done.stderr
 
 
 def test_shared_weights_give_the_same_scores(checkpoint, photos, tmp_path):

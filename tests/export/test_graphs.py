@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,18 @@ def test_a_graph_that_differs_is_refused(model, tmp_path, monkeypatch):
         )
         with pytest.raises(UserError, match="TinyConvNet gives other results"):
             graphs.write_graph(model, tmp_path / "a.pt2", onnx=False, metadata={})
+
+
+def test_embeddings_of_zeros_and_a_missing_output(model, tmp_path, monkeypatch):
+    model = copy.deepcopy(model)
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)
+    wanted = {"onnx": False, "embeddings": True, "metadata": {}}
+    assert graphs.write_graph(model, tmp_path / "a.pt2", **wanted) <= 1e-4
+    read = graphs._reader
+    monkeypatch.setattr(graphs, "_reader", lambda *args: lambda images: read(*args)(images)[:1])
+    with pytest.raises(ValueError):  # noqa: PT011: of zip
+        graphs.write_graph(model, tmp_path / "a.pt2", **wanted)
 
 
 class Branching(nn.Module):

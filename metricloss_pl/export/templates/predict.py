@@ -38,8 +38,7 @@ def predict(path):
         array = decode(image, METADATA["in_channels"])
     if side := METADATA["resize"]:  # the shorter one
         size = [int(side * length / min(array.shape[:2])) for length in (array.shape[1], array.shape[0])]
-        bands = [Image.fromarray(band).resize(size, Image.Resampling.BILINEAR) for band in array.transpose(2, 0, 1)]
-        array = np.dstack(bands)
+        array = np.dstack([Image.fromarray(band).resize(size, Image.BILINEAR) for band in array.transpose(2, 0, 1)])
     if side := METADATA["image_size"]:
         array = array[center(array.shape[0], side)][:, center(array.shape[1], side)]
     if METADATA["input"] == "float32" and array.dtype == np.uint8:
@@ -48,13 +47,14 @@ def predict(path):
 
 
 if __name__ == "__main__":
-    broken = []
+    status = 0 if sys.argv[1:] else 2
+    if status:
+        print(f"usage: python {sys.argv[0]} PHOTO [PHOTO ...]", file=sys.stderr)
     for photo in sys.argv[1:]:
         try:
             found = predict(photo)
-            best = [f"{METADATA['class_names'][i]}\t{found[i]:.4f}" for i in np.argsort(-found)[:2]]
-            print(photo, *best, sep="\t")
+            print(photo, *[f"{METADATA['class_names'][i]}\t{found[i]:.4f}" for i in np.argsort(-found)[:2]], sep="\t")
         except Exception as error:  # of any kind, if it is no image; more than 8 bits need an export as float32
             print(f"{photo}: {error}", file=sys.stderr)
-            broken.append(photo)
-    sys.exit(len(broken) > 0)
+            status = 1
+    sys.exit(status)
