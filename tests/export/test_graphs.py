@@ -180,7 +180,7 @@ def test_embeddings_of_zeros_and_a_missing_output(model, tmp_path, monkeypatch):
     assert graphs.write_graph(model, tmp_path / "a.pt2", **wanted) <= 1e-4
     read = graphs._reader
     monkeypatch.setattr(graphs, "_reader", lambda *args: lambda images: read(*args)(images)[:1])
-    with pytest.raises(ValueError):  # noqa: PT011: of zip
+    with pytest.raises(ValueError):  # noqa: PT011 (of `zip`)
         graphs.write_graph(model, tmp_path / "a.pt2", **wanted)
 
 
