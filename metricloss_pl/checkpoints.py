@@ -26,7 +26,6 @@ from metricloss_pl.safetensors_files import is_safetensors, read_safetensors
 __all__ = [
     "AtomicCheckpointIO",
     "check_facts",
-    "check_finite",
     "import_paths",
     "is_trusted_run",
     "load_trusted",
@@ -35,8 +34,6 @@ __all__ = [
     "read_checkpoint",
     "read_model",
     "trusted_imports",
-    "where_classes_differ",
-    "where_states_differ",
     "with_given_classes",
 ]
 
@@ -150,7 +147,8 @@ def read_model(path: str | Path) -> dict[str, Any]:
 
 def _checked(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Any]:
     types = {"state_dict": dict, "hyper_parameters": dict, "class_names": list}
-    if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(k), kind) for k, kind in types.items()):
+    is_right = isinstance(checkpoint, dict) and all(isinstance(checkpoint.get(k), kind) for k, kind in types.items())
+    if not is_right or not all(isinstance(value, Tensor) for value in checkpoint["state_dict"].values()):
         raise UserError(f"checkpoint {path} holds no regime of metricloss_pl: give a file that `fit` has written")
     return checkpoint
 
@@ -219,6 +217,7 @@ def load_trusted(
         content = read_model(path)
         saved = content["hyper_parameters"]
         named = with_given_classes(saved, classes)
+        named |= {"backbone": _without_weights(named["backbone"])} if "backbone" in named else {}
         changed = {name: value for name, value in named.items() if value != saved[name]}
         if is_safetensors(path):  # Lightning reads files of torch
             source = io.BytesIO()
@@ -315,12 +314,16 @@ def check_facts(checkpoint: Mapping[str, Any]) -> None:
         right = isinstance(values, list) and len(values) > 0
         return right and all(isinstance(value, float) and math.isfinite(value) for value in values)
 
+    def is_format(values: Any) -> bool:
+        sizes = values.values() if isinstance(values, dict) else [values]
+        return all(size is None or (isinstance(size, int) and size > 0) for size in sizes)
+
     mean, std, temperature = (checkpoint.get(name) for name in ("mean", "std", "temperature"))
     expected = {
         "mean": are_finite(mean),
         "std": are_finite(std) and min(std or [0]) > 0,
-        "temperature": are_finite([temperature]) and (temperature or 0) > 0,
-        "image_format": isinstance(checkpoint.get("image_format", 0), dict | None),
+        "temperature": are_finite([temperature]) and (temperature or 0) > 1e-6,
+        "image_format": is_format(checkpoint.get("image_format", 0)),
         "split": isinstance(checkpoint.get("split", 0), dict | None),
     }
     if expected["mean"] and expected["std"]:
@@ -348,9 +351,16 @@ def plain_settings(hyper_parameters: dict[str, Any], passed: Collection[str]) ->
     backbone = plain.get("backbone")
     if isinstance(backbone, dict) and "class_path" not in backbone:
         del plain["backbone"]  # it only holds facts of the data, and the regime takes no backbone
-    elif isinstance(backbone, dict) and isinstance(settings := backbone.get("init_args"), dict):
-        plain["backbone"] = {**backbone, "init_args": {k: v for k, v in settings.items() if k != "weights"}}
+    elif backbone is not None:
+        plain["backbone"] = _without_weights(backbone)
     return plain
+
+
+def _without_weights(backbone: Any) -> Any:
+    """Return the settings of a backbone without its initial weights, which a checkpoint replaces."""
+    if not isinstance(backbone, dict) or not isinstance(settings := backbone.get("init_args"), dict):
+        return backbone
+    return {**backbone, "init_args": {name: value for name, value in settings.items() if name != "weights"}}
 
 
 def _is_plain(value: Any) -> bool:
@@ -359,41 +369,3 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return all(_is_plain(item) for item in value)
     return value is None or isinstance(value, (bool, int, float, str))
-
-
-def check_finite(state: Mapping[str, Tensor], place: str) -> None:
-    """Check the tensors of a state.
-
-    Args:
-        state: Tensors by name.
-        place: Place and consequence for the message, such as "at step 100, so no checkpoint is written".
-
-    Raises:
-        UserError: A tensor has a nan or an infinity.
-    """
-    for name, tensor in state.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise UserError(
-                f"{name} is not finite {place}; if training diverged, lower the learning rate or set "
-                "trainer.gradient_clip_val"
-            )
-
-
-def where_classes_differ(trained: list[str], given: list[str]) -> str:
-    """Return a description of the first difference between two lists of class names."""
-    if len(trained) != len(given):
-        return f"was trained on {len(trained)} classes and the data have {len(given)}: they must be the same"
-    label = next(i for i, (a, b) in enumerate(zip(trained, given, strict=True)) if a != b)
-    return f"calls class {label} {trained[label]!r} and the data call it {given[label]!r}: they must be the same"
-
-
-def where_states_differ(saved: Mapping[str, Any], expected: Mapping[str, Tensor]) -> str | None:
-    """Return a description of the first tensor whose name or shape differs between a checkpoint and a network."""
-    for name, tensor in expected.items():
-        if name not in saved:
-            return f"has no tensor {name}, which the network has"
-        shape = tuple(getattr(saved[name], "shape", ()))
-        if shape != tuple(tensor.shape):
-            return f"has {name} of shape {shape}, and the network of shape {tuple(tensor.shape)}"
-    unknown = next((name for name in saved if name not in expected), None)
-    return None if unknown is None else f"has a tensor {unknown}, which the network lacks"

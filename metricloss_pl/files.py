@@ -123,7 +123,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def writing_csv(path: str | Path) -> Iterator[Any]:
-    """Yield a `csv.writer` whose file replaces a path at the end, as with `replacing`."""
+    """Yield a `csv.writer` whose file replaces a path at the end, as with `replacing`.
+
+    Raises:
+        UserError: The path is a file of another kind, such as an image whose name was meant as an input.
+    """
+    if Path(path).is_file() and Path(path).suffix.lower() != ".csv":
+        raise UserError(f"{path} exists and its name does not end in .csv, so it is not replaced: name another one")
     with (
         replacing(path) as beside,
         beside.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,  # names may be no UTF-8

@@ -11,7 +11,13 @@ import torch
 from jsonargparse import ArgumentParser
 
 from metricloss_pl.backbones._weights import read_weights
-from metricloss_pl.checkpoints import AtomicCheckpointIO, plain_settings, read_checkpoint, trusted_imports
+from metricloss_pl.callbacks.run_folder import model_digest
+from metricloss_pl.checkpoints import (
+    AtomicCheckpointIO,
+    plain_settings,
+    read_checkpoint,
+    trusted_imports,
+)
 from metricloss_pl.errors import UserError
 from metricloss_pl.files import replacing
 from tests.systems import make_link, make_pipe, needs_fork
@@ -169,3 +175,22 @@ def test_a_file_that_cannot_be_read_is_not_called_torn(error, tmp_path, monkeypa
     for read in (read_checkpoint, read_weights):
         with pytest.raises(UserError, match=r"whole\.ckpt .*(Permission denied|much is needed)"):
             read(tmp_path / "whole.ckpt")
+
+
+def test_the_digest_is_of_what_decides_probabilities(tmp_path):
+    content = {
+        "state_dict": {"a": torch.tensor(1.0), "b": torch.ones(2, 3, dtype=torch.bfloat16).t()},
+        "hyper_parameters": {},
+        "class_names": ["x", "y"],
+        "temperature": 1.5,
+    }
+
+    def digest(**changed: object) -> str:
+        torch.save(content | changed, tmp_path / "a.ckpt")
+        return model_digest(tmp_path / "a.ckpt")
+
+    same = digest()
+    assert digest(rejection={"threshold": 1.0}) == same
+    assert digest(state_dict=dict(reversed(content["state_dict"].items()))) == same
+    assert digest(temperature=1.0) != same
+    assert digest(state_dict=content["state_dict"] | {"a": torch.tensor(2.0)}) != same

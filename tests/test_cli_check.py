@@ -46,6 +46,10 @@ def test_mistakes(tmp_path, capsys, monkeypatch):
     ):
         assert words in refusal_of(capsys, "check", *arguments)
     assert not (tmp_path / "runs").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "remaining.csv").write_text("mine")
+    assert "remaining.csv" in refusal_of(capsys, "check", "images", "--out=mine")
+    assert (tmp_path / "mine" / "remaining.csv").read_text() == "mine"
     save(picture(0), tmp_path / "runs" / "check" / "images" / "0.png")
     assert "holds images" in refusal_of(capsys, "check", "images", "--in_channels=0")  # at once
 

@@ -55,3 +55,11 @@ def test_a_csv_file_keeps_names_of_any_bytes(tmp_path):
         writer.writerow(["\udcff.png", 'a,"b'])
     assert table.read_bytes() == b'\xff.png,"a,""b"\r\n'
     assert list(tmp_path.iterdir()) == [table]
+
+
+def test_a_csv_replaces_no_other_kind_of_file(tmp_path):
+    """An image after `--csv`, where a file name was forgotten."""
+    (tmp_path / "a.png").write_bytes(b"pixels")
+    with pytest.raises(UserError, match=r"a\.png"), writing_csv(tmp_path / "a.png"):
+        pass
+    assert (tmp_path / "a.png").read_bytes() == b"pixels"

@@ -201,3 +201,28 @@ def test_a_checkpoint_from_python_says_what_to_do(tmp_path: Path) -> None:
     assert loaded.predict(np.zeros((8, 8), np.uint8)).probabilities.shape == (1, 10)
     with pytest.raises(UserError, match="does not know how its images were prepared"):
         CosineClassifier(2, TinyConvNet()).predict([])
+
+
+def test_initial_weights_that_a_checkpoint_names_are_not_fetched(checkpoint, tmp_path):
+    """They are those of the checkpoint; a foreign one could name any file or address."""
+    content = torch.load(checkpoint, weights_only=True)
+    backbone = content["hyper_parameters"]["backbone"]
+    backbone["init_args"] = {**backbone.get("init_args", {}), "weights": "/no/such/file.pth"}
+    torch.save(content, tmp_path / "a.ckpt")
+    assert metricloss_pl.load(tmp_path / "a.ckpt").class_names == content["class_names"]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"state_dict": {"a": 1}},
+        {"temperature": 1e-320},
+        {"image_format": {"in_channels": "3"}},
+        {"image_format": [0]},
+    ],
+    ids=str,
+)
+def test_contents_that_no_training_writes(changed, checkpoint, tmp_path):
+    torch.save(torch.load(checkpoint, weights_only=True) | changed, tmp_path / "a.ckpt")
+    with pytest.raises(UserError):
+        metricloss_pl.load(tmp_path / "a.ckpt")

@@ -14,10 +14,10 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
 from metricloss_pl.callbacks.evaluation import check_model
-from metricloss_pl.callbacks.run_folder import run_folder
+from metricloss_pl.callbacks.run_folder import model_digest, run_folder
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.errors import UserError, plural
-from metricloss_pl.files import note_command, replacing, sha256, stem_of_result, writing_csv
+from metricloss_pl.files import note_command, replacing, stem_of_result, writing_csv
 
 __all__ = ["PredictionWriter", "columns_of", "row_of"]
 
@@ -134,7 +134,7 @@ class PredictionWriter(BasePredictionWriter):
         try:
             self._write(path, rows, _files(trainer, rows["index"]), check_model(self, pl_module).class_names)
             if self.path is None:
-                note_command(path, self.command, **_checkpoint_of(trainer))
+                note_command(path, self.command, **_facts(trainer))
         except OSError as error:
             raise UserError(f"predictions can't be written to {path} ({error.strerror}): give another path") from error
 
@@ -162,10 +162,11 @@ class PredictionWriter(BasePredictionWriter):
             print(f"embeddings   {path.with_suffix('.npz')}")
 
 
-def _checkpoint_of(trainer: Trainer) -> dict[str, str]:
-    """Return the digest of the checkpoint that predicts."""
+def _facts(trainer: Trainer) -> dict[str, str | None]:
+    """Return what tells which model predicts: its digest, and the views of each image."""
     checkpoint = trainer.ckpt_path
-    return {"checkpoint_sha256": sha256(checkpoint)} if checkpoint and Path(checkpoint).is_file() else {}
+    digest = model_digest(checkpoint) if checkpoint and Path(checkpoint).is_file() else None
+    return {"model_digest": digest, "tta": getattr(getattr(trainer, "datamodule", None), "tta", None)}
 
 
 def _files(trainer: Trainer, index: Any) -> list[str]:

@@ -174,7 +174,7 @@ class RejectionThreshold(Callback):
 
 def _rank(images: int, quantile: float) -> int:
     """Return the rank, from 1, of the threshold among the distances of the validation images."""
-    rank = math.ceil((images + 1) * (1 - quantile) - 1e-9)
+    rank = max(1, math.ceil((images + 1) * (1 - quantile) - 1e-9))
     if rank > images:
         least = math.ceil(1 / quantile - 1e-9) - 1
         raise UserError(

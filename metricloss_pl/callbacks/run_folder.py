@@ -1,16 +1,19 @@
-"""Folder of a run, and the run that a checkpoint belongs to."""
+"""Folder of a run, and which run and results belong to a checkpoint."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
+import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from metricloss_pl.callbacks.best import callback_states, recorded_id
+from metricloss_pl.checkpoints import read_model
 
-__all__ = ["CHECKPOINTS", "CONFIG", "LAST", "RunFolderCallback", "run_folder", "run_of"]
+__all__ = ["CHECKPOINTS", "CONFIG", "LAST", "RunFolderCallback", "model_digest", "run_folder", "run_of"]
 
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
@@ -60,3 +63,13 @@ def run_of(checkpoint: str | Path) -> Path | None:
         return None
     # Another run may have taken the place of the one that was there.
     return named if recorded_id(callback_states(named / CHECKPOINTS / LAST)) == recorded_id(states) else None
+
+
+def model_digest(path: str | Path) -> str:
+    """Return a digest of the weights and the temperature in a checkpoint, which decide its probabilities."""
+    content = read_model(path)
+    found = hashlib.blake2b(repr(content.get("temperature")).encode(), digest_size=20)
+    for name, tensor in sorted(content["state_dict"].items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()

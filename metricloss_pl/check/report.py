@@ -19,6 +19,7 @@ from metricloss_pl.files import replacing, writing_csv
 
 __all__ = ["check_folder", "write_report"]
 
+_PAGE, _REMAINING = "check.html", "remaining.csv"
 _ANY_NAME: Any = {"encoding": "utf-8", "errors": "surrogateescape"}
 _MAX_GROUPS, _MAX_MEMBERS, _MAX_LABELS, _MAX_FILES = 60, 8, 120, 200  # on the page
 
@@ -39,6 +40,8 @@ def check_folder(folder: str | Path, source: Path | None = None) -> Path:
     if marker.is_file():
         if source is not None and (other := marker.read_text(**_ANY_NAME)) not in ("", _absolute(source)):
             raise UserError(f"{folder} holds the check of {other}: give another folder with --out")
+    elif any((folder / name).exists() for name in (_PAGE, _REMAINING)):
+        raise UserError(f"{folder} holds {_PAGE} or {_REMAINING} of something else: give another folder with --out")
     elif folder.is_dir() and any(map(is_image, find_files(folder).files)):
         raise UserError(f"{folder} holds images: give a folder of its own with --out")
     return folder
@@ -58,7 +61,7 @@ def write_report(findings: Findings, folder: str | Path) -> tuple[Path, Path]:
         UserError: The folder holds images.
     """
     folder = check_folder(folder)
-    page, remaining = folder / "check.html", folder / "remaining.csv"
+    page, remaining = folder / _PAGE, folder / _REMAINING
     with writing_csv(remaining) as writer:
         writer.writerows(_rows(findings, folder))
     with replacing(page) as beside:

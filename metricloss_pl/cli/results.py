@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from metricloss_pl.callbacks.best import BALANCED
-from metricloss_pl.callbacks.run_folder import CONFIG, run_folder, run_of
+from metricloss_pl.callbacks.run_folder import CONFIG, model_digest, run_folder, run_of
 from metricloss_pl.checkpoints import is_trusted_run
 from metricloss_pl.cli.console import print_columns, print_table, relative_path
 from metricloss_pl.cli.record import ClassScores, RunRecord
@@ -22,7 +22,7 @@ from metricloss_pl.cli.saved_config import describe_few
 from metricloss_pl.data.samples import SET_NAMES, Split
 from metricloss_pl.environment import versions
 from metricloss_pl.errors import plural, shell_command
-from metricloss_pl.files import replacing, sha256, stem_of_result
+from metricloss_pl.files import replacing, stem_of_result
 from metricloss_pl.metrics import chance_accuracy
 
 __all__ = ["SettingsLog", "report_results"]
@@ -113,6 +113,7 @@ def report_results(
         "model": config.model.class_path,
         "data": config.data.class_path,
         "seed": config.seed_everything,
+        "tta": (config.data.get("init_args") or {}).get("tta"),
     }
     if subcommand == "fit":
         facts |= record.training
@@ -135,7 +136,7 @@ def report_results(
     if checkpoint:
         facts["checkpoint"] = relative_path(checkpoint)
         if Path(checkpoint).is_file():
-            facts["checkpoint_sha256"] = sha256(checkpoint)
+            facts["model_digest"] = model_digest(checkpoint)
         rows.append(("checkpoint", relative_path(checkpoint)))
     if subcommand == "fit" and checkpoint and not any(name.startswith("test/") for name in metrics):
         settings = config.as_dict()

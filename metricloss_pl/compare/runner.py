@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, LearningRateM
 
 from metricloss_pl.callbacks import CachedFeatures, EmbeddingPlot, GeometryMonitor, PredictionWriter
 from metricloss_pl.callbacks.run_folder import CHECKPOINTS, LAST
-from metricloss_pl.checkpoints import AtomicCheckpointIO, check_finite
+from metricloss_pl.checkpoints import AtomicCheckpointIO
 from metricloss_pl.cli.console import silence_lightning
 from metricloss_pl.cli.errors import format_user_error, lightning_refusals
 from metricloss_pl.cli.run_folder import LastCheckpoint, RunFolder
@@ -34,6 +34,7 @@ from metricloss_pl.data import ImageDataModule
 from metricloss_pl.errors import UserError, plural, reason, refusing
 from metricloss_pl.metrics import Temperature
 from metricloss_pl.regimes import Classifier
+from metricloss_pl.states import check_finite
 
 __all__ = ["Outcome", "Task", "build", "count_epochs", "empty_result", "execute", "make_trainer", "steps_per_epoch"]
 

@@ -211,7 +211,8 @@ def _subfolders(folder: Path) -> list[str]:
         raise UserError(f"no folder {folder}: data.root must be a folder with one subfolder per class")
     try:
         with os.scandir(folder) as entries:
-            found = [folder / entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name)]
+            paths = [folder / entry.name for entry in entries if not is_hidden(entry.name)]
+        found = [path for path in paths if path.is_dir()]  # false for a link to itself
     except OSError as error:
         raise UserError(f"folder {folder} can't be opened ({reason(error)}): allow reading it") from error
     unusable = find_files(folder, deep=False).unusable if any(path.is_symlink() for path in found) else []

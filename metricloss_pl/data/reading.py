@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from itertools import islice
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from metricloss_pl._compat import png_raw_mode
-from metricloss_pl.data.resizing import resize_image, with_shorter_side
+from metricloss_pl.data.resizing import resize_image, resized_size, with_shorter_side
 from metricloss_pl.errors import UserError, reason
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ DECODING_THREADS = 8
 _NAMED = 5  # of many unreadable files
 _DEEP_MODES = ("I", "F")  # first letter of Pillow's modes of more than 8 bits: I, I;16, I;16B, I;16L, I;16N, F
 _MOST_PIXELS = 1_000_000_000  # of an image: up to 4 GB while it is decoded
+_MOST_RESIZED = 50_000_000  # of an image that is enlarged, such as a line of pixels
 _LARGE = 50_000_000  # pixels from which images are decoded one at a time
 _MOST_TEXT = 2**28  # bytes of text in a PNG file
 _TIFFFILE = "a TIFF file that Pillow cannot open; tifffile may: pip install tifffile"
@@ -268,6 +270,10 @@ def decode_image(image: Image.Image, in_channels: int, source: Path, resize: int
         resize: Shorter side in px. None: unchanged.
     """
     large = image.width * image.height > _LARGE
+    pixels = math.prod(resized_size(image.width, image.height, resize))
+    if pixels > max(_MOST_RESIZED, image.width * image.height):
+        why = f"{image.width} x {image.height} px, which is {pixels / 1e6:,.0f} million pixels with a shorter side of"
+        raise UnreadableImages.of({source: f"{why} {resize} px: crop it"})
     with _raised_limits, _one_large_image if large else nullcontext():
         return with_shorter_side(_decode(image, in_channels, source, resize), resize)
 

@@ -87,6 +87,10 @@ def export_model(
             f"checkpoint {checkpoint} does not tell how its images were prepared, since it was not trained on an "
             "ImageDataModule: export its module by torch.export or torch.onnx.export"
         )
+    trained = model.image_format["image_size"]
+    if image_size is not None and (image_size < 1 or trained not in (None, image_size)):
+        right = "at least 1" if trained is None else f"{trained}, with which the network was trained, or left out"
+        raise UserError(f"image_size is {image_size}: it must be {right}")
     file = _file(Path(checkpoint), run, format, out)
     beside = {
         "onnx": file.with_name(_SCRIPT if file.stem == _STEM else f"{file.stem}_{_SCRIPT}"),
@@ -100,7 +104,10 @@ def export_model(
             )
     content = read_model(checkpoint)
     with ExitStack() as stack:
-        command = shell_command("export", str(checkpoint), "--format", format, "--out", str(file))
+        options = {"format": format, "out": str(file), "comparison": comparison, "image_size": image_size}
+        options |= {"input": input, "embeddings": str(embeddings).lower()} if format != "safetensors" else {}
+        given = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
+        command = shell_command("export", str(checkpoint), *given)
         text = write_card(model, Path(checkpoint), run, command, None if comparison is None else Path(comparison))
         stack.enter_context(replacing(card)).write_text(text, encoding="utf-8")
         if format == "safetensors":

@@ -14,12 +14,11 @@ import numpy as np
 import yaml
 from jinja2 import Environment, PackageLoader
 
-from metricloss_pl.callbacks.run_folder import CONFIG
+from metricloss_pl.callbacks.run_folder import CONFIG, model_digest
 from metricloss_pl.checkpoints import read_model
 from metricloss_pl.data.samples import SPLITS
 from metricloss_pl.data.split_file import read_split
 from metricloss_pl.errors import UserError
-from metricloss_pl.files import sha256
 from metricloss_pl.formatting import FILTERS, escape_markdown
 from metricloss_pl.regimes import Classifier
 
@@ -51,7 +50,7 @@ def write_card(model: Classifier, checkpoint: Path, run: Path | None, command: s
     config = _settings(run)
     backbone = read_model(checkpoint)["hyper_parameters"].get("backbone", type(model.backbone).__name__)
     images = _images(run)
-    results = {} if run is None else _results(run, sha256(checkpoint), images.get("test", Counter()))
+    results = {} if run is None else _results(run, model_digest(checkpoint), images.get("test", Counter()))
     tested = {name: scores for name, scores in results.get("classes", {}).items() if scores["images"]}
     facts = {
         "model": model,
@@ -65,7 +64,7 @@ def write_card(model: Classifier, checkpoint: Path, run: Path | None, command: s
             (name, scores["images"], *_share(scores["recall"], scores["images"])) for name, scores in tested.items()
         ],
         "few": [name for name, scores in tested.items() if scores["images"] < _FEW],
-        "predictions": None if run is None else _predictions(run, sha256(checkpoint)),
+        "predictions": None if run is None else _predictions(run, model_digest(checkpoint)),
         "data": config.get("data", {}),
         "comparison": None if comparison is None else _comparison(comparison),
         "resizing": resizing_rule(model),
@@ -102,13 +101,13 @@ def _settings(run: Path | None) -> dict[str, Any]:
 def _results(run: Path, digest: str, images: Counter[str]) -> dict[str, Any]:
     """Return the facts that `fit`, or else `test`, has noted about a checkpoint; the command is that of `fit`.
 
-    A test on other images than those of the split is left out.
+    A test on other images than those of the split, or with test-time augmentation, is left out.
     """
     fit, *tests = [_read_json(file) for file in (run / "result.json", *sorted(run.glob("test*.json")))]
     for facts in (fit, *tests):
         tested = Counter({name: scores["images"] for name, scores in facts.get("classes", {}).items()})
         is_of_split = not images or tested == images
-        if "test/accuracy" in facts.get("metrics", {}) and is_of_split and facts.get("checkpoint_sha256") == digest:
+        if "test/accuracy" in facts.get("metrics", {}) and is_of_split and _is_of(facts, digest):
             tested_by = None if facts is fit else facts.get("command")
             return {**fit, "metrics": facts["metrics"], "classes": facts.get("classes", {}), "tested_by": tested_by}
     return {**fit, "metrics": {}, "classes": {}}
@@ -149,15 +148,19 @@ def _test(metrics: Mapping[str, float], classes: Mapping[str, Mapping[str, Any]]
 
 def _predictions(run: Path, digest: str) -> dict[str, Any] | None:
     """Return calibration error and most confident mistakes from a checkpoint's predictions for the whole test set."""
-    files = [file for file in run.glob("predictions_test*.csv") if _digest_beside(file) == digest]
+    files = sorted(run.glob("predictions_test*.csv"))
+    files = [file for file in files if _is_of(_read_json(file.with_suffix(".json")), digest)]
     if not files or not (run / "split.csv").is_file():
         return None
     labels = {row.file: row.label for row in read_split(run / "split.csv") if row.split == "test"}
     with files[0].open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
         rows = list(csv.DictReader(lines))
-    if not rows or {row["file"] for row in rows} != set(labels):
+    try:  # the file may have been edited
+        confidence = np.array([float(row["probability"]) for row in rows])
+    except (KeyError, TypeError, ValueError):
         return None
-    confidence = np.array([float(row["probability"]) for row in rows])
+    if not rows or {row.get("file") for row in rows} != set(labels):
+        return None
     correct = np.array([row["class"] == labels[row["file"]] for row in rows])
     bins = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
     error = sum(abs((confidence - correct)[bins == number].sum()) for number in range(_BINS)) / len(rows)
@@ -168,10 +171,9 @@ def _predictions(run: Path, digest: str) -> dict[str, Any] | None:
     return {"error": float(error), "confidence": float(confidence.mean()), "mistakes": mistakes[:_MISTAKES]}
 
 
-def _digest_beside(file: Path) -> str | None:
-    """Return the digest of the checkpoint that has made predictions."""
-    digest: str | None = _read_json(file.with_suffix(".json")).get("checkpoint_sha256")
-    return digest
+def _is_of(facts: Mapping[str, Any], digest: str) -> bool:
+    """Return whether results are those of a model, which sees one view of each image."""
+    return facts.get("model_digest") == digest and facts.get("tta") is None
 
 
 def _recipe(config: Mapping[str, Any]) -> dict[str, str]:

@@ -145,9 +145,12 @@ def _example(model: Classifier, dtype: torch.dtype, size: int | None) -> Tensor:
             with torch.no_grad():
                 model(images)
             return images
-        except (RuntimeError, UserError):  # too small or too large for it
+        except (RuntimeError, UserError) as error:  # too small or too large for it
             if side == sides[-1]:
-                raise
+                network = type(model.backbone).__name__
+                raise UserError(
+                    f"{network} can't take images of {side} x {side} px ({reason(error)}): give another image_size"
+                ) from error
     raise AssertionError
 
 

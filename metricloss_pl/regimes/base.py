@@ -27,12 +27,9 @@ from metricloss_pl.callbacks.rejection import Rejection
 from metricloss_pl.callbacks.schedule_length import check_end
 from metricloss_pl.checkpoints import (
     check_facts,
-    check_finite,
     load_trusted,
     passed_arguments,
     plain_settings,
-    where_classes_differ,
-    where_states_differ,
 )
 from metricloss_pl.class_weights import ClassWeights, given_weights
 from metricloss_pl.data.preparation import ImageLike
@@ -45,6 +42,7 @@ from metricloss_pl.regimes.prediction import Predictions, predict_images
 
 if TYPE_CHECKING:
     from metricloss_pl.class_embeddings import Hierarchy
+from metricloss_pl.states import check_finite, where_classes_differ, where_states_differ
 
 __all__ = ["Classifier"]
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch import Tensor, nn
 
-from metricloss_pl.checkpoints import where_classes_differ
 from metricloss_pl.errors import UserError
+from metricloss_pl.states import where_classes_differ
 
 if TYPE_CHECKING:
     from metricloss_pl.regimes.base import Classifier

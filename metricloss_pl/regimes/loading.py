@@ -37,7 +37,7 @@ def load(path: str | Path, classes: Iterable[type] = ()) -> Classifier:
             f"checkpoint {path} was not written on the command line, and lacks the settings of the backbone: load it "
             "with the regime's class, such as CosineClassifier.load_from_checkpoint(path, backbone=...)"
         )
-    regime = _find_class(class_path, classes)
+    regime = _find_class(str(class_path), classes)
     if regime is None:
         raise UserError(
             f"checkpoint {path} names {class_path}, which a checkpoint alone may not import: import it, and call "

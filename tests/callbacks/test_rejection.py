@@ -104,6 +104,7 @@ def test_new_images_are_rejected_with_the_probability_asked_for_at_most(quantile
                 _rank(images, quantile)
     with pytest.raises(UserError, match=f"at least {least} validation image"):
         _rank(0, quantile)
+    assert _rank(144, 1 - 1e-12) == 1
 
 
 def test_validation_writes_the_threshold_into_the_checkpoint_and_nothing_else(tmp_path):

@@ -10,6 +10,7 @@ from metricloss_pl.data.file_checks import RUN_MARKER
 from metricloss_pl.data.folder import ImageFolderDataModule
 from metricloss_pl.errors import UserError
 from tests.helpers import make_folder, make_image
+from tests.systems import make_link
 
 
 def refusal(action, *args, **kwargs) -> str:
@@ -354,3 +355,9 @@ def test_class_folders_that_are_all_divided_alike_are_named(tmp_path):
     assert "'cat' and 'dog'" in line
     make_image(tmp_path / "seg_train" / "0.png", 16, 0)
     assert ImageFolderDataModule(root=str(tmp_path)).left_out() == []
+
+
+def test_a_link_to_itself_is_no_class(tmp_path):
+    root = make_folder(tmp_path, images=2)
+    make_link(root / "loop", "loop")
+    assert ImageFolderDataModule(root=str(root)).class_names == ["cat", "dog"]

@@ -403,6 +403,15 @@ def test_large_images_are_read_and_too_large_ones_named(tmp_path: Path, monkeypa
     assert PIL.Image.MAX_IMAGE_PIXELS == 1000
 
 
+def test_lines_of_pixels_are_not_enlarged_beyond_memory(tmp_path: Path) -> None:
+    """60,000 x 1 px with a shorter side of 224 px would be 3,011 million pixels."""
+    Image.new("L", (60_000, 1)).save(tmp_path / "line.png")
+    assert read_image(tmp_path / "line.png", 1).shape == (1, 1, 60_000)
+    assert read_image(tmp_path / "line.png", 1, resize=8).shape == (1, 8, 480_000)
+    with pytest.raises(UnreadableImages, match=r"line\.png .*60000 x 1 px, .* 3,011 million"):
+        read_image(tmp_path / "line.png", 1, resize=224)
+
+
 def test_large_images_are_decoded_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.png").write_bytes(saved("PNG"))
     alone = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import math
 import os
@@ -64,6 +63,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         exif = Image.Exif()
         exif[0x0112] = orientation
         Image.fromarray(color[..., :3]).save(folder / f"a{orientation}.jpg", exif=exif)
+        Image.fromarray(color[..., :3]).save(folder / f"a{orientation}.tif", exif=exif)
     Image.fromarray(color).save(folder / "b.png")
     Image.fromarray(color[..., 0]).save(folder / "c.png")
     Image.fromarray(color[:9, :11, :3]).save(folder / "d.png")  # smaller than the crop
@@ -125,7 +125,7 @@ def test_the_script_is_short_and_needs_three_packages(exported, photos, tmp_path
     assert "bad.png" in done.stderr
     assert "f.png" in done.stderr
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (2, "")
+    assert (done.returncode, done.stdout) == (1, "")
     assert "usage" in done.stderr
 
 
@@ -264,9 +264,7 @@ def planted(run: Path, tmp_path: Path) -> Path:
         "dog [wild]": {"images": 8, "recall": 6 / 8, "f1": 0.8},
     }
     (copy / "result.json").write_text(json.dumps(result))
-    digest = hashlib.sha256((copy / "checkpoints" / "best.ckpt").read_bytes()).hexdigest()
-    assert result["checkpoint_sha256"] == digest
-    (copy / "predictions_test.json").write_text(json.dumps({"checkpoint_sha256": digest}))
+    (copy / "predictions_test.json").write_text(json.dumps({"model_digest": result["model_digest"]}))
     return copy
 
 
@@ -342,6 +340,14 @@ def test_the_card_leaves_out_what_is_not_known(run, checkpoint, planted, tmp_pat
     card = export_model(planted / "checkpoints" / "best.ckpt", "safetensors").card.read_text(encoding="utf-8")
     assert "## Results" in card
     assert "mistakes" not in card
+    (planted / "predictions_test.csv").write_text("\ufefffile;class\n1;2\n")  # saved by another program
+    card = export_model(planted / "checkpoints" / "best.ckpt", "safetensors").card.read_text(encoding="utf-8")
+    assert "mistakes" not in card
+    result = json.loads((planted / "result.json").read_text())
+    (planted / "result.json").write_text(json.dumps({**result, "tta": "flip"}))
+    card = export_model(planted / "checkpoints" / "best.ckpt", "safetensors").card.read_text(encoding="utf-8")
+    assert "## Results" not in card
+    (planted / "result.json").write_text(json.dumps(result))
     with (planted / "split.csv").open("a") as file:
         file.write("more.png,cat,test\n")
     card = export_model(planted / "checkpoints" / "best.ckpt", "safetensors").card.read_text(encoding="utf-8")
@@ -361,11 +367,28 @@ def test_the_recipe_names_the_settings_of_the_loss(settings, wanted):
     assert recipe["loss and head"] == wanted
 
 
-def test_predictions_record_their_checkpoint(checkpoint, run, tmp_path):
-    """So that the card takes those of its checkpoint alone."""
+def test_results_and_predictions_record_their_model(checkpoint, run, tmp_path):
+    """So that the card takes those of its model alone, also once a threshold of rejection has been added to it."""
     copy = shutil.copytree(run, tmp_path / "version_0")
-    main(["predict", "--ckpt_path", str(copy / "checkpoints" / "best.ckpt"), "--trainer.enable_progress_bar=false"])
-    facts = json.loads((copy / "predictions_test.json").read_text())
-    assert facts["checkpoint_sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
-    text = export_model(copy / "checkpoints" / "best.ckpt", "safetensors").card.read_text(encoding="utf-8")
+    best = copy / "checkpoints" / "best.ckpt"
+    for tta, is_shown in (("flip", False), ("null", True)):  # the second one is predictions_test_2.csv
+        main(["predict", "--ckpt_path", str(best), f"--data.tta={tta}", "--trainer.enable_progress_bar=false"])
+        text = export_model(best, "safetensors").card.read_text(encoding="utf-8")
+        assert ("calibration error" in text) == is_shown
+    torch.save(torch.load(best, weights_only=True) | {"rejection": None, "more": 1}, best)
+    text = export_model(best, "safetensors").card.read_text(encoding="utf-8")
+    assert "## Results" in text
     assert "calibration error" in text
+
+
+def test_the_card_gives_the_whole_command(checkpoint, tmp_path):
+    files = export_model(checkpoint, "torch_export", tmp_path / "a.pt2", input="float32", embeddings=True)
+    [command] = [line for line in files.card.read_text(encoding="utf-8").splitlines() if " export " in line]
+    assert "--input float32 --embeddings true" in command
+
+
+@pytest.mark.parametrize("image_size", [0, -5, 13])
+def test_image_sizes_that_the_network_does_not_take(image_size, checkpoint, tmp_path):
+    with pytest.raises(UserError, match=f"image_size is {image_size}: .* 12"):
+        export_model(checkpoint, out=tmp_path / "a.onnx", image_size=image_size)
+    assert not list(tmp_path.iterdir())

@@ -15,6 +15,7 @@ TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF orientations as trans
 
 def decode(image, channels):
     """Return an image of Pillow as (H, W, channels), uint8; float32 in [0, 1] if it has more than 8 bits."""
+    image.load()  # a TIFF file is turned by it
     if channels in (1, 3):
         image = image.transpose(TURNS[turn]) if (turn := image.getexif().get(0x0112)) in TURNS else image
         if image.mode.startswith(("I", "F")):
@@ -47,10 +48,8 @@ def predict(path):
 
 
 if __name__ == "__main__":
-    status = 0 if sys.argv[1:] else 2
-    if status:
-        print(f"usage: python {sys.argv[0]} PHOTO [PHOTO ...]", file=sys.stderr)
-    for photo in sys.argv[1:]:
+    photos, status = sys.argv[1:] or sys.exit(f"usage: python {sys.argv[0]} PHOTO [PHOTO ...]"), 0
+    for photo in photos:
         try:
             found = predict(photo)
             print(photo, *[f"{METADATA['class_names'][i]}\t{found[i]:.4f}" for i in np.argsort(-found)[:2]], sep="\t")
