@@ -315,8 +315,9 @@ def check_facts(checkpoint: Mapping[str, Any]) -> None:
         return right and all(isinstance(value, float) and math.isfinite(value) for value in values)
 
     def is_format(values: Any) -> bool:
-        sizes = values.values() if isinstance(values, dict) else [values]
-        return all(size is None or (isinstance(size, int) and size > 0) for size in sizes)
+        if not isinstance(values, dict):
+            return values is None
+        return all(size is None or (isinstance(size, int) and size > 0) for size in values.values())
 
     mean, std, temperature = (checkpoint.get(name) for name in ("mean", "std", "temperature"))
     expected = {

@@ -63,7 +63,7 @@ def filled(template: str, words: dict[str, str]) -> str:
 
 
 ROWS = list(rows_of(PUBLISHED))
-OURS = list(rows_of(OWN))
+OURS = [row for row in rows_of(OWN) if row.command.startswith(PROGRAM)]  # not those of the scripts in results
 HOURS = [row for row in ROWS if row.is_hours]
 FIGURES = [row for row in ROWS if not row.is_hours]
 FITS = [command for command in dict.fromkeys(row.command for row in FIGURES) if command.startswith(f"{PROGRAM}fit ")]

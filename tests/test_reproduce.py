@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import json
 import re
 import shlex
 import statistics
@@ -87,6 +88,19 @@ def test_table_of_the_comparison_is_that_of_the_results():
         assert cells == [f"{100 * float(row['accuracy']):.1f} ± {100 * float(row['std']):.1f}" for row in found]
     least = min(float(row["p_adjusted"]) for row in rows if row["p_adjusted"])
     assert f"adjusted p-value is\n{least:.2f}" in OWN
+
+
+def test_table_of_unknown_digits_is_that_of_the_results():
+    lines = [json.loads(line) for line in (ROOT / "results" / "unknown_digits.jsonl").read_text().splitlines()]
+    assert [line["left_out"] for line in lines[::4]] == [[7, 8, 9], [0, 1, 2], [3, 4, 5]]
+    _, _, section = OWN.partition("\n## Digits of unknown classes\n")
+    _, _, *rows = table_of(section.partition("\n## ")[0])
+    for regime, (_, *cells) in zip(("softmax", "cosine", "center", "standalone"), rows, strict=True):
+        found = [line for line in lines if line["regime"] == regime]
+        assert cells[:2] == [
+            ", ".join(f"{100 * line[name]:.1f}" for line in found) for name in ("rejected_test", "rejected_unknown")
+        ]
+        assert cells[2] == ", ".join(f"{line['roc_auc']:.3f}" for line in found)
 
 
 def test_comparisons_are_named_by_their_files():
