@@ -104,4 +104,5 @@ def _where_to_get(name: str) -> str:
     address = f"https://huggingface.co/{hub}/resolve/main/model.safetensors" if hub else url
     if not address:
         return ""
-    return f"; without a connection, get {address} elsewhere and give the file as --model.backbone.weights FILE"
+    advice = "give the file: compare --pretrained NAME=FILE, else --model.backbone.weights FILE"
+    return f"; without a connection, get {address} elsewhere and {advice}"

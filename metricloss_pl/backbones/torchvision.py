@@ -188,7 +188,8 @@ def _build(
             raise
         raise UserError(
             f"weights: the download of {weights} for {name} failed ({reason(error)}); without a connection, get "
-            f"{named.url} elsewhere and give the file as --model.backbone.weights FILE"
+            f"{named.url} elsewhere and give the file: compare --pretrained NAME=FILE, else --model.backbone.weights "
+            "FILE"
         ) from error
     if getattr(network, "aux_logits", False):
         network.aux_logits = False

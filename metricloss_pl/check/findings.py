@@ -64,7 +64,7 @@ class ClassCount:
         name: Name of the class.
         images: Readable images.
         tested: Test images; without a test set, a fifth of the images, rounded down.
-        left_out: Suspects.
+        left_out: Readable images that are left out.
     """
 
     name: str
@@ -120,7 +120,7 @@ class Findings:
         sound = [position for position in range(len(entries)) if position not in self.broken]
         images = Counter(entries[position].label for position in sound)
         tested = Counter(entries[position].label for position in sound if entries[position].split == "test")
-        left_out = Counter(entries[position].label for position in self.suspects)
+        left_out = Counter(entries[position].label for position in self.suspects - self.broken.keys())
         return [
             ClassCount(
                 name, images[name], tested[name] if tests else int(_TEST_FRACTION * images[name]), left_out[name]

@@ -24,7 +24,7 @@ def export_checkpoint(
         format: `onnx`: graph for onnxruntime and others, with a script `predict.py` that needs neither PyTorch nor this
             package. `torch_export`: graph for `torch.export.load`. `safetensors`: weights and `config.json` for
             `metricloss_pl.load`.
-        out: File to write, ending in .onnx, .pt2 or .safetensors, or a folder that exists. Default: in the folder
+        out: File to write, ending in .onnx, .pt2 or .safetensors, or a folder. Default: in the folder
             `export` of the run.
         input: Type of the images that a graph takes, (B, C, H, W): `uint8`, or `float32` in [0, 1].
         embeddings: Whether a graph gives the embeddings beside the probabilities.

@@ -8,7 +8,7 @@ import pickle
 import re
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from metricloss_pl.formatting import duration
 
 __all__ = ["Driver"]
 
+_FEW_POINTS = 2.0  # percentage points that one image is worth
 _LONG = 300.0  # seconds from which a plan comes with what would shorten it
 
 
@@ -113,9 +114,10 @@ class Driver:
             ("variants", f"{', '.join(config.variants)} (baseline {config.baseline})"),
             ("sizes", ", ".join("all images" if size is None else f"{size} per class" for size in config.sizes)),
             ("final runs", f"{finals}, tested once each"),
-            ("trials", f"{len(self.runs) - finals}: {tuning.trials} for each variant, size"
-             f"{', fold' if config.folds else ''}, on {validated} validation images" if tuning.trials
+            ("trials", f"{len(self.runs) - finals}: {tuning.trials} for each variant"
+             f"{', fold' if config.folds else ''} and size, on {validated} validation images" if tuning.trials
              else "none: values as given"),
+            ("few", ", ".join(_few(summary, validated if tuning.trials else ""))),
             ("resolved", ", ".join(f"{name} {_ends(values)}" for name, values in fixed.items())),
             ("training", f"{steps} steps per run" if steps else ""),
             ("done", f"{len(self.results)} of {len(self.runs)} runs"),
@@ -262,11 +264,20 @@ class Driver:
             print("note: the same command with --retry_failed true repeats failed runs")
         if self.keep != "none" and best is not None and (name := self.results[best]["checkpoint"]):
             checkpoint = relative_path(self.store.folder / name)
-            rows = [("checkpoint", checkpoint)]
+            variant = self.results[best]["variant"]
+            why = "best on the validation images" if self.config.tuning.trials else "the baseline"
+            rows = [("variant", f"{variant}, {why}"), ("checkpoint", checkpoint)]
             if self.config.variants[self.results[best]["variant"]].config is not None:
                 new = ("--ckpt_path", checkpoint, "--data.predict_dir", "FOLDER")
                 rows.append(("predict", shell_command("predict", *new)))
             print_table(rows)
+
+
+def _few(summary: DatasetSummary, validated: str) -> Iterator[str]:
+    """Yield what one image is worth, where this is much."""
+    for number, name in ((str(summary.n_tested), "test"), (validated.partition(" ")[0], "validation")):
+        if number and 100 / max(1, int(number)) > _FEW_POINTS:
+            yield f"one {name} image is {100 / int(number):.0f} percentage points"
 
 
 def _check_factories(config: ComparisonConfig) -> None:

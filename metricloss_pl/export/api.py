@@ -66,7 +66,7 @@ def export_model(
     Args:
         checkpoint: Checkpoint that `fit` has written, or a model exported as safetensors.
         format: `onnx`, `torch_export` or `safetensors`.
-        out: File to write, ending in .onnx, .pt2 or .safetensors, or a folder that exists. None: `model` with that
+        out: File to write, ending in .onnx, .pt2 or .safetensors, or a folder. None: `model` with that
             ending in the folder `export` of the run.
         input: Type of a graph's images: `uint8`, or `float32` in [0, 1].
         embeddings: Whether a graph gives the embeddings (B, D), too.
@@ -137,10 +137,10 @@ def _file(checkpoint: Path, run: Path | None, format: Format, out: str | Path | 
     if out is None:
         out = (checkpoint.parent if run is None else run) / _FOLDER
         return out / f"{_STEM}{suffix}"
-    if Path(out).is_dir():
+    if Path(out).is_dir() or not Path(out).suffix:
         return Path(out) / f"{_STEM}{suffix}"
     if Path(out).suffix != suffix:
-        raise UserError(f"--out is {out}: with format {format} it must end in {suffix}, or be a folder that exists")
+        raise UserError(f"--out is {out}: with format {format} it must end in {suffix}, or be a folder")
     return Path(out)
 
 

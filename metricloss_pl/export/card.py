@@ -188,6 +188,8 @@ def _recipe(config: Mapping[str, Any]) -> dict[str, str]:
         "learning-rate schedule": model.get("lr_scheduler"),
         "epochs": trainer.get("max_epochs"),
         "batch size": data.get("batch_size"),
+        "images per epoch": f"{data['repeat']} times each" if data.get("repeat") not in (None, 1) else None,
+        "orientation": data.get("orientation"),
         "augmentation": data.get("augment"),
         "mixing": model.get("batch_mixing"),
         "distillation": model.get("distillation"),
