@@ -18,7 +18,7 @@ from metricloss_pl.callbacks.run_folder import CONFIG, model_digest
 from metricloss_pl.checkpoints import read_model
 from metricloss_pl.data.samples import SPLITS
 from metricloss_pl.data.split_file import read_split
-from metricloss_pl.errors import UserError
+from metricloss_pl.errors import UserError, shell_command
 from metricloss_pl.formatting import FILTERS, escape_markdown
 from metricloss_pl.regimes import Classifier
 
@@ -104,6 +104,8 @@ def _results(run: Path, digest: str, images: Counter[str]) -> dict[str, Any]:
     A test on other images than those of the split, or with test-time augmentation, is left out.
     """
     fit, *tests = [_read_json(file) for file in (run / "result.json", *sorted(run.glob("test*.json")))]
+    if "--resume" in str(fit.get("command")).split():  # which trains nothing from the start
+        fit["command"] = shell_command("fit", "--config", str(run / CONFIG))
     for facts in (fit, *tests):
         tested = Counter({name: scores["images"] for name, scores in facts.get("classes", {}).items()})
         is_of_split = not images or tested == images

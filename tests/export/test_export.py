@@ -350,6 +350,10 @@ def test_the_card_leaves_out_what_is_not_known(run, checkpoint, planted, tmp_pat
     card = export_model(planted / "checkpoints" / "best.ckpt", "safetensors").card.read_text(encoding="utf-8")
     assert "mistakes" not in card
     result = json.loads((planted / "result.json").read_text())
+    (planted / "result.json").write_text(json.dumps({**result, "command": "metricloss fit --resume version_0"}))
+    card = export_model(planted / "checkpoints" / "best.ckpt", "safetensors").card.read_text(encoding="utf-8")
+    assert f"fit --config {planted / 'config.yaml'}" in card
+    assert "--resume" not in card
     (planted / "result.json").write_text(json.dumps({**result, "tta": "flip"}))
     card = export_model(planted / "checkpoints" / "best.ckpt", "safetensors").card.read_text(encoding="utf-8")
     assert "## Results" not in card
