@@ -375,7 +375,8 @@ def at_size(table: pd.DataFrame, size: Size) -> pd.DataFrame:
 
 def rows(table: pd.DataFrame, variants: Sequence[str]) -> list[dict[Any, Any]]:
     """Return the rows of some variants that have an accuracy, as dictionaries."""
-    return table[table["accuracy"].notna() & table["variant"].isin(variants)].to_dict("records")
+    found: list[dict[Any, Any]] = table[table["accuracy"].notna() & table["variant"].isin(variants)].to_dict("records")
+    return found
 
 
 def _aligned(columns: dict[tuple[int, int, int], pd.Series]) -> pd.DataFrame:
