@@ -22,12 +22,12 @@ from metricloss_pl.errors import plural
 from metricloss_pl.files import replacing
 from metricloss_pl.regimes import LinearProbeClassifier
 
-__all__ = ["SaveConfigAndSummary", "describe_few", "drop_object_defaults"]
+__all__ = ["FEW_POINTS", "SaveConfigAndSummary", "describe_few", "drop_object_defaults"]
 
 # Settings that are paths of data or of a run's output. A relative one starts at the current folder.
 _PATHS = ("root", "test_root", "csv", "images_dir", "path", "predict_dir", "runs_dir", "dirpath", "save_dir")
 _FEW_STEPS = 200
-_FEW_POINTS = 2  # of the accuracy: validation images are few if one of them is more
+FEW_POINTS = 2  # of the accuracy: validation images are few if one of them is more
 
 
 class SaveConfigAndSummary(SaveConfigCallback):
@@ -114,7 +114,7 @@ def describe_few(counts: Sequence[int], balanced: bool) -> str:
     """
     seen = [count for count in counts if count > 0]
     points = 100 / (len(seen) * min(seen) if balanced else sum(seen))
-    if points <= _FEW_POINTS:
+    if points <= FEW_POINTS:
         return ""
     return f"; few: one image {'may be' if balanced else 'is'} {points:.0f} percentage points"
 

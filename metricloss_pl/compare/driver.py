@@ -17,6 +17,7 @@ from uuid import uuid4
 import torch
 
 from metricloss_pl.cli.console import print_table, relative_path
+from metricloss_pl.cli.saved_config import FEW_POINTS
 from metricloss_pl.compare.budget import Cost, check_memory, measure, shorter, total_seconds
 from metricloss_pl.compare.config import ComparisonConfig, KeepCheckpoints, Range
 from metricloss_pl.compare.dataset import DatasetSummary, check_subsets, naming, summarize
@@ -31,7 +32,6 @@ from metricloss_pl.formatting import duration
 
 __all__ = ["Driver"]
 
-_FEW_POINTS = 2.0  # percentage points that one image is worth
 _LONG = 300.0  # seconds from which a plan comes with what would shorten it
 
 
@@ -117,7 +117,7 @@ class Driver:
             ("trials", f"{len(self.runs) - finals}: {tuning.trials} for each variant"
              f"{', fold' if config.folds else ''} and size, on {validated} validation images" if tuning.trials
              else "none: values as given"),
-            ("few", ", ".join(_few(summary, validated if tuning.trials else ""))),
+            ("few", ", ".join(_few(summary))),
             ("resolved", ", ".join(f"{name} {_ends(values)}" for name, values in fixed.items())),
             ("training", f"{steps} steps per run" if steps else ""),
             ("done", f"{len(self.results)} of {len(self.runs)} runs"),
@@ -273,11 +273,12 @@ class Driver:
             print_table(rows)
 
 
-def _few(summary: DatasetSummary, validated: str) -> Iterator[str]:
+def _few(summary: DatasetSummary) -> Iterator[str]:
     """Yield what one image is worth, where this is much."""
-    for number, name in ((str(summary.n_tested), "test"), (validated.partition(" ")[0], "validation")):
-        if number and 100 / max(1, int(number)) > _FEW_POINTS:
-            yield f"one {name} image is {100 / int(number):.0f} percentage points"
+    validated = [one["val"] for one in summary.subsets if one["kind"] == "trial"]
+    for name, counts in (("test", [summary.n_tested]), ("validation", validated)):
+        if counts and 0 < min(counts) * FEW_POINTS < 100:
+            yield f"one {name} image is {100 / min(counts):.0f} percentage points"
 
 
 def _check_factories(config: ComparisonConfig) -> None:

@@ -49,8 +49,8 @@ def write_card(model: Classifier, checkpoint: Path, run: Path | None, command: s
     """
     config = _settings(run)
     backbone = read_model(checkpoint)["hyper_parameters"].get("backbone", type(model.backbone).__name__)
-    images = _images(run)
-    results = {} if run is None else _results(run, model_digest(checkpoint), images.get("test", Counter()))
+    images, digest = _images(run), model_digest(checkpoint)
+    results = {} if run is None else _results(run, digest, images.get("test", Counter()))
     tested = {name: scores for name, scores in results.get("classes", {}).items() if scores["images"]}
     facts = {
         "model": model,
@@ -64,7 +64,7 @@ def write_card(model: Classifier, checkpoint: Path, run: Path | None, command: s
             (name, scores["images"], *_share(scores["recall"], scores["images"])) for name, scores in tested.items()
         ],
         "few": [name for name, scores in tested.items() if scores["images"] < _FEW],
-        "predictions": None if run is None else _predictions(run, model_digest(checkpoint)),
+        "predictions": None if run is None else _predictions(run, digest),
         "data": config.get("data", {}),
         "comparison": None if comparison is None else _comparison(comparison),
         "resizing": resizing_rule(model),

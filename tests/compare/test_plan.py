@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from metricloss_pl.compare.config import ComparisonConfig, Range, Tuning, Variant
+from metricloss_pl.compare.dataset import DatasetSummary
+from metricloss_pl.compare.driver import _few
 from metricloss_pl.compare.plan import Run, expand
 from metricloss_pl.errors import UserError
 from tests.compare.small import RATES, small
@@ -283,3 +285,10 @@ def test_include_keeps_the_order_and_the_first_is_the_baseline():
     assert config.baseline == "cosine"
     assert config.sizes == [5, 7, None]
     assert replace(config, include=None).checked() == replace(config, include=None)
+
+
+def test_few_images_are_told():
+    """One image of 49 is 2.04 percentage points, one of 50 is 2."""
+    summary = DatasetSummary("", None, [], 0, 49, "", {}, subsets=[{"kind": "trial", "val": n} for n in (1000, 10)])
+    assert [line.split()[1::3] for line in _few(summary)] == [["test", "2"], ["validation", "10"]]
+    assert not list(_few(replace(summary, n_tested=50, subsets=[{"kind": "final", "val": 0}])))
