@@ -22,7 +22,7 @@ from runs import accuracies, last_checkpoint, operations, store, stored, train
 RESULTS = Path(__file__).with_suffix(".jsonl")
 RUNS = Path("runs/ablation")
 TRAINING, VALIDATION = 50, 500  # images per class
-DRAWS = (1000, 1001, 1002)  # seeds of the choice of training and validation images
+DRAW = 1000  # seed of the choice of training and validation images
 EPOCHS = 40
 
 
@@ -58,64 +58,58 @@ VARIANTS |= {name: [] for name in MEMBERS} | {"distilled from five": []}
 TOGETHER = ("mirror images at test time", "ensemble of five", "ensemble of five, mirror images")  # of trained networks
 
 
-def run_of(data: str, name: str, draw: int) -> Path:
-    """Return the folder of the run of a variant on a draw, which is trained unless it is done."""
-    seed = MEMBERS.index(name) + 1 if name in MEMBERS else draw  # decides weights, order and augmentation
+def run_of(data: str, name: str) -> Path:
+    """Return the folder of the run of a variant, which is trained unless it is done."""
+    seed = MEMBERS.index(name) + 1 if name in MEMBERS else DRAW  # decides weights, order and augmentation
     flags = ["--config", "cifar10_50_softmax.yaml", "--data", "NpzDataModule", "--data.path", data]
     flags += ["--data.samples_per_class", str(TRAINING + VALIDATION)]
-    flags += ["--data.val_fraction", f"{VALIDATION / (TRAINING + VALIDATION):.6f}", "--data.seed", str(draw)]
+    flags += ["--data.val_fraction", f"{VALIDATION / (TRAINING + VALIDATION):.6f}", "--data.seed", str(DRAW)]
     flags += ["--seed_everything", str(seed), "--trainer.precision", "bf16-mixed", "--test_after_fit", "false"]
     flags += [*epochs(EPOCHS), *VARIANTS[name]]
     if name == "distilled from five":
-        teachers = json.dumps([str(checkpoint) for checkpoint in ensemble(data, draw)])
+        teachers = json.dumps([str(checkpoint) for checkpoint in ensemble(data)])
         flags += ["--model.distillation", "Distillation", "--model.distillation.teachers", teachers]
-    return train(RUNS / f"{name.replace(' ', '_')}-{draw}", flags)
+    return train(RUNS / f"{name.replace(' ', '_')}-{DRAW}", flags)
 
 
-def ensemble(data: str, draw: int) -> list[Path]:
+def ensemble(data: str) -> list[Path]:
     """Return the checkpoints of the recipe with five seeds, which are trained unless they are done."""
-    return [last_checkpoint(run_of(data, name, draw)) for name in ("the recipe", *MEMBERS)]
+    return [last_checkpoint(run_of(data, name)) for name in ("the recipe", *MEMBERS)]
 
 
-def results(data: str, name: str, draw: int) -> list[dict]:
-    """Return the lines of a variant on a draw, or those of TOGETHER, on the validation images."""
+def results(data: str, name: str) -> list[dict]:
+    """Return the line of a variant, or those of TOGETHER, on the validation images."""
     if name not in TOGETHER:
-        run = run_of(data, name, draw)
-        result = json.loads((run / "result.json").read_text())
-        return [{"variant": name, "draw": draw, "operations": operations(run, 32), **result}]
+        run = run_of(data, name)
+        return [{"variant": name, "operations": operations(run, 32), **json.loads((run / "result.json").read_text())}]
     fraction = VALIDATION / (TRAINING + VALIDATION)
-    module = NpzDataModule(path=data, samples_per_class=TRAINING + VALIDATION, val_fraction=fraction, seed=draw)
+    module = NpzDataModule(path=data, samples_per_class=TRAINING + VALIDATION, val_fraction=fraction, seed=DRAW)
     module.setup("fit")
-    found = accuracies(ensemble(data, draw), module.samples("val"))
-    values = (found["with_flips"]["each"][0], found["single_view"]["ensemble"], found["with_flips"]["ensemble"])
-    return [
-        {"variant": name, "draw": draw, "metrics": {"val/accuracy": value}}
-        for name, value in zip(TOGETHER, values, strict=True)
-    ]
+    found = accuracies(ensemble(data), module.samples("val"))
+    single, flips = found["single_view"], found["with_flips"]
+    values = (float(np.mean(flips["each"])), single["ensemble"], flips["ensemble"])
+    return [{"variant": name, "metrics": {"val/accuracy": value}} for name, value in zip(TOGETHER, values, strict=True)]
 
 
 def table(lines: list[dict]) -> str:
     """Return accuracies and their differences from the recipe in percentage points, as Markdown.
 
-    Variants and draws are the two factors of a randomized block design without replication. The interval of a
-    difference is t * sqrt(2 s^2 / draws), where s^2 is the residual mean square of the additive model and t has its
-    degrees of freedom.
+    The recipe has been trained with n = 5 seeds, whose mean is m and whose standard deviation is s, each variant with
+    one of them. The interval of its difference from m is t * s * sqrt(1 + 1 / n), where t has n - 1 degrees of freedom.
+    It takes for granted that the trainings of a variant vary as those of the recipe do.
     """
-    accuracy = {(line["variant"], line["draw"]): 100 * line["metrics"]["val/accuracy"] for line in lines}
-    draws = [draw for draw in DRAWS if ("the recipe", draw) in accuracy]
-    names = [name for name in dict.fromkeys(name for name, _ in accuracy) if name not in MEMBERS]
-    complete = [name for name in names if all((name, draw) in accuracy for draw in draws)]
-    block = np.array([[accuracy[name, draw] for draw in draws] for name in complete])
-    residuals = block - block.mean(1, keepdims=True) - block.mean(0) + block.mean()
-    freedom = (len(complete) - 1) * (len(draws) - 1)
-    half = math.nan
-    if freedom > 0:
-        half = stats.t.ppf(0.975, freedom) * math.sqrt(2 * (residuals**2).sum() / freedom / len(draws))
-    rows = ["| variant | val/accuracy | difference |", "|---|---|---|"]
-    for name, values in zip(complete, block, strict=True):
-        difference = (values - block[complete.index("the recipe")]).mean()
-        interval = "" if name == "the recipe" else f"{difference:+.1f} ± {half:.1f}"
-        rows.append(f"| {name} | {values.mean():.1f} | {interval} |")
+    accuracy = {line["variant"]: 100 * line["metrics"]["val/accuracy"] for line in lines}
+    seeds = [accuracy[name] for name in ("the recipe", *MEMBERS) if name in accuracy]
+    mean, half = float(np.mean(seeds)), math.nan
+    if len(seeds) > 1:
+        t = stats.t.ppf(0.975, len(seeds) - 1)
+        half = t * float(np.std(seeds, ddof=1)) * math.sqrt(1 + 1 / len(seeds))
+    rows = ["| variant | val/accuracy | difference |", "|---|---|---|", f"| the recipe | {mean:.1f} | |"]
+    rows += [
+        f"| {name} | {value:.1f} | {value - mean:+.1f} ± {half:.1f} |"
+        for name, value in accuracy.items()
+        if name not in ("the recipe", *MEMBERS)
+    ]
     return "\n".join(rows)
 
 
@@ -125,10 +119,9 @@ def main() -> None:
     parser.add_argument("data", help="CIFAR-10 as an .npz file with train_images and train_labels")
     parser.add_argument("--variants", nargs="*", choices=[*VARIANTS, TOGETHER[0]], help="default: all")
     given = parser.parse_args()
-    for draw in DRAWS:
-        for name in given.variants or [*VARIANTS, TOGETHER[0]]:
-            if all((line["variant"], line["draw"]) != (name, draw) for line in stored(RESULTS)):
-                store(RESULTS, results(given.data, name, draw))
+    for name in given.variants or [*VARIANTS, TOGETHER[0]]:
+        if all(line["variant"] != name for line in stored(RESULTS)):
+            store(RESULTS, results(given.data, name))
     print(table(stored(RESULTS)))
 
 

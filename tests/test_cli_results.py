@@ -121,8 +121,11 @@ def test_unequal_classes_are_named_with_the_remedy(
     make_folder(tmp_path / "images", classes=["cat"], images=50)
     make_folder(tmp_path / "images", classes=["dog"], images=20)
     flags = [f"--data.root={tmp_path / 'images'}", "--data.image_size=16", "--model.backbone=TinyConvNet"]
+    flags += ["--trainer.enable_progress_bar=true"]
     run = fit("folder_softmax", tmp_path / "runs", *flags, *([flag] if flag else []))
-    [line] = re.findall(r"(?m)^imbalance +(.*)$", capsys.readouterr().out)
+    screen = capsys.readouterr().out
+    assert re.search(r"(?m)^epoch 1/1: loss \d\.\d{4}, val/balanced_accuracy \d\.\d{4},", screen)
+    [line] = re.findall(r"(?m)^imbalance +(.*)$", screen)
     assert "val/balanced_accuracy" in line
     assert ("balanced_sampling" in line) == ("class_weights" in line) == (flag is None)
     assert result(run)["monitor"] == "val/balanced_accuracy"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -74,6 +75,7 @@ def compare(arguments: Sequence[str]) -> None:
         own = "" if stem == Path(_OWN_IMAGES).stem else f"-{stem}"
         name = images.name if images.is_dir() else images.stem
         described["name"] = name + own if described["data_root"] else stem
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # sent by schedulers of clusters
     try:
         api.compare(ComparisonConfig(**described), **settings, command=shell_command("compare", *arguments))
     except KeyboardInterrupt as error:  # its line has been printed

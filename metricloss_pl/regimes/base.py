@@ -285,8 +285,11 @@ class Classifier(LightningModule, ABC):
         embeddings = self.embed_views(images)
         losses, scores = self.losses(embeddings, labels), self.class_scores(embeddings)
         metrics.update(scores, labels)
-        for name, metric in metrics.items():
-            self.log(name, metric, prog_bar=name == "val/accuracy", on_step=False, on_epoch=True)
+        named = dict(metrics.items())
+        monitor = getattr(self.trainer.checkpoint_callback, "monitor", None)
+        shown = monitor if monitor in named else "val/accuracy"  # beside the loss, while it trains
+        for name, metric in named.items():
+            self.log(name, metric, prog_bar=name == shown, on_step=False, on_epoch=True)
         for name, value in losses.items():
             key = f"{stage}/{name}"
             if key not in self.loss_means:  # half types, the default of bf16-true, are too coarse for sums

@@ -42,7 +42,7 @@ class LinearProbeClassifier(Classifier):
         kwargs: Arguments of `Classifier`.
 
     Raises:
-        UserError: `C` is not above 0, or `embedding_dim` is given.
+        UserError: `C` is not above 0, or `embedding_dim` or `distillation` is given.
     """
 
     def __init__(self, num_classes: int, backbone: Backbone, *args: Any, C: float | None = None, **kwargs: Any) -> None:
@@ -51,6 +51,8 @@ class LinearProbeClassifier(Classifier):
             raise UserError(f"C is {C}; it must be above 0 and finite, or null to choose it on validation images")
         if not isinstance(self.embedding, nn.Identity):
             raise UserError(f"embedding_dim is {self.embedding_dim}; LinearProbeClassifier has none: leave it out")
+        if self.distillation is not None:
+            raise UserError("LinearProbeClassifier is fitted to the labels alone: leave distillation out")
         self.C = C
         self.head = nn.Linear(self.embedding_dim, num_classes)
 

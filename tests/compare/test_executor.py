@@ -155,12 +155,13 @@ def test_a_driver_killed_at_any_moment_loses_only_runs_in_progress(tmp_path):
         return len(list(folder.glob("runs/*.json")))
 
     known: dict[str, int] = {}
-    for target in (1, 5, 9):
+    for target, number in ((1, signal.SIGKILL), (5, signal.SIGTERM), (9, signal.SIGKILL)):
         with open(tmp_path / "screen.txt", "w") as screen:
             process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=screen, stderr=screen)
         assert until(lambda target=target: count() >= target, 180), (tmp_path / "screen.txt").read_text()
-        process.kill()
-        process.wait()
+        process.send_signal(number)
+        assert process.wait() == (143 if number == signal.SIGTERM else -number)
+        assert ("the same command continues" in (tmp_path / "screen.txt").read_text()) == (number == signal.SIGTERM)
         for name, when in known.items():
             assert (folder / "runs" / name).stat().st_mtime_ns == when  # nothing is done twice
         known = {file.name: file.stat().st_mtime_ns for file in folder.glob("runs/*.json")}

@@ -7,7 +7,7 @@ from metricloss_pl.backbones import TinyConvNet
 from metricloss_pl.callbacks import CachedFeatures
 from metricloss_pl.errors import UserError
 from metricloss_pl.losses import functional as F
-from metricloss_pl.regimes import LinearProbeClassifier
+from metricloss_pl.regimes import Distillation, LinearProbeClassifier
 from metricloss_pl.regimes.linear_probe import fit_logistic_regression
 from tests.callbacks.runs import digits, trainer
 
@@ -82,6 +82,8 @@ def test_mistakes_get_one_line(tmp_path):
             build(C=C)
     with pytest.raises(UserError, match="embedding_dim is 4"):
         build(embedding_dim=4)
+    with pytest.raises(UserError, match="leave distillation out"):
+        build(distillation=Distillation(["a.ckpt"]))
     with pytest.raises(UserError, match="needs the callback CachedFeatures"):
         trainer(tmp_path).fit(build(), digits())
 
