@@ -8,17 +8,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from metricloss_pl.errors import UserError
 
-__all__ = ["CutMix", "MixUp", "Mixing", "frozen_batch_statistics"]
-
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+__all__ = ["CutMix", "MixUp", "Mixing"]
 
 
 class Mixing(nn.Module, ABC):
@@ -154,17 +150,3 @@ class MixUp(Mixing):
         if not images.is_floating_point():
             images = images.to(torch.float32) / torch.iinfo(images.dtype).max
         return torch.lerp(images[partners], images, share), share
-
-
-@contextmanager
-def frozen_batch_statistics(module: nn.Module) -> Iterator[None]:
-    """Keep the running statistics of batch norms in training mode, so that a second forward pass leaves no trace."""
-    norms = [layer for layer in module.modules() if isinstance(layer, _BATCH_NORMS)]
-    updating = [norm for norm in norms if norm.training and norm.track_running_stats]
-    for norm in updating:
-        norm.track_running_stats = False
-    try:
-        yield
-    finally:
-        for norm in updating:
-            norm.track_running_stats = True

@@ -66,9 +66,9 @@ def test_images_are_prepared_as_in_the_training_of_the_weights(
     assert "test/accuracy" in capsys.readouterr().out
 
     recwarn.clear()
-    own = ["--data.mean=[0.5, 0.5, 0.5]", "--data.image_size=32"]
+    own = ["--data.mean=[0.5, 0.5, 0.5]", "--data.image_size=16"]
     checkpoint = load(fit("folder_fine_tuned", tmp_path / "runs", *flags, *own) / "checkpoints" / "best.ckpt")
     assert checkpoint["mean"] == [0.5, 0.5, 0.5]
     assert checkpoint["std"] == pytest.approx([0.229, 0.224, 0.225])
-    assert checkpoint["image_format"]["image_size"] == 32
+    assert checkpoint["image_format"]["image_size"] == 16
     assert not [warning for warning in recwarn if "enlarged" in str(warning.message)]

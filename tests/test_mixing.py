@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import nn
 
+from metricloss_pl.batch_norms import frozen_batch_statistics
 from metricloss_pl.errors import UserError
-from metricloss_pl.mixing import CutMix, MixUp, frozen_batch_statistics
+from metricloss_pl.mixing import CutMix, MixUp
 
 PARTNERS = torch.tensor([2, 0, 1, 3])
 

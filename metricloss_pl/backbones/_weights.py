@@ -80,13 +80,14 @@ def assume_metadata(metadata: WeightsMetadata, file: str) -> WeightsMetadata:
 def adapt_metadata(metadata: WeightsMetadata, in_channels: int) -> WeightsMetadata | None:
     """Return the metadata for images of another number of channels.
 
-    Mean and deviation of gray images are the averages over color; None for numbers other than 1 and 3.
+    Mean and deviation of gray images are the averages over color, those of color images the gray ones. None for numbers
+    other than 1 and 3.
     """
     if in_channels == len(metadata.mean):
         return metadata
-    if in_channels != 1:
+    if in_channels not in (1, 3):
         return None
-    mean, std = ([sum(values) / len(values)] for values in (metadata.mean, metadata.std))
+    mean, std = ([sum(values) / len(values)] * in_channels for values in (metadata.mean, metadata.std))
     return metadata._replace(mean=mean, std=std)
 
 

@@ -70,7 +70,11 @@ class TimmBackbone(Backbone):
         if weights is not None:
             metadata = _metadata(name, network.pretrained_cfg)
             if file is not None:
-                metadata = recorded or assume_metadata(metadata, str(file))
+                metadata = (
+                    assume_metadata(metadata, str(file))
+                    if recorded is None
+                    else recorded._replace(is_size_fixed=metadata.is_size_fixed)
+                )
             self.weights_metadata = adapt_metadata(metadata, in_channels)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -120,7 +120,10 @@ class TorchvisionBackbone(Backbone):
             use_harmonic(self.network)
         if state is not None:
             load_state(self.network, state, name, str(weights), (classifier, *_AUXILIARY))
-            self.weights_metadata = adapt_metadata(recorded or self._metadata(str(weights)), in_channels)
+            metadata = self._metadata(str(weights))
+            if recorded is not None:
+                metadata = recorded._replace(is_size_fixed=metadata.is_size_fixed)
+            self.weights_metadata = adapt_metadata(metadata, in_channels)
         if harmonic:
             use_harmonic(self.network)
 

@@ -44,7 +44,7 @@ class WhitenedConvNet(Backbone):
     The first layer, its max-pooling and the stages follow Jordan 2024 ("94% on CIFAR-10 in 3.29 seconds on a single
     GPU"): 2 x 2 filters that whiten the patches of the training images, and their negatives; in each stage convolution,
     max-pooling, batch norm, GELU, and then `depth - 1` times convolution, batch norm, GELU. Batch norms have no scale.
-    Convolutions start as the identity on their first channels. Images of at least one and a half times `working_size`
+    Convolutions start as the identity on their first channels. Images of more than one and a half times `working_size`
     are pooled to about that size after the first layer, so that the work hardly grows with the size of the images.
 
     The filters of the first layer are set by `initialize`, which training calls with training images. Before, they are
@@ -118,6 +118,9 @@ class WhitenedConvNet(Backbone):
             maps = nn.functional.max_pool2d(maps, factor)
         features: Tensor = self.stages(maps).amax((2, 3)) / _SPREAD
         return features
+
+    def extra_repr(self) -> str:
+        return f"working_size={self.working_size}"
 
     def _set_filters(self, filters: Tensor) -> None:
         with torch.no_grad():

@@ -9,8 +9,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from metricloss_pl.batch_norms import BatchNorm, updating_batch_norms
 from metricloss_pl.callbacks.averaging import averaged_weights
 from metricloss_pl.callbacks.evaluation import evaluation_mode
 from metricloss_pl.data import ImageDataModule
@@ -45,7 +45,7 @@ class BatchNormStatistics(Callback):
                 raise UserError(f"{name} of BatchNormStatistics is {value}: at least 2 are needed")
         self.images = images
         self.batch_size = batch_size
-        self._training: list[_BatchNorm] | None = None  # batch norms that train in the present epoch
+        self._training: list[BatchNorm] | None = None  # batch norms that train in the present epoch
         self._step = -1  # the step of the latest computation
         self._kept: Tensor | None = None  # the decoded images, if the data do not keep those in memory
 
@@ -60,8 +60,7 @@ class BatchNormStatistics(Callback):
     # Lightning puts all layers into evaluation mode before the hooks of validation.
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._training is None or batch_idx == 0:
-            norms = [layer for layer in pl_module.modules() if isinstance(layer, _BatchNorm)]
-            self._training = [norm for norm in norms if norm.training and norm.track_running_stats]
+            self._training = updating_batch_norms(pl_module)
 
     # Not at the start of the epoch, since a callback that puts averaged weights in place does so then.
     def on_validation_batch_start(

@@ -46,8 +46,8 @@ class CachedFeatures(Callback):
         keep: Whether to read and write the files. False: features are in memory alone, for `fit` only.
 
     Raises:
-        UserError: The data are no `ImageDataModule`, the model has no backbone or nothing to train but it, or it mixes
-            images.
+        UserError: The data are no `ImageDataModule`, the model has no backbone or nothing to train but it, it mixes
+            images, or it has teachers.
     """
 
     def __init__(self, flip: bool | None = None, cache_dir: str | None = None, keep: bool = True) -> None:
@@ -82,6 +82,8 @@ class CachedFeatures(Callback):
     def _freeze(self, module: LightningModule, backbone: nn.Module) -> None:
         if getattr(module, "batch_mixing", None) is not None:
             raise UserError("CachedFeatures: model.batch_mixing mixes images, not features; leave it out")
+        if getattr(module, "distillation", None) is not None:
+            raise UserError("CachedFeatures: teachers of model.distillation take images, not features; leave it out")
         self._trained = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
         backbone.requires_grad_(False)  # before the optimizer is built
         if not any(parameter.requires_grad for parameter in module.parameters()):

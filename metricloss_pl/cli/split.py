@@ -43,6 +43,12 @@ class SplitRecord(Callback):
         is_kept = pl_module.split is not None and file.is_file()  # by a run that is resumed
         if trainer.is_global_zero and not is_kept:
             pl_module.split = {"digest": data.save_split(file), "sample": fingerprint_of(data.samples("train"))}
+        if trainer.is_global_zero and pl_module.distillation is not None and data.has_validation:
+            for teacher in pl_module.distillation.of_other_splits(pl_module.split or {}):
+                rank_zero_warn(
+                    f"the teacher {teacher} was trained on another split, perhaps on validation images of this one, "
+                    "which then overestimate the accuracy: --data.split_file with the split.csv of its run avoids that"
+                )
 
 
 def choose_images(

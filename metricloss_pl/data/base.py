@@ -278,7 +278,8 @@ class ImageDataModule(TrainingSettings, DeviceAugmentation):
         self._samples |= sets
         try:
             for split in sets:
-                self._store(split)
+                if not self._awaits_checkpoint():  # else the first loader does it
+                    self._store(split)
         except BaseException as error:
             for split in sets:
                 del self._samples[split]
@@ -314,7 +315,7 @@ class ImageDataModule(TrainingSettings, DeviceAugmentation):
             resize = self.train_resize
         store = self._stores.get(split)
         if store is None or store.samples is not samples or store.resize != resize:
-            if split == "train":
+            if split == "train" and self.resize is None:
                 self._warn_of_enlarged()
             store = ImageStore(samples, in_channels=self.in_channels, resize=resize, cache_gb=self.cache_gb)
             self._stores[split] = store

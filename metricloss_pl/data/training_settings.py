@@ -46,7 +46,7 @@ class TrainingSettings(LabeledSets, ABC):
         batch_size: Images per step and process. `auto`: the power of two next to an eighth of the training images, from
             16 to 128, shared out to the processes; in evaluation 64.
         repeat: Number of times that each training image is used per epoch, augmented differently each time. `auto`:
-            8 sqrt(500 / N) for N training images, from 1 to 12, so that the steps of a training grow with sqrt(N).
+            8 sqrt(500 / N) for N training images, from 1 to 12, so that the uses of all images grow with sqrt(N).
         oversample_to: Alternative to `repeat`: images N per epoch of the largest class. Each image is repeated
             floor(N / n) times, at least once, with n the size of that class, so that epochs of small and large sets
             have about the same length. None: `repeat` times.
@@ -55,7 +55,7 @@ class TrainingSettings(LabeledSets, ABC):
         image_size: Side in px of the square crop that the network sees: random in training if the image is larger, else
             the center; smaller images are padded by reflection. `auto`: the size that the pretrained weights of the
             backbone were trained on, at most 224 if the network takes others; without such weights the median of the
-            shorter sides of the training images, at most 128. None: images as they are, of one size.
+            shorter sides of the training and validation images, at most 128. None: images as they are, of one size.
         augment: Augmentations of the training images, applied in this order.
         orientation: Flips and rotations that leave the class of an image unchanged, applied before `augment`.
             `upright`: left and right may be exchanged. `any`: images have no upright orientation, as those of
@@ -94,7 +94,7 @@ class TrainingSettings(LabeledSets, ABC):
         if weights is not None and weights.image_size is not None:
             size: int = weights.image_size
             return size if weights.is_size_fixed else min(size, _LARGEST_PRETRAINED_SIDE)
-        sides = self._shorter_sides()
+        sides = np.concatenate([self._shorter_sides(samples) for samples in self._images_to_divide()])
         return int(min(np.median(sides), _LARGEST_SIDE)) if len(sides) else _LARGEST_SIDE
 
     def _resolve_batch_size(self, train: Samples | None) -> int:
@@ -120,24 +120,29 @@ class TrainingSettings(LabeledSets, ABC):
             return None
         return getattr(trainer.lightning_module, "image_format", None)
 
+    def _awaits_checkpoint(self) -> bool:
+        """Return whether the size of the images is that of a checkpoint which a Trainer has yet to load."""
+        trainer = getattr(self, "trainer", None)
+        is_evaluated = trainer is not None and trainer.state.fn not in (None, TrainerFn.FITTING)
+        return self.image_size == "auto" and is_evaluated and self._format_in_evaluation() is None
+
     @property
     def augmentations(self) -> list[Augmentation]:
         """Augmentations of the training images, those of `orientation` first."""
         return [*_FLIPS[self.orientation], *self.augment]
 
     def _warn_of_enlarged(self) -> None:
-        """Warn of training images that are smaller than the automatic size."""
+        """Warn of training images that are smaller than the size that the network sees."""
         size = self.resolved_image_size
-        if self.image_size != "auto" or size is None or not (smaller := int((self._shorter_sides() < size).sum())):
+        if size is None or not (smaller := int((self._shorter_sides(self._training_images()) < size).sum())):
             return
         weights = pretrained_weights(getattr(self, "trainer", None))
         source = "" if weights is None or weights.image_size is None else f", the size for {weights.source}"
         images = plural(smaller, "training image")
         self._warn([f"{images} of less than {size} px will be enlarged to {size} px{source}"])
 
-    def _shorter_sides(self) -> np.ndarray:
-        """Return the shorter side in px of each training image that can be read, without decoding files."""
-        samples = self._training_images()
+    def _shorter_sides(self, samples: Samples) -> np.ndarray:
+        """Return the shorter side in px of each image that can be read, without decoding files."""
         if isinstance(samples.images, Tensor):
             return np.full(len(samples), min(samples.images.shape[-2:]))
         known = self._known_sides
@@ -156,6 +161,11 @@ class TrainingSettings(LabeledSets, ABC):
             return min(read_head(path, self.in_channels)[:2])
         except UnreadableImages:  # named when it is decoded
             return 0
+
+    def _images_to_divide(self) -> list[Samples]:
+        """Return the training and validation images, whose sizes do not depend on `val_fraction`."""
+        sets = [self._samples.get(split) for split in ("train", "val")] if "train" in self._samples else self.divide()
+        return [samples for samples in sets if samples is not None]
 
     def _training_images(self) -> Samples:
         return self._samples["train"] if "train" in self._samples else self.divide()[0]

@@ -22,6 +22,7 @@ from torchmetrics import MeanMetric, MetricCollection
 
 from metricloss_pl import callbacks
 from metricloss_pl.backbones import Backbone
+from metricloss_pl.batch_norms import frozen_batch_statistics
 from metricloss_pl.callbacks.checks import is_log_step
 from metricloss_pl.callbacks.rejection import Rejection
 from metricloss_pl.callbacks.schedule_length import check_end
@@ -35,7 +36,7 @@ from metricloss_pl.class_weights import ClassWeights, given_weights
 from metricloss_pl.data.preparation import ImageLike
 from metricloss_pl.errors import UserError, check_choice, check_distinct, plural
 from metricloss_pl.metrics import accuracies
-from metricloss_pl.mixing import Mixing, frozen_batch_statistics
+from metricloss_pl.mixing import Mixing
 from metricloss_pl.optimizers import check_optimizer, exempt_norm_and_bias, loss_with_gradients, sgd
 from metricloss_pl.regimes.distillation import Distillation
 from metricloss_pl.regimes.prediction import Predictions, predict_images
@@ -318,7 +319,7 @@ class Classifier(LightningModule, ABC):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         if self.distillation is not None:
-            self.distillation.load(self.class_names, self.device)
+            self.distillation.load(self)
         groups = self.parameter_groups()
         optimizer = self.optimizer(groups if self.decay_norm_and_bias else exempt_norm_and_bias(groups, self))
         if self.lr_scheduler is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,9 @@ class Distillation(nn.Module):
 
     The teachers see the same augmented and mixed images as the network (Beyer et al., CVPR 2022). With the mean p of
     their probabilities at temperature T, and q = softmax(class_scores / T), the loss is
-    (1 - weight) * loss + weight * T^2 * KL(p || q), with the mean over the batch.
+    (1 - weight) * loss + weight * T^2 * KL(p || q), with the mean over the batch. At weight 1 the regime's own loss is
+    only logged. Class scores that are cosines (`ce_weight: 0`) are too small for probabilities near 1, which teachers
+    have.
 
     The checkpoint of the network does not contain the teachers.
 
@@ -48,23 +50,28 @@ class Distillation(nn.Module):
         self.temperature = temperature
         self._loaded: list[Classifier] = []  # in a list, so that they are no part of the network
 
-    def load(self, class_names: Sequence[str], device: torch.device) -> None:
-        """Load the teachers, unless they are loaded; a training does so before it begins.
-
-        Args:
-            class_names: Names in the order of the labels, which must be those of the teachers.
-            device: Device of the images.
+    def load(self, student: Classifier) -> None:
+        """Load the teachers onto the device of the student, unless they are loaded; a training does so first.
 
         Raises:
-            UserError: A checkpoint cannot be read, or its network is for other classes.
+            UserError: A checkpoint cannot be read, or its network is for other classes, channels or sizes of images.
         """
         from metricloss_pl.regimes.loading import load  # which knows all regimes
 
         for path in self.teachers[len(self._loaded) :]:
             teacher = load(path)
-            if teacher.class_names != list(class_names):
-                raise UserError(f"the teacher {path} {where_classes_differ(teacher.class_names, list(class_names))}")
-            self._loaded.append(teacher.to(device))
+            if teacher.class_names != student.class_names:
+                raise UserError(f"the teacher {path} {where_classes_differ(teacher.class_names, student.class_names)}")
+            for name in ("in_channels", "image_size"):
+                theirs, own = ((model.image_format or {}).get(name) for model in (teacher, student))
+                if theirs != own:
+                    raise UserError(f"{name} of the teacher {path} is {theirs}, here it is {own}: they must be equal")
+            self._loaded.append(teacher.to(student.device))
+
+    def of_other_splits(self, split: Mapping[str, Any]) -> list[str]:
+        """Return the loaded teachers that were trained on another split, perhaps on validation images of this one."""
+        loaded = zip(self.teachers, self._loaded, strict=True)
+        return [path for path, teacher in loaded if teacher.split is not None and teacher.split != split]
 
     @torch.no_grad()
     def probabilities(self, images: Tensor) -> Tensor:
@@ -82,7 +89,9 @@ class Distillation(nn.Module):
         """
         student, targets = (class_scores.float() / self.temperature).log_softmax(1), self.probabilities(images)
         divergence = self.temperature**2 * nn.functional.kl_div(student, targets, reduction="batchmean")
-        total = (1 - self.weight) * losses["loss"] + self.weight * divergence
+        total = self.weight * divergence
+        if self.weight < 1:  # 0 times a loss that is not finite would be nan
+            total = total + (1 - self.weight) * losses["loss"]
         return {**losses, "loss": total, "distillation": divergence}
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:

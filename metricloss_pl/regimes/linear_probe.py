@@ -12,11 +12,13 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torchmetrics.classification import MulticlassAccuracy
 
 from metricloss_pl.backbones import Backbone
 from metricloss_pl.data import ImageDataModule
 from metricloss_pl.errors import UserError
 from metricloss_pl.losses import functional as F
+from metricloss_pl.metrics import BalancedAccuracy
 from metricloss_pl.regimes.base import Classifier
 
 __all__ = ["LinearProbeClassifier", "fit_logistic_regression"]
@@ -38,11 +40,12 @@ class LinearProbeClassifier(Classifier):
         backbone: Network from images to features (B, F).
         args: Arguments of `Classifier`. The optimizer is not used.
         C: Inverse strength of the regularization, above 0. None: that of 11 values from 1 to 100,000 with the highest
-            validation accuracy; of equally good ones that with the least cross-entropy.
+            validation accuracy, balanced if the largest class has at least twice as many training images as the
+            smallest; of equally good ones that with the least cross-entropy.
         kwargs: Arguments of `Classifier`.
 
     Raises:
-        UserError: `C` is not above 0, or `embedding_dim` or `distillation` is given.
+        UserError: `C` is not above 0, or `embedding_dim` is given.
     """
 
     def __init__(self, num_classes: int, backbone: Backbone, *args: Any, C: float | None = None, **kwargs: Any) -> None:
@@ -51,8 +54,6 @@ class LinearProbeClassifier(Classifier):
             raise UserError(f"C is {C}; it must be above 0 and finite, or null to choose it on validation images")
         if not isinstance(self.embedding, nn.Identity):
             raise UserError(f"embedding_dim is {self.embedding_dim}; LinearProbeClassifier has none: leave it out")
-        if self.distillation is not None:
-            raise UserError("LinearProbeClassifier is fitted to the labels alone: leave distillation out")
         self.C = C
         self.head = nn.Linear(self.embedding_dim, num_classes)
 
@@ -99,6 +100,11 @@ class LinearProbeClassifier(Classifier):
                 "model.C is null, and there are no validation images to choose it on: give a number, such as the one "
                 "that a run with validation images has chosen"
             )
+        if data.balanced_sampling or data.samples_per_class_in_batch is not None:
+            raise UserError(
+                "logistic regression takes each image once: leave out data.balanced_sampling and "
+                "data.samples_per_class_in_batch, and set model.class_weights to balanced"
+            )
         features, labels = data.features["train"], data.samples("train").labels
         views = features.shape[1]
         weights = torch.full((len(labels) * views,), 1 / views)  # all views of an image count as one
@@ -111,7 +117,7 @@ class LinearProbeClassifier(Classifier):
             score = (0.0, 0.0)
             if "val" in data.features:
                 logits = F.normalize(data.features["val"][:, 0]) @ weight.T + bias
-                score = _score(logits, data.samples("val").labels)
+                score = _score(logits, data.samples("val").labels, balanced=data.is_imbalanced)
             if best is None or score > best:
                 best, chosen = score, C
                 self.head.weight.copy_(weight)
@@ -123,9 +129,10 @@ class LinearProbeClassifier(Classifier):
             )
 
 
-def _score(logits: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Return accuracy and mean log-likelihood."""
-    accuracy = (logits.argmax(1) == labels).double().mean().item()
+def _score(logits: Tensor, labels: Tensor, balanced: bool) -> tuple[float, float]:
+    """Return accuracy, or balanced accuracy, and mean log-likelihood."""
+    metric = BalancedAccuracy(logits.shape[1]) if balanced else MulticlassAccuracy(logits.shape[1], average="micro")
+    accuracy: float = metric(logits, labels).item()
     return accuracy, -nn.functional.cross_entropy(logits.double(), labels).item()
 
 

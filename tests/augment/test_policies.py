@@ -1,8 +1,10 @@
-"""Draws of the policies against the probabilities of torchvision's classes, and what the draws do to images."""
+"""Draws of the policies against the published probabilities, and what the draws do to images."""
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -17,23 +19,24 @@ from tests.augment.images import batch
 
 SIZE = (28, 40)
 Policy = RandAugment | TrivialAugment | AutoAugment
+Published = Callable[[int, int], dict[tuple[peer.Choice, ...], float]]
 
 
 @pytest.mark.parametrize(
-    ("policy", "chances"),
+    ("policy", "published"),
     [
-        (RandAugment(1, 9), peer.randaugment(9, *SIZE)),
-        (RandAugment(1, 30), peer.randaugment(30, *SIZE)),
-        (TrivialAugment(), peer.trivialaugment(*SIZE)),
-        (AutoAugment(), peer.autoaugment(*SIZE)),
+        (RandAugment(1, 9), functools.partial(peer.randaugment, 9)),
+        (RandAugment(1, 30), functools.partial(peer.randaugment, 30)),
+        (TrivialAugment(), peer.trivialaugment),
+        (AutoAugment(), peer.autoaugment),
     ],
     ids=["RandAugment", "RandAugment, strongest", "TrivialAugment", "AutoAugment"],
 )
-def test_choices_are_as_frequent_as_torchvisions(policy: Policy, chances: dict[tuple[peer.Choice, ...], float]) -> None:
-    count = 50_000
+def test_choices_are_as_frequent_as_published(policy: Policy, published: Published) -> None:
+    count, chances = 50_000, published(*SIZE)
     operations, strengths = policy.draw(image_keys(1, [0] * count, range(count)), *SIZE)
     drawn = Counter(
-        tuple(zip(*choice, strict=True)) for choice in zip(operations.tolist(), strengths.tolist(), strict=True)
+        tuple(map(peer.choice, *image)) for image in zip(operations.tolist(), strengths.tolist(), strict=True)
     )
     assert set(drawn) <= set(chances)
     assert sum(chances.values()) == pytest.approx(1)

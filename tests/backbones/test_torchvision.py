@@ -231,6 +231,10 @@ def test_metadata_of_a_network_for_one_size(tmp_path: Path):
     metadata = TorchvisionBackbone("vit_b_32", weights=_save(models.vit_b_32(), tmp_path)).weights_metadata
     assert metadata is not None
     assert (metadata.image_size, metadata.is_size_fixed) == (224, True)
+    recorded = {"mean": [0.1] * 3, "std": [0.2] * 3, "image_format": {"image_size": 224}}
+    torch.save({"state_dict": models.vit_b_32().state_dict(), **recorded}, tmp_path / "run.ckpt")
+    metadata = TorchvisionBackbone("vit_b_32", weights=str(tmp_path / "run.ckpt")).weights_metadata
+    assert metadata == (str(tmp_path / "run.ckpt"), [0.1] * 3, [0.2] * 3, 224, True)
 
 
 def test_unknown_names():

@@ -105,6 +105,7 @@ def test_a_checkpoint_tells_how_its_images_were_prepared(tmp_path: Path):
     gray = adapt_metadata(metadata, 1)
     assert gray.mean == pytest.approx([0.2])
     assert gray.std == pytest.approx([0.5])
+    assert adapt_metadata(gray, 3)[1:3] == (gray.mean * 3, gray.std * 3)
     assert adapt_metadata(metadata, 4) is None
     torch.save(trained(), tmp_path / "file.pth")
     assert read_weights(tmp_path / "file.pth")[1] is None

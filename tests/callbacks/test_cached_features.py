@@ -14,6 +14,7 @@ from metricloss_pl.mixing import CutMix
 from metricloss_pl.regimes import (
     CenterSoftmaxClassifier,
     CosineClassifier,
+    Distillation,
     SoftmaxClassifier,
     StandaloneCenterClassifier,
 )
@@ -183,6 +184,9 @@ def test_mistakes_get_one_line(tmp_path):
     mixing = SoftmaxClassifier(10, Counting(), embedding_dim=10, batch_mixing=CutMix())
     with pytest.raises(UserError, match="batch_mixing"):
         trainer(tmp_path, CachedFeatures()).fit(mixing, digits())
+    taught = SoftmaxClassifier(10, Counting(), embedding_dim=10, distillation=Distillation(["a.ckpt"]))
+    with pytest.raises(UserError, match="distillation"):
+        trainer(tmp_path, CachedFeatures()).fit(taught, digits())
 
 
 def test_an_exception_gives_images_and_backbone_back(tmp_path):

@@ -119,7 +119,7 @@ def test_images_are_decoded_again_for_a_model_of_another_size(tmp_path: Path) ->
     assert all(torch.equal(a, b) for a, b in zip(second, prepare(fresh, 48), strict=True))
 
 
-def test_an_evaluated_model_gets_images_as_in_its_training(tmp_path: Path) -> None:
+def test_an_evaluated_model_gets_images_as_in_its_training(tmp_path: Path, monkeypatch) -> None:
     """From Python as on the command line; a new training follows the new images."""
     small, large = (_folder(tmp_path / name, [side] * 8) for name, side in (("small", (24, 20)), ("large", (60, 50))))
     data = ImageFolderDataModule(root=str(small), image_size="auto", val_fraction=0.25, batch_size=4)
@@ -144,6 +144,11 @@ def test_an_evaluated_model_gets_images_as_in_its_training(tmp_path: Path) -> No
     ):
         Trainer(**options, callbacks=[Seen()]).validate(trained, other(), ckpt_path=path, verbose=False)
     assert set(seen) == {(20, 20)}
+    data, untrained = other(), SoftmaxClassifier(2, TinyConvNet(3, width=2), data.class_names)
+    with monkeypatch.context() as patch:
+        patch.setattr("metricloss_pl.data.training_settings.read_head", None)  # the training images are not looked at
+        Trainer(**options).test(untrained, data, ckpt_path=checkpoint, verbose=False)
+        assert next(iter(data.test_dataloader()))[0].shape[-2:] == (20, 20)
     new = other()
     Trainer(**{**options, "max_epochs": 0}).fit(model, new)
     assert new.resolved_image_size == 50
@@ -196,7 +201,7 @@ def test_heads_are_read_once(tmp_path: Path, monkeypatch) -> None:
     for _ in range(2):
         assert data.resolved_image_size == 20
         data.setup("fit")
-    assert len(read) == len(set(read)) == len(data.samples("train"))
+    assert len(read) == len(set(read)) == len(data.samples("train")) + len(data.samples("val"))
 
 
 def test_oversampling_replaces_an_automatic_repeat(toy: Make, parts: dict[str, Samples]) -> None:
@@ -204,6 +209,24 @@ def test_oversampling_replaces_an_automatic_repeat(toy: Make, parts: dict[str, S
     assert data.resolved_repeat == 2  # of at most 50 images per class
     data.setup("fit")
     assert len(data.train_dataloader()) == 2 * 120 // 8
+
+
+def test_the_size_does_not_depend_on_the_validation_set(tmp_path: Path) -> None:
+    root = _folder(tmp_path / "images", [(40, side) for side in range(10, 40)])
+    fractions = [(0, 0), (0.3, 0), (0.3, 1), (0.6, 2)]
+    sizes = {
+        ImageFolderDataModule(root=str(root), image_size="auto", val_fraction=fraction, seed=seed).resolved_image_size
+        for fraction, seed in fractions
+    }
+    assert len(sizes) == 1
+
+
+@pytest.mark.parametrize(("resize", "lines"), [(None, 1), (30, 0)])
+def test_enlarged_images_are_named_also_for_a_given_size(tmp_path: Path, recwarn, resize, lines) -> None:
+    """A given `resize` enlarges them by the user's wish."""
+    root = _folder(tmp_path / "images", [(24, 20)] * 4)
+    ImageFolderDataModule(root=str(root), image_size=28, resize=resize).setup("fit")
+    assert sum("enlarged to 28 px" in str(warning.message) for warning in recwarn) == lines
 
 
 def test_arrays_know_their_size(toy: Make, parts: dict[str, Samples]) -> None:

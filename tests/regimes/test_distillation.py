@@ -12,7 +12,14 @@ import metricloss_pl
 from metricloss_pl.backbones import TinyConvNet
 from metricloss_pl.cli import main
 from metricloss_pl.errors import UserError
-from metricloss_pl.regimes import CosineClassifier, Distillation
+from metricloss_pl.regimes import (
+    CenterSoftmaxClassifier,
+    Classifier,
+    CosineClassifier,
+    Distillation,
+    SoftmaxClassifier,
+    StandaloneCenterClassifier,
+)
 from tests.callbacks import runs
 from tests.command_line import QUIET, SMALL, best, fit, load, refusal, result
 
@@ -31,7 +38,7 @@ def test_the_loss_in_closed_form(teachers: list[str], weight: float, temperature
     networks = [metricloss_pl.load(path) for path in teachers]
     images, scores = torch.rand(5, 1, 8, 8), torch.randn(5, 10, requires_grad=True)
     losses = {"loss": torch.tensor(3.0), "part": torch.tensor(2.0)}
-    distillation.load(networks[0].class_names, images.device)
+    distillation.load(networks[0])
     found = distillation(losses, images, scores)
     divergence = 0.0
     for i in range(5):
@@ -49,41 +56,52 @@ def test_the_loss_in_closed_form(teachers: list[str], weight: float, temperature
     assert torch.allclose(gradient, weight * temperature * (q - distillation.probabilities(images)) / 5)
 
 
-def test_a_step_trains_on_the_teachers_and_leaves_no_trace_in_batch_norms(teachers: list[str], tmp_path: Path) -> None:
-    """Distillation needs the class scores, a second pass through the head and its batch norm."""
+@pytest.mark.parametrize(
+    "regime", [SoftmaxClassifier, CosineClassifier, CenterSoftmaxClassifier, StandaloneCenterClassifier]
+)
+def test_a_step_trains_on_the_teachers_and_leaves_no_trace_in_batch_norms(
+    regime: type[Classifier], teachers: list[str], tmp_path: Path
+) -> None:
+    """Distillation needs the class scores, for the cosine regime a second pass through the head and its batch norm."""
     logged, states = [], []
+    options = {"ce_weight": 0.5} if regime is CosineClassifier else {}
     for distillation in (None, Distillation(teachers)):
         torch.manual_seed(0)
         backbone, names = TinyConvNet(width=4), [str(digit) for digit in range(10)]
-        model = CosineClassifier(10, backbone, names, embedding_dim=10, ce_weight=0.5, distillation=distillation)
+        model = regime(10, backbone, names, embedding_dim=10, distillation=distillation, **options)
         logged.append(runs.fit(tmp_path, model=model, max_steps=1, log_every_n_steps=1).logged_metrics)
         states.append({name: value for name, value in model.state_dict().items() if "running" in name})
     assert logged[1]["train/loss"] == logged[1]["train/distillation"] != logged[0]["train/loss"]
-    assert logged[1]["train/cosine_loss"] == logged[0]["train/cosine_loss"]
-    assert any("criterion" in name for name in states[0])
+    assert any("criterion" in name for name in states[0]) == (regime is CosineClassifier)
     for name, value in states[0].items():
         assert torch.equal(value, states[1][name])
 
 
+def test_a_loss_that_is_not_finite_does_not_reach_the_distillation(teachers: list[str]) -> None:
+    """As that of a standalone center at its start may be."""
+    student = metricloss_pl.load(teachers[0])
+    distillation = Distillation(teachers)
+    distillation.load(student)
+    found = distillation({"loss": torch.tensor(torch.inf)}, torch.rand(5, 1, 8, 8), torch.randn(5, 10))
+    assert found["loss"].isfinite()
+
+
 def test_teachers_are_no_part_of_the_network(teachers: list[str]) -> None:
     distillation = Distillation(teachers)
-    distillation.load([str(digit) for digit in range(10)], torch.device("cpu"))
+    distillation.load(metricloss_pl.load(teachers[0]))
     assert not list(distillation.state_dict())
     assert copy.deepcopy(distillation) is distillation
 
 
-@pytest.mark.parametrize("config", ["digits_softmax", "digits_cosine", "digits_center", "digits_standalone"])
-def test_every_regime_learns_from_teachers(
-    config: str, teachers: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_checkpoint_does_without_the_teachers(teachers: list[str], tmp_path: Path) -> None:
     copies = [tmp_path / f"{number}.ckpt" for number in range(2)]
     for path, teacher in zip(copies, teachers, strict=True):
         path.write_bytes(Path(teacher).read_bytes())
     flags = ["--model.distillation=Distillation", f"--model.distillation.teachers={[str(path) for path in copies]}"]
-    run = fit(config, tmp_path / "runs", *SMALL, *flags)
+    run = fit("digits_cosine", tmp_path / "runs", *SMALL, *flags)
     saved = load(run / "checkpoints" / "best.ckpt")
     assert saved["hyper_parameters"]["distillation"]["init_args"]["teachers"] == [str(path) for path in copies]
-    for path in copies:  # the trained network does not need them
+    for path in copies:
         path.unlink()
     main(["test", best(run), *QUIET])
     assert "test/accuracy" in result(run, "test")["metrics"]
@@ -97,9 +115,25 @@ def test_a_missing_teacher_is_one_line(tmp_path: Path, capsys: pytest.CaptureFix
     assert not list(tmp_path.glob("runs/*/*"))
 
 
-def test_a_teacher_of_other_classes_is_refused(teachers: list[str]) -> None:
+def test_a_teacher_of_other_images_is_refused(teachers: list[str]) -> None:
+    student = metricloss_pl.load(teachers[0])
+    student.image_format = {**student.image_format, "image_size": 16}
+    with pytest.raises(UserError, match=r"image_size of the teacher .* 16"):
+        Distillation(teachers).load(student)
+    student.class_names = ["zero", *student.class_names[1:]]
     with pytest.raises(UserError, match="'zero'"):
-        Distillation(teachers).load(["zero", *map(str, range(1, 10))], torch.device("cpu"))
+        Distillation(teachers).load(student)
+
+
+@pytest.mark.parametrize(("seed", "lines"), [(0, 0), (1, 2)])
+def test_teachers_of_another_split_are_named(
+    seed: int, lines: int, teachers: list[str], tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    flags = ["--model.distillation=Distillation", f"--model.distillation.teachers={teachers}", f"--data.seed={seed}"]
+    fit("digits_softmax", tmp_path / "runs", *SMALL, *flags)
+    named = [str(warning.message) for warning in recwarn if "another split" in str(warning.message)]
+    assert len(named) == lines
+    assert all(path in line for path, line in zip(teachers, named, strict=False))
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,6 @@
+import functools
+
+import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
@@ -5,9 +8,10 @@ from torch import nn
 
 from metricloss_pl.backbones import TinyConvNet
 from metricloss_pl.callbacks import CachedFeatures
+from metricloss_pl.data import NpzDataModule
 from metricloss_pl.errors import UserError
 from metricloss_pl.losses import functional as F
-from metricloss_pl.regimes import Distillation, LinearProbeClassifier
+from metricloss_pl.regimes import LinearProbeClassifier, linear_probe
 from metricloss_pl.regimes.linear_probe import fit_logistic_regression
 from tests.callbacks.runs import digits, trainer
 
@@ -68,10 +72,50 @@ def test_C_is_chosen_on_validation_images(tmp_path, monkeypatch):
     assert run.callback_metrics["val/accuracy"].item() == pytest.approx(max(scores)[0])
 
 
-def test_C_given_and_no_validation_images(tmp_path):
-    model = build(C=10.0, class_weights="balanced")
-    fit(tmp_path, model, digits(val_fraction=0))
-    assert model.head.weight.abs().max() > 1
+@pytest.fixture
+def unequal(tmp_path):
+    """Return a function that builds images of two classes, of which the second has three times as many."""
+    torch.manual_seed(0)
+    labels = torch.tensor([0] * 8 + [1] * 24)
+    images = torch.randint(0, 156, (32, 8, 8)) + 50 * labels[:, None, None]
+    arrays = {"images": images.to(torch.uint8).numpy(), "labels": labels.numpy()}
+    file = tmp_path / "unequal.npz"
+    np.savez(file, **{f"{split}_{name}": array for split in ("train", "val") for name, array in arrays.items()})
+    return functools.partial(NpzDataModule, path=str(file), in_channels=1, batch_size=8)
+
+
+def test_C_given_class_weights_and_two_views(tmp_path, unequal):
+    """Both views of an image count as one image, and both classes the same."""
+    model, data = LinearProbeClassifier(2, TinyConvNet(width=8), C=10.0, class_weights="balanced"), unequal()
+    fit(tmp_path, model, data, flip=True)
+    model.eval()
+    images, labels = (torch.cat(column) for column in zip(*data.train_eval_dataloader(), strict=True))
+    with torch.no_grad():
+        points = F.normalize(model.backbone(model.normalize(torch.cat([images, images.flip(-1)])))).double().numpy()
+    weights = len(labels) / (2 * labels.bincount()[labels]) / 2
+    reference = LogisticRegression(C=20, tol=1e-6, max_iter=1000)  # of one logit, the difference of both
+    reference.fit(points, np.tile(labels, 2), np.tile(weights, 2))
+    found = model.head.weight.numpy(force=True)
+    np.testing.assert_allclose(found[1] - found[0], reference.coef_[0], rtol=1e-2, atol=1e-2)
+
+
+def test_balanced_accuracy_chooses_C_for_unequal_classes():
+    logits = torch.tensor([[1.0, 0.0]] * 3 + [[0.0, 1.0]])  # the first class thrice, the second once
+    labels = torch.tensor([0, 0, 1, 1])
+    assert linear_probe._score(logits, labels, balanced=False)[0] == pytest.approx(3 / 4)
+    labels = torch.tensor([0, 0, 0, 0])
+    assert linear_probe._score(logits, labels, balanced=True)[0] == pytest.approx(3 / 4)
+    labels = torch.tensor([0, 1, 1, 1])
+    assert linear_probe._score(logits, labels, balanced=True)[0] == pytest.approx((1 + 1 / 3) / 2)
+
+
+def test_batches_of_equal_classes_are_refused(tmp_path, unequal):
+    for option in ({"balanced_sampling": True}, {"samples_per_class_in_batch": 4}):
+        with pytest.raises(UserError, match=r"class_weights to balanced"):
+            fit(tmp_path, LinearProbeClassifier(2, TinyConvNet(width=8)), unequal(**option))
+
+
+def test_no_validation_images(tmp_path):
     with pytest.raises(UserError, match=r"model\.C is null, and there are no validation images"):
         fit(tmp_path, build(), digits(val_fraction=0))
 
@@ -82,8 +126,6 @@ def test_mistakes_get_one_line(tmp_path):
             build(C=C)
     with pytest.raises(UserError, match="embedding_dim is 4"):
         build(embedding_dim=4)
-    with pytest.raises(UserError, match="leave distillation out"):
-        build(distillation=Distillation(["a.ckpt"]))
     with pytest.raises(UserError, match="needs the callback CachedFeatures"):
         trainer(tmp_path).fit(build(), digits())
 
