@@ -56,7 +56,15 @@ def test_run_files_of_all_data_sets_and_regimes():
     expected = {f"{d}_{r}" for d in ("digits", "mnist", "fashion_mnist", "cifar10", "cub", "folder") for r in REGIMES}
     expected |= {"cifar10_semantic_cosine", "folder_semantic_cosine", "digits_arcface"}
     expected |= {"folder_probe", "folder_fine_tuned"}
-    expected |= {"cifar10_50_softmax", "flowers64_softmax", "flowers64_cosine", "cub_224_softmax", "cub_224_cosine"}
+    expected |= {
+        "cifar10_50_softmax",
+        "flowers64_softmax",
+        "flowers64_cosine",
+        "flowers128_softmax",
+        "flowers128_cosine",
+        "cub_224_softmax",
+        "cub_224_cosine",
+    }
     assert {file.stem for file in RUN_FILES} == expected
 
 
