@@ -199,12 +199,10 @@ _RULES: tuple[Callable[[Summary], Iterator[Check]], ...] = (
 def find_headline(summary: Summary) -> dict[str, Any]:
     """Return the code of the headline and its values.
 
-    The codes are `no_results`, `single`, `no_test`, `not_significant` and `significant`. The headline is about the
-    networks that the comparison trains; trivial baselines and the pre-trained rival are in the table.
+    The codes are `no_results`, `single`, `no_test`, `not_significant` and `significant`. Trivial baselines are left
+    out.
     """
-    compared = summary.kinds("regime", "factory")
-    if summary.baseline not in compared or len(compared) < 2:
-        compared = summary.trained
+    compared = summary.trained
     known = rows(summary.overall, compared)
     metric = summary.metric
     others = [row for row in known if row["variant"] != summary.baseline]
@@ -267,8 +265,11 @@ def find_next_steps(
         steps.append({"code": "resume"})
     if steps:
         return steps
-    if rival is not None and rival["difference"] < -_WANTED:
-        steps.append({"code": "use_frozen", "variant": rival["frozen"]["variant"]})
+    pretrained = rival is not None and rival["difference"] < -_WANTED
+    if pretrained:
+        found = rows(summary.overall, summary.kinds("linear_probe", "fine_tuned"))
+        best = max(found, key=lambda row: row[summary.metric])
+        steps.append({"code": "use_pretrained", "variant": best["variant"]})
     if "not_above_trivial" in codes:
         steps.append({"code": "learn_more"})
     elif "trained_too_short" in codes:
@@ -277,6 +278,8 @@ def find_next_steps(
         steps.append({"code": "widen_range"})
     if headline["code"] == "no_test" or (headline["code"] == "not_significant" and "few_repetitions" in codes):
         steps.append({"code": "more_seeds"})
+    elif pretrained:
+        pass  # the choice among the other variants hardly matters
     elif headline["code"] == "not_significant":
         steps.append({"code": "take_simplest", **_more_data(summary, headline["tested"])})
     elif headline["better"]:

@@ -86,6 +86,14 @@ class Range:
         """Both ends of the interval, or all choices."""
         return self.choices or [float(end) for end in (self.low, self.high) if end is not None]
 
+    def holds(self, value: Any) -> bool:
+        """Return whether a value is in the range."""
+        if self.choices is not None:
+            return value in self.choices
+        assert self.low is not None
+        assert self.high is not None
+        return isinstance(value, (int, float)) and self.low <= value <= self.high
+
     def at(self, share: float) -> int | float | str | bool:
         """Return the value at a share in [0, 1) of the range."""
         if self.choices is not None:
@@ -126,8 +134,9 @@ class Variant:
 class Tuning:
     """Search for the settings of each variant at each size on validation images, with equally many trials for all.
 
-    The first `n_startup_trials` are spread evenly over the ranges (a scrambled Halton sequence), alike for all
-    variants; the later ones are proposed by Optuna's TPE from the results so far.
+    The first trial has the values of the run file, as far as they are in the ranges, or for a factory the middle of
+    each range. The others up to `n_startup_trials` are spread evenly over the ranges (a scrambled Halton sequence),
+    alike for all variants; the later ones are proposed by Optuna's TPE from the results so far.
 
     Args:
         trials: Trials per variant and size. 0: the values of the run files are used, and Optuna is not needed.

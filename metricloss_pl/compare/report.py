@@ -47,7 +47,9 @@ def write_report(folder: Path) -> Path:
         old.unlink(missing_ok=True)
     for picture in (picture for section in pictures.values() for picture in section):
         _write(folder / _FIGURES / picture.file, picture.content)
-    _write(folder / "results.csv", summary.table.to_csv(index=False))
+    results = summary.table.copy()
+    results.insert(results.columns.get_loc("low"), "metric", summary.metric)  # that of all columns after it
+    _write(folder / "results.csv", results.to_csv(index=False))
     _write(folder / "classes.csv", classes.to_csv(index=False))
     _write(folder / "report.md", _environment(escape_markdown).get_template("report.md.j2").render(context))
     _write(folder / "report.html", _environment(escape).get_template("report.html.j2").render(context))

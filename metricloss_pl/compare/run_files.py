@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -118,6 +118,18 @@ class RunFileFactory:
         parsed = self._read(_Parsed, settings)
         plain: dict[str, Any] = json.loads(parsed.parser.dump(parsed.given, format="json", skip_none=False))
         return plain
+
+    def values(self, names: Iterable[str], settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the values of settings by dotted name, None for those that the run file leaves open."""
+        found: dict[str, Any] = {}
+        plain = self.plain(settings)
+        for name in names:
+            value: Any = plain
+            for part in name.split("."):
+                block = value.get("init_args", value) if isinstance(value, dict) else {}
+                value = block.get(part)
+            found[name] = value
+        return found
 
     def _read(self, kind: type[_RunFile], settings: Mapping[str, Any]) -> _RunFile:
         file = find_config(self.config)

@@ -96,6 +96,17 @@ class Task:
             return self.variant.factory
         return RunFileFactory(str(self.variant.config), self.config.resolved_overrides(self.run.variant))
 
+    @property
+    def start(self) -> dict[str, Any]:
+        """Values of the first trial: those of the run file that are in their ranges, or the middle of each range."""
+        if self.run.trial != 0:
+            return {}
+        factory = self.factory
+        if not isinstance(factory, RunFileFactory):
+            return {name: values.at(0.5) for name, values in self.space.items()}
+        values = factory.values(self.space, self.fixed)
+        return {name: value for name, value in values.items() if self.space[name].holds(value)}
+
     def settings(self, tuned: Mapping[str, Any]) -> dict[str, Any]:
         """Return the settings by dotted name: those that were `auto`, and tuned ones.
 
@@ -155,7 +166,7 @@ def empty_result(run: Run) -> Result:
 
 def _trial(task: Task, result: Result) -> None:
     metric = task.config.metric
-    search = Search(task.config.tuning, task.space, task.run.trial or 0, task.before, metric)
+    search = Search(task.config.tuning, task.space, task.run.trial or 0, task.before, metric, task.start)
     result["settings"] = task.settings(search.settings)
     judge = f"val/{metric}"
     module, data, arguments = build(task, search.settings)

@@ -6,6 +6,7 @@ import importlib.util
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from metricloss_pl.compare.config import Metric, Range, Tuning
@@ -91,10 +92,17 @@ class Search:
         trial: Number of the trial.
         before: Results of the trials of earlier rounds, in their order.
         metric: Metric that compares trials.
+        start: Values of the first trial; it takes others from the design of the first trials.
     """
 
     def __init__(
-        self, tuning: Tuning, space: Mapping[str, Range], trial: int, before: Sequence[Result], metric: Metric
+        self,
+        tuning: Tuning,
+        space: Mapping[str, Range],
+        trial: int,
+        before: Sequence[Result],
+        metric: Metric,
+        start: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         import optuna
 
@@ -118,7 +126,7 @@ class Search:
             else:
                 study.tell(past, score_of(result, metric))
         if trial < tuning.n_startup_trials:
-            study.enqueue_trial(_design(space, trial))
+            study.enqueue_trial({**_design(space, trial), **(start if trial == 0 else {})})
         self._trial = study.ask(distributions)
         self.settings: dict[str, Any] = dict(self._trial.params)
 

@@ -21,7 +21,7 @@ __all__ = ["Calibration", "Search", "Summary", "at_size", "rows"]
 Size = int | None
 IMAGE, RUN = ["name", "occurrence"], ["split", "seed", "fold"]  # levels of a table of images and runs
 COLUMNS = [
-    "size", "variant", "n_runs", "n_planned", "n_failed", "accuracy", "low", "high", "std", "balanced_accuracy",
+    "size", "variant", "n_runs", "n_planned", "n_failed", "accuracy", "balanced_accuracy", "low", "high", "std",
     "difference", "difference_low", "difference_high", "p", "p_adjusted", "minimum_detectable", "train_accuracy", "gap",
     "seconds", "method",
 ]  # fmt: skip
@@ -322,7 +322,10 @@ class Summary:
         every = {variant: self._of_finals(variant, size) for variant in self.trained}
         tables = {variant: found for variant, found in every.items() if not found["correct"].empty}
         shares = pd.DataFrame({variant: found["correct"].mean(axis=1) for variant, found in tables.items()}).dropna()
-        spread = (shares.max(axis=1) - shares.min(axis=1)).sort_values(ascending=False, kind="stable")
+        spread = (shares.max(axis=1) - shares.min(axis=1)).rename("spread")
+        turn = spread.groupby([spread, self.labels[spread.index]]).cumcount()  # of equal ones, each class in its turn
+        order = pd.DataFrame({"spread": -spread, "turn": turn}).sort_values(["spread", "turn"], kind="stable").index
+        spread = spread[order]
         return [
             {
                 "name": str(image[0]),

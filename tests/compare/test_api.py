@@ -43,6 +43,8 @@ def test_factories_receive_the_settings_of_the_run(comparison):
         assert found["images"] == {"train": 60 if trial else 100, "val": 40 * trial, "test": 297 * (not trial)}
         assert found["epochs"] == 3
         assert 0.01 <= found["settings"]["lr"] <= 0.3
+        if trial and found["trial"] == 0:
+            assert found["settings"]["lr"] == pytest.approx((0.01 * 0.3) ** 0.5)
     plan = Store(comparison.folder).plan()
     assert {name: variant["kind"] for name, variant in plan["variants"].items()} == dict.fromkeys(
         ("softmax", "mine", "probabilities"), "factory"

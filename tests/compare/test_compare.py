@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from metricloss_pl.cli import main
 from metricloss_pl.compare import api, driver
@@ -92,12 +93,28 @@ def test_results_are_complete(complete):
         assert len(embeddings) == len(labels)
 
 
-def test_variants_are_tuned_at_the_same_places(complete):
-    trials = [found for found in content(complete)[0].values() if found["kind"] == "trial"]
-    settings = {name: [found["settings"] for found in trials if found["variant"] == name]
-                for name in ("softmax", "cosine")}  # fmt: skip
-    assert settings["softmax"] == settings["cosine"]
-    assert len(settings["softmax"]) == 2
+def test_variants_are_tuned_at_their_own_values_and_then_at_the_same_places(complete):
+    trials = {
+        (found["variant"], found["trial"]): found["settings"]
+        for found in content(complete)[0].values()
+        if found["kind"] == "trial"
+    }
+    assert len(trials) == 4
+    for name in ("softmax", "cosine"):
+        block = yaml.safe_load((CONFIGS / "model" / f"{name}_tiny.yaml").read_text())
+        assert trials[name, 0] == {"model.optimizer.lr": block["init_args"]["optimizer"]["init_args"]["lr"]}
+    assert trials["softmax", 1] == trials["cosine", 1] != trials["softmax", 0]
+
+
+@pytest.mark.parametrize(("low", "first"), [(0.005, 0.05), (0.1, None)])
+def test_the_first_trial_keeps_to_the_ranges(low, first):
+    """A setting of the run file that is outside of its range, or has no value, is drawn as in other trials."""
+    space = {"model.optimizer.lr": Range(low, 0.5, log=True), "model.class_weights": Range(choices=["balanced"])}
+    config = small(tuning=Tuning(2, space=space)).checked()
+    digests = {name: {} for name in config.variants}
+    runs = [run for run in expand(config, digests, "") if run.variant == "softmax"]
+    expected = {} if first is None else {"model.optimizer.lr": first}
+    assert [Task(run, config).start for run in runs] == [expected, {}, {}]
 
 
 def test_a_final_run_has_the_settings_of_its_best_trial(complete):

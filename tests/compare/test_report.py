@@ -125,6 +125,8 @@ def test_csv_files_hold_the_tables(tmp_path, undrawn):
     mean = np.mean([run["metrics"]["test/accuracy"] for run in runs])
     row = results[(results["variant"] == "cosine") & (results["size"] == 5)]
     assert row["accuracy"].item() == pytest.approx(mean)
+    assert row["metric"].item() == "accuracy"
+    assert row["low"].item() < mean < row["high"].item()
     assert len(pd.read_csv(folder / "classes.csv")) == 30
 
 

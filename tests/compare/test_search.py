@@ -26,8 +26,8 @@ def result(accuracy: float, status: str = "ok", nll: float | None = 1.0, history
     }  # fmt: skip
 
 
-def search(trial: int, before=(), space=SPACE, metric="accuracy", **tuning) -> Search:
-    return Search(Tuning(20, space=space, **tuning), space, trial, before, metric)
+def search(trial: int, before=(), space=SPACE, metric="accuracy", start=None, **tuning) -> Search:
+    return Search(Tuning(20, space=space, **tuning), space, trial, before, metric, start or {})
 
 
 def test_first_trials_are_at_the_same_places_for_all_variants():
@@ -38,6 +38,12 @@ def test_first_trials_are_at_the_same_places_for_all_variants():
     rates = sorted(settings["lr"] for settings in first)
     for rate, end in zip(rates, (10**-2.25, 10**-1.5, 10**-0.75, 1.0), strict=True):  # one in each quarter
         assert end * 10**-0.75 <= rate < end
+
+
+def test_the_first_trial_has_the_values_of_the_run_file():
+    start = {"lr": 0.0123}
+    assert search(0, start=start).settings == {**search(0).settings, **start}
+    assert search(1, start=start).settings == search(1).settings
 
 
 def test_later_trials_follow_the_earlier_ones_and_nothing_else():
