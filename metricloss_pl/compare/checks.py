@@ -267,9 +267,9 @@ def find_next_steps(
         return steps
     pretrained = rival is not None and rival["difference"] < -_WANTED
     if pretrained:
-        found = rows(summary.overall, summary.kinds("linear_probe", "fine_tuned"))
-        best = max(found, key=lambda row: row[summary.metric])
-        steps.append({"code": "use_pretrained", "variant": best["variant"]})
+        rivals = rows(summary.overall, summary.kinds("linear_probe", "fine_tuned"))
+        ahead = max(rivals, key=lambda row: row[summary.metric])
+        steps.append({"code": "use_pretrained", "variant": ahead["variant"]})
     if "not_above_trivial" in codes:
         steps.append({"code": "learn_more"})
     elif "trained_too_short" in codes:
