@@ -278,11 +278,9 @@ def find_next_steps(
         steps.append({"code": "widen_range"})
     if headline["code"] == "no_test" or (headline["code"] == "not_significant" and "few_repetitions" in codes):
         steps.append({"code": "more_seeds"})
-    elif pretrained:
-        pass  # the choice among the other variants hardly matters
-    elif headline["code"] == "not_significant":
+    elif headline["code"] == "not_significant" and not pretrained:
         steps.append({"code": "take_simplest", **_more_data(summary, headline["tested"])})
-    elif headline["better"]:
+    elif headline["better"] and not pretrained:
         best = max(headline["better"], key=lambda row: row["difference"])
         steps.append({"code": "use_best", "variant": best["variant"]})
     return steps

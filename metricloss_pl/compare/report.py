@@ -48,7 +48,7 @@ def write_report(folder: Path) -> Path:
     for picture in (picture for section in pictures.values() for picture in section):
         _write(folder / _FIGURES / picture.file, picture.content)
     results = summary.table.copy()
-    results.insert(results.columns.get_loc("low"), "metric", summary.metric)  # that of all columns after it
+    results.insert(results.columns.get_loc("low"), "metric", summary.metric)  # of intervals, differences and tests
     _write(folder / "results.csv", results.to_csv(index=False))
     _write(folder / "classes.csv", classes.to_csv(index=False))
     _write(folder / "report.md", _environment(escape_markdown).get_template("report.md.j2").render(context))

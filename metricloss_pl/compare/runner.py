@@ -97,13 +97,17 @@ class Task:
         return RunFileFactory(str(self.variant.config), self.config.resolved_overrides(self.run.variant))
 
     @property
+    def _middles(self) -> dict[str, Any]:
+        return {name: values.at(0.5) for name, values in self.space.items()}
+
+    @property
     def start(self) -> dict[str, Any]:
         """Values of the first trial: those of the run file that are in their ranges, or the middle of each range."""
         if self.run.trial != 0:
             return {}
         factory = self.factory
         if not isinstance(factory, RunFileFactory):
-            return {name: values.at(0.5) for name, values in self.space.items()}
+            return self._middles
         values = factory.values(self.space, self.fixed)
         return {name: value for name, value in values.items() if self.space[name].holds(value)}
 
@@ -112,8 +116,8 @@ class Task:
 
         A run file has values of its own before any trial; a factory is given the middle of each range.
         """
-        ranges = {} if self.variant.factory is None else self.space
-        return {name: values.at(0.5) for name, values in ranges.items()} | {**self.fixed, **tuned}
+        own = {} if self.variant.factory is None else self._middles
+        return {**own, **self.fixed, **tuned}
 
 
 class Outcome(NamedTuple):

@@ -168,7 +168,7 @@ class TrainingSettings(LabeledSets, ABC):
         return [samples for samples in sets if samples is not None]
 
     def _training_images(self) -> Samples:
-        return self._samples["train"] if "train" in self._samples else self.divide()[0]
+        return self._images_to_divide()[0]
 
     def _processes(self) -> tuple[int, int]:
         """Return the number of processes and the rank of this one."""

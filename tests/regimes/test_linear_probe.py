@@ -84,8 +84,12 @@ def unequal(tmp_path):
     return functools.partial(NpzDataModule, path=str(file), in_channels=1, batch_size=8)
 
 
-def test_C_given_class_weights_and_two_views(tmp_path, unequal):
-    """Both views of an image count as one image, and both classes the same."""
+def test_C_given_class_weights_and_two_views(tmp_path, unequal, monkeypatch):
+    """Both views of an image count as one image, and both classes the same, also in the validation."""
+    balanced, score = [], linear_probe._score
+    monkeypatch.setattr(
+        linear_probe, "_score", lambda *args, **of: balanced.append(of["balanced"]) or score(*args, **of)
+    )
     model, data = LinearProbeClassifier(2, TinyConvNet(width=8), C=10.0, class_weights="balanced"), unequal()
     fit(tmp_path, model, data, flip=True)
     model.eval()
@@ -96,6 +100,7 @@ def test_C_given_class_weights_and_two_views(tmp_path, unequal):
     reference = LogisticRegression(C=20, tol=1e-6, max_iter=1000)  # of one logit, the difference of both
     reference.fit(points, np.tile(labels, 2), np.tile(weights, 2))
     found = model.head.weight.numpy(force=True)
+    assert seen == [True]
     np.testing.assert_allclose(found[1] - found[0], reference.coef_[0], rtol=1e-2, atol=1e-2)
 
 
