@@ -86,10 +86,13 @@ def unequal(tmp_path):
 
 def test_C_given_class_weights_and_two_views(tmp_path, unequal, monkeypatch):
     """Both views of an image count as one image, and both classes the same, also in the validation."""
-    balanced, score = [], linear_probe._score
-    monkeypatch.setattr(
-        linear_probe, "_score", lambda *args, **of: balanced.append(of["balanced"]) or score(*args, **of)
-    )
+    seen, score = [], linear_probe._score
+
+    def noted(*args, balanced):
+        seen.append(balanced)
+        return score(*args, balanced)
+
+    monkeypatch.setattr(linear_probe, "_score", noted)
     model, data = LinearProbeClassifier(2, TinyConvNet(width=8), C=10.0, class_weights="balanced"), unequal()
     fit(tmp_path, model, data, flip=True)
     model.eval()
