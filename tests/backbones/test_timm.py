@@ -34,6 +34,10 @@ def test_metadata_of_weights(tmp_path):
     assert all(word in of_file.source for word in (str(tmp_path / "weights.pth"), "assumed", "timm's stubnet"))
     assert TimmBackbone("stubnet", 1, "pretrained").weights_metadata.mean == [0.5]
     assert TimmBackbone("stubnet").weights_metadata is None
+    recorded = {"mean": [0.1] * 3, "std": [0.2] * 3, "image_format": {"image_size": 32}}
+    torch.save({"state_dict": StubNetwork(3, 10).state_dict(), **recorded}, tmp_path / "run.ckpt")
+    of_run = TimmBackbone("stubnet", weights=str(tmp_path / "run.ckpt")).weights_metadata
+    assert of_run[1:] == ([0.1] * 3, [0.2] * 3, 32, True)
 
 
 @pytest.mark.usefixtures("calls")
